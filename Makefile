@@ -1,0 +1,47 @@
+# One command each; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format requirements clean
+
+help: ## list the commands
+	@grep -hE '^[a-z.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV): $(VENV)/ready ## make the virtual environment, everything in it pinned by hash
+
+$(VENV)/ready: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+serve: $(VENV) ## run the service and its own PostgreSQL on 127.0.0.1:8000
+	@exec $(BIN)/pqs serve
+
+test: $(VENV) ## run the whole suite against a real PostgreSQL of its own
+	$(BIN)/python -m pytest --numprocesses=auto --cov --cov-report= $(ARGS)
+	$(BIN)/python -m coverage report --include='app/domain/*,app/projector.py' --fail-under=100
+
+check: $(VENV) ## format, lint, types, import directions, dead code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/vulture
+
+format: $(VENV) ## rewrite the code as `make check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+requirements: $(VENV) ## pin every dependency again: names, versions and hashes, no addresses
+	$(PIN) requirements/runtime.txt pyproject.toml
+	$(PIN) requirements/embedded.txt --extra embedded pyproject.toml
+	$(PIN) requirements/dev.txt --extra embedded --group dev pyproject.toml
+
+PIN := $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --output-file
+
+clean: ## remove what the commands above made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

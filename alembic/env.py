@@ -1,0 +1,42 @@
+"""Runs the migrations on the connection that it is given, or on the one that PQS_DATABASE_URL names.
+
+Every revision is a transaction of its own, so that a concurrent index build can step out of its own.
+"""
+
+import asyncio
+import os
+
+from sqlalchemy import Connection
+
+from alembic import context
+from app.store.database import create_engine
+from app.store.tables import Base
+
+LOCK_TIMEOUT = "5s"  # a migration that waits for a lock holds up everybody behind it: better give up and come again
+
+
+def run(connection: Connection) -> None:
+    """Bring the schema to the revision that was asked for."""
+    connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+    connection.exec_driver_sql("SET statement_timeout = 0")
+    connection.commit()
+    context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run_from_environment() -> None:
+    """For the `alembic` command: connect by PQS_DATABASE_URL."""
+    engine = create_engine(os.environ["PQS_DATABASE_URL"], pool_size=1)
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(run)
+    finally:
+        await engine.dispose()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    asyncio.run(run_from_environment())

@@ -1,0 +1,1 @@
+"""The HTTP interface, thin: parse, one call, render. One file a resource."""

@@ -1,0 +1,192 @@
+"""Entities: one, its state, several by id, and lists."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.api import openapi
+from app.api.bodies import JSON, NDJSON, media_type, read_body
+from app.api.negotiation import preferred, unchanged
+from app.api.pages import next_link, read_cursor, write_cursor
+from app.api.schemas import (
+    MAX_LIMIT,
+    DomainQuery,
+    EntityPage,
+    EntityQuery,
+    EntityState,
+    Lookup,
+    LookupAnswer,
+    encode,
+)
+from app.api.service import Service, service_of
+from app.domain.registration import Registration
+from app.domain.states import RegistrationState
+from app.errors import Fault, InvalidInputError, NotFoundError
+from app.store import registrations
+from app.store.database import Connection
+from app.store.registrations import EntityFilter
+from app.wire import MAX_NESTING, depth, explain, find_nul
+
+router = APIRouter(tags=["entities"])
+
+TEXT = "text/plain"
+
+
+@router.get("/v1/entities/lookup", include_in_schema=False)
+async def refuse_get_lookup() -> None:
+    """Without this, the path below would take `lookup` for an entity id."""
+    raise HTTPException(405, headers={"Allow": "POST"})
+
+
+@router.post(
+    "/v1/entities/lookup",
+    operation_id="lookupEntities",
+    summary="Look up several entities by id",
+    **openapi.operation(LookupAnswer, body=Lookup, errors=(400, 413, 415, 422, 503)),
+)
+async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
+    """Answer the registrations of up to 1,000 entities, in the order asked, and which of them have none."""
+    service = service_of(request)
+    media_type(request, JSON)
+    body = await read_body(request, service.settings.max_body)
+    try:
+        asked = msgspec.json.decode(body, type=Lookup)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        explain(body, error)
+    ids = list(dict.fromkeys(asked.entity_ids))
+
+    async def work(connection: Connection) -> dict[UUID, Registration]:
+        return await registrations.get_entity_states(connection, ids, query.domain)
+
+    found = await service.database.read(work)
+    answer = LookupAnswer(
+        items=[found[id_] for id_ in ids if id_ in found], missing=[id_ for id_ in ids if id_ not in found]
+    )
+    return Response(encode(answer), media_type=JSON)
+
+
+@router.get(
+    "/v1/entities/{entity_id}",
+    operation_id="getEntity",
+    summary="Get one entity's registration",
+    **openapi.operation(Registration, etag=True, errors=(404, 422, 503)),
+)
+async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
+    """Answer the whole row. Its ETag is its version: with it in `If-None-Match`, an unchanged row answers 304."""
+
+    async def work(connection: Connection) -> Registration | None:
+        return await registrations.get_entity_state(connection, entity_id, query.domain)
+
+    registration = await service_of(request).database.read(work)
+    if registration is None:
+        raise _not_found(entity_id, query.domain)
+    etag = f'"{registration.version}"'
+    if unchanged(request, etag):
+        return Response(status_code=304, headers={"ETag": etag})
+    return Response(encode(registration), headers={"ETag": etag}, media_type=JSON)
+
+
+@router.get(
+    "/v1/entities/{entity_id}/state",
+    operation_id="getEntityState",
+    summary="Get one entity's state",
+    **openapi.operation(EntityState, text=True, errors=(404, 422, 503)),
+)
+async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
+    """Answer the state alone; with `Accept: text/plain` as the bare word."""
+
+    async def work(connection: Connection) -> RegistrationState | None:
+        return await registrations.get_registration_status(connection, entity_id, query.domain)
+
+    state = await service_of(request).database.read(work)
+    if state is None:
+        raise _not_found(entity_id, query.domain)
+    vary = {"Vary": "Accept"}
+    if preferred(request, JSON, TEXT) == TEXT:
+        return Response(str(state), headers=vary, media_type=TEXT)
+    return Response(encode(EntityState(entity_id, query.domain, state)), headers=vary, media_type=JSON)
+
+
+@router.get(
+    "/v1/entities",
+    operation_id="listEntities",
+    summary="List entities",
+    **openapi.operation(EntityPage, link=True, stream=Registration, errors=(400, 422, 503)),
+)
+async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]) -> Response:
+    """Answer a page, in the order of entity ids; with `Accept: application/x-ndjson` all of it, a row a line.
+
+    Every row that belongs to the answer throughout comes exactly once, whatever is written meanwhile.
+    """
+    service = service_of(request)
+    wanted = _filter(query)
+    after = None
+    if query.cursor is not None:
+        after = read_cursor(query.cursor, ["entities", wanted], _Place).entity_id
+    if preferred(request, JSON, NDJSON) == NDJSON:
+        first = await _page(service, wanted, after, MAX_LIMIT)
+        return StreamingResponse(_stream(service, wanted, first), headers={"Vary": "Accept"}, media_type=NDJSON)
+    rows = await _page(service, wanted, after, query.limit + 1)
+    items = rows[: query.limit]
+    headers = {"Vary": "Accept"}
+    cursor = None
+    if len(rows) > query.limit:
+        cursor = write_cursor(_Place(items[-1].entity_id), ["entities", wanted])
+        headers |= next_link(request, cursor)
+    return Response(encode(EntityPage(items, cursor)), headers=headers, media_type=JSON)
+
+
+class _Place(msgspec.Struct, array_like=True):
+    """Where a page ended."""
+
+    entity_id: UUID
+
+
+async def _page(service: Service, wanted: EntityFilter, after: UUID | None, limit: int) -> list[Registration]:
+    async def work(connection: Connection) -> list[Registration]:
+        return await registrations.get_by_state(connection, wanted, after=after, limit=limit)
+
+    return await service.scans.read(work)
+
+
+async def _stream(service: Service, wanted: EntityFilter, page: list[Registration]) -> AsyncIterator[bytes]:
+    """Page by page: a reader that is slow, or gone, holds no connection."""
+    encoder = msgspec.json.Encoder()
+    while page:
+        yield encoder.encode_lines(page)
+        if len(page) < MAX_LIMIT:
+            return
+        page = await _page(service, wanted, page[-1].entity_id, MAX_LIMIT)
+
+
+def _filter(query: EntityQuery) -> EntityFilter:
+    capabilities: dict[str, object] = {}
+    if query.capabilities is not None:
+        capabilities = _object(query.capabilities)
+    capabilities |= dict.fromkeys(query.capability, True)
+    return EntityFilter(
+        domain=query.domain,
+        states=tuple(sorted(set(query.state))),
+        node_type=query.node_type,
+        capabilities=capabilities if query.capabilities is not None or query.capability else None,
+        event_id=query.event_id,
+        updated_before=query.updated_before,
+    )
+
+
+def _object(text: str) -> dict[str, object]:
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or depth(value) > MAX_NESTING or find_nul(value, "#") is not None:
+        raise InvalidInputError([Fault("#/query/capabilities", 'a JSON object was expected, such as {"gpu": true}')])
+    return value
+
+
+def _not_found(entity_id: UUID, domain: str) -> NotFoundError:
+    return NotFoundError(f"there is no entity {entity_id} in domain {domain}")

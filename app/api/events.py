@@ -1,0 +1,185 @@
+"""Events in: one, an array, or a stream of lines."""
+
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from http import HTTPStatus
+from typing import IO, Annotated
+from uuid import UUID
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.api import openapi
+from app.api.bodies import JSON, NDJSON, lines, media_type, read_body
+from app.api.context import given_correlation_id
+from app.api.problems import respond
+from app.api.schemas import EventsQuery, OrderProblem, StreamSummary, Summary, encode
+from app.api.service import Service, service_of
+from app.domain.events import Event
+from app.domain.registration import Outcome
+from app.errors import Fault, IngestInterruptedError, InvalidInputError, UnavailableError, UnreadableError
+from app.projector import Result
+from app.wire import read_event, read_events
+
+router = APIRouter(tags=["events"])
+
+MAX_LINE = 1024 * 1024  # bytes
+CHUNK_LINES = 1000  # lines that one transaction takes in
+CHUNK_BYTES = 4 * 1024 * 1024  # of lines that are held for one transaction
+ANSWER_IN_MEMORY = 1024 * 1024  # bytes of a stream's answer, before it goes to a file
+RETRY_EARLY = "1"  # seconds; what is missing is most likely on its way
+
+TYPES = {
+    Outcome.EARLY: ("urn:pqs:problem:early", "The event is early"),
+    Outcome.CONFLICT: ("urn:pqs:problem:conflict", "The event is in conflict with its entity's row"),
+}
+
+
+@router.post(
+    "/v1/events",
+    operation_id="postEvents",
+    summary="Take in one event, an array, or a stream of lines",
+    **openapi.events_operation(),
+)
+async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) -> Response:
+    """Take events in, and answer what became of each. The answer follows the commit.
+
+    **One object**: its outcome; 409 when the event is early (send it again after what is missing) or in conflict.
+    **An array** of up to 10,000: one transaction; the events of one entity are folded in the order of their
+    positions; results come in the order sent. One invalid item refuses the whole array.
+    **A stream of lines** (`application/x-ndjson`), as long as you like: taken in in the order of arrival, in chunks
+    that commit one by one. The answer has a line for each event that was not applied, and a summary at its end.
+    After a 503 send the same again: what was in already answers `duplicate` or `stale`.
+    """
+    service = service_of(request)
+    correlation_id = given_correlation_id(request.scope)
+    if media_type(request, JSON, NDJSON) == NDJSON:
+        if query.dry_run:
+            raise InvalidInputError([Fault("#/query/dry_run", "a stream has no dry run; send an object or an array")])
+        return await _take_stream(request, service, correlation_id)
+    body = await read_body(request, service.settings.max_body)
+    if body.lstrip()[:1] == b"[":
+        events = _correlated(read_events(body), correlation_id)
+        results = await _take(service, events, dry_run=query.dry_run, by_position=True)
+        summary = Summary(received=len(events), **Counter(str(result.outcome) for result in results))
+        return Response(encode({"summary": summary, "results": results}), media_type=JSON)
+    events = _correlated([read_event(body)], correlation_id)
+    [result] = await _take(service, events, dry_run=query.dry_run, by_position=False)
+    return _answer(request, result)
+
+
+async def _take(service: Service, events: list[Event], *, dry_run: bool, by_position: bool) -> list[Result]:
+    if dry_run:
+        return await service.projector.foresee(events, by_position=by_position)
+    results = await service.projector.persist(events, by_position=by_position)
+    for outcome, count in Counter(result.outcome for result in results).items():
+        service.metrics.events(outcome, count)
+    return results
+
+
+def _correlated(events: list[Event], correlation_id: UUID | None) -> list[Event]:
+    """The events with the client's correlation id, where they have none of their own."""
+    if correlation_id is None:
+        return events
+    return [
+        event if event.correlation_id else msgspec.structs.replace(event, correlation_id=correlation_id)
+        for event in events
+    ]
+
+
+def _answer(request: Request, result: Result) -> Response:
+    if result.outcome not in TYPES:
+        return Response(encode(result), media_type=JSON)
+    type_, title = TYPES[result.outcome]
+    status = HTTPStatus.CONFLICT
+    problem = OrderProblem(
+        type=type_,
+        title=title,
+        status=status,
+        detail=result.reason or "",
+        instance=request.url.path,
+        **msgspec.structs.asdict(result),
+    )
+    return respond(problem, status, {"Retry-After": RETRY_EARLY} if result.outcome is Outcome.EARLY else None)
+
+
+# --- A stream of lines ---------------------------------------------------------------------------------------------
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """One line of the input: its event, or what is wrong with it."""
+
+    number: int
+    read: Event | list[Fault]
+
+
+async def _take_stream(request: Request, service: Service, correlation_id: UUID | None) -> Response:
+    """Read the whole body before the first byte of the answer, so that a client may send all before it reads."""
+    counts: Counter[str] = Counter()
+    committed = 0
+    answer: IO[bytes] = tempfile.SpooledTemporaryFile(ANSWER_IN_MEMORY)  # noqa: SIM115 - closed by _contents, or below
+    try:
+        async for chunk, last in _chunks(request, correlation_id):
+            try:
+                await _take_chunk(service, chunk, counts, answer)
+            except UnavailableError as error:
+                raise IngestInterruptedError(error, committed) from error
+            committed = last
+        summary = StreamSummary(received=counts.total(), **counts)
+        answer.write(encode({"summary": summary}) + b"\n")
+    except BaseException:
+        answer.close()
+        raise
+    return StreamingResponse(_contents(answer), media_type=NDJSON)
+
+
+async def _chunks(request: Request, correlation_id: UUID | None) -> AsyncIterator[tuple[list[_Line], int]]:
+    """The lines that are not blank, in chunks for one transaction each, with the number of the last line of each."""
+    chunk: list[_Line] = []
+    size = number = 0
+    async for line in lines(request, MAX_LINE):
+        number += 1
+        if line is None:
+            chunk.append(_Line(number, [Fault("#", f"the line is larger than {MAX_LINE:,} bytes")]))
+        elif line.strip():
+            chunk.append(_Line(number, _read(line, correlation_id)))
+            size += len(line)
+        if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES:
+            yield chunk, number
+            chunk, size = [], 0
+    yield chunk, number
+
+
+def _read(line: bytes, correlation_id: UUID | None) -> Event | list[Fault]:
+    try:
+        return _correlated([read_event(line)], correlation_id)[0]
+    except InvalidInputError as error:
+        return error.faults
+    except UnreadableError as error:
+        return [Fault("#", str(error))]
+
+
+async def _take_chunk(service: Service, chunk: Sequence[_Line], counts: Counter[str], answer: IO[bytes]) -> None:
+    """Take in a chunk, and write what became of its lines, but for those that were applied."""
+    events = [line.read for line in chunk if not isinstance(line.read, list)]
+    results = iter(await _take(service, events, dry_run=False, by_position=False) if events else ())
+    for line in chunk:
+        if isinstance(line.read, list):
+            counts["invalid"] += 1
+            service.metrics.events("invalid", 1)
+            answer.write(encode({"line": line.number, "outcome": "invalid", "errors": line.read}) + b"\n")
+            continue
+        result = next(results)
+        counts[result.outcome] += 1
+        if result.outcome is not Outcome.APPLIED:
+            answer.write(encode({"line": line.number, **msgspec.structs.asdict(result)}) + b"\n")
+
+
+async def _contents(answer: IO[bytes]) -> AsyncIterator[bytes]:
+    """The file from its beginning, in pieces; closed, and so removed, at the end."""
+    with answer:
+        answer.seek(0)
+        while piece := answer.read(64 * 1024):
+            yield piece

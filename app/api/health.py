@@ -1,0 +1,41 @@
+"""Whether the process is up, whether the service is ready, and what it measured."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app.api import metrics, openapi
+from app.api.bodies import JSON
+from app.api.schemas import Health, NoQuery, Ready, encode
+from app.api.service import service_of
+
+router = APIRouter(tags=["health"])
+
+
+@router.get(
+    "/livez", operation_id="getLiveness", summary="The process is up", **openapi.operation(Health, errors=(422,))
+)
+async def livez(_query: Annotated[NoQuery, Query()]) -> Response:
+    """Answer without asking the database: restarting this process would not mend a database that is down."""
+    return Response(encode(Health("alive")), media_type=JSON)
+
+
+@router.get(
+    "/readyz",
+    operation_id="getReadiness",
+    summary="Ready for requests",
+    **openapi.operation(Ready, errors=(422, 503)),
+)
+async def readyz(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
+    """Answer 200 when the database answers and its schema is the expected one; else 503, and what is missing."""
+    revision = await service_of(request).database.check()
+    return Response(encode(Ready("ready", revision)), media_type=JSON)
+
+
+@router.get("/metrics", operation_id="getMetrics", summary="Metrics for Prometheus", **openapi.metrics_operation())
+async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
+    """Answer in Prometheus' text format; of all worker processes together."""
+    service = service_of(request)
+    service.metrics.breaker("primary", is_open=service.database.breaker.is_open)
+    service.metrics.breaker("scans", is_open=service.scans.breaker.is_open)
+    return Response(service.metrics.text(), media_type=metrics.MEDIA_TYPE)

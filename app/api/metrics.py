@@ -1,0 +1,65 @@
+"""What Prometheus reads: requests, events by outcome, the circuit breakers."""
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from app.domain.registration import Outcome
+
+MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` when several processes answer for one service
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+
+
+class Metrics:
+    """The metrics of one service. Labels come from closed sets: routes, methods, statuses, outcomes."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "pqs_http_requests",
+            "Requests that were answered.",
+            ["method", "route", "status"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "pqs_http_request_seconds",
+            "How long an answer took, until its last byte.",
+            ["method", "route"],
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+        self._events = Counter("pqs_events", "Events by outcome.", ["outcome"], registry=self._registry)
+        self._breaker = Gauge(
+            "pqs_breaker_open",
+            "1 while the circuit breaker keeps requests from this database.",
+            ["database"],
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+        for outcome in (*Outcome, "invalid"):
+            self._events.labels(str(outcome))
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One answered request."""
+        self._requests.labels(method, route, status).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    def events(self, outcome: str, count: int) -> None:
+        """`count` events had this outcome."""
+        if count:
+            self._events.labels(outcome).inc(count)
+
+    def breaker(self, database: str, *, is_open: bool) -> None:
+        """How a breaker stands now."""
+        self._breaker.labels(database).set(is_open)
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format; of all processes of the service where there are several."""
+        registry = self._registry
+        if SHARED_DIRECTORY in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no types here
+        return generate_latest(registry)

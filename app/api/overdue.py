@@ -1,0 +1,98 @@
+"""Overdue scans: which deadlines have passed, and which is the next."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+
+from app.api import openapi
+from app.api.bodies import JSON
+from app.api.pages import next_link, read_cursor, write_cursor
+from app.api.schemas import OverduePage, OverdueQuery, OverdueRegistration, encode
+from app.api.service import service_of
+from app.domain.registration import Registration
+from app.errors import BadCursorError
+from app.store import registrations
+from app.store.database import Connection
+from app.store.registrations import DueKey, Overdue
+
+router = APIRouter(tags=["overdue"])
+
+
+class _Place(msgspec.Struct, array_like=True):
+    """Where a page ended, and the moment that the first page was asked about."""
+
+    as_of: datetime
+    deadline: datetime
+    entity_id: UUID
+
+
+@router.get(
+    "/v1/overdue/ack",
+    operation_id="listOverdueAcks",
+    summary="List the nodes that did not acknowledge in time",
+    **openapi.operation(OverduePage, link=True, errors=(400, 422, 503)),
+)
+async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
+    """Answer a page of nodes in `accepted` or `awaiting_ack` whose `ack_deadline` lies before `as_of`, oldest first.
+
+    Nodes whose time-out was emitted are left out, also when that was after `as_of`.
+    """
+    return await _scan(
+        request, query, registrations.get_overdue_ack_registrations, lambda registration: registration.ack_deadline
+    )
+
+
+@router.get(
+    "/v1/overdue/liveness",
+    operation_id="listOverdueLiveness",
+    summary="List the nodes that were not heard of in time",
+    **openapi.operation(OverduePage, link=True, errors=(400, 422, 503)),
+)
+async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
+    """Answer a page of nodes in `active` whose `liveness_deadline` lies before `as_of`, oldest first.
+
+    Nodes whose time-out was emitted are left out, also when that was after `as_of`.
+    """
+    return await _scan(
+        request,
+        query,
+        registrations.get_overdue_liveness_registrations,
+        lambda registration: registration.liveness_deadline,
+    )
+
+
+async def _scan(
+    request: Request,
+    query: OverdueQuery,
+    find: Callable[..., Awaitable[Overdue]],
+    deadline_of: Callable[[Registration], datetime | None],
+) -> Response:
+    filters = [request.url.path, query.domain]
+    place = None if query.cursor is None else read_cursor(query.cursor, filters, _Place)
+    if place is not None and query.as_of not in {None, place.as_of}:
+        raise BadCursorError("the cursor belongs to another `as_of`; leave it out beside a cursor")
+    after: DueKey | None = None if place is None else (place.deadline, place.entity_id)
+
+    async def work(connection: Connection) -> tuple[datetime, Overdue]:
+        as_of = place.as_of if place is not None else query.as_of or await registrations.now(connection)
+        return as_of, await find(connection, query.domain, as_of=as_of, after=after, limit=query.limit + 1)
+
+    as_of, found = await service_of(request).scans.read(work)
+    items = []
+    for registration in found.items[: query.limit]:
+        passed = as_of - (deadline_of(registration) or as_of)
+        items.append(
+            OverdueRegistration(**msgspec.structs.asdict(registration), overdue_seconds=passed.total_seconds())
+        )
+    cursor = None
+    headers = {}
+    if len(found.items) > query.limit:
+        last = found.items[query.limit - 1]
+        cursor = write_cursor(_Place(as_of, deadline_of(last) or as_of, last.entity_id), filters)
+        headers = next_link(request, cursor)
+    page = OverduePage(as_of, items, cursor, found.next_deadline)
+    return Response(encode(page), headers=headers, media_type=JSON)

@@ -1,0 +1,46 @@
+"""Keyset pages: the cursor that says where the next one begins, and the link to it."""
+
+import hashlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import TypeVar
+from urllib.parse import urlencode
+
+import msgspec
+from fastapi import Request
+
+from app.errors import BadCursorError
+
+CHECK = 6  # bytes of the checksum, and of the digest of the filters
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def write_cursor(place: msgspec.Struct, filters: object) -> str:
+    """An opaque cursor for `place`, bound to `filters`, of URL-safe characters."""
+    body = _digest(msgspec.json.encode(filters, order="sorted")) + msgspec.json.encode(place)
+    return urlsafe_b64encode(_digest(body) + body).rstrip(b"=").decode()
+
+
+def read_cursor(cursor: str, filters: object, type_: type[T]) -> T:
+    """The place that a cursor names. Raises BadCursorError when it is damaged or was made with other filters."""
+    try:
+        raw = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
+    except ValueError:
+        raise BadCursorError("the cursor is damaged") from None
+    body = raw[CHECK:]
+    # Decoding passes over what is no base64, so what was read is compared with what is to be read.
+    if raw[:CHECK] != _digest(body) or urlsafe_b64encode(raw).rstrip(b"=").decode() != cursor:
+        raise BadCursorError("the cursor is damaged")
+    if body[:CHECK] != _digest(msgspec.json.encode(filters, order="sorted")):
+        raise BadCursorError("the cursor belongs to another query: use it with the filters that it came from")
+    return msgspec.json.decode(body[CHECK:], type=type_)
+
+
+def next_link(request: Request, cursor: str) -> dict[str, str]:
+    """The header that links to the next page (RFC 8288): this request's path and query, with its cursor."""
+    query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    return {"Link": f'<{request.url.path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'}
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=CHECK).digest()

@@ -1,0 +1,130 @@
+"""Error type → problem details (RFC 9457). The one place where an error gets a status."""
+
+import logging
+from collections.abc import MutableMapping
+from http import HTTPStatus
+from math import ceil
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app.api.schemas import InterruptedProblem, Problem, encode
+from app.errors import (
+    BadCursorError,
+    Fault,
+    IngestInterruptedError,
+    InvalidInputError,
+    NotFoundError,
+    PqsError,
+    TooLargeError,
+    UnavailableError,
+    UnreadableError,
+    UnsupportedMediaError,
+)
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+NO_TYPE = "about:blank"  # RFC 9457, section 4.2.1: the status says it all
+
+STATUS: dict[type[PqsError], HTTPStatus] = {
+    UnreadableError: HTTPStatus.BAD_REQUEST,
+    BadCursorError: HTTPStatus.BAD_REQUEST,
+    InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    NotFoundError: HTTPStatus.NOT_FOUND,
+    TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem."""
+    app.add_exception_handler(PqsError, _on_our_error)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameter)
+    app.add_exception_handler(HTTPException, _on_http_error)
+
+
+def respond(body: msgspec.Struct, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:
+    """A problem as a response."""
+    return Response(encode(body), status, headers, media_type=MEDIA_TYPE)
+
+
+def problem(
+    request: Request,
+    status: HTTPStatus,
+    detail: str,
+    *,
+    faults: list[Fault] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """A problem that has nothing to say beyond the members of RFC 9457, and `errors`."""
+    body = Problem(NO_TYPE, status.phrase, status, detail, request.url.path, faults)
+    return respond(body, status, headers)
+
+
+def retry_after(error: UnavailableError) -> dict[str, str]:
+    """The header that says when to come again: whole seconds, at least one (RFC 9110, section 10.2.3)."""
+    return {"Retry-After": str(max(1, ceil(error.retry_after.total_seconds())))}
+
+
+async def _on_our_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, PqsError):
+        raise error
+    status = next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), None)
+    if status is None:
+        raise error
+    headers = retry_after(error) if isinstance(error, UnavailableError) else None
+    if isinstance(error, IngestInterruptedError):
+        body = InterruptedProblem(NO_TYPE, status.phrase, status, str(error), request.url.path, error.committed_lines)
+        return respond(body, status, headers)
+    faults = error.faults if isinstance(error, InvalidInputError) else None
+    return problem(request, status, _summary(error, faults), faults=faults, headers=headers)
+
+
+def _summary(error: PqsError, faults: list[Fault] | None) -> str:
+    """One sentence, also where there is a long list of faults."""
+    if faults is None:
+        return str(error)
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{faults[0].pointer}: {faults[0].detail}{more}"
+
+
+async def _on_bad_parameter(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    faults = []
+    for wrong in error.errors():
+        where = "/".join(str(step) for step in wrong["loc"])
+        if wrong["type"] == "extra_forbidden":
+            detail = "unknown parameter"
+        else:
+            detail = str(wrong["msg"]).removeprefix("Value error, ")
+            detail = detail[0].lower() + detail[1:]
+        faults.append(Fault(f"#/{where}", detail))
+    return await _on_our_error(request, InvalidInputError(faults))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    status = HTTPStatus(error.status_code)
+    if status is HTTPStatus.NOT_FOUND:
+        detail = f"there is nothing at {request.url.path}; /docs shows what there is"
+    elif status is HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        detail = f"{request.method} does not work here" + (f"; {allowed} does" if allowed else "")
+    else:
+        detail = str(error.detail)
+    return problem(request, status, detail, headers=dict(error.headers or {}))
+
+
+def on_bug(scope: MutableMapping[str, Any], error: Exception) -> Response:
+    """The answer to an error that nobody foresaw. The log has what it was."""
+    request = Request(scope)
+    log.error("a bug: %s %s", request.method, request.url.path, exc_info=error)
+    detail = "an error inside the service; the log has it, by the X-Correlation-ID of this answer"
+    return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)

@@ -1,0 +1,241 @@
+"""What is asked and answered. The answers are encoded from these types, and OpenAPI is written from them."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Struct
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.domain.events import DEFAULT_DOMAIN
+from app.domain.positions import Position
+from app.domain.registration import Outcome, Registration
+from app.domain.states import RegistrationState
+from app.errors import Fault
+from app.wire import EARLIEST, LATEST
+
+MAX_LIMIT = 1000  # rows in a page
+DEFAULT_LIMIT = 100
+MAX_LOOKUP = 1000  # entity ids in one lookup
+
+
+# --- Questions: query parameters, read by FastAPI ------------------------------------------------------------------
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a string here holds NUL, which PostgreSQL cannot keep")
+    return value
+
+
+def _in_range(value: datetime) -> datetime:
+    if not EARLIEST <= value <= LATEST:
+        raise ValueError("a time lies in the years 1900 to 9998, in UTC")
+    return value
+
+
+def _cut(value: object) -> object:
+    """A limit that is too large is cut; anything else is left to the check behind this."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return min(int(value[:20]), MAX_LIMIT)
+    return value
+
+
+Text = Annotated[str, AfterValidator(_no_nul)]
+Instant = Annotated[AwareDatetime, AfterValidator(_in_range)]
+Limit = Annotated[
+    int,
+    BeforeValidator(_cut),
+    Field(ge=1, description=f"How many rows a page has at most; more than {MAX_LIMIT:,} is cut to that."),
+]
+Cursor = Annotated[
+    str, Field(description="`next_cursor` of the page before this one, beside the same filters.", min_length=1)
+]
+
+
+class DomainQuery(BaseModel):
+    """Which domain is asked for. Parameters that are not known are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    domain: Annotated[Text, Field(min_length=1, max_length=128, description="The domain of the entities.")] = (
+        DEFAULT_DOMAIN
+    )
+
+
+class PageQuery(DomainQuery):
+    """Which page of a list."""
+
+    limit: Limit = DEFAULT_LIMIT
+    cursor: Cursor | None = None
+
+
+class EntityQuery(PageQuery):
+    """Which entities a list has."""
+
+    state: Annotated[list[RegistrationState], Field(description="One of these states; may be repeated.")] = []
+    node_type: Annotated[Text, Field(description="This node type.")] | None = None
+    capability: Annotated[
+        list[Text], Field(description='`{"<name>": true}` is contained in the capabilities; may be repeated.')
+    ] = []
+    capabilities: Annotated[Text, Field(description="A JSON object to be contained in the capabilities.")] | None = (
+        None
+    )
+    event_id: Annotated[UUID, Field(description="The event that the row took in last.")] | None = None
+    updated_before: (
+        Annotated[Instant, Field(description="The row's `updated_at` is before this: nodes that are stuck.")] | None
+    ) = None
+
+
+class OverdueQuery(PageQuery):
+    """Which overdue entities."""
+
+    as_of: (
+        Annotated[
+            Instant,
+            Field(description="The moment to ask about, else the database's clock; a cursor keeps the first page's."),
+        ]
+        | None
+    ) = None
+
+
+class EventsQuery(BaseModel):
+    """How events are taken in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dry_run: Annotated[bool, Field(description="Tell the outcomes and write nothing.")] = False
+
+
+class NoQuery(BaseModel):
+    """A call that takes no query parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Lookup(Struct, forbid_unknown_fields=True):
+    """Which entities to look up."""
+
+    entity_ids: Annotated[list[UUID], Meta(max_length=MAX_LOOKUP)]
+
+
+# --- Answers -------------------------------------------------------------------------------------------------------
+
+
+class EntityState(Struct, frozen=True):
+    """The state of one entity."""
+
+    entity_id: UUID
+    domain: str
+    current_state: RegistrationState
+
+
+class LookupAnswer(Struct, frozen=True):
+    """The registrations that were found, in the order asked, and the ids that have none."""
+
+    items: list[Registration]
+    missing: list[UUID]
+
+
+class EntityPage(Struct, frozen=True):
+    """A page of registrations, and the cursor of the next one, null on the last."""
+
+    items: list[Registration]
+    next_cursor: str | None
+
+
+class StateCounts(Struct, frozen=True):
+    """How many entities of a domain are in each state."""
+
+    domain: str
+    counts: dict[str, int]
+    total: int
+
+
+class OverdueRegistration(Registration, frozen=True):
+    """A registration, and for how many seconds its deadline had passed at `as_of`."""
+
+    overdue_seconds: float
+
+
+class OverduePage(Struct, frozen=True):
+    """A page of overdue registrations, oldest deadline first; `next_deadline` is the earliest one still to come."""
+
+    as_of: datetime
+    items: list[OverdueRegistration]
+    next_cursor: str | None
+    next_deadline: datetime | None
+
+
+class Summary(Struct, frozen=True):
+    """How many events of an array had which outcome."""
+
+    received: int = 0
+    applied: int = 0
+    ignored: int = 0
+    duplicate: int = 0
+    stale: int = 0
+    early: int = 0
+    conflict: int = 0
+
+
+class StreamSummary(Summary, frozen=True):
+    """How many lines of a stream had which outcome; `received` counts the lines that were not blank."""
+
+    invalid: int = 0
+
+
+class Health(Struct, frozen=True):
+    """The process is up, or the service is ready."""
+
+    status: str
+
+
+class Ready(Health, frozen=True):
+    """The database answers, and its schema is the expected one."""
+
+    revision: str
+
+
+class Problem(Struct, frozen=True, omit_defaults=True):
+    """What went wrong (RFC 9457). `errors` says what is wrong with an input, and where."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[Fault] | None = None
+
+
+class OrderProblem(Struct, frozen=True):
+    """An event that its position keeps out, for now (early) or for good (conflict), as a problem (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    event_id: UUID
+    outcome: Outcome
+    reason: str | None
+    entity_id: UUID
+    domain: str
+    current_state: RegistrationState | None
+    version: int | None
+    stands_at: Position | None
+
+
+class InterruptedProblem(Struct, frozen=True):
+    """The database failed in the middle of a stream, as a problem (RFC 9457): send the lines after these again."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    committed_lines: int
+
+
+encode = msgspec.json.encode

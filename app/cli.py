@@ -1,0 +1,271 @@
+"""The `pqs` command."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+from uuid import UUID
+
+import click
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from app import log, main
+from app.api.context import correlation_id
+from app.api.metrics import SHARED_DIRECTORY
+from app.domain.events import DEFAULT_DOMAIN
+from app.domain.positions import MAX_NUMBER, Position
+from app.errors import PqsError, StartError
+from app.settings import PREFIX, Settings, read_settings
+from app.store import registrations, schema
+from app.store.database import Connection, create_engine
+from app.store.embedded import EmbeddedPostgres, running_url
+
+logger = logging.getLogger(__name__)
+
+SHUTDOWN = 10  # seconds that open requests have to end
+KEEP_ALIVE = 30  # seconds that an idle connection stays open
+
+F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
+
+
+def settings_options(*names: str) -> Callable[[F], F]:
+    """Options for these settings, told and checked by Settings itself."""
+
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            field = Settings.model_fields[name]
+            default = "" if field.default is None or field.default_factory else f" Default: {field.default}."
+            command = click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                metavar="VALUE",
+                help=f"{field.description}{default} Also {PREFIX}{name.upper()}.",
+            )(command)
+        return command
+
+    return decorate
+
+
+class Commands(click.Group):
+    """A group whose commands end with one line on standard error, and status 1, where something is in their way."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except PqsError as error:
+            click.echo(f"pqs: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="projection-query-service", prog_name="pqs")
+def pqs() -> None:
+    """Projection Query Service: where each node stands in its registration, kept from events, asked over REST.
+
+    Every option is also an environment variable: --data-dir is PQS_DATA_DIR.
+    """
+
+
+@pqs.command()
+@settings_options(*Settings.model_fields)
+def serve(**given: str | None) -> None:
+    """Answer requests. Without a database URL, on a PostgreSQL of its own in the data directory."""
+    settings = read_settings(given)
+    log.configure(settings.log_level, settings.log_format, correlation_id.get)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _listen(settings.host, settings.port) as listener, _own_database(settings) as url:
+            if settings.database_url is None:
+                asyncio.run(_migrate(url, schema.HEAD))
+            _export(settings.model_copy(update={"database_url": url}))
+            _announce(settings, listener)
+            _run(settings, listener)
+    except KeyboardInterrupt:
+        click.echo("stopped")
+
+
+@pqs.command()
+@click.option(
+    "--to", "target", default=schema.HEAD, metavar="REVISION", help="Up or down to this revision; `base` is none."
+)
+@settings_options("database_url", "data_dir", "log_level", "log_format")
+def migrate(target: str, **given: str | None) -> None:
+    """Bring the database's schema to the revision that this release expects. Safe to repeat, and twice at once."""
+    settings = _command_settings(given)
+    with _database(settings) as url:
+        was, is_ = asyncio.run(_migrate(url, target))
+    click.echo(f"the schema was at {was} and is at {is_}" if was != is_ else f"the schema is at {is_} already")
+
+
+@pqs.command()
+@click.argument("entity_id", type=click.UUID)
+@click.option("--domain", default=DEFAULT_DOMAIN, show_default=True, help="The entity's domain.")
+@click.option("--sequence", type=click.IntRange(0, MAX_NUMBER), help="Stand at this sequence.")
+@click.option("--partition", help="Stand at an offset of this partition.")
+@click.option("--offset", type=click.IntRange(0, MAX_NUMBER), help="Stand at this offset.")
+@settings_options("database_url", "data_dir", "log_level", "log_format")
+def rebase(
+    entity_id: UUID, domain: str, sequence: int | None, partition: str | None, offset: int | None, **given: str | None
+) -> None:
+    """Move an entity to another track, by hand: its position and version change, nothing else."""
+    try:
+        position = Position(sequence=sequence, partition=partition, offset=offset)
+    except ValueError as error:
+        raise click.UsageError(str(error).replace("`", "")) from None
+    settings = _command_settings(given)
+
+    async def work(connection: Connection) -> str:
+        moved = await registrations.rebase(connection, entity_id, domain, position)
+        if moved is None:
+            raise StartError(f"there is no entity {entity_id} in domain {domain}")
+        before, after = moved
+        return f"{entity_id} stood at {before.position}, and stands at {after.position}, version {after.version}"
+
+    with _database(settings) as url:
+        said = asyncio.run(_transaction(url, work))
+    logger.warning("rebased: %s in domain %s", said, domain)
+    click.echo(said)
+
+
+@pqs.command("db-url")
+@settings_options("database_url", "data_dir")
+def db_url(**given: str | None) -> None:
+    """Print the address of the database, for psql: psql "$(pqs db-url)"."""
+    settings = read_settings(given)
+    if settings.database_url is not None:
+        click.echo(settings.database_url.get_secret_value())
+        return
+    url = running_url(settings.data_dir)
+    if url is None:
+        raise StartError(f"no PostgreSQL runs in {settings.data_dir} now; `pqs serve` starts it")
+    click.echo(url)
+
+
+@pqs.command()
+def openapi() -> None:
+    """Print the OpenAPI document."""
+    application = main.create_app(read_settings({"database_url": "postgresql:///"}))
+    click.echo(json.dumps(application.openapi(), indent=2, ensure_ascii=False))
+
+
+def _command_settings(given: dict[str, str | None]) -> Settings:
+    settings = read_settings(given)
+    log.configure(settings.log_level, settings.log_format)
+    return settings
+
+
+@contextmanager
+def _own_database(settings: Settings) -> Iterator[str]:
+    """The address of the database: the one that is set, or that of a PostgreSQL which lives as long as this."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+        return
+    with EmbeddedPostgres(settings.data_dir) as url:
+        try:
+            yield url
+        finally:
+            # From here on the database is being stopped; an impatient second Ctrl-C would leave it running.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[str]:
+    """The same for a command beside a running service, whose PostgreSQL it shares."""
+    url = None if settings.database_url is not None else running_url(settings.data_dir)
+    if url is not None:
+        yield url
+        return
+    with _own_database(settings) as own:
+        yield own
+
+
+async def _migrate(url: str, target: str) -> tuple[str, str]:
+    engine = create_engine(url, pool_size=2)
+    try:
+        return await schema.migrate(engine, target)
+    finally:
+        await engine.dispose()
+
+
+async def _transaction(url: str, work: Callable[[Connection], Coroutine[None, None, T]]) -> T:
+    engine = create_engine(url)
+    try:
+        async with engine.begin() as connection:
+            return await work(connection)
+    finally:
+        await engine.dispose()
+
+
+@contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens, before anything else starts: a port in use is said at once."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        reason = "it is already in use" if error.errno == 98 else error.strerror
+        raise StartError(
+            f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
+        ) from None
+    with listener:
+        yield listener
+
+
+def _export(settings: Settings) -> None:
+    """Hand the settings down to the worker processes."""
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if value is not None:
+            os.environ[PREFIX + name.upper()] = str(getattr(value, "get_secret_value", lambda value=value: value)())
+
+
+def _run(settings: Settings, listener: socket.socket) -> None:
+    config = uvicorn.Config(
+        "app.main:from_environment",
+        factory=True,
+        workers=settings.workers,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=SHUTDOWN,
+    )
+    if settings.workers == 1:
+        uvicorn.Server(config).run(sockets=[listener])
+        return
+    with tempfile.TemporaryDirectory(prefix="pqs-metrics-") as shared:
+        os.environ[SHARED_DIRECTORY] = shared
+        Multiprocess(config, sockets=[listener]).run()
+
+
+def _announce(settings: Settings, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    base = f"http://{shown}:{port}"
+    event = {
+        "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01",
+        "type": "registration.initiated",
+        "entity_id": "7a1c5f7e-9d53-4c58-8a3c-1f0e2d3c4b5a",
+        "position": {"sequence": 1},
+        "occurred_at": "2026-01-01T00:00:00Z",
+        "data": {"node_type": "compute"},
+    }
+    click.echo(
+        f"serving on {base}, docs on {base}/docs\n\n"
+        f"  curl {base}/v1/events -H content-type:application/json -d '{json.dumps(event)}'\n"
+        f"  curl {base}/v1/entities/{event['entity_id']}\n"
+        f"  curl {base}/v1/state-counts\n"
+    )
+    with suppress(OSError):
+        sys.stdout.flush()

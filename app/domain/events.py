@@ -1,0 +1,181 @@
+"""The event envelope and the event types. msgspec decodes them straight from JSON; `app.wire` says what is wrong."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from msgspec import Meta, Struct
+
+from app.domain.positions import Position
+from app.domain.states import RegistrationState
+
+DEFAULT_DOMAIN = "registration"
+DEFAULT_NODE_VERSION = "1.0.0"
+
+Domain = Annotated[str, Meta(min_length=1, max_length=128)]
+NodeType = Annotated[str, Meta(min_length=1, max_length=64)]
+NodeVersion = Annotated[str, Meta(min_length=1, max_length=32)]
+Time = Annotated[datetime, Meta(tz=True)]
+# A JSON object. What it holds is the node's business; PostgreSQL keeps it as jsonb.
+Capabilities = dict[str, object]
+
+
+class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an event says beside its envelope. Fields that are not known are refused."""
+
+
+class NoData(Data, frozen=True):
+    """An event whose type says it all."""
+
+
+class InitiatedData(Data, frozen=True, kw_only=True):
+    """A registration begins: what the node is."""
+
+    node_type: NodeType
+    node_version: NodeVersion = DEFAULT_NODE_VERSION
+    capabilities: Capabilities = {}
+
+
+class AckDeadlineData(Data, frozen=True, kw_only=True):
+    """Until when the node has to acknowledge."""
+
+    ack_deadline: Time | None = None
+
+
+class ActivatedData(Data, frozen=True, kw_only=True):
+    """The node is active: until when it has to be heard of, and what it can do."""
+
+    liveness_deadline: Time | None = None
+    capabilities: Capabilities | None = None
+
+
+class HeartbeatData(Data, frozen=True, kw_only=True):
+    """The node is alive: since when that is known, and until when it counts."""
+
+    heartbeat_at: Time | None = None
+    liveness_deadline: Time | None = None
+
+
+class RecordedData(Data, frozen=True, kw_only=True):
+    """The whole row, from a writer that folds elsewhere."""
+
+    current_state: RegistrationState
+    node_type: NodeType
+    registered_at: Time
+    node_version: NodeVersion = DEFAULT_NODE_VERSION
+    capabilities: Capabilities = {}
+    ack_deadline: Time | None = None
+    liveness_deadline: Time | None = None
+    last_heartbeat_at: Time | None = None
+    ack_timeout_emitted_at: Time | None = None
+    liveness_timeout_emitted_at: Time | None = None
+
+
+class Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    """An immutable fact about one entity."""
+
+    event_id: UUID
+    entity_id: UUID
+    position: Position
+    occurred_at: Time
+    domain: Domain = DEFAULT_DOMAIN
+    correlation_id: UUID | None = None
+    data: Data = NoData()
+
+    @property
+    def type(self) -> str:
+        """The name of the event type, such as `node.heartbeat`."""
+        return str(self.__struct_config__.tag)
+
+    @property
+    def key(self) -> tuple[UUID, str]:
+        """What names the entity: `entity_id` and `domain`."""
+        return self.entity_id, self.domain
+
+
+class Initiated(Envelope, frozen=True, kw_only=True, tag="registration.initiated"):
+    """A node asks to be registered."""
+
+    data: InitiatedData
+
+
+class Accepted(Envelope, frozen=True, kw_only=True, tag="registration.accepted"):
+    """The registration is accepted; the node has to acknowledge in time."""
+
+    data: AckDeadlineData = AckDeadlineData()
+
+
+class AckRequested(Envelope, frozen=True, kw_only=True, tag="registration.ack_requested"):
+    """The node was asked to acknowledge."""
+
+    data: AckDeadlineData = AckDeadlineData()
+
+
+class Rejected(Envelope, frozen=True, kw_only=True, tag="registration.rejected"):
+    """The registration is refused."""
+
+    data: NoData = NoData()
+
+
+class AckTimedOut(Envelope, frozen=True, kw_only=True, tag="registration.ack_timed_out"):
+    """The node did not acknowledge in time."""
+
+    data: NoData = NoData()
+
+
+class AckReceived(Envelope, frozen=True, kw_only=True, tag="registration.ack_received"):
+    """The node acknowledged."""
+
+    data: NoData = NoData()
+
+
+class Activated(Envelope, frozen=True, kw_only=True, tag="registration.activated"):
+    """The node is active, and has to be heard of in time."""
+
+    data: ActivatedData = ActivatedData()
+
+
+class Heartbeat(Envelope, frozen=True, kw_only=True, tag="node.heartbeat"):
+    """The node was heard of."""
+
+    data: HeartbeatData = HeartbeatData()
+
+
+class LivenessExpired(Envelope, frozen=True, kw_only=True, tag="registration.liveness_expired"):
+    """The node was not heard of in time."""
+
+    data: NoData = NoData()
+
+
+class Recorded(Envelope, frozen=True, kw_only=True, tag="registration.recorded"):
+    """The row as another writer folded it."""
+
+    data: RecordedData
+
+
+Event = (
+    Initiated
+    | Accepted
+    | AckRequested
+    | Rejected
+    | AckTimedOut
+    | AckReceived
+    | Activated
+    | Heartbeat
+    | LivenessExpired
+    | Recorded
+)
+
+EVENT_CLASSES: tuple[type[Event], ...] = (
+    Initiated,
+    Accepted,
+    AckRequested,
+    Rejected,
+    AckTimedOut,
+    AckReceived,
+    Activated,
+    Heartbeat,
+    LivenessExpired,
+    Recorded,
+)
+EVENT_TYPES: tuple[str, ...] = tuple(str(cls.__struct_config__.tag) for cls in EVENT_CLASSES)

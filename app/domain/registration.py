@@ -1,0 +1,232 @@
+"""The projection row of one entity, and evolve(): what one event makes of it."""
+
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import assert_never
+from uuid import UUID
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from app.domain.events import (
+    Accepted,
+    AckReceived,
+    AckRequested,
+    AckTimedOut,
+    Activated,
+    Capabilities,
+    Event,
+    Heartbeat,
+    Initiated,
+    LivenessExpired,
+    Recorded,
+    RecordedData,
+    Rejected,
+)
+from app.domain.positions import Position
+from app.domain.states import SOURCES, RegistrationState
+
+UNKNOWN_ENTITY = "unknown entity"
+
+
+class Outcome(StrEnum):
+    """What became of one event."""
+
+    APPLIED = "applied"
+    IGNORED = "ignored"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    EARLY = "early"
+    CONFLICT = "conflict"
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """How long a node has, where an event gives no deadline of its own."""
+
+    ack_timeout: timedelta = timedelta(seconds=30)
+    liveness_interval: timedelta = timedelta(seconds=60)
+    liveness_window: timedelta = timedelta(seconds=90)
+
+
+class Registration(Struct, frozen=True):
+    """The projection row of one entity. The fields are the columns of `registration_projections`, in their order."""
+
+    entity_id: UUID
+    domain: str
+    current_state: RegistrationState
+    node_type: str
+    node_version: str
+    capabilities: Capabilities
+    ack_deadline: datetime | None
+    liveness_deadline: datetime | None
+    last_heartbeat_at: datetime | None
+    ack_timeout_emitted_at: datetime | None
+    liveness_timeout_emitted_at: datetime | None
+    last_applied_event_id: UUID
+    last_applied_partition: str | None
+    last_applied_offset: int | None
+    last_applied_sequence: int | None
+    registered_at: datetime
+    updated_at: datetime
+    correlation_id: UUID | None
+    version: int
+
+    @property
+    def position(self) -> Position:
+        """Where the row stands in its source."""
+        return Position(
+            sequence=self.last_applied_sequence,
+            partition=self.last_applied_partition,
+            offset=self.last_applied_offset,
+        )
+
+
+class Ignored(Struct, frozen=True):
+    """The event changes nothing, and why."""
+
+    reason: str
+
+
+def evolve(registration: Registration | None, event: Event, timing: Timing) -> Registration | Ignored:
+    """What `event` makes of `registration` (None: no row yet), or why it changes nothing.
+
+    Order is not looked at here; the caller has done that. What comes back has the event written down in it: its id,
+    position, correlation id and time, and one version more.
+    """
+    if isinstance(event, Recorded):
+        return _recorded(registration, event)
+    if isinstance(event, Initiated):
+        return _initiated(registration, event)
+    if registration is None:
+        return Ignored(UNKNOWN_ENTITY)
+    match event:
+        case Accepted():
+            changes = _ack_deadline(event.data.ack_deadline or event.occurred_at + timing.ack_timeout)
+            return _transition(registration, event, RegistrationState.ACCEPTED, changes)
+        case AckRequested():
+            changes = _ack_deadline(event.data.ack_deadline) if event.data.ack_deadline else {}
+            return _transition(registration, event, RegistrationState.AWAITING_ACK, changes)
+        case Rejected():
+            return _transition(registration, event, RegistrationState.REJECTED, {})
+        case AckTimedOut():
+            changes = {"ack_timeout_emitted_at": event.occurred_at}
+            return _transition(registration, event, RegistrationState.ACK_TIMED_OUT, changes)
+        case AckReceived():
+            return _transition(registration, event, RegistrationState.ACK_RECEIVED, {"ack_deadline": None})
+        case Activated():
+            computed = event.occurred_at + timing.liveness_interval
+            changes = _liveness_deadline(registration, event.data.liveness_deadline, computed)
+            if event.data.capabilities is not None:
+                changes["capabilities"] = event.data.capabilities
+            return _transition(registration, event, RegistrationState.ACTIVE, changes)
+        case Heartbeat():
+            return _heartbeat(registration, event, timing)
+        case LivenessExpired():
+            changes = {"liveness_timeout_emitted_at": event.occurred_at}
+            return _transition(registration, event, RegistrationState.LIVENESS_EXPIRED, changes)
+        case _:
+            assert_never(event)
+
+
+def record(registration: Registration, event: Event, **changes: object) -> Registration:
+    """The row with `changes`, and with `event` written down in it. An ignored event is recorded without changes."""
+    return replace(
+        registration,
+        last_applied_event_id=event.event_id,
+        last_applied_partition=event.position.partition,
+        last_applied_offset=event.position.offset,
+        last_applied_sequence=event.position.sequence,
+        correlation_id=event.correlation_id,
+        updated_at=event.occurred_at,
+        version=registration.version + 1,
+        **changes,
+    )
+
+
+# What an event changes: names of columns and their new values.
+_Changes = dict[str, object]
+
+
+def _transition(
+    registration: Registration, event: Event, target: RegistrationState, changes: _Changes
+) -> Registration | Ignored:
+    if not registration.current_state.can_transition_to(target):
+        return Ignored(f"{event.type} needs {_sources(target)}; the state is {registration.current_state}")
+    return record(registration, event, current_state=target, **changes)
+
+
+def _sources(target: RegistrationState) -> str:
+    return " or ".join(SOURCES[target])
+
+
+def _ack_deadline(deadline: datetime) -> _Changes:
+    """A new deadline can time out anew: what sets it clears its marker."""
+    return {"ack_deadline": deadline, "ack_timeout_emitted_at": None}
+
+
+def _liveness_deadline(registration: Registration, given: datetime | None, computed: datetime) -> _Changes:
+    """The deadline that was given; else the computed one, which never moves the present one back."""
+    deadline = given or max(computed, registration.liveness_deadline or computed)
+    return {"liveness_deadline": deadline, "liveness_timeout_emitted_at": None}
+
+
+def _initiated(registration: Registration | None, event: Initiated) -> Registration | Ignored:
+    target = RegistrationState.PENDING_REGISTRATION
+    if registration is not None and not registration.current_state.can_transition_to(target):
+        return Ignored(f"{event.type} needs no row, or {_sources(target)}; the state is {registration.current_state}")
+    return _row(
+        registration,
+        event,
+        RecordedData(
+            current_state=target,
+            node_type=event.data.node_type,
+            node_version=event.data.node_version,
+            capabilities=event.data.capabilities,
+            registered_at=event.occurred_at if registration is None else registration.registered_at,
+        ),
+    )
+
+
+def _recorded(registration: Registration | None, event: Recorded) -> Registration:
+    return _row(registration, event, event.data)
+
+
+def _row(registration: Registration | None, event: Event, data: RecordedData) -> Registration:
+    """A whole row anew; of the present one only the count of its versions goes on."""
+    return Registration(
+        entity_id=event.entity_id,
+        domain=event.domain,
+        current_state=data.current_state,
+        node_type=data.node_type,
+        node_version=data.node_version,
+        capabilities=data.capabilities,
+        ack_deadline=data.ack_deadline,
+        liveness_deadline=data.liveness_deadline,
+        last_heartbeat_at=data.last_heartbeat_at,
+        ack_timeout_emitted_at=data.ack_timeout_emitted_at,
+        liveness_timeout_emitted_at=data.liveness_timeout_emitted_at,
+        last_applied_event_id=event.event_id,
+        last_applied_partition=event.position.partition,
+        last_applied_offset=event.position.offset,
+        last_applied_sequence=event.position.sequence,
+        registered_at=data.registered_at,
+        updated_at=event.occurred_at,
+        correlation_id=event.correlation_id,
+        version=1 if registration is None else registration.version + 1,
+    )
+
+
+def _heartbeat(registration: Registration, event: Heartbeat, timing: Timing) -> Registration | Ignored:
+    state = registration.current_state
+    if state.is_terminal():
+        return Ignored(f"{event.type} needs a state that is not terminal; the state is {state}")
+    heartbeat_at = event.data.heartbeat_at or event.occurred_at
+    newest = registration.last_heartbeat_at
+    if newest is not None and heartbeat_at <= newest:
+        return Ignored(
+            f"{event.type} needs a heartbeat after {newest.astimezone(UTC).isoformat()}, the newest one; "
+            f"the state is {state}"
+        )
+    computed = heartbeat_at + timing.liveness_window
+    changes = _liveness_deadline(registration, event.data.liveness_deadline, computed)
+    return record(registration, event, last_heartbeat_at=heartbeat_at, **changes)

@@ -1,0 +1,64 @@
+"""create_app(): the ASGI application, and the lifespan in which its parts are built and closed."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from app import log
+from app.api import context, counts, entities, events, health, openapi, overdue, problems
+from app.api.metrics import Metrics
+from app.api.service import Service
+from app.domain.registration import Timing
+from app.errors import StartError
+from app.projector import Projector
+from app.settings import Settings, read_settings
+from app.store.database import Database
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. It needs `settings.database_url`; its parts live as long as its lifespan."""
+    if settings.database_url is None:
+        raise StartError("PQS_DATABASE_URL is not set; `pqs serve` starts a PostgreSQL of its own")
+    url = settings.database_url.get_secret_value()
+    read_url = settings.database_read_url.get_secret_value() if settings.database_read_url else url
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        timeout = timedelta(seconds=settings.statement_timeout)
+        database = Database(url, pool_size=settings.pool_size, statement_timeout=timeout)
+        scans = Database(read_url, pool_size=settings.pool_size, statement_timeout=timeout, scans=True)
+        timing = Timing(
+            ack_timeout=timedelta(seconds=settings.ack_timeout),
+            liveness_interval=timedelta(seconds=settings.liveness_interval),
+            liveness_window=timedelta(seconds=settings.liveness_window),
+        )
+        app.state.service = Service(settings, database, scans, Projector(database, timing), metrics)
+        try:
+            yield
+        finally:
+            await database.close()
+            await scans.close()
+
+    app = FastAPI(
+        title="Projection Query Service",
+        version=version("projection-query-service"),
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    for resource in (events, entities, counts, overdue, health):
+        app.include_router(resource.router)
+    problems.install(app)
+    openapi.install(app)
+    app.add_middleware(context.RequestContext, metrics=metrics, on_bug=problems.on_bug)
+    return app
+
+
+def from_environment() -> FastAPI:
+    """The application as the environment sets it: what each process of `pqs serve` runs."""
+    settings = read_settings()
+    log.configure(settings.log_level, settings.log_format, context.correlation_id.get)
+    return create_app(settings)

@@ -1,0 +1,155 @@
+"""Events in, outcomes out: order → evolve → upsert, one transaction."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import assert_never
+from uuid import UUID
+
+from msgspec import Struct
+
+from app.domain.events import Event
+from app.domain.positions import Comparison, Position, compare, in_order
+from app.domain.registration import Outcome, Registration, Timing, evolve, record
+from app.domain.states import RegistrationState
+from app.errors import ContentionError
+from app.store import registrations
+from app.store.database import Connection, Database, LostRaceError
+from app.store.registrations import Key, Save
+
+ATTEMPTS = 10  # a batch that loses a race is folded again this often; from the second on its rows are locked
+
+
+class Result(Struct, frozen=True):
+    """What became of one event, and how its entity's row stands after it.
+
+    Without a row `current_state`, `version` and `stands_at` are None. `reason` is None when the event was applied.
+    """
+
+    event_id: UUID
+    outcome: Outcome
+    reason: str | None
+    entity_id: UUID
+    domain: str
+    current_state: RegistrationState | None
+    version: int | None
+    stands_at: Position | None
+
+
+class Fold(Struct, frozen=True):
+    """What a batch makes of the rows that were read: a result for each event, and the rows to write."""
+
+    results: list[Result]
+    saves: list[Save]
+
+
+class Projector:
+    """Takes events in. Its outcomes are final: they are returned after the commit that they speak of."""
+
+    def __init__(self, database: Database, timing: Timing) -> None:
+        self._database = database
+        self._timing = timing
+
+    async def persist(self, events: Sequence[Event], *, by_position: bool = False) -> list[Result]:
+        """Take in a batch as one transaction, and return a result for each event, in the order given.
+
+        The events of one entity are folded as they come, or, `by_position`, in the order of their positions. When
+        other writers change the same rows meanwhile, the batch starts anew. Raises ContentionError when that
+        happens ATTEMPTS times, and UnavailableError when the database does not answer; nothing is written then,
+        unless the connection broke in the commit itself.
+        """
+        for attempt in range(ATTEMPTS):
+
+            async def work(connection: Connection, *, lock: bool = attempt > 0) -> list[Result]:
+                folded = await self._fold(connection, events, by_position=by_position, lock=lock)
+                await registrations.save(connection, folded.saves)
+                return folded.results
+
+            try:
+                return await self._database.write(work)
+            except LostRaceError:
+                continue
+        raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
+
+    async def foresee(self, events: Sequence[Event], *, by_position: bool = False) -> list[Result]:
+        """What `persist` would return now. Nothing is written."""
+
+        async def work(connection: Connection) -> list[Result]:
+            return (await self._fold(connection, events, by_position=by_position, lock=False)).results
+
+        return await self._database.read(work)
+
+    async def _fold(self, connection: Connection, events: Sequence[Event], *, by_position: bool, lock: bool) -> Fold:
+        rows = await registrations.read_for_fold(connection, {event.key for event in events}, lock=lock)
+        return fold(rows, events, self._timing, by_position=by_position)
+
+
+def fold(rows: dict[Key, Registration], events: Sequence[Event], timing: Timing, *, by_position: bool) -> Fold:
+    """Fold a batch onto the rows of its entities. Pure: the same rows and events always give the same."""
+    results: list[Result | None] = [None] * len(events)
+    saves: list[Save] = []
+    places: dict[Key, list[int]] = defaultdict(list)
+    for place, event in enumerate(events):
+        places[event.key].append(place)
+    for key, places_of_entity in places.items():
+        read = registration = rows.get(key)
+        ordered: Iterable[int] = places_of_entity
+        if by_position:
+            ordered = in_order(places_of_entity, lambda place: events[place].position)
+        for place in ordered:
+            registration, results[place] = take_in(registration, events[place], timing)
+        if registration is not None and registration is not read:
+            saves.append(Save(registration, read.version if read is not None else None))
+    return Fold([result for result in results if result is not None], saves)
+
+
+def take_in(registration: Registration | None, event: Event, timing: Timing) -> tuple[Registration | None, Result]:
+    """One event onto one row: the row after it (the same object when it is untouched), and the result."""
+    refusal = check_order(registration, event)
+    if refusal is not None:
+        outcome, reason = refusal
+        return registration, _result(event, outcome, reason, registration)
+    evolved = evolve(registration, event, timing)
+    if isinstance(evolved, Registration):
+        return evolved, _result(event, Outcome.APPLIED, None, evolved)
+    recorded = None if registration is None else record(registration, event)
+    return recorded, _result(event, Outcome.IGNORED, evolved.reason, recorded)
+
+
+def check_order(registration: Registration | None, event: Event) -> tuple[Outcome, str] | None:
+    """Why the event's position does not fit its entity's row now, as outcome and reason; None when it does."""
+    stands_at = None if registration is None else registration.position
+    if registration is not None and stands_at is not None:
+        match compare(event.position, stands_at):
+            case Comparison.OTHER_TRACK:
+                return Outcome.CONFLICT, f"the positions can't be compared: the row stands at {stands_at}"
+            case Comparison.SAME if registration.last_applied_event_id == event.event_id:
+                return Outcome.DUPLICATE, f"this event is already in: the row stands at {stands_at}"
+            case Comparison.SAME:
+                claimed_by = registration.last_applied_event_id
+                return Outcome.CONFLICT, f"two events claim one position: {stands_at} is event {claimed_by}"
+            case Comparison.LOWER:
+                return Outcome.STALE, f"the row is further on: it stands at {stands_at}"
+            case Comparison.HIGHER:
+                pass
+            case never:
+                assert_never(never)
+    previous = event.position.previous
+    if previous is not None and (stands_at is None or stands_at.number < previous):
+        at = "there is no row yet" if stands_at is None else f"the row stands at {stands_at}"
+        return Outcome.EARLY, f"the event at {previous} comes before this one, and {at}: send this one again after it"
+    return None
+
+
+def _result(event: Event, outcome: Outcome, reason: str | None, registration: Registration | None) -> Result:
+    if registration is None:
+        return Result(event.event_id, outcome, reason, event.entity_id, event.domain, None, None, None)
+    return Result(
+        event.event_id,
+        outcome,
+        reason,
+        event.entity_id,
+        event.domain,
+        registration.current_state,
+        registration.version,
+        registration.position,
+    )

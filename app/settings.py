@@ -1,0 +1,87 @@
+"""One Settings class: environment variables with the prefix PQS_, read by entry points and passed on."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import StartError
+
+PREFIX = "PQS_"
+DAY = 86_400  # seconds
+MIB = 1024 * 1024  # bytes
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """What a log line looks like: for eyes, or for machines."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+# A year at most: so a computed deadline stays within the year 9999 for every time that an event may have.
+Duration = Annotated[float, Field(gt=0, le=365 * DAY)]
+
+
+class Settings(BaseSettings):
+    """What can be set. Durations are seconds, sizes are bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(8000, ge=0, le=65_535, description="The port to listen on; 0 takes a free one.")
+    workers: int = Field(1, ge=1, le=256, description="How many processes answer requests.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="A PostgreSQL, as postgresql://user@host/name. Without it the service starts its own.",
+    )
+    database_read_url: SecretStr | None = Field(
+        None, description="A replica of it, asked for lists, counts and scans."
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("pqs")),
+        description="Where the service's own PostgreSQL keeps its data.",
+    )
+    pool_size: int = Field(8, ge=1, le=1000, description="How many database connections a process opens at most.")
+    statement_timeout: float = Field(
+        5.0, gt=0, le=3600, description="After how many seconds a statement is given up."
+    )
+    ack_timeout: Duration = Field(30.0, description="How many seconds a node has to acknowledge.")
+    liveness_interval: Duration = Field(60.0, description="How many seconds a node has after its activation.")
+    liveness_window: Duration = Field(90.0, description="How many seconds a node has after a heartbeat.")
+    max_body: int = Field(8 * MIB, ge=1024, le=1024 * MIB, description="The largest body in bytes, NDJSON excepted.")
+    log_level: LogLevel = Field(LogLevel.INFO, description="How much is logged.")
+    log_format: LogFormat = Field(LogFormat.CONSOLE, description="What a log line looks like.")
+
+
+def read_settings(given: Mapping[str, object] | None = None) -> Settings:
+    """The settings: `given` (those not None) first, then the environment, then the defaults.
+
+    Raises StartError, naming the variable, for a name that does not exist and for a value out of range.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in os.environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise StartError(f"there is no setting {name}{hint} (`pqs serve --help` lists them)")
+    try:
+        return Settings.model_validate({name: value for name, value in (given or {}).items() if value is not None})
+    except ValidationError as error:
+        wrong = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
+        raise StartError("; ".join(wrong)) from None

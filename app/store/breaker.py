@@ -1,0 +1,88 @@
+"""A circuit breaker: after failures in a row nothing is tried for a while, then one probe decides."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from app.errors import DatabaseDownError, UnavailableError
+
+FAILURES = 5  # in a row
+OPEN_FOR = timedelta(seconds=60)
+PROBE_PENDING = timedelta(seconds=1)  # what to wait while somebody else's probe is out
+
+
+class CircuitBreaker:
+    """Lets calls through while the database answers, and refuses them at once while it does not.
+
+    Closed: every call goes through; `failures` DatabaseDownErrors in a row open it. Open: every call is refused with
+    UnavailableError, and how long to wait, for `open_for`. Then exactly one call, the probe, goes through: if it
+    ends well the breaker closes, if it fails the breaker is open anew, and if it is cancelled the next call probes.
+
+    Whatever is no DatabaseDownError (a client's mistake, a cancellation) is no failure. An error that the database
+    answered with ends a row of failures; a cancellation says nothing. What began before the breaker opened does not
+    change it any more. `clock` is monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        failures: int = FAILURES,
+        open_for: timedelta = OPEN_FOR,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit = failures
+        self._open_for = open_for.total_seconds()
+        self._clock = clock
+        self._failures = 0
+        self._opened_at: float | None = None
+        self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are refused now, the probe aside."""
+        return self._opened_at is not None
+
+    @asynccontextmanager
+    async def guard(self) -> AsyncIterator[None]:
+        """Hold one call: refuse it, or learn from how it ends."""
+        probe = self._enter()
+        ended_well: bool | None = None
+        try:
+            yield
+            ended_well = True
+        except DatabaseDownError:
+            ended_well = False
+            raise
+        except Exception:
+            ended_well = True
+            raise
+        finally:
+            self._leave(probe=probe, ended_well=ended_well)
+
+    def _enter(self) -> bool:
+        """Let a call in. True: it is the probe."""
+        if self._opened_at is None:
+            return False
+        left = self._opened_at + self._open_for - self._clock()
+        if left > 0 or self._probing:
+            wait = timedelta(seconds=left) if left > 0 else PROBE_PENDING
+            raise UnavailableError("the database did not answer; it is not asked again yet", retry_after=wait)
+        self._probing = True
+        return True
+
+    def _leave(self, *, probe: bool, ended_well: bool | None) -> None:
+        if probe:
+            self._probing = False
+        elif self._opened_at is not None:
+            return
+        match ended_well:
+            case True:
+                self._failures = 0
+                self._opened_at = None
+            case False:
+                self._failures += 1
+                if probe or self._failures >= self._limit:
+                    self._opened_at = self._clock()
+            case None:
+                pass

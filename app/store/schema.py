@@ -1,0 +1,88 @@
+"""The revisions of the schema: which one this code expects, and how a database gets there.
+
+Alembic is imported only where a migration runs: the service itself needs to know no more than the names.
+"""
+
+import asyncio
+from pathlib import Path
+
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.errors import SchemaMismatchError, StartError
+
+# Every revision, oldest first. A test compares this with Alembic's own list.
+REVISIONS = ("0001",)
+HEAD = REVISIONS[-1]
+BASE = "base"  # before the first revision: no tables
+
+LOCK_KEY = 0x7071_735F_6D69_67  # "pqs_mig": one migration of a database at a time
+LOCK_POLL = 0.1  # seconds
+
+
+def check_revision(revision: str | None) -> str:
+    """`revision` when it is the expected one. Raises SchemaMismatchError, which says what is missing."""
+    if revision == HEAD:
+        return revision
+    if revision is not None and revision not in REVISIONS:
+        raise SchemaMismatchError(
+            f"the database's schema is at revision {revision}, which this code does not know (it expects {HEAD}): "
+            "it was migrated by a later release; run that release"
+        )
+    missing = REVISIONS if revision is None else REVISIONS[REVISIONS.index(revision) + 1 :]
+    at = "has no schema" if revision is None else f"is at revision {revision}"
+    raise SchemaMismatchError(f"the database {at}; missing: {', '.join(missing)}; run `pqs migrate`")
+
+
+def script_location() -> Path:
+    """Where the migrations are: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "alembic"
+
+
+async def migrate(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
+    """Bring the database to revision `target`, up or down, and return where it was and where it is.
+
+    Safe to repeat, and safe to run twice at once: the second waits for the first. Raises StartError when the
+    database is at a revision that this code does not know.
+    """
+    if target not in (*REVISIONS, BASE):
+        raise StartError(f"there is no revision {target}; known are {BASE}, {', '.join(REVISIONS)}")
+    async with engine.connect() as guard, engine.connect() as connection:
+        # Tried again and again instead of waited for: a waiting statement would hold a snapshot, and a concurrent
+        # index build in the other migration would wait for that.
+        await guard.execution_options(isolation_level="AUTOCOMMIT")
+        while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):  # noqa: ASYNC110 - the lock is in another process
+            await asyncio.sleep(LOCK_POLL)
+        try:
+            was = await _revision(connection)
+            if was not in (*REVISIONS, BASE):
+                raise StartError(f"the database is at revision {was}, which this code does not know; nothing done")
+            await connection.run_sync(_run, was, target)
+            return was, await _revision(connection)
+        finally:
+            await guard.scalar(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
+
+
+async def _revision(connection: AsyncConnection) -> str:
+    revision = BASE
+    if await connection.scalar(text("SELECT to_regclass('alembic_version')")) is not None:
+        revision = await connection.scalar(text("SELECT version_num FROM alembic_version")) or BASE
+    await connection.commit()
+    return revision
+
+
+def _run(connection: Connection, was: str, target: str) -> None:
+    from alembic.config import Config  # noqa: PLC0415
+
+    from alembic import command  # noqa: PLC0415 - see the module's docstring
+
+    config = Config()
+    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    order = (BASE, *REVISIONS)
+    if order.index(target) < order.index(was):
+        command.downgrade(config, target)
+    else:
+        command.upgrade(config, target if target != BASE else HEAD)

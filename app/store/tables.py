@@ -1,0 +1,100 @@
+"""The SQLAlchemy-mapped tables. The migrations in `alembic/` must lead to exactly this; a test compares them."""
+
+from datetime import datetime
+from typing import ClassVar
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, Enum, Index, MetaData, String, Uuid, text
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.domain.states import RegistrationState
+
+REGISTRATION_STATE = Enum(
+    RegistrationState, name="registration_state", values_callable=lambda states: [state.value for state in states]
+)
+
+
+# What the partial indexes hold, and what an overdue scan asks for: the same words, so that the planner sees it.
+ACK_DUE = (
+    "current_state IN ('accepted', 'awaiting_ack') AND ack_timeout_emitted_at IS NULL AND ack_deadline IS NOT NULL"
+)
+LIVENESS_DUE = "current_state = 'active' AND liveness_timeout_emitted_at IS NULL AND liveness_deadline IS NOT NULL"
+
+
+class Base(DeclarativeBase):
+    """What the tables share: names for constraints, and how Python types are stored."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "ck": "%(table_name)s_%(constraint_name)s",
+            "ix": "%(column_0_label)s",
+        }
+    )
+    type_annotation_map: ClassVar = {
+        datetime: TIMESTAMP(timezone=True),
+        UUID: Uuid(),
+        int: BigInteger(),
+        RegistrationState: REGISTRATION_STATE,
+    }
+
+
+class RegistrationProjection(Base):
+    """One row per entity: where a node stands in its registration. `docs/storage.md` says what each index is for."""
+
+    __tablename__ = "registration_projections"
+
+    entity_id: Mapped[UUID] = mapped_column(primary_key=True)
+    domain: Mapped[str] = mapped_column(String(128), primary_key=True)
+    current_state: Mapped[RegistrationState]
+    node_type: Mapped[str] = mapped_column(String(64))
+    node_version: Mapped[str] = mapped_column(String(32), server_default=text("'1.0.0'"))
+    capabilities: Mapped[dict[str, object]] = mapped_column(JSONB(), server_default=text("'{}'"))
+    ack_deadline: Mapped[datetime | None]
+    liveness_deadline: Mapped[datetime | None]
+    last_heartbeat_at: Mapped[datetime | None]
+    ack_timeout_emitted_at: Mapped[datetime | None]
+    liveness_timeout_emitted_at: Mapped[datetime | None]
+    last_applied_event_id: Mapped[UUID]
+    last_applied_partition: Mapped[str | None] = mapped_column(String(300))
+    last_applied_offset: Mapped[int | None]
+    last_applied_sequence: Mapped[int | None]
+    registered_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    correlation_id: Mapped[UUID | None]
+    version: Mapped[int]
+
+    __table_args__ = (
+        CheckConstraint("version >= 1", name="version_from_1"),
+        CheckConstraint("jsonb_typeof(capabilities) = 'object'", name="capabilities_object"),
+        CheckConstraint(
+            "(last_applied_sequence IS NOT NULL AND last_applied_partition IS NULL AND last_applied_offset IS NULL)"
+            " OR (last_applied_sequence IS NULL AND last_applied_partition IS NOT NULL"
+            " AND last_applied_offset IS NOT NULL)",
+            name="one_track",
+        ),
+        CheckConstraint("last_applied_sequence >= 0 AND last_applied_offset >= 0", name="numbers_from_0"),
+        Index("registration_projections_by_state", "domain", "current_state", "entity_id"),
+        Index("registration_projections_by_event", "last_applied_event_id"),
+        Index(
+            "registration_projections_by_capability",
+            "capabilities",
+            postgresql_using="gin",
+            postgresql_ops={"capabilities": "jsonb_path_ops"},
+        ),
+        Index(
+            "registration_projections_ack_due",
+            "domain",
+            "ack_deadline",
+            "entity_id",
+            postgresql_where=text(ACK_DUE),
+        ),
+        Index(
+            "registration_projections_liveness_due",
+            "domain",
+            "liveness_deadline",
+            "entity_id",
+            postgresql_where=text(LIVENESS_DUE),
+        ),
+    )

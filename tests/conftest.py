@@ -1,0 +1,152 @@
+"""A real PostgreSQL for all tests, migrated for real, and a fresh database from it for each test that asks for one."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+from app import main
+from app.domain.registration import Timing
+from app.projector import Projector
+from app.settings import PREFIX, Settings, read_settings
+from app.store.database import Database, create_engine
+from app.store.embedded import EmbeddedPostgres
+from app.store.schema import migrate
+
+SERVER = "TESTS_POSTGRES"  # the server's address, for the worker processes
+TEMPLATE = "pqs_template"
+# Durability is tested by killing processes, not by cutting the power: the kernel keeps what was written.
+PARAMETERS = {"fsync": "off", "max_connections": "300", "shared_buffers": "64MB"}
+
+_running: list[tuple[EmbeddedPostgres, Path]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server once, in the process that starts the others. TEST_DATABASE_URL names one that runs already."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        del os.environ[name]
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    url = os.environ.get("TEST_DATABASE_URL")
+    if url is None:
+        folder = Path(tempfile.mkdtemp(prefix="pqs-tests-"))
+        server = EmbeddedPostgres(folder, parameters=PARAMETERS, sync=False)
+        _running.append((server, folder))
+        url = server.start()
+    os.environ[SERVER] = url
+    asyncio.run(_make_template(url))
+
+
+def pytest_unconfigure() -> None:
+    """Stop it, and leave nothing behind."""
+    for server, folder in _running:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    _running.clear()
+
+
+def on_server(url: str, database: str) -> str:
+    """The address of another database on the same server."""
+    return urlsplit(url)._replace(path=f"/{database}").geturl()
+
+
+async def _make_template(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(f"DROP DATABASE IF EXISTS {TEMPLATE}")
+        await connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    finally:
+        await connection.close()
+    engine = create_engine(on_server(url, TEMPLATE), pool_size=2)
+    try:
+        await migrate(engine)
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def new_database(template: str = TEMPLATE) -> AsyncIterator[str]:
+    """The address of a database of one's own, dropped at the end."""
+    server = os.environ[SERVER]
+    name = f"test_{uuid4().hex}"
+    connection = await asyncpg.connect(server)
+    try:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield on_server(server, name)
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Async tests run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def database_url() -> AsyncIterator[str]:
+    """The address of a migrated, empty database."""
+    async with new_database() as url:
+        yield url
+
+
+@pytest.fixture
+async def empty_database_url() -> AsyncIterator[str]:
+    """The address of a database without a schema."""
+    async with new_database("template0") as url:
+        yield url
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A migrated, empty database."""
+    database = Database(database_url, pool_size=4, statement_timeout=timedelta(seconds=5))
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def projector(database: Database) -> Projector:
+    """A projector on that database, with the default timing."""
+    return Projector(database, Timing())
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    """Settings for a service on a database of its own."""
+    return read_settings({"database_url": database_url, "pool_size": 4})
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the whole application, in this process."""
+    async with application(settings) as client:
+        yield client
+
+
+@asynccontextmanager
+async def application(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The whole application with its lifespan, in this process."""
+    app = main.create_app(settings)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            yield client
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A folder for a service's own PostgreSQL, with a short path, as sockets need."""
+    with tempfile.TemporaryDirectory(prefix="pqs-") as folder:
+        yield Path(folder)

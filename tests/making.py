@@ -1,0 +1,63 @@
+"""Events for tests, as JSON and as Event."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import msgspec
+
+from app.domain.events import Event
+from app.wire import read_event
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+NODE = UUID("7a1c5f7e-9d53-4c58-8a3c-1f0e2d3c4b5a")
+
+# The types of a registration that goes well, in order.
+WAY_TO_ACTIVE = (
+    "registration.initiated",
+    "registration.accepted",
+    "registration.ack_requested",
+    "registration.ack_received",
+    "registration.activated",
+)
+
+Json = dict[str, Any]
+
+
+def node(number: int) -> UUID:
+    """An entity id."""
+    return uuid5(NAMESPACE_URL, f"node {number}")
+
+
+def at(seconds: float) -> str:
+    """A time, so many seconds after the start."""
+    return (START + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
+
+
+def event_json(type_: str, sequence: int, *, entity_id: UUID = NODE, data: Json | None = None, **fields: Any) -> Json:
+    """An event at a sequence, a second after the one before it. `fields` are laid over it."""
+    event: Json = {
+        "event_id": str(uuid5(entity_id, f"{fields.get('domain', '')} {sequence} {type_}")),
+        "type": type_,
+        "entity_id": str(entity_id),
+        "position": {"sequence": sequence},
+        "occurred_at": at(sequence),
+    }
+    if data is None and type_ == "registration.initiated":
+        data = {"node_type": "compute"}
+    if data is not None:
+        event["data"] = data
+    return event | fields
+
+
+def event(type_: str, sequence: int, *, entity_id: UUID = NODE, data: Json | None = None, **fields: Any) -> Event:
+    """The same, read."""
+    return read_event(msgspec.json.encode(event_json(type_, sequence, entity_id=entity_id, data=data, **fields)))
+
+
+def life(entity_id: UUID = NODE, *, first: int = 1, **fields: Any) -> list[Json]:
+    """The events of a registration that goes well."""
+    return [
+        event_json(type_, sequence, entity_id=entity_id, **fields)
+        for sequence, type_ in enumerate(WAY_TO_ACTIVE, start=first)
+    ]
