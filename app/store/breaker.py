@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from app.errors import DatabaseDownError, UnavailableError
+from app.errors import DatabaseDownError, PoolExhaustedError, UnavailableError
 
 FAILURES = 5  # in a row
 OPEN_FOR = timedelta(seconds=60)
@@ -20,8 +20,8 @@ class CircuitBreaker:
     ends well the breaker closes, if it fails the breaker is open anew, and if it is cancelled the next call probes.
 
     Whatever is no DatabaseDownError (a client's mistake, a cancellation) is no failure. An error that the database
-    answered with ends a row of failures; a cancellation says nothing. What began before the breaker opened does not
-    change it any more. `clock` is monotonic, in seconds.
+    answered with ends a row of failures; a cancellation, or a pool without a free connection, says nothing. What
+    began before the breaker opened does not change it any more. `clock` is monotonic, in seconds.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class CircuitBreaker:
         self._clock = clock
         self._failures = 0
         self._opened_at: float | None = None
+        self._openings = 0
         self._probing = False
 
     @property
@@ -46,7 +47,7 @@ class CircuitBreaker:
     @asynccontextmanager
     async def guard(self) -> AsyncIterator[None]:
         """Hold one call: refuse it, or learn from how it ends."""
-        probe = self._enter()
+        probe, began_in = self._enter(), self._openings
         ended_well: bool | None = None
         try:
             yield
@@ -54,11 +55,13 @@ class CircuitBreaker:
         except DatabaseDownError:
             ended_well = False
             raise
+        except PoolExhaustedError:
+            raise
         except Exception:
             ended_well = True
             raise
         finally:
-            self._leave(probe=probe, ended_well=ended_well)
+            self._leave(probe=probe, began_in=began_in, ended_well=ended_well)
 
     def _enter(self) -> bool:
         """Let a call in. True: it is the probe."""
@@ -71,10 +74,10 @@ class CircuitBreaker:
         self._probing = True
         return True
 
-    def _leave(self, *, probe: bool, ended_well: bool | None) -> None:
+    def _leave(self, *, probe: bool, began_in: int, ended_well: bool | None) -> None:
         if probe:
             self._probing = False
-        elif self._opened_at is not None:
+        elif began_in != self._openings:
             return
         match ended_well:
             case True:
@@ -84,5 +87,6 @@ class CircuitBreaker:
                 self._failures += 1
                 if probe or self._failures >= self._limit:
                     self._opened_at = self._clock()
+                    self._openings += 1
             case None:
                 pass

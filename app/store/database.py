@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.errors import DatabaseDownError, PqsError, SchemaMismatchError, UnavailableError
+from app.errors import DatabaseDownError, PoolExhaustedError, PqsError, SchemaMismatchError, UnavailableError
 from app.store.breaker import CircuitBreaker
 from app.store.schema import check_revision
 
@@ -127,7 +127,7 @@ async def _translated() -> AsyncIterator[None]:
     except exc.DBAPIError as error:
         raise _named(error) from error
     except exc.TimeoutError as error:
-        raise UnavailableError("all database connections are in use") from error
+        raise PoolExhaustedError("all database connections are in use") from error
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # asyncpg raises these from connecting, and a TimeoutError from a server that says nothing any more.
         log.warning("the database does not answer: %s: %s", type(error).__name__, error)

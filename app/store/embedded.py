@@ -7,12 +7,8 @@ import fcntl
 import importlib.util
 import logging
 import os
-import pwd
-import re
 import shutil
 import signal
-import socket
-import stat
 import subprocess
 import tempfile
 import time
@@ -20,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
-from urllib.parse import quote
 
 from app.errors import StartError
+from app.store.account import Account
+from app.store.postmaster import PidFile, is_alive, is_postmaster, running
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +32,8 @@ START_TIMEOUT = 60.0  # seconds; crash recovery may take long
 STOP_TIMEOUT = 60.0  # seconds for a fast shutdown, and then again for an immediate one
 ORPHANS_TIMEOUT = 10.0  # seconds for the backends of a killed server to notice its death
 LOG_TAIL = 10  # lines
+NAMES = {"postgres", "postgres.new", "postgres.log", "run", "service.lock", "lost+found"}  # of a data directory
 NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
-# Bits of CapEff in /proc/self/status. Containers often have the second only.
-CAPABILITIES = {"dac_read_search": 1 << 2, "dac_override": 1 << 1}
 
 
 def binary(name: str) -> Path:
@@ -52,7 +47,7 @@ def running_url(data_dir: Path) -> str | None:
     Raises StartError when the directory can't be read.
     """
     with _explained(data_dir):
-        server = _running(data_dir.absolute() / "postgres")
+        server = running(data_dir.absolute() / "postgres")
     return server.url if server is not None and server.ready else None
 
 
@@ -71,7 +66,7 @@ class EmbeddedPostgres:
         self._parameters = dict(parameters)
         self._sync = sync
         self._lock: int | None = None
-        self._account = _Account()
+        self._account = Account()
         self._process: subprocess.Popen[bytes] | None = None  # None as well when the server was taken over
         self._pid: int | None = None
         self._socket_dir: Path | None = None
@@ -141,7 +136,7 @@ class EmbeddedPostgres:
         end = time.monotonic() + ORPHANS_TIMEOUT
         while not _locked(lock):
             holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
-            if (holder.isdigit() and _is_alive(int(holder))) or time.monotonic() > end:
+            if (holder.isdigit() and is_alive(int(holder))) or time.monotonic() > end:
                 raise StartError(
                     f"{self._data_dir} is in use by process {holder or 'unknown'}; stop that, or set PQS_DATA_DIR to "
                     "another directory"
@@ -166,7 +161,7 @@ class EmbeddedPostgres:
         return self._wait()
 
     def _take_over_or_spawn(self) -> None:
-        server = _running(self._pgdata)
+        server = running(self._pgdata)
         if server is None:
             self._become_able()
             self._spawn()
@@ -181,6 +176,12 @@ class EmbeddedPostgres:
         except FileNotFoundError:
             if self._pgdata.exists() and any(self._pgdata.iterdir()):
                 raise StartError(f"{self._pgdata} holds something that is not a PostgreSQL cluster") from None
+            # Permissions are changed and sockets removed in a data directory: it must not be a home, or /tmp.
+            foreign = sorted(path.name for path in self._data_dir.iterdir() if path.name not in NAMES)
+            if foreign:
+                raise StartError(
+                    f"{self._data_dir} holds other things, such as {foreign[0]}; set PQS_DATA_DIR to a new directory"
+                ) from None
             return True
         if found != str(version):
             raise StartError(
@@ -200,7 +201,7 @@ class EmbeddedPostgres:
         """
         if os.geteuid() != 0:
             return
-        account = _Account.of(self._pgdata)
+        account = Account.of(self._pgdata)
         needed = [self._data_dir, binary("postgres")]
         if self._needs_temporary():
             needed.append(Path(tempfile.gettempdir()) / TEMPORARY)
@@ -252,7 +253,7 @@ class EmbeddedPostgres:
         # PostgreSQL refuses to start when the number in a stale file belongs to any process now, as it soon does in a
         # container that is started anew; and our own new server may get that very number. What protects the data
         # from backends that are still there is the shared memory, not this file.
-        stale = _PidFile.read(self._pgdata)
+        stale = PidFile.read(self._pgdata)
         (self._pgdata / "postmaster.pid").unlink(missing_ok=True)
         if stale is not None:
             _remove_temporary(Path(stale.socket_dir))
@@ -270,8 +271,7 @@ class EmbeddedPostgres:
 
     def _make_socket_dir(self) -> Path:
         run = self._data_dir / "run"
-        if run.exists():
-            shutil.rmtree(run)  # a socket's lock file names a process too
+        _remove_sockets(run)  # a socket's lock file names a process too
         if self._needs_temporary():
             home = Path(tempfile.mkdtemp(prefix=TEMPORARY))
             home.chmod(self._account.directory_mode)
@@ -310,7 +310,7 @@ class EmbeddedPostgres:
     def _wait(self) -> str:
         begin = time.monotonic()
         while time.monotonic() - begin < START_TIMEOUT:
-            server = _PidFile.read(self._pgdata)
+            server = PidFile.read(self._pgdata)
             if server is not None and server.pid == self._pid and server.ready:
                 self._socket_dir = Path(server.socket_dir)
                 return server.url
@@ -318,7 +318,7 @@ class EmbeddedPostgres:
                 # One that was taken over may have been shutting down. The backends of a server that was killed take
                 # a moment to see it, and so long a new one does not start.
                 orphans = "shared memory block" in self._log_tail() and time.monotonic() - begin < ORPHANS_TIMEOUT
-                if self._process is not None and not orphans and _running(self._pgdata) is None:
+                if self._process is not None and not orphans and running(self._pgdata) is None:
                     raise StartError(f"PostgreSQL did not start in {self._data_dir}:\n{self._log_tail()}")
                 if self._socket_dir is not None:
                     _remove_temporary(self._socket_dir)
@@ -334,7 +334,7 @@ class EmbeddedPostgres:
     def _gone(self) -> bool:
         if self._process is not None:
             return self._process.poll() is not None
-        return self._pid is None or not _is_postmaster(self._pid, self._pgdata)
+        return self._pid is None or not is_postmaster(self._pid, self._pgdata)
 
     def _ended(self, how: signal.Signals, timeout: float) -> bool:
         """Whether the server is gone at most `timeout` seconds after the signal `how`."""
@@ -355,95 +355,6 @@ class EmbeddedPostgres:
             return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_TAIL:])
 
 
-class _PidFile(NamedTuple):
-    """What PostgreSQL writes into postmaster.pid."""
-
-    pid: int
-    port: int
-    socket_dir: str
-    ready: bool
-
-    @classmethod
-    def read(cls, pgdata: Path) -> "_PidFile | None":
-        """What stands there, or None when there is nothing, or not yet enough."""
-        try:
-            lines = (pgdata / "postmaster.pid").read_text().splitlines()
-            return cls(int(lines[0]), int(lines[3]), lines[4], len(lines) > 7 and lines[7].strip() == "ready")
-        except (FileNotFoundError, NotADirectoryError, IndexError, ValueError):
-            return None
-
-    @property
-    def url(self) -> str:
-        """A libpq URI. The port stands in it, so that a PGPORT in a client's environment changes nothing."""
-        return f"postgresql://postgres@/postgres?host={quote(self.socket_dir, safe='')}&port={self.port}"
-
-
-class _Account(NamedTuple):
-    """Whom PostgreSQL runs as; without a `uid`, as ourselves."""
-
-    uid: int | None = None
-    gid: int | None = None
-    prefix: tuple[str, ...] = ()  # the command that changes to it, when the plain way does not do
-
-    @classmethod
-    def of(cls, pgdata: Path) -> "_Account":
-        """The owner of the cluster, else `postgres` or `nobody`. Raises StartError when there is none of them."""
-        with suppress(FileNotFoundError):
-            owner = pgdata.stat()
-            if owner.st_uid != 0:
-                return cls(owner.st_uid, owner.st_gid)
-        for name in ("postgres", "nobody"):
-            with suppress(KeyError):
-                entry = pwd.getpwnam(name)
-                return cls(entry.pw_uid, entry.pw_gid)
-        raise StartError("PostgreSQL does not run as root, and there is no user `nobody`: run as another user")
-
-    @property
-    def to_uid(self) -> int | None:
-        """Whom the launched program is to be from its first instruction on; None when the prefix sees to that."""
-        return None if self.prefix else self.uid
-
-    @property
-    def to_gid(self) -> int | None:
-        return None if self.prefix else self.gid
-
-    @property
-    def directory_mode(self) -> int:
-        """The mode of a directory of ours that the account must pass."""
-        return 0o711 if self.uid is not None and not self.prefix else 0o700
-
-    def give(self, path: Path) -> None:
-        """Make the account the owner of `path`."""
-        if self.uid is not None and self.gid is not None:
-            os.chown(path, self.uid, self.gid)
-
-    def may_search(self, directory: Path) -> bool:
-        """Whether the account can reach what is in `directory`."""
-        status = directory.stat()
-        if status.st_uid == self.uid:
-            return bool(status.st_mode & stat.S_IXUSR)
-        return bool(status.st_mode & (stat.S_IXGRP if status.st_gid == self.gid else stat.S_IXOTH))
-
-    def passing(self, closed: Path) -> "_Account":
-        """The same, with the right to pass directories such as `closed`. Raises StartError without the means."""
-        setpriv = shutil.which("setpriv")
-        effective = 0
-        with suppress(FileNotFoundError):
-            found = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-            effective = int(found[1], 16) if found else 0
-        capability = next((name for name, bit in CAPABILITIES.items() if effective & bit), None)
-        if setpriv is None or capability is None:
-            raise StartError(
-                f"PostgreSQL does not run as root, and user id {self.uid}, which it would run as, can't enter "
-                f"{closed}; run the service as another user, move what is in {closed} (PQS_DATA_DIR, or the "
-                "Python environment) elsewhere, or install `setpriv` (util-linux)"
-            )
-        command = (setpriv, f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups")
-        rights = (f"--inh-caps=-all,+{capability}", f"--ambient-caps=-all,+{capability}")
-        # Without no_setuid_fixup, access(2), which initdb asks about its programs, takes no notice of capabilities.
-        return self._replace(prefix=(*command, *rights, "--securebits=+no_setuid_fixup", "--"))
-
-
 def _installation() -> tuple[int, Path]:
     """The newest major version in the wheel, and its folder. The package itself is not imported: that has effects."""
     spec = importlib.util.find_spec(PACKAGE)
@@ -460,31 +371,6 @@ def _installation() -> tuple[int, Path]:
     return max(found)
 
 
-def _running(pgdata: Path) -> _PidFile | None:
-    server = _PidFile.read(pgdata)
-    return server if server is not None and _is_postmaster(server.pid, pgdata, server) else None
-
-
-def _is_postmaster(pid: int, pgdata: Path, server: _PidFile | None = None) -> bool:
-    """Whether `pid` is the PostgreSQL of `pgdata`: no zombie, and no other process that got the number since.
-
-    Where there is no /proc to ask, it is when it is alive and, given `server`, takes connections.
-    """
-    if not Path("/proc/self/cmdline").exists():
-        return _is_alive(pid) and (server is None or _takes_connections(server))
-    try:
-        program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    if Path(os.fsdecode(program)).name != "postgres":
-        return False
-    with suppress(OSError):  # where tracing is not allowed, this is closed
-        return Path(f"/proc/{pid}/cwd").samefile(pgdata)
-    with suppress(OSError, ValueError):
-        return Path(os.fsdecode(arguments[arguments.index(b"-D") + 1])).samefile(pgdata)
-    return False
-
-
 def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -493,32 +379,22 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _takes_connections(server: _PidFile) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(f"{server.socket_dir}/.s.PGSQL.{server.port}")
-        except OSError:
-            return False
-    return True
-
-
 def _remove_temporary(socket_dir: Path) -> None:
     """Remove a socket directory of ours in the temporary directory; leave any other alone."""
     home = socket_dir.parent
     if home.name.startswith(TEMPORARY) and home.parent == Path(tempfile.gettempdir()):
-        with suppress(FileNotFoundError):
-            if home.lstat().st_uid == os.geteuid():
-                shutil.rmtree(home, ignore_errors=True)
+        # Not rmtree: the name is no proof, a data directory may be called so as well.
+        with suppress(OSError):
+            _remove_sockets(socket_dir)
+            home.rmdir()
+
+
+def _remove_sockets(directory: Path) -> None:
+    """Remove a directory of sockets. Raises OSError when something else is in it."""
+    for path in directory.glob(".s.PGSQL.*"):
+        path.unlink()
+    with suppress(FileNotFoundError):
+        directory.rmdir()
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def _registration(row: Row[tuple[object, ...]]) -> Registration:
 
 
 def _arrays(*columns: ColumnElement[object], name: str) -> FromClause:
-    """A table with a row for each item of the arrays, which are bound by the columns' names with an `s` at their end."""
+    """A table with a row for each item of the arrays, which are bound by the columns' names and an `s`."""
     arrays = (bindparam(f"{c.key}s", type_=ARRAY(c.type)) for c in columns)
     derived = func.unnest(*arrays).table_valued(*(column(str(c.key), c.type) for c in columns), name=name)
     return derived.render_derived()

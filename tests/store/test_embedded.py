@@ -20,6 +20,7 @@ import pytest
 
 from app.errors import StartError
 from app.store import embedded
+from app.store.account import Account
 from app.store.embedded import EmbeddedPostgres, binary, running_url
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +113,7 @@ def hold() -> Iterator[Hold]:
 def open_path() -> Iterator[Path]:
     """A directory that every account can enter, as it can the wheel's."""
     nobody = pwd.getpwnam("nobody")
-    account = embedded._Account(nobody.pw_uid, nobody.pw_gid)
+    account = Account(nobody.pw_uid, nobody.pw_gid)
     with tempfile.TemporaryDirectory(prefix="embedded-") as directory:
         Path(directory).chmod(0o755)
         needed = (*Path(directory).resolve().parents, *binary("postgres").resolve().parents)
@@ -279,6 +280,25 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
         quick(tmp_path).start()
 
 
+def test_directory_of_others_is_refused(tmp_path: Path) -> None:
+    """A directory with other things in it does not become a data directory, and its permissions stay."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(StartError, match=r"holds other things, such as notes\.txt; set PQS_DATA_DIR"):
+        quick(tmp_path).start()
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_data_directory_named_like_a_socket_directory() -> None:
+    """A data directory in the temporary directory, called as our socket directories there are, keeps its data."""
+    with tempfile.TemporaryDirectory(prefix=embedded.TEMPORARY) as directory:
+        postgres = quick(Path(directory))
+        with postgres as url:
+            psql(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        with postgres as url:
+            assert psql(url, "SELECT answer FROM kept") == "42"
+
+
 def test_file_in_place_of_the_directory(tmp_path: Path) -> None:
     """A data directory that is a file, or below one, is refused by name."""
     file = tmp_path / "file"
@@ -374,7 +394,7 @@ def test_root_without_setpriv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         quick(tmp_path / "data").start()
 
 
-def run_as(account: embedded._Account, data_dir: Path) -> str:
+def run_as(account: Account, data_dir: Path) -> str:
     """What another account gets from starting and stopping PostgreSQL in the directory."""
     done = subprocess.run(
         [*account.prefix, *python(CYCLE, data_dir)], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
@@ -383,14 +403,14 @@ def run_as(account: embedded._Account, data_dir: Path) -> str:
 
 
 @pytest.fixture
-def nobody() -> embedded._Account:
+def nobody() -> Account:
     """An ordinary account; it may pass closed directories, since the interpreter may be below one."""
     entry = pwd.getpwnam("nobody")
-    return embedded._Account(entry.pw_uid, entry.pw_gid).passing(ROOT)
+    return Account(entry.pw_uid, entry.pw_gid).passing(ROOT)
 
 
 @WITH_SETPRIV
-def test_ordinary_user(open_path: Path, nobody: embedded._Account) -> None:
+def test_ordinary_user(open_path: Path, nobody: Account) -> None:
     """An ordinary user runs PostgreSQL as themselves, and still can after root did, as with `sudo`."""
     nobody.give(open_path)
     data_dir = open_path / "data"
@@ -402,7 +422,7 @@ def test_ordinary_user(open_path: Path, nobody: embedded._Account) -> None:
 
 
 @WITH_SETPRIV
-def test_not_writable(open_path: Path, nobody: embedded._Account) -> None:
+def test_not_writable(open_path: Path, nobody: Account) -> None:
     """A directory that an ordinary user can't write to is refused with the path and the reason."""
     if "+dac_read_search" not in "".join(nobody.prefix):
         pytest.skip("the capability that is left here lets everything be written to")
