@@ -60,6 +60,10 @@ class DatabaseDownError(UnavailableError):
     """The database does not answer: this is what the circuit breaker counts."""
 
 
+class PoolExhaustedError(UnavailableError):
+    """Every connection of this process is in use: the database was not asked."""
+
+
 class ContentionError(UnavailableError):
     """Other writers were faster at every attempt. Nothing was written."""
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for all tests, migrated for real, and a fresh database from it for each test that asks for one."""
+"""A real PostgreSQL for all tests, migrated for real, and a fresh database for each test that asks for one."""
 
 import asyncio
 import os

@@ -40,6 +40,9 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
+# RFC 9110's names, where Python's differ between its versions.
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+
 
 def install(app: FastAPI) -> None:
     """Make every error of `app` a problem."""
@@ -62,7 +65,7 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """A problem that has nothing to say beyond the members of RFC 9457, and `errors`."""
-    body = Problem(NO_TYPE, status.phrase, status, detail, request.url.path, faults)
+    body = Problem(NO_TYPE, TITLES.get(status, status.phrase), status, detail, request.url.path, faults)
     return respond(body, status, headers)
 
 
@@ -79,7 +82,9 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
         raise error
     headers = retry_after(error) if isinstance(error, UnavailableError) else None
     if isinstance(error, IngestInterruptedError):
-        body = InterruptedProblem(NO_TYPE, status.phrase, status, str(error), request.url.path, error.committed_lines)
+        body = InterruptedProblem(
+            NO_TYPE, TITLES.get(status, status.phrase), status, str(error), request.url.path, error.committed_lines
+        )
         return respond(body, status, headers)
     faults = error.faults if isinstance(error, InvalidInputError) else None
     return problem(request, status, _summary(error, faults), faults=faults, headers=headers)
