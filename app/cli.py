@@ -1,6 +1,7 @@
 """The `pqs` command."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -10,10 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from types import FrameType
 from typing import TypeVar
 from uuid import UUID
 
 import click
+import msgspec
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
@@ -23,15 +27,17 @@ from app.api.metrics import SHARED_DIRECTORY
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.positions import MAX_NUMBER, Position
 from app.errors import PqsError, StartError
+from app.load import load_file, service_url
 from app.settings import PREFIX, Settings, read_settings
 from app.store import registrations, schema
-from app.store.database import Connection, create_engine
+from app.store.database import Connection, Database, create_engine, translated
 from app.store.embedded import EmbeddedPostgres, running_url
 
 logger = logging.getLogger(__name__)
 
 SHUTDOWN = 10  # seconds that open requests have to end
 KEEP_ALIVE = 30  # seconds that an idle connection stays open
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
@@ -82,7 +88,6 @@ def serve(**given: str | None) -> None:
     """Answer requests. Without a database URL, on a PostgreSQL of its own in the data directory."""
     settings = read_settings(given)
     log.configure(settings.log_level, settings.log_format, correlation_id.get)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _listen(settings.host, settings.port) as listener, _own_database(settings) as url:
             if settings.database_url is None:
@@ -108,6 +113,24 @@ def migrate(target: str, **given: str | None) -> None:
 
 
 @pqs.command()
+@click.argument("file", type=click.Path(allow_dash=True))
+@click.option(
+    "--url",
+    metavar="URL",
+    help="The service's address, such as http://127.0.0.1:8000, in place of --host and --port.",
+)
+@settings_options("host", "port")
+def load(file: str, url: str | None, **given: str | None) -> None:
+    """Send a file of events, one JSON object a line, to the service; - is standard input.
+
+    The file may be packed with gzip or xz. Events that come before what they build on are sent again at the end, by
+    entity and position. The status is 1 when a line is not in; standard error lists such lines with their reasons.
+    """
+    settings = read_settings(given)
+    sys.exit(load_file(file, url or service_url(settings.host, settings.port)))
+
+
+@pqs.command()
 @click.argument("entity_id", type=click.UUID)
 @click.option("--domain", default=DEFAULT_DOMAIN, show_default=True, help="The entity's domain.")
 @click.option("--sequence", type=click.IntRange(0, MAX_NUMBER), help="Stand at this sequence.")
@@ -118,9 +141,10 @@ def rebase(
     entity_id: UUID, domain: str, sequence: int | None, partition: str | None, offset: int | None, **given: str | None
 ) -> None:
     """Move an entity to another track, by hand: its position and version change, nothing else."""
+    place = {"sequence": sequence, "partition": partition, "offset": offset}
     try:
-        position = Position(sequence=sequence, partition=partition, offset=offset)
-    except ValueError as error:
+        position = msgspec.convert({name: value for name, value in place.items() if value is not None}, Position)
+    except msgspec.ValidationError as error:
         raise click.UsageError(str(error).replace("`", "")) from None
     settings = _command_settings(given)
 
@@ -132,7 +156,7 @@ def rebase(
         return f"{entity_id} stood at {before.position}, and stands at {after.position}, version {after.version}"
 
     with _database(settings) as url:
-        said = asyncio.run(_transaction(url, work))
+        said = asyncio.run(_transaction(url, settings, work))
     logger.warning("rebased: %s in domain %s", said, domain)
     click.echo(said)
 
@@ -167,6 +191,7 @@ def _command_settings(given: dict[str, str | None]) -> Settings:
 @contextmanager
 def _own_database(settings: Settings) -> Iterator[str]:
     """The address of the database: the one that is set, or that of a PostgreSQL which lives as long as this."""
+    _stop_on_signals()
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
@@ -174,8 +199,26 @@ def _own_database(settings: Settings) -> Iterator[str]:
         try:
             yield url
         finally:
-            # From here on the database is being stopped; an impatient second Ctrl-C would leave it running.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _ignore_signals()
+
+
+def _stop_on_signals() -> None:
+    """Turn Ctrl-C, SIGTERM and a closed terminal into a KeyboardInterrupt, once: see _ignore_signals."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        _ignore_signals()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # uvicorn knows that one
+
+
+def _ignore_signals() -> None:
+    """From here on the database is being stopped; an impatient second Ctrl-C would leave it running."""
+    for each in STOPPING:
+        signal.signal(each, signal.SIG_IGN)
 
 
 @contextmanager
@@ -192,18 +235,18 @@ def _database(settings: Settings) -> Iterator[str]:
 async def _migrate(url: str, target: str) -> tuple[str, str]:
     engine = create_engine(url, pool_size=2)
     try:
-        return await schema.migrate(engine, target)
+        async with translated():
+            return await schema.migrate(engine, target)
     finally:
         await engine.dispose()
 
 
-async def _transaction(url: str, work: Callable[[Connection], Coroutine[None, None, T]]) -> T:
-    engine = create_engine(url)
+async def _transaction(url: str, settings: Settings, work: Callable[[Connection], Coroutine[None, None, T]]) -> T:
+    database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=settings.statement_timeout))
     try:
-        async with engine.begin() as connection:
-            return await work(connection)
+        return await database.write(work)
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 @contextmanager
@@ -213,7 +256,7 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        reason = "it is already in use" if error.errno == 98 else error.strerror
+        reason = "it is already in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise StartError(
             f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
         ) from None
@@ -229,6 +272,16 @@ def _export(settings: Settings) -> None:
             os.environ[PREFIX + name.upper()] = str(getattr(value, "get_secret_value", lambda value=value: value)())
 
 
+class _Server(uvicorn.Server):
+    """A server that closes what the lifespan opened even when a second Ctrl-C has cut its open requests off."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop taking requests, let the open ones end, and end the lifespan."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
+
 def _run(settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         "app.main:from_environment",
@@ -242,7 +295,7 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=SHUTDOWN,
     )
     if settings.workers == 1:
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config).run(sockets=[listener])
         return
     with tempfile.TemporaryDirectory(prefix="pqs-metrics-") as shared:
         os.environ[SHARED_DIRECTORY] = shared

@@ -1,15 +1,21 @@
 """create_app(): the ASGI application, and the lifespan in which its parts are built and closed."""
 
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 
 from fastapi import FastAPI
 
 from app import log
 from app.api import context, counts, entities, events, health, openapi, overdue, problems
-from app.api.metrics import Metrics
+from app.api.metrics import SHARED_DIRECTORY, Metrics
 from app.api.service import Service
 from app.domain.registration import Timing
 from app.errors import StartError
@@ -48,12 +54,13 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("projection-query-service"),
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # a path is what the contract says, or it is unknown
     )
     for resource in (events, entities, counts, overdue, health):
         app.include_router(resource.router)
     problems.install(app)
     openapi.install(app)
-    app.add_middleware(context.RequestContext, metrics=metrics, on_bug=problems.on_bug)
+    app.add_middleware(context.RequestContext, metrics=metrics, answer_to=problems.answer_to)
     return app
 
 
@@ -61,4 +68,14 @@ def from_environment() -> FastAPI:
     """The application as the environment sets it: what each process of `pqs serve` runs."""
     settings = read_settings()
     log.configure(settings.log_level, settings.log_format, context.correlation_id.get)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     return create_app(settings)
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """End this worker when the process that started it was killed, so that its port is free again."""
+    parent.join()
+    shutil.rmtree(os.environ.get(SHARED_DIRECTORY, ""), ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -2,13 +2,16 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import StartError
@@ -38,6 +41,26 @@ class LogFormat(StrEnum):
 Duration = Annotated[float, Field(gt=0, le=365 * DAY)]
 
 
+_HOST = r"(\[[^]]*\]|[^][:,]*)(:\d*)?"
+_HOSTS = re.compile(rf"{_HOST}(,{_HOST})*")
+
+
+def _postgresql(url: SecretStr) -> SecretStr:
+    """A libpq address. Raises ValueError without a word of it: what is wrong may be the password."""
+    address = url.get_secret_value().replace("postgresql+asyncpg://", "postgresql://", 1)
+    with suppress(ValueError):
+        parts = urlsplit(address)
+        if parts.scheme in {"postgresql", "postgres"} and _HOSTS.fullmatch(parts.netloc.rpartition("@")[2]):
+            return SecretStr(address)
+    raise ValueError(
+        "an address such as postgresql://user:password@host:5432/name was expected, with %2F, %40 and the like for "
+        "special characters in its parts"
+    )
+
+
+Address = Annotated[SecretStr, AfterValidator(_postgresql)]
+
+
 class Settings(BaseSettings):
     """What can be set. Durations are seconds, sizes are bytes."""
 
@@ -46,20 +69,18 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="The port to listen on; 0 takes a free one.")
     workers: int = Field(1, ge=1, le=256, description="How many processes answer requests.")
-    database_url: SecretStr | None = Field(
+    database_url: Address | None = Field(
         None,
         description="A PostgreSQL, as postgresql://user@host/name. Without it the service starts its own.",
     )
-    database_read_url: SecretStr | None = Field(
-        None, description="A replica of it, asked for lists, counts and scans."
-    )
+    database_read_url: Address | None = Field(None, description="A replica of it, asked for lists, counts and scans.")
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("pqs")),
         description="Where the service's own PostgreSQL keeps its data.",
     )
     pool_size: int = Field(8, ge=1, le=1000, description="How many database connections a process opens at most.")
     statement_timeout: float = Field(
-        5.0, gt=0, le=3600, description="After how many seconds a statement is given up."
+        5.0, ge=0.001, le=3600, description="After how many seconds a statement is given up."
     )
     ack_timeout: Duration = Field(30.0, description="How many seconds a node has to acknowledge.")
     liveness_interval: Duration = Field(60.0, description="How many seconds a node has after its activation.")
@@ -77,11 +98,12 @@ def read_settings(given: Mapping[str, object] | None = None) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in os.environ:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            endings = [each.removeprefix(PREFIX) for each in known]
+            near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), endings, n=1)
+            hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
             raise StartError(f"there is no setting {name}{hint} (`pqs serve --help` lists them)")
     try:
         return Settings.model_validate({name: value for name, value in (given or {}).items() if value is not None})
     except ValidationError as error:
         wrong = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
-        raise StartError("; ".join(wrong)) from None
+        raise StartError("; ".join(wrong).replace("Value error, ", "")) from None

@@ -31,9 +31,9 @@ def read_event(body: bytes | msgspec.Raw) -> Event:
     """One event. Raises UnreadableError for what is not JSON, InvalidInputError for what is no event."""
     try:
         event: Event = _EVENT.decode(body)
+        fault = _fault_beyond_shape(event, bytes(body))
     except _NOT_DECODED as error:
         explain(bytes(body), error)
-    fault = _fault_beyond_shape(event, bytes(body))
     if fault is not None:
         raise InvalidInputError([fault])
     return event
@@ -56,8 +56,8 @@ def read_events(body: bytes) -> list[Event]:
         except InvalidInputError as error:
             faults += [Fault(f"#/{index}{fault.pointer[1:]}", fault.detail) for fault in error.faults]
         except UnreadableError as error:
-            # The array as a whole was readable, so this is a value that JSON allows and this service does not.
-            faults.append(Fault(f"#/{index}", str(error)))
+            # msgspec passes over the strings of an item without looking whether they are UTF-8.
+            explain(body, error)
     if faults:
         raise InvalidInputError(faults)
     return events
@@ -81,9 +81,9 @@ def explain(body: bytes, error: Exception) -> NoReturn:
     except json.JSONDecodeError as wrong:
         raise UnreadableError(f"not JSON: {wrong.msg} at line {wrong.lineno} column {wrong.colno}") from None
     except _ConstantError as wrong:
-        at = re.search(rf"(?<![\w\"]){re.escape(str(wrong))}", text)
-        where = _place(text[: at.start()]) if at else "an unknown place"
-        raise UnreadableError(f"not JSON: {wrong} is no JSON number, at {where}") from None
+        tokens = re.finditer(rf'"(?:[^"\\]|\\.)*"|{wrong}', text)
+        at = next(token.start() for token in tokens if token[0] == str(wrong))
+        raise UnreadableError(f"not JSON: {wrong} is no JSON number, at {_place(text[:at])}") from None
     except RecursionError:
         raise InvalidInputError([Fault("#", f"nested deeper than {MAX_NESTING} levels")]) from None
     except ValueError:
@@ -125,11 +125,11 @@ _TYPE = re.compile(r"Invalid value (.*)", re.DOTALL)
 def _fault(error: msgspec.ValidationError, value: object) -> Fault:
     """msgspec's message as a fault: its path becomes a pointer, the field that it names becomes part of it."""
     detail, _, path = str(error).partition(" - at `$")
-    pointer = "#" + "".join(f"/{step}" for step in re.findall(r"[^.\[\]`]+", path))
+    pointer = "#" + "".join(f"/{_escape(step)}" for step in re.findall(r"[^.\[\]`]+", path))
     if match := _MISSING.fullmatch(detail):
         return Fault(f"{pointer}/{match[1]}", "this field is required")
     if match := _UNKNOWN.fullmatch(detail):
-        return Fault(f"{pointer}/{_escape(match[1])}", f"unknown field; {_known_fields(pointer, value)}")
+        return Fault(f"{pointer}/{_escape(match[1])}", f"unknown field{_known_fields(pointer, value)}")
     if pointer == "#/type" and (match := _TYPE.fullmatch(detail)):
         return Fault(pointer, f"unknown event type {match[1]}; known are {', '.join(EVENT_TYPES)}")
     if detail.startswith(("Integer value out of range", "Number out of range")):
@@ -143,18 +143,18 @@ def _escape(name: str) -> str:
 
 
 def _known_fields(pointer: str, value: object) -> str:
-    """Which fields the object at `pointer` may have; `value` is the event that it is in."""
+    """Which fields the object at `pointer` may have; `value` is the event that it is in. Empty when it is none."""
     if pointer == "#/position":
-        return "known are sequence, partition, offset, previous"
+        return "; known are sequence, partition, offset, previous"
     tag = value.get("type") if isinstance(value, dict) else None
-    if not isinstance(tag, str):
-        return "and the event's type is missing"
+    if not isinstance(tag, str) or tag not in _CLASSES:
+        return ""
     cls = _CLASSES[tag]
     if pointer == "#":
-        return f"known are type, {', '.join(cls.__struct_fields__)}"
+        return f"; known are type, {', '.join(cls.__struct_fields__)}"
     data = next(field.type for field in msgspec.structs.fields(cls) if field.name == "data")
     names = [field.name for field in msgspec.structs.fields(data)]
-    return f"the data of {tag} may have {', '.join(names)}" if names else f"the data of {tag} is empty"
+    return f"; the data of {tag} may have {', '.join(names)}" if names else f"; the data of {tag} is empty"
 
 
 def _fault_beyond_shape(event: Event, body: bytes) -> Fault | None:

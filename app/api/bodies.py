@@ -29,7 +29,7 @@ def media_type(request: Request, *accepted: str) -> str:
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body. Raises TooLargeError past `limit` bytes, and ClientDisconnect when it ends early."""
-    too_large = TooLargeError(f"the body is larger than {limit:,} bytes; send more events as {NDJSON}")
+    too_large = TooLargeError(f"the body is larger than {limit:,} bytes; events may come as {NDJSON}, of any length")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large

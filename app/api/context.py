@@ -8,14 +8,17 @@ from contextvars import ContextVar
 from typing import Any
 from uuid import UUID, uuid4
 
+from starlette.requests import ClientDisconnect
+
 from app.api.metrics import Metrics
-from app.errors import Fault, InvalidInputError
+from app.errors import Fault, InvalidInputError, PqsError
 
 log = logging.getLogger("app.access")
 
 HEADER = b"x-correlation-id"
 DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that is still read, so that the answer arrives
 DRAIN_SECONDS = 10.0
+GONE = 499  # in log and metrics: the client went away before its request was at its end
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # what a label may be
 
 Message = MutableMapping[str, Any]  # ASGI's own type
@@ -41,10 +44,10 @@ def given_correlation_id(scope: Scope) -> UUID | None:
 class RequestContext:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: App, metrics: Metrics, on_bug: Callable[[Scope, Exception], App]) -> None:
+    def __init__(self, app: App, metrics: Metrics, answer_to: Callable[[Scope, Exception], App]) -> None:
         self._app = app
         self._metrics = metrics
-        self._on_bug = on_bug
+        self._answer_to = answer_to
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, and account for it. Whatever is no HTTP request is handed on."""
@@ -53,10 +56,13 @@ class RequestContext:
             return
         began = time.perf_counter()
         body = _Body(scope, receive)
+        app = self._app
         try:
-            own_id = str(given_correlation_id(scope) or uuid4())
-        except InvalidInputError:
-            own_id = str(uuid4())  # the handler refuses the request; the refusal can still be found
+            id_ = given_correlation_id(scope) or uuid4()
+        except InvalidInputError as error:
+            id_ = uuid4()
+            app = self._answer_to(scope, error)
+        own_id = str(id_)
         token = correlation_id.set(own_id)
         status = 0
 
@@ -71,26 +77,27 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, body.receive, send_with_id)
+            await app(scope, body.receive, send_with_id)
+        except ClientDisconnect:
+            status = status or GONE
         except Exception as error:
-            answer = self._on_bug(scope, error)
+            if status and isinstance(error.__cause__ or error, PqsError):
+                log.warning("an answer broke off: %s", error.__cause__ or error)
+                raise  # breaking the connection is all that can still be said
+            answer = self._answer_to(scope, error)
             if status:
-                raise  # the answer had begun: breaking the connection is all that can still be said
+                raise
             await answer(scope, body.receive, send_with_id)
         finally:
-            seconds = time.perf_counter() - began
-            route = getattr(scope.get("route"), "path", "unknown")
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.request(method, route, status, seconds)
-            log.info(
-                "%s %s %d %.1f ms",
-                scope["method"],
-                scope["path"],
-                status,
-                seconds * 1000,
-                extra={"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds},
-            )
+            self._account(scope, status, time.perf_counter() - began)
             correlation_id.reset(token)
+
+    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+        method, path = scope["method"], scope["path"]
+        route = getattr(scope.get("route"), "path", "unknown")
+        self._metrics.request(method if method in METHODS else "other", route, status, seconds)
+        extra = {"method": method, "path": path, "status": status, "seconds": seconds}
+        log.info("%s %s %d %.1f ms", method, path, status, seconds * 1000, extra=extra)
 
 
 class _Body:

@@ -36,12 +36,6 @@ router = APIRouter(tags=["entities"])
 TEXT = "text/plain"
 
 
-@router.get("/v1/entities/lookup", include_in_schema=False)
-async def refuse_get_lookup() -> None:
-    """Without this, the path below would take `lookup` for an entity id."""
-    raise HTTPException(405, headers={"Allow": "POST"})
-
-
 @router.post(
     "/v1/entities/lookup",
     operation_id="lookupEntities",
@@ -67,6 +61,12 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
         items=[found[id_] for id_ in ids if id_ in found], missing=[id_ for id_ in ids if id_ not in found]
     )
     return Response(encode(answer), media_type=JSON)
+
+
+@router.get("/v1/entities/lookup", include_in_schema=False)
+async def refuse_get_lookup() -> None:
+    """Without this, the path below would take `lookup` for an entity id."""
+    raise HTTPException(405, headers={"Allow": "POST"})
 
 
 @router.get(
@@ -167,7 +167,9 @@ def _filter(query: EntityQuery) -> EntityFilter:
     capabilities: dict[str, object] = {}
     if query.capabilities is not None:
         capabilities = _object(query.capabilities)
-    capabilities |= dict.fromkeys(query.capability, True)
+    for name in query.capability:
+        if capabilities.setdefault(name, True) is not True:
+            raise InvalidInputError([Fault("#/query/capability", f"`capabilities` says otherwise of {name}")])
     return EntityFilter(
         domain=query.domain,
         states=tuple(sorted(set(query.state))),

@@ -1,10 +1,14 @@
 """What Prometheus reads: requests, events by outcome, the circuit breakers."""
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from app.domain.registration import Outcome
 
@@ -61,5 +65,30 @@ class Metrics:
         registry = self._registry
         if SHARED_DIRECTORY in os.environ:
             registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no types here
+            registry.register(_AllProcesses())
         return generate_latest(registry)
+
+
+class _AllProcesses(Collector):
+    """The metrics of all processes of the service, as they share them in files.
+
+    Left out is what MultiProcessCollector stumbles over: a file that another process has just created, and the state
+    of a process that is no more (what it had counted stays).
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        """Read all files anew."""
+        files = Path(os.environ[SHARED_DIRECTORY]).glob("*.db")
+        current = [str(path) for path in files if path.stat().st_size and not _is_state_of_the_dead(path.stem)]
+        metrics: Iterable[Metric] = MultiProcessCollector.merge(current)  # type: ignore[no-untyped-call]  # no types there
+        return metrics
+
+
+def _is_state_of_the_dead(name: str) -> bool:
+    """Whether a file, named <type>_<mode>_<pid>, is a gauge of a process that has ended."""
+    if name.startswith("gauge_live"):
+        try:
+            os.kill(int(name.rpartition("_")[2]), 0)
+        except ProcessLookupError:
+            return True
+    return False

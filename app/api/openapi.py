@@ -1,6 +1,7 @@
 """The OpenAPI document: written from the types that answers are encoded from, with examples from real answers."""
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
@@ -12,13 +13,17 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 
 from app.api import schemas
-from app.domain.events import Event
+from app.domain.events import EVENT_TYPES, Event
 from app.domain.registration import Registration
 from app.projector import Result
+from app.wire import MAX_EVENTS
 
 Json = dict[str, Any]  # a piece of the document
 REFERENCE = "#/components/schemas/{name}"
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
 PROBLEM = "application/problem+json"
+TEXT = "text/plain"
 
 WHY: dict[int, str] = {
     400: "The body is not JSON (the detail says where it breaks), or the cursor is bad.",
@@ -38,6 +43,30 @@ row is now, how many rows are in each state, and which deadlines have passed is 
 problem details (RFC 9457), and every answer carries an `X-Correlation-ID`: yours, when you send one.
 """
 
+TAGS = [
+    {"name": "events", "description": "The one way in."},
+    {"name": "entities", "description": "Where nodes stand."},
+    {"name": "counts", "description": "How many are where."},
+    {"name": "overdue", "description": "Deadlines that have passed."},
+    {"name": "health", "description": "For those who run the service."},
+]
+
+CORRELATION_ID = {
+    "name": "X-Correlation-ID",
+    "in": "header",
+    "required": False,
+    "description": "Given back and logged, and kept with events that have no `correlation_id` of their own.",
+    "schema": {"type": "string", "format": "uuid"},
+}
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "description": "ETags that the client has already: where the row has one of them, the answer is 304.",
+    "schema": {"type": "string"},
+    "example": '"5"',
+}
+
 
 class Operation(TypedDict):
     """What a route says of itself beyond its name, for FastAPI's decorators."""
@@ -47,11 +76,7 @@ class Operation(TypedDict):
     openapi_extra: Json | None
 
 
-@cache
-def examples() -> dict[str, Json]:
-    """Answers of a real service, by name. `tests/api/test_examples.py` asks for them again and compares."""
-    text = files("app.api").joinpath("examples.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
+# --- What routes say of themselves ---------------------------------------------------------------------------------
 
 
 def operation(
@@ -65,107 +90,146 @@ def operation(
     stream: type[msgspec.Struct] | None = None,
 ) -> Operation:
     """A call that answers `answer`, or one of `errors`."""
-    content = {"application/json": _content(answer)}
+    content = {JSON: _schema(answer.__name__)}
     if text:
-        content["text/plain"] = {"schema": {"type": "string"}, "example": "active"}
+        content[TEXT] = _text("The state alone, without quotes.")
     if stream is not None:
-        content["application/x-ndjson"] = {
-            "schema": {"type": "string", "description": f"A {stream.__name__} a line."}
-        }
-    ok: Json = {"description": (answer.__doc__ or "").strip(), "content": content, "headers": _headers(etag, link)}
-    responses: dict[int | str, Json] = {200: ok}
+        content[NDJSON] = _text(f"A {stream.__name__} a line.")
+    responses: dict[int | str, Json] = {
+        200: {"description": _sentence(answer), "content": content, "headers": _headers(etag=etag, link=link)}
+    }
     if etag:
         responses[304] = {
             "description": "The row still has the version that `If-None-Match` names.",
-            "headers": _headers(etag, False),
+            "headers": _headers(etag=True),
         }
     responses |= {status: _error(status) for status in errors}
     extra = None
     if body is not None:
-        extra = {"requestBody": {"required": True, "content": {"application/json": _content(body)}}}
+        extra = {"requestBody": {"required": True, "content": {JSON: _schema(body.__name__)}}}
     return {"response_class": Response, "responses": responses, "openapi_extra": extra}
 
 
 def events_operation() -> Operation:
     """`POST /v1/events`, which reads and answers three shapes."""
     event = {"$ref": REFERENCE.format(name="Event")}
-    shown = examples()
-    described: Operation = {
-        "response_class": Response,
-        "responses": {status: _error(status) for status in (400, 409, 413, 415, 422, 503)},
-        "openapi_extra": {
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": {
-                            "oneOf": [event, {"type": "array", "items": event, "maxItems": 10_000}],
-                        },
-                        "examples": {
-                            name: {"summary": name.replace("_", " "), "value": shown["requests"][name]}
-                            for name in shown["requests"]
-                        },
-                    },
-                    "application/x-ndjson": {"schema": {"type": "string", "description": "An event a line."}},
-                },
-            }
-        },
+    asked = {
+        JSON: {"schema": {"oneOf": [event, {"type": "array", "items": event, "maxItems": MAX_EVENTS}]}},
+        NDJSON: _text("An event a line."),
     }
-    described["responses"][200] = {
-        "description": "What became of the events.",
-        "headers": _headers(False, False),
-        "content": {
-            "application/json": {
-                "schema": {"anyOf": [{"$ref": REFERENCE.format(name=n)} for n in ("Result", "BatchAnswer")]},
-                "examples": {name: {"value": shown["answers"][name]} for name in ("Result", "BatchAnswer")},
-            },
-            "application/x-ndjson": {
-                "schema": {
-                    "type": "string",
-                    "description": "A line for each event that was not applied, with its `line` number from 1, "
-                    "and a line with the `summary` at the end.",
-                }
-            },
-        },
+    answered = {
+        JSON: _schema("Result", "BatchAnswer"),
+        NDJSON: _text(
+            "A line for each event that was not applied, with its `line` number from 1; at the end one with the "
+            "`summary`."
+        ),
     }
-    described["responses"][409]["content"][PROBLEM] = _content(schemas.OrderProblem)
-    described["responses"][503]["content"][PROBLEM]["schema"] = {
-        "anyOf": [{"$ref": REFERENCE.format(name=n)} for n in ("Problem", "InterruptedProblem")]
+    responses: dict[int | str, Json] = {
+        200: {"description": "What became of the events.", "content": answered, "headers": _headers()},
+        400: _error(400),
+        409: _error(409, "OrderProblem"),
+        413: _error(413),
+        415: _error(415),
+        422: _error(422),
+        503: _error(503, "Problem", "InterruptedProblem"),
     }
-    return described
+    extra = {"requestBody": {"required": True, "content": asked}}
+    return {"response_class": Response, "responses": responses, "openapi_extra": extra}
 
 
 def metrics_operation() -> Operation:
     """`GET /metrics`, which answers text."""
-    ok = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    ok = {"description": "Prometheus' text format.", "content": {TEXT: _text("Metrics.")}, "headers": _headers()}
     return {"response_class": Response, "responses": {200: ok, 422: _error(422)}, "openapi_extra": None}
 
 
+def _schema(*names: str) -> Json:
+    references = [{"$ref": REFERENCE.format(name=name)} for name in names]
+    return {"schema": references[0] if len(references) == 1 else {"anyOf": references}}
+
+
+def _text(description: str) -> Json:
+    return {"schema": {"type": "string", "description": description}}
+
+
+def _sentence(type_: type[msgspec.Struct]) -> str:
+    return (type_.__doc__ or "").strip()
+
+
+def _headers(*, etag: bool = False, link: bool = False) -> Json:
+    headers: Json = {
+        "X-Correlation-ID": {
+            "description": "The client's, or one that was made.",
+            "schema": {"type": "string", "format": "uuid"},
+        }
+    }
+    if etag:
+        headers["ETag"] = {"description": "The row's version, quoted.", "schema": {"type": "string"}}
+    if link:
+        headers["Link"] = {"description": "The next page, where there is one.", "schema": {"type": "string"}}
+    return headers
+
+
+def _error(status: int, *names: str) -> Json:
+    headers = _headers()
+    if status in {409, 503}:
+        when = " Only with an event that is early." if status == 409 else ""
+        headers["Retry-After"] = {
+            "description": f"Seconds to wait.{when}",
+            "schema": {"type": "integer", "minimum": 1},
+        }
+    return {
+        "description": WHY.get(status, HTTPStatus(status).phrase),
+        "content": {PROBLEM: _schema(*(names or ("Problem",)))},
+        "headers": headers,
+    }
+
+
+# --- The document --------------------------------------------------------------------------------------------------
+
+
 def install(app: FastAPI) -> None:
-    """Make `app` write its document this way, once."""
+    """Make `app` write its document this way, when it is first asked for it."""
 
     def document() -> Json:
         if app.openapi_schema is None:
-            document = get_openapi(
+            written = get_openapi(
                 title=app.title,
                 version=app.version,
                 description=DESCRIPTION,
                 routes=app.routes,
-                tags=[
-                    {"name": "events", "description": "The one way in."},
-                    {"name": "entities", "description": "Where nodes stand."},
-                    {"name": "counts", "description": "How many are where."},
-                    {"name": "overdue", "description": "Deadlines that have passed."},
-                    {"name": "health", "description": "For those who run the service."},
-                ],
+                tags=TAGS,
                 license_info={"name": "MIT", "identifier": "MIT"},
             )
-            components = document.setdefault("components", {}).setdefault("schemas", {})
-            components |= _components()
-            app.openapi_schema = document
+            written.setdefault("components", {}).setdefault("schemas", {}).update(_components())
+            for operation in _operations(written):
+                _describe_parameters(operation)
+                _illustrate(operation)
+            app.openapi_schema = written
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _operations(document: Json) -> Iterator[Json]:
+    for item in document["paths"].values():
+        yield from item.values()
+
+
+def _describe_parameters(operation: Json) -> None:
+    """Say what a request may carry beside its body. A parameter is left out, never null."""
+    parameters = operation.setdefault("parameters", [])
+    for parameter in parameters:
+        schema = parameter["schema"]
+        if "anyOf" in schema:
+            [schema] = [one for one in schema["anyOf"] if one != {"type": "null"}]
+        schema.pop("title", None)
+        told = schema.pop("description", None)
+        parameter["schema"] = schema
+        parameter.setdefault("description", told or "The entity's id.")
+    if "304" in operation["responses"]:
+        parameters.append(IF_NONE_MATCH)
+    parameters.append(CORRELATION_ID)
 
 
 def _components() -> dict[str, Json]:
@@ -189,7 +253,8 @@ def _components() -> dict[str, Json]:
         Event,
     ]
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)
-    components["Event"] = {"title": "Event", **written[-1]}
+    components["Event"] = {"title": "Event", "description": "One of the event types.", **written[-1]}
+    components["Position"] = _position(components["Position"])
     components["BatchAnswer"] = {
         "title": "BatchAnswer",
         "description": "What became of the events of an array, in the order sent.",
@@ -200,6 +265,8 @@ def _components() -> dict[str, Json]:
         },
         "required": ["summary", "results"],
     }
+    for name in ("Summary", "StreamSummary"):  # their defaults are for this code: answers have all of them
+        components[name]["required"] = list(components[name]["properties"])
     return components
 
 
@@ -210,36 +277,75 @@ def _anything(type_: type) -> Json:
     raise NotImplementedError
 
 
-def _content(type_: type[msgspec.Struct]) -> Json:
-    content: Json = {"schema": {"$ref": REFERENCE.format(name=type_.__name__)}}
-    if type_.__name__ in examples()["answers"]:
-        content["example"] = examples()["answers"][type_.__name__]
-    return content
-
-
-def _headers(etag: bool, link: bool) -> Json:
-    headers = {
-        "X-Correlation-ID": {
-            "description": "The client's, or one that was made.",
-            "schema": {"type": "string", "format": "uuid"},
+def _position(position: Json) -> Json:
+    """Either kind of position, and no mixture: what Position checks when it is made."""
+    fields = {}
+    for name, schema in position["properties"].items():
+        [fields[name]] = [one for one in schema["anyOf"] if one != {"type": "null"}]
+    kinds = [
+        {
+            "title": title,
+            "type": "object",
+            "properties": {name: fields[name] for name in (*names, "previous")},
+            "required": names,
+            "additionalProperties": False,
         }
-    }
-    if etag:
-        headers["ETag"] = {"description": "The row's version, quoted.", "schema": {"type": "string"}}
-    if link:
-        headers["Link"] = {"description": "The next page, where there is one.", "schema": {"type": "string"}}
-    return headers
+        for title, names in (("Sequence", ["sequence"]), ("Offset", ["partition", "offset"]))
+    ]
+    return {"title": "Position", "description": position["description"], "oneOf": kinds}
 
 
-def _error(status: int) -> Json:
-    content: Json = {"schema": {"$ref": REFERENCE.format(name="Problem")}}
-    if str(status) in examples()["problems"]:
-        content["example"] = examples()["problems"][str(status)]
-    headers = _headers(False, False)
-    if status in {409, 503}:
-        headers["Retry-After"] = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
-    return {
-        "description": WHY.get(status, HTTPStatus(status).phrase),
-        "content": {PROBLEM: content},
-        "headers": headers,
-    }
+# --- Examples ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def examples() -> dict[str, Json]:
+    """Requests, and what a real service answered to them.
+
+    `requests` has an event of each type, an array, and a lookup; `answers` are by the name of their schema, or by the
+    operation's id where that answers otherwise; `problems` by status, or by operation's id and status.
+    `tests/api/test_examples.py` asks for all of them again and compares.
+    """
+    text = files("app.api").joinpath("examples.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def _illustrate(operation: Json) -> None:
+    """Put the examples into an operation."""
+    id_ = operation["operationId"]
+    for media, content in operation.get("requestBody", {}).get("content", {}).items():
+        _show(content, _requests(content, media))
+    for status, response in operation["responses"].items():
+        for media, content in response.get("content", {}).items():
+            _show(content, _problems(id_, status) if media == PROBLEM else _answers(id_, content, media))
+
+
+def _show(content: Json, shown: Json) -> None:
+    content["examples"] = {name: {"summary": name, "value": value} for name, value in shown.items()}
+
+
+def _requests(content: Json, media: str) -> Json:
+    requests = examples()["requests"]
+    if media == NDJSON:
+        return {"lines": "".join(json.dumps(event) + "\n" for event in requests["array"])}
+    if "oneOf" in content["schema"]:
+        return {name: requests[name] for name in (*EVENT_TYPES, "array")}
+    return _by_schema(content, requests)
+
+
+def _answers(id_: str, content: Json, media: str) -> Json:
+    answers = examples()["answers"]
+    own = f"{id_} {media}" if media != JSON else id_
+    return {own: answers[own]} if own in answers else _by_schema(content, answers)
+
+
+def _by_schema(content: Json, known: Json) -> Json:
+    references = content["schema"].get("anyOf", [content["schema"]])
+    names = [reference["$ref"].rpartition("/")[2] for reference in references]
+    return {name: known[name] for name in names}
+
+
+def _problems(id_: str, status: str) -> Json:
+    problems = examples()["problems"]
+    own = {name: problem for name, problem in problems.items() if name.split(" ")[:2] == [id_, status]}
+    return own if f"{id_} {status}" in own else {status: problems[status], **own}

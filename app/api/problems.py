@@ -5,6 +5,7 @@ from collections.abc import MutableMapping
 from http import HTTPStatus
 from math import ceil
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -65,7 +66,7 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """A problem that has nothing to say beyond the members of RFC 9457, and `errors`."""
-    body = Problem(NO_TYPE, TITLES.get(status, status.phrase), status, detail, request.url.path, faults)
+    body = Problem(NO_TYPE, TITLES.get(status, status.phrase), status, detail, quote(request.url.path), faults)
     return respond(body, status, headers)
 
 
@@ -74,12 +75,22 @@ def retry_after(error: UnavailableError) -> dict[str, str]:
     return {"Retry-After": str(max(1, ceil(error.retry_after.total_seconds())))}
 
 
+def answer_to(scope: MutableMapping[str, Any], error: Exception) -> Response:
+    """The answer to any error. One that nobody foresaw says little; the log has what it was."""
+    request = Request(scope)
+    if isinstance(error, PqsError) and any(cls in STATUS for cls in type(error).__mro__):
+        return _to_ours(request, error)
+    log.error("a bug: %s %s", request.method, request.url.path, exc_info=error)
+    detail = "an error inside the service; the log has it, by the X-Correlation-ID of this answer"
+    return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+
+
 async def _on_our_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, PqsError):
-        raise error
-    status = next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), None)
-    if status is None:
-        raise error
+    return answer_to(request.scope, error)
+
+
+def _to_ours(request: Request, error: PqsError) -> Response:
+    status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     headers = retry_after(error) if isinstance(error, UnavailableError) else None
     if isinstance(error, IngestInterruptedError):
         body = InterruptedProblem(
@@ -110,7 +121,7 @@ async def _on_bad_parameter(request: Request, error: Exception) -> Response:
             detail = str(wrong["msg"]).removeprefix("Value error, ")
             detail = detail[0].lower() + detail[1:]
         faults.append(Fault(f"#/{where}", detail))
-    return await _on_our_error(request, InvalidInputError(faults))
+    return answer_to(request.scope, InvalidInputError(faults))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -125,11 +136,3 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     else:
         detail = str(error.detail)
     return problem(request, status, detail, headers=dict(error.headers or {}))
-
-
-def on_bug(scope: MutableMapping[str, Any], error: Exception) -> Response:
-    """The answer to an error that nobody foresaw. The log has what it was."""
-    request = Request(scope)
-    log.error("a bug: %s %s", request.method, request.url.path, exc_info=error)
-    detail = "an error inside the service; the log has it, by the X-Correlation-ID of this answer"
-    return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)

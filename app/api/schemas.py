@@ -1,14 +1,14 @@
 """What is asked and answered. The answers are encoded from these types, and OpenAPI is written from them."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta, Struct
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.domain.events import DEFAULT_DOMAIN
+from app.domain.events import DEFAULT_DOMAIN, Time
 from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration
 from app.domain.states import RegistrationState
@@ -29,29 +29,34 @@ def _no_nul(value: str) -> str:
     return value
 
 
-def _in_range(value: datetime) -> datetime:
-    if not EARLIEST <= value <= LATEST:
+def _instant(value: object) -> datetime:
+    """A time, read as those in events are (pydantic alone would take 1700000000 for one), in UTC."""
+    try:
+        time = msgspec.convert(value, Time)
+    except msgspec.ValidationError:
+        raise ValueError("a time with a zone was expected, such as 2026-01-01T00:00:00Z") from None
+    if not EARLIEST <= time <= LATEST:
         raise ValueError("a time lies in the years 1900 to 9998, in UTC")
-    return value
+    return time.astimezone(UTC)
 
 
 def _cut(value: object) -> object:
-    """A limit that is too large is cut; anything else is left to the check behind this."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        return min(int(value[:20]), MAX_LIMIT)
-    return value
+    """A limit; one that is too large is cut."""
+    if not isinstance(value, str):
+        return value
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError("an integer from 1 on was expected")
+    return min(int(value.lstrip("0")[:20] or "0"), MAX_LIMIT)
 
 
 Text = Annotated[str, AfterValidator(_no_nul)]
-Instant = Annotated[AwareDatetime, AfterValidator(_in_range)]
+Instant = Annotated[datetime, BeforeValidator(_instant)]
 Limit = Annotated[
     int,
     BeforeValidator(_cut),
     Field(ge=1, description=f"How many rows a page has at most; more than {MAX_LIMIT:,} is cut to that."),
 ]
-Cursor = Annotated[
-    str, Field(description="`next_cursor` of the page before this one, beside the same filters.", min_length=1)
-]
+Cursor = Annotated[str, Field(description="`next_cursor` of the page before this one, beside the same filters.")]
 
 
 class DomainQuery(BaseModel):

@@ -50,10 +50,6 @@ class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
         assert number is not None  # noqa: S101 - __post_init__ holds this; the type checker cannot see it
         return number
 
-    def bare(self) -> "Position":
-        """The same place without `previous`."""
-        return Position(sequence=self.sequence, partition=self.partition, offset=self.offset)
-
     def __str__(self) -> str:
         if self.sequence is not None:
             return f"sequence {self.sequence}"

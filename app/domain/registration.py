@@ -223,10 +223,8 @@ def _heartbeat(registration: Registration, event: Heartbeat, timing: Timing) -> 
     heartbeat_at = event.data.heartbeat_at or event.occurred_at
     newest = registration.last_heartbeat_at
     if newest is not None and heartbeat_at <= newest:
-        return Ignored(
-            f"{event.type} needs a heartbeat after {newest.astimezone(UTC).isoformat()}, the newest one; "
-            f"the state is {state}"
-        )
+        at = newest.astimezone(UTC).isoformat().removesuffix("+00:00")
+        return Ignored(f"{event.type} needs a heartbeat after {at}Z, the newest one; the state is {state}")
     computed = heartbeat_at + timing.liveness_window
     changes = _liveness_deadline(registration, event.data.liveness_deadline, computed)
     return record(registration, event, last_heartbeat_at=heartbeat_at, **changes)

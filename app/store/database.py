@@ -36,12 +36,13 @@ def create_engine(
     """An engine for the PostgreSQL at `url`, a libpq address; asyncpg reads it, so `sslmode` and `host` work.
 
     `scans` is for statements whose best plan depends on what they are given, such as a rare or a common capability:
-    each is planned anew.
+    each is planned anew. And they page through indexes: for data in memory or on an SSD, where that is cheap, and not
+    for a disk that turns, for which PostgreSQL would now and then rather read all that is overdue, and sort it.
     """
     dsn = url.replace("postgresql+asyncpg://", "postgresql://", 1)
     settings = {"application_name": "pqs", "timezone": "UTC"}
     if scans:
-        settings["plan_cache_mode"] = "force_custom_plan"
+        settings |= {"plan_cache_mode": "force_custom_plan", "random_page_cost": "1.1"}
     command_timeout = None
     if statement_timeout is not None:
         settings["statement_timeout"] = str(round(statement_timeout.total_seconds() * 1000))
@@ -87,20 +88,27 @@ class Database:
     async def read(self, work: Work[T]) -> T:
         """Do `work`, each of its statements a snapshot of its own. A connection that had gone stale is replaced."""
         async with self.breaker.guard():
+            # Reading again is safe.
             try:
-                async with _translated(), self._reading.connect() as connection:
-                    return await work(connection)
-            except DatabaseDownError as error:
+                return await self._read(work)
+            except DatabaseDownError as error:  # the server closed a pooled connection: it was started anew
                 if not isinstance(error.__cause__, exc.DBAPIError):
                     raise
-            # The server closed a pooled connection, most likely because it was started anew. Reading again is safe.
-            async with _translated(), self._reading.connect() as connection:
-                return await work(connection)
+            except LostRaceError:  # a replica breaks reads off that are in the way of what its primary sends
+                pass
+            try:
+                return await self._read(work)
+            except LostRaceError as error:
+                raise UnavailableError("PostgreSQL broke the read off twice") from error
+
+    async def _read(self, work: Work[T]) -> T:
+        async with translated(), self._reading.connect() as connection:
+            return await work(connection)
 
     async def write(self, work: Work[T]) -> T:
         """Do `work` as one transaction. When this returns, it is committed; when it raises before the commit, nothing
         is written; when the connection breaks in the commit, it may be."""
-        async with self.breaker.guard(), _translated(), self._engine.begin() as connection:
+        async with self.breaker.guard(), translated(), self._engine.begin() as connection:
             return await work(connection)
 
     async def check(self) -> str:
@@ -110,7 +118,8 @@ class Database:
             known = await connection.scalar(text("SELECT to_regclass('alembic_version')"))
             if known is None:
                 return None
-            return str(await connection.scalar(text("SELECT version_num FROM alembic_version")))
+            found: str | None = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return found
 
         return check_revision(await self.read(revision))
 
@@ -120,7 +129,7 @@ class Database:
 
 
 @asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+async def translated() -> AsyncIterator[None]:
     """Turn the driver's errors into ours. What they say goes to the log, not to the caller."""
     try:
         yield
@@ -145,6 +154,8 @@ def _named(error: exc.DBAPIError) -> Exception:
         return DatabaseDownError("the database does not answer")
     if state in {"40001", "40P01"}:
         return LostRaceError("PostgreSQL rolled the transaction back for another one")
+    if isinstance(getattr(error.orig, "__cause__", None), asyncpg.InvalidCachedStatementError):
+        return LostRaceError("a migration changed a table under a prepared statement")
     if state in {"57014", "55P03"}:
         return UnavailableError("the database took too long over a statement, and gave it up")
     if state in {"42P01", "42703", "42704"}:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -232,12 +233,16 @@ class EmbeddedPostgres:
         options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         if not self._sync:
             options.append("--no-sync")
-        with self._launch("initdb", f"--pgdata={new}", *options, keep=self._lock) as process:
-            try:
-                failed = process.wait() != 0
-            except BaseException:
+        process = None
+        try:
+            with _undisturbed():
+                process = self._launch("initdb", f"--pgdata={new}", *options, keep=self._lock)
+            failed = process.wait() != 0
+        except BaseException:
+            if process is not None:
                 process.terminate()  # initdb then removes what it wrote
-                raise
+                process.wait()
+            raise
         if failed:
             raise StartError(f"initdb failed in {self._data_dir}:\n{self._log_tail()}")
         new.rename(self._pgdata)
@@ -266,8 +271,9 @@ class EmbeddedPostgres:
             "unix_socket_permissions": "0700",
         }
         options = [part for name, value in parameters.items() for part in ("-c", f"{name}={value}")]
-        self._process = self._launch("postgres", "-D", str(self._pgdata), *options)
-        self._pid = self._process.pid
+        with _undisturbed():
+            self._process = self._launch("postgres", "-D", str(self._pgdata), *options)
+            self._pid = self._process.pid
 
     def _make_socket_dir(self) -> Path:
         run = self._data_dir / "run"
@@ -395,6 +401,26 @@ def _remove_sockets(directory: Path) -> None:
         path.unlink()
     with suppress(FileNotFoundError):
         directory.rmdir()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold signals back that raise an exception: in the middle of a launch, nobody would know the new process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    raising = {each: handler for each, handler in handlers.items() if callable(handler)}
+    for each in raising:
+        signal.signal(each, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in raising.items():
+            signal.signal(each, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import asyncio
 from pathlib import Path
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.errors import SchemaMismatchError, StartError
@@ -18,6 +19,7 @@ BASE = "base"  # before the first revision: no tables
 
 LOCK_KEY = 0x7071_735F_6D69_67  # "pqs_mig": one migration of a database at a time
 LOCK_POLL = 0.1  # seconds
+LOCK_NOT_AVAILABLE = "55P03"  # what PostgreSQL calls it when lock_timeout is over
 
 
 def check_revision(revision: str | None) -> str:
@@ -45,7 +47,7 @@ async def migrate(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
     """Bring the database to revision `target`, up or down, and return where it was and where it is.
 
     Safe to repeat, and safe to run twice at once: the second waits for the first. Raises StartError when the
-    database is at a revision that this code does not know.
+    database is at a revision that this code does not know, and when somebody else keeps a table locked.
     """
     if target not in (*REVISIONS, BASE):
         raise StartError(f"there is no revision {target}; known are {BASE}, {', '.join(REVISIONS)}")
@@ -61,6 +63,13 @@ async def migrate(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
                 raise StartError(f"the database is at revision {was}, which this code does not know; nothing done")
             await connection.run_sync(_run, was, target)
             return was, await _revision(connection)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            raise StartError(
+                "another session keeps a table locked that the migration must change; the revision that waited for "
+                "it was rolled back: run `pqs migrate` again when that session is done"
+            ) from error
         finally:
             await guard.scalar(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
 
@@ -84,5 +93,5 @@ def _run(connection: Connection, was: str, target: str) -> None:
     order = (BASE, *REVISIONS)
     if order.index(target) < order.index(was):
         command.downgrade(config, target)
-    else:
-        command.upgrade(config, target if target != BASE else HEAD)
+    elif target != was:
+        command.upgrade(config, target)

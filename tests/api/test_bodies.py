@@ -1,0 +1,92 @@
+"""Request bodies, read line by line."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from fastapi import Request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.api.bodies import ClientDisconnect, lines
+
+LIMIT = 16  # bytes in a line
+
+bodies = st.lists(
+    st.one_of(
+        st.binary(max_size=3 * LIMIT).map(lambda line: line.replace(b"\n", b"")),
+        st.integers(LIMIT - 2, LIMIT + 2).map(lambda size: b"x" * size),
+    ),
+    max_size=8,
+).flatmap(lambda parts: st.sampled_from([b"\n".join(parts), b"\n".join([*parts, b""])]))
+
+
+@st.composite
+def in_chunks(draw: st.DrawFn) -> list[bytes]:
+    """A body, cut anywhere, into chunks that may be empty."""
+    body = draw(bodies)
+    cuts = sorted(draw(st.lists(st.integers(0, len(body)), max_size=6)))
+    return [body[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
+
+
+def request_of(chunks: list[bytes], *, ends: bool = True) -> Request:
+    """A request whose body comes in these chunks, and then ends, or breaks off."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request", "body": b""} if ends else {"type": "http.disconnect"})
+
+    async def receive() -> dict[str, object]:
+        return messages.pop(0)
+
+    return Request({"type": "http", "headers": []}, receive)
+
+
+async def read(request: Request) -> tuple[list[bytes | None], bool]:
+    """The lines, and whether the body came to its end."""
+    read: list[bytes | None] = []
+    try:
+        async for line in lines(request, LIMIT):
+            read.append(line)  # noqa: PERF401 - what was read before an error counts
+    except ClientDisconnect:
+        return read, False
+    return read, True
+
+
+def expected(body: bytes, *, ends: bool = True) -> list[bytes | None]:
+    """The lines of a body that is held in memory; one that breaks off has no last line without an end."""
+    *whole, rest = body.split(b"\n")
+    if ends and rest:
+        whole.append(rest)
+    return [line if len(line) <= LIMIT else None for line in whole]
+
+
+@given(in_chunks())
+def test_lines_do_not_depend_on_how_the_body_is_cut(chunks: list[bytes]) -> None:
+    """However a body arrives, its lines are the same, and those over the limit are None."""
+    assert asyncio.run(read(request_of(chunks))) == (expected(b"".join(chunks)), True)
+
+
+@given(in_chunks())
+def test_a_body_that_breaks_off_loses_its_half_line(chunks: list[bytes]) -> None:
+    """A body that ends early gives the lines that were whole, and then says that it ended early."""
+    assert asyncio.run(read(request_of(chunks, ends=False))) == (expected(b"".join(chunks), ends=False), False)
+
+
+@pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1, 1000 * LIMIT])
+async def test_a_line_over_the_limit_does_not_spoil_the_next(size: int) -> None:
+    """After a line of any length the next one is read as it is."""
+    read_, _ = await read(request_of([b"x" * size, b"\nnext", b"\n"]))
+    assert read_ == [b"x" * size if size <= LIMIT else None, b"next"]
+
+
+async def test_a_line_is_there_before_the_body_ends() -> None:
+    """A line is read as soon as its end has arrived."""
+    held = asyncio.Event()
+
+    async def receive() -> dict[str, object]:
+        if held.is_set():
+            raise AssertionError("more was read than was needed")
+        held.set()
+        return {"type": "http.request", "body": b"first\nsec", "more_body": True}
+
+    body: AsyncIterator[bytes | None] = lines(Request({"type": "http", "headers": []}, receive), LIMIT)
+    assert await anext(body) == b"first"

@@ -1,0 +1,162 @@
+"""What every request passes through: correlation ids, the log, metrics, and the rest of a refused body."""
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from app.api.context import correlation_id
+from tests.making import Json, event_json, node
+
+HEADER = "X-Correlation-ID"
+GIVEN = "3f0c1a52-7d7e-4f2b-9c63-5f1f0c8f2f7d"
+OWN = "9c1d8a37-52c1-4d0e-8d7e-6a6f0b1f7e55"
+NDJSON = "application/x-ndjson"
+
+CALLS: dict[str, tuple[str, str]] = {
+    "an entity": ("GET", f"/v1/entities/{node(404)}"),
+    "a list": ("GET", "/v1/entities"),
+    "counts": ("GET", "/v1/state-counts"),
+    "an overdue scan": ("GET", "/v1/overdue/ack"),
+    "a bad parameter": ("GET", "/v1/entities?limit=0"),
+    "an unknown path": ("GET", "/v1/nodes"),
+    "a method that is not allowed": ("DELETE", "/v1/events"),
+    "a body that is missing": ("POST", "/v1/events"),
+    "liveness": ("GET", "/livez"),
+    "metrics": ("GET", "/metrics"),
+    "the document": ("GET", "/openapi.json"),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+async def test_the_clients_id_is_given_back(shared: httpx.AsyncClient, case: str) -> None:
+    """Every answer, errors included, carries the correlation id that the client sent."""
+    method, path = CALLS[case]
+    answer = await shared.request(method, path, headers={HEADER: GIVEN})
+    assert answer.headers.get_list(HEADER) == [GIVEN]
+
+
+@pytest.mark.parametrize("case", CALLS)
+async def test_an_id_is_made_where_none_is_sent(shared: httpx.AsyncClient, case: str) -> None:
+    """Every answer without one has a correlation id of its own."""
+    method, path = CALLS[case]
+    made = {(await shared.request(method, path)).headers[HEADER] for _ in range(2)}
+    assert len({UUID(id_) for id_ in made}) == 2
+
+
+@pytest.mark.parametrize("case", CALLS)
+@pytest.mark.parametrize("id_", ["17", "", f"{GIVEN}0", "ä"])
+async def test_an_id_that_is_no_uuid_is_422(shared: httpx.AsyncClient, case: str, id_: str) -> None:
+    """A correlation id that is no UUID is refused, with a made one on the refusal."""
+    method, path = CALLS[case]
+    answer = await shared.request(method, path, headers=[(HEADER.encode(), id_.encode())])
+    assert answer.status_code == 422, answer.text
+    assert [error["pointer"] for error in answer.json()["errors"]] == [f"#/header/{HEADER}"]
+    assert str(UUID(answer.headers[HEADER])) == answer.headers[HEADER]
+
+
+async def stored(client: httpx.AsyncClient, number: int) -> str | None:
+    """The correlation id that a row has."""
+    row: Json = (await client.get(f"/v1/entities/{node(number)}")).json()
+    return None if row["correlation_id"] is None else str(row["correlation_id"])
+
+
+def body_of(events: list[Json], form: str) -> tuple[str, str]:
+    """Events as a body, and its content type."""
+    if form == "object":
+        return json.dumps(events[0]), "application/json"
+    if form == "array":
+        return json.dumps(events), "application/json"
+    return "\n".join(map(json.dumps, events)), NDJSON
+
+
+FORMS = pytest.mark.parametrize("form", ["object", "array", "lines"])
+
+
+@FORMS
+async def test_the_clients_id_is_stored_when_the_event_has_none(client: httpx.AsyncClient, form: str) -> None:
+    """The id of the request becomes that of all its events, and several may share it."""
+    events = [event_json("registration.initiated", 1, entity_id=node(number)) for number in range(2)]
+    body, media = body_of(events, form)
+    await client.post("/v1/events", content=body, headers={"Content-Type": media, HEADER: GIVEN.upper()})
+    assert [await stored(client, number) for number in range(1 if form == "object" else 2)] == (
+        [GIVEN] if form == "object" else [GIVEN, GIVEN]
+    )
+
+
+@FORMS
+async def test_an_events_own_id_comes_first(client: httpx.AsyncClient, form: str) -> None:
+    """An event that has a correlation id keeps it."""
+    body, media = body_of([event_json("registration.initiated", 1, entity_id=node(0), correlation_id=OWN)], form)
+    await client.post("/v1/events", content=body, headers={"Content-Type": media, HEADER: GIVEN})
+    assert await stored(client, 0) == OWN
+
+
+@FORMS
+async def test_a_made_id_is_never_stored(client: httpx.AsyncClient, form: str) -> None:
+    """Without an id in the event or in the request the row has none."""
+    body, media = body_of([event_json("registration.initiated", 1, entity_id=node(0))], form)
+    await client.post("/v1/events", content=body, headers={"Content-Type": media})
+    assert await stored(client, 0) is None
+
+
+async def test_the_id_is_logged(shared: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    """A request's line in the log has its method, path and status, and is written while its id is current."""
+    seen: list[tuple[str | None, object]] = []
+    access = logging.getLogger("app.access")
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append((correlation_id.get(), record.__dict__["status"]))
+
+    listener = Listener()
+    access.addHandler(listener)
+    with caplog.at_level("INFO", "app.access"):
+        await shared.get(f"/v1/entities/{node(404)}", headers={HEADER: GIVEN})
+    access.removeHandler(listener)
+    assert seen == [(GIVEN, 404)]
+    assert f"GET /v1/entities/{node(404)} 404" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("path", "media"),
+    [("/v1/events", "text/csv"), ("/v1/events?dry=1", "application/json"), ("/v1/nodes", "application/json")],
+)
+async def test_a_refused_body_is_read_to_its_end(shared: httpx.AsyncClient, path: str, media: str) -> None:
+    """What is refused without looking at its body is answered after the body has been read."""
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(100):
+            read += 1
+            yield b" " * 65_536
+
+    answer = await shared.post(path, content=body(), headers={"Content-Type": media})
+    assert answer.status_code in {404, 415, 422}
+    assert (read, "connection" in answer.headers) == (100, False)
+
+
+async def test_a_refused_body_is_read_up_to_a_bound(shared: httpx.AsyncClient) -> None:
+    """A refused body without an end is not read forever: the answer then ends the connection."""
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1
+            yield bytes(1024 * 1024)
+
+    answer = await shared.post("/v1/events", content=body(), headers={"Content-Type": "text/csv"})
+    assert (answer.status_code, answer.headers["connection"]) == (415, "close")
+    assert read <= 100
+
+
+async def test_two_ids_are_made_for_two_requests(shared: httpx.AsyncClient) -> None:
+    """An id that a client made up for itself is not remembered for the next request."""
+    mine = str(uuid4())
+    await shared.get("/livez", headers={HEADER: mine})
+    assert (await shared.get("/livez")).headers[HEADER] != mine

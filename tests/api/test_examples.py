@@ -1,0 +1,244 @@
+"""The examples of the OpenAPI document are what a real service answers.
+
+A walk through a fresh service, with fixed event ids and times, asks for each of them and compares it with
+`app/api/examples.json`. After a change of an answer write the file anew, and read its diff:
+
+    UPDATE_EXAMPLES=1 .venv/bin/python -m pytest tests/api/test_examples.py
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import asyncpg
+import httpx
+
+from app.api.bodies import JSON, NDJSON
+from app.api.events import CHUNK_LINES
+from app.domain.events import EVENT_TYPES
+from app.settings import Settings
+from tests.api.conftest import service_on
+from tests.conftest import on_server
+from tests.making import Json, event_json, node
+
+EXAMPLES = Path(__file__).parents[2] / "app" / "api" / "examples.json"
+
+FIRST = UUID("7a1c5f7e-9d53-4c58-8a3c-1f0e2d3c4b5a")
+SECOND = UUID("1d0f9e55-6a6b-4f0e-9f0c-52a7c7d0f3b1")
+THIRD = UUID("c2b8e7a4-0f3d-4e7c-8a55-9d1e6b4f2a10")
+FOURTH = UUID("e5a1b0c9-3c7d-4b8e-b1f2-6d8c0a9e7f43")
+UNKNOWN = UUID("00000000-0000-4000-8000-000000000000")
+
+# In the order in which they are sent. The first node's way, then those of the others.
+REQUESTS: dict[str, Json] = {
+    "registration.initiated": event_json(
+        "registration.initiated",
+        1,
+        entity_id=FIRST,
+        data={"node_type": "compute", "node_version": "2.4.0", "capabilities": {"gpu": True, "cores": 64}},
+        correlation_id="3f0c1a52-7d7e-4f2b-9c63-5f1f0c8f2f7d",
+    ),
+    "registration.accepted": event_json("registration.accepted", 2, entity_id=FIRST),
+    "registration.ack_requested": event_json(
+        "registration.ack_requested", 3, entity_id=FIRST, data={"ack_deadline": "2026-01-01T00:01:00Z"}
+    ),
+    "registration.ack_received": event_json("registration.ack_received", 4, entity_id=FIRST),
+    "registration.activated": event_json("registration.activated", 5, entity_id=FIRST),
+    "node.heartbeat": event_json(
+        "node.heartbeat", 6, entity_id=FIRST, data={"heartbeat_at": "2026-01-01T00:00:05.25Z"}
+    ),
+    "registration.recorded": event_json(
+        "registration.recorded",
+        7,
+        entity_id=FOURTH,
+        position={"partition": "registrations-3", "offset": 4711},
+        data={
+            "current_state": "active",
+            "node_type": "storage",
+            "registered_at": "2025-12-24T08:00:00Z",
+            "liveness_deadline": "2026-01-01T00:05:00Z",
+        },
+    ),
+    "registration.rejected": event_json("registration.rejected", 2, entity_id=THIRD),
+}
+ARRAY = [
+    event_json("registration.initiated", 1, entity_id=SECOND),
+    event_json("registration.accepted", 2, entity_id=SECOND, position={"sequence": 2, "previous": 1}),
+]
+LATER: dict[str, Json] = {
+    "registration.ack_timed_out": event_json("registration.ack_timed_out", 40, entity_id=SECOND),
+    "registration.liveness_expired": event_json("registration.liveness_expired", 120, entity_id=FIRST),
+}
+LOOKUP = {"entity_ids": [str(FIRST), str(UNKNOWN)]}
+
+READS = {
+    "Registration": f"/v1/entities/{FIRST}",
+    "EntityState": f"/v1/entities/{FIRST}/state",
+    "EntityPage": "/v1/entities?state=active&state=accepted&limit=1",
+    "StateCounts": "/v1/state-counts",
+    "OverduePage": "/v1/overdue/liveness?as_of=2026-01-01T00:02:00Z",
+    "listOverdueAcks": "/v1/overdue/ack?as_of=2026-01-01T00:02:00Z",
+    "Health": "/livez",
+    "Ready": "/readyz",
+}
+
+BROKEN = '{"event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01"\n "type": "node.heartbeat"}'
+TOO_LARGE = " " * (Settings.model_fields["max_body"].default + 1)
+ZONELESS = event_json("node.heartbeat", 7, occurred_at="2026-01-01T00:00:07", data={"heartbeat": 1})
+
+# What is refused: the name of the problem, and the request.
+REFUSED: dict[str, Json] = {
+    "400": {"method": "POST", "url": "/v1/events", "content": BROKEN},
+    "404": {"method": "GET", "url": f"/v1/entities/{UNKNOWN}"},
+    "409": {
+        "method": "POST",
+        "url": "/v1/events",
+        "json": event_json("node.heartbeat", 122, entity_id=FIRST, position={"sequence": 122, "previous": 121}),
+    },
+    "postEvents 409 conflict": {
+        "method": "POST",
+        "url": "/v1/events",
+        "json": event_json("node.heartbeat", 6, entity_id=FIRST, position={"partition": "nodes-0", "offset": 6}),
+    },
+    "413": {"method": "POST", "url": "/v1/events", "content": TOO_LARGE},
+    "415": {"method": "POST", "url": "/v1/events", "content": "a,b", "headers": {"Content-Type": "text/csv"}},
+    "422": {"method": "POST", "url": "/v1/events", "json": [ZONELESS, event_json("node.restarted", 8)]},
+    "lookupEntities 400": {"method": "POST", "url": "/v1/entities/lookup", "content": '{"entity_ids": [}'},
+    "lookupEntities 413": {"method": "POST", "url": "/v1/entities/lookup", "content": TOO_LARGE},
+    "lookupEntities 415": {
+        "method": "POST",
+        "url": "/v1/entities/lookup",
+        "content": "{}",
+        "headers": {"Content-Type": NDJSON},
+    },
+    "lookupEntities 422": {"method": "POST", "url": "/v1/entities/lookup", "json": {"entity_ids": ["node-17"]}},
+    "getEntity 422": {"method": "GET", "url": "/v1/entities/node-17"},
+    "getEntityState 404": {"method": "GET", "url": f"/v1/entities/{FIRST}/state?domain=elsewhere"},
+    "getEntityState 422": {"method": "GET", "url": "/v1/entities/node-17/state"},
+    "listEntities 400": {"method": "GET", "url": "/v1/entities?cursor=damaged"},
+    "listEntities 422": {"method": "GET", "url": "/v1/entities?limit=0&type=compute"},
+    "countStates 422": {"method": "GET", "url": "/v1/state-counts?state=active"},
+    "listOverdueAcks 400": {"method": "GET", "url": "/v1/overdue/ack?cursor=damaged"},
+    "listOverdueAcks 422": {"method": "GET", "url": "/v1/overdue/ack?as_of=yesterday"},
+    "listOverdueLiveness 400": {"method": "GET", "url": "/v1/overdue/liveness?cursor=damaged"},
+    "listOverdueLiveness 422": {"method": "GET", "url": "/v1/overdue/liveness?as_of=2026-01-01T00:00:00"},
+    "getLiveness 422": {"method": "GET", "url": "/livez?deep=true"},
+    "getReadiness 422": {"method": "GET", "url": "/readyz?deep=true"},
+    "getMetrics 422": {"method": "GET", "url": "/metrics?name=up"},
+}
+
+# What a service says that does not reach its database. Each is asked of a service anew, whose breaker is closed.
+DOWN: dict[str, Json] = {
+    "503": {"method": "POST", "url": "/v1/events", "json": REQUESTS["node.heartbeat"]},
+    "lookupEntities 503": {"method": "POST", "url": "/v1/entities/lookup", "json": LOOKUP},
+    "getEntity 503": {"method": "GET", "url": READS["Registration"]},
+    "getEntityState 503": {"method": "GET", "url": READS["EntityState"]},
+    "listEntities 503": {"method": "GET", "url": READS["EntityPage"]},
+    "countStates 503": {"method": "GET", "url": READS["StateCounts"]},
+    "listOverdueAcks 503": {"method": "GET", "url": READS["listOverdueAcks"]},
+    "listOverdueLiveness 503": {"method": "GET", "url": READS["OverduePage"]},
+    "getReadiness 503": {"method": "GET", "url": READS["Ready"]},
+}
+
+
+async def test_the_examples_are_what_the_service_answers(
+    client: httpx.AsyncClient, database_url: str, unreachable_url: str
+) -> None:
+    """Each example in the file is what a real service says to the same request."""
+    requests: Json = {**REQUESTS, **LATER}
+    real: Json = {
+        "requests": {**{name: requests[name] for name in EVENT_TYPES}, "array": ARRAY, "Lookup": LOOKUP},
+        "answers": await _answers(client),
+        "problems": {name: await _refused(client, name, request) for name, request in REFUSED.items()},
+    }
+    for name, request in DOWN.items():
+        async with service_on(unreachable_url) as cut_off:
+            real["problems"][name] = await _refused(cut_off, name, request)
+    real["problems"]["postEvents 503 interrupted"] = await _interrupted(client, database_url)
+    if "UPDATE_EXAMPLES" in os.environ:
+        EXAMPLES.write_text(json.dumps(real, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert real == json.loads(EXAMPLES.read_text(encoding="utf-8"))
+
+
+async def _answers(client: httpx.AsyncClient) -> Json:
+    """Send what is to be sent, and ask what is to be asked, in between."""
+    answers: Json = {}
+    for name, event in REQUESTS.items():
+        if name == "registration.rejected":
+            await client.post("/v1/events", json=event_json("registration.initiated", 1, entity_id=THIRD))
+        result = await _applied(client, event)
+        answers.setdefault("Result", result)
+    answers["BatchAnswer"] = (await client.post("/v1/events", json=ARRAY)).json()
+    lines = "".join(json.dumps(event) + "\n" for event in ARRAY)
+    answers[f"postEvents {NDJSON}"] = (
+        await client.post("/v1/events", content=lines, headers={"Content-Type": NDJSON})
+    ).text
+    answers["LookupAnswer"] = (await client.post("/v1/entities/lookup", json=LOOKUP)).json()
+    for name, path in READS.items():
+        answer = await client.get(path)
+        assert answer.status_code == 200, (name, answer.text)
+        answers[name] = answer.json()
+    for name, path, media in (
+        ("getEntityState", READS["EntityState"], "text/plain"),
+        ("listEntities", "/v1/entities?state=active", NDJSON),
+    ):
+        answers[f"{name} {media}"] = (await client.get(path, headers={"Accept": media})).text
+    for event in LATER.values():
+        await _applied(client, event)
+    metrics = (await client.get("/metrics")).text.splitlines(keepends=True)
+    answers["getMetrics text/plain"] = "".join(line for line in metrics if "pqs_events_total" in line)
+    return answers
+
+
+async def _applied(client: httpx.AsyncClient, event: Json) -> Json:
+    result: Json = (await client.post("/v1/events", json=event)).json()
+    assert result["outcome"] == "applied", result
+    return result
+
+
+async def _refused(client: httpx.AsyncClient, name: str, request: Json) -> Json:
+    headers = {"Content-Type": JSON} if "content" in request else {}
+    answer = await client.request(**{"headers": headers, **request})
+    problem: Json = answer.json()
+    assert answer.status_code == problem["status"], problem
+    assert str(answer.status_code) in name.split(" "), problem
+    return problem
+
+
+async def _interrupted(client: httpx.AsyncClient, database_url: str) -> Json:
+    """What is said when the database goes away after the first chunk of a stream."""
+    server = await asyncpg.connect(on_server(database_url, "postgres"))
+    name = urlsplit(database_url).path[1:]
+
+    async def lines() -> AsyncIterator[bytes]:
+        for number in range(CHUNK_LINES):
+            yield json.dumps(event_json("registration.initiated", 1, entity_id=node(number))).encode() + b"\n"
+        await _until_counted(client, CHUNK_LINES)
+        await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        yield json.dumps(event_json("registration.accepted", 2, entity_id=node(0))).encode() + b"\n"
+
+    try:
+        answer = await client.post("/v1/events", content=lines(), headers={"Content-Type": NDJSON})
+    finally:
+        await server.close()
+    problem: Json = answer.json()
+    assert answer.status_code == 503, problem
+    return problem
+
+
+async def _until_counted(client: httpx.AsyncClient, count: int) -> None:
+    async with asyncio.timeout(10):
+        while (await client.get("/v1/state-counts")).json()["counts"]["pending_registration"] < count:  # noqa: ASYNC110 - the commit is the service's
+            await asyncio.sleep(0.01)
+
+
+def test_every_event_type_has_an_example() -> None:
+    """The file shows a request for each event type, under its name, beside an array and a lookup."""
+    shown = json.loads(EXAMPLES.read_text(encoding="utf-8"))["requests"]
+    types = {name: request["type"] for name, request in shown.items() if name not in {"array", "Lookup"}}
+    assert types == {type_: type_ for type_ in EVENT_TYPES}

@@ -1,0 +1,201 @@
+"""Liveness, readiness and metrics."""
+
+import asyncpg
+import httpx
+import pytest
+
+from app.domain.registration import Outcome
+from app.store.breaker import FAILURES
+from app.store.schema import HEAD, REVISIONS
+from tests.api.conftest import service_on
+from tests.making import NODE, event_json, life, node
+
+READS = [
+    f"/v1/entities/{NODE}",
+    f"/v1/entities/{NODE}/state",
+    "/v1/entities",
+    "/v1/state-counts",
+    "/v1/overdue/ack",
+    "/v1/overdue/liveness",
+]
+
+
+async def set_revision(url: str, revision: str | None) -> None:
+    """Make a database stand at another revision than the code's."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("DELETE FROM alembic_version")
+    if revision is not None:
+        await connection.execute("INSERT INTO alembic_version VALUES ($1)", revision)
+    await connection.close()
+
+
+async def test_a_process_that_is_up_is_alive(shared: httpx.AsyncClient) -> None:
+    """`/livez` says so."""
+    answer = await shared.get("/livez")
+    assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+
+
+async def test_a_service_with_its_schema_is_ready(shared: httpx.AsyncClient) -> None:
+    """`/readyz` names the revision that the database is at."""
+    answer = await shared.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "revision": HEAD})
+
+
+async def refusal(client: httpx.AsyncClient, path: str = "/readyz") -> str:
+    """What a service that is not ready says, in a 503 that says when to come again."""
+    answer = await client.get(path)
+    assert answer.status_code == 503, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert list(answer.json()) == ["type", "title", "status", "detail", "instance"]
+    assert int(answer.headers["retry-after"]) >= 1
+    return str(answer.json()["detail"])
+
+
+async def test_a_database_without_a_schema_is_not_ready(empty_database_url: str) -> None:
+    """An unmigrated database is a 503 that names every revision, and the command that brings them."""
+    async with service_on(empty_database_url) as client:
+        detail = await refusal(client)
+    assert all(revision in detail for revision in REVISIONS)
+    assert "pqs migrate" in detail
+
+
+async def test_a_database_that_is_behind_is_not_ready(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database at an older revision is a 503 that names the revisions that are missing, and no others."""
+    known = (*REVISIONS, "9998", "9999")
+    monkeypatch.setattr("app.store.schema.REVISIONS", known)
+    monkeypatch.setattr("app.store.schema.HEAD", "9999")
+    async with service_on(database_url) as client:
+        detail = await refusal(client)
+    assert f"at revision {REVISIONS[-1]}; missing: 9998, 9999;" in detail
+
+
+async def test_a_database_that_is_ahead_is_not_ready(database_url: str) -> None:
+    """A database at a revision that the code does not know is a 503 that names both."""
+    await set_revision(database_url, "9999")
+    async with service_on(database_url) as client:
+        detail = await refusal(client)
+    assert "9999" in detail
+    assert HEAD in detail
+
+
+async def test_a_migration_that_did_not_end_is_not_ready(database_url: str) -> None:
+    """A database that says no revision has all of them missing."""
+    await set_revision(database_url, None)
+    async with service_on(database_url) as client:
+        assert HEAD in await refusal(client)
+
+
+async def test_a_database_that_is_down_is_not_ready(unreachable_url: str) -> None:
+    """A database that does not answer is a 503; the address stays between the service and its log."""
+    async with service_on(unreachable_url) as client:
+        detail = await refusal(client)
+    assert "nobody" not in detail
+    assert "127.0.0.1" not in detail
+
+
+@pytest.mark.parametrize("path", READS)
+async def test_reads_of_an_unmigrated_database_are_503(empty_database_url: str, path: str) -> None:
+    """A read that finds no tables is a 503 that leads to `/readyz`, not a bug."""
+    async with service_on(empty_database_url) as client:
+        assert "/readyz" in await refusal(client, path)
+
+
+async def test_writes_to_an_unmigrated_database_are_503(empty_database_url: str) -> None:
+    """Events for a database without tables are a 503."""
+    async with service_on(empty_database_url) as client:
+        answer = await client.post("/v1/events", json=life())
+    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+
+
+async def test_an_unmigrated_database_does_not_open_the_breaker(empty_database_url: str) -> None:
+    """A schema that is missing is an answer: a migration is noticed at once."""
+    async with service_on(empty_database_url) as client:
+        for _ in range(FAILURES + 1):
+            assert "does not answer" not in await refusal(client, "/v1/state-counts")
+        assert 'pqs_breaker_open{database="scans"} 0.0' in (await client.get("/metrics")).text.splitlines()
+
+
+async def test_a_process_is_alive_whatever_its_database_does(unreachable_url: str) -> None:
+    """`/livez` and `/metrics` do not ask the database, also while the breaker is open."""
+    async with service_on(unreachable_url) as client:
+        for _ in range(FAILURES + 1):
+            await client.get("/v1/state-counts")
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+
+
+# --- Metrics -------------------------------------------------------------------------------------------------------
+
+
+async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
+    """Each series and its value."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+
+async def test_metrics_are_prometheus_text(shared: httpx.AsyncClient) -> None:
+    """`/metrics` is Prometheus' text format, each metric with its help and type."""
+    answer = await shared.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    named = {line.split()[2] for line in answer.text.splitlines() if line.startswith("# TYPE")}
+    assert {"pqs_http_requests_total", "pqs_http_request_seconds", "pqs_events_total", "pqs_breaker_open"} <= named
+
+
+async def test_requests_are_counted_by_route(client: httpx.AsyncClient) -> None:
+    """Labels are the templates of paths, never what a client made up."""
+    for path in (f"/v1/entities/{NODE}", f"/v1/entities/{node(1)}", "/v1/entities/x", "/v1/nodes", "/v1/nodes/2"):
+        await client.get(path)
+    await client.request("BREW", "/v1/state-counts")
+    counted = await metrics(client)
+    assert counted['pqs_http_requests_total{method="GET",route="/v1/entities/{entity_id}",status="404"}'] == 2
+    assert counted['pqs_http_requests_total{method="GET",route="/v1/entities/{entity_id}",status="422"}'] == 1
+    assert counted['pqs_http_requests_total{method="GET",route="unknown",status="404"}'] == 2
+    assert counted['pqs_http_requests_total{method="other",route="/v1/state-counts",status="405"}'] == 1
+    assert counted['pqs_http_request_seconds_count{method="GET",route="/v1/entities/{entity_id}"}'] == 3
+    assert not [name for name in counted if str(NODE) in name or "nodes" in name]
+
+
+async def test_events_are_counted_by_outcome(client: httpx.AsyncClient) -> None:
+    """Objects, arrays and lines count by what became of them; refused arrays and dry runs do not."""
+    early = event_json("node.heartbeat", 9, position={"sequence": 9, "previous": 8})
+    await client.post("/v1/events", json=life()[0])
+    await client.post("/v1/events", json=life())
+    await client.post("/v1/events", json=early)
+    await client.post("/v1/events", json=event_json("node.heartbeat", 5))
+    await client.post("/v1/events", json=event_json("node.heartbeat", 5, entity_id=node(1)))
+    await client.post("/v1/events?dry_run=true", json=life())
+    await client.post("/v1/events", json=[life()[0], 1])
+    lines = b"nonsense\n\n" + httpx.Request("POST", "http://service", json=life()[4]).content
+    await client.post("/v1/events", content=lines, headers={"Content-Type": "application/x-ndjson"})
+    counted = await metrics(client)
+    outcomes = {outcome: counted[f'pqs_events_total{{outcome="{outcome}"}}'] for outcome in (*Outcome, "invalid")}
+    assert outcomes == {
+        "applied": 5,
+        "ignored": 1,
+        "duplicate": 2,
+        "stale": 0,
+        "early": 1,
+        "conflict": 1,
+        "invalid": 1,
+    }
+
+
+async def test_the_breaker_is_a_gauge(unreachable_url: str) -> None:
+    """The gauge of a database is 0 until its breaker opens, and 1 from then on."""
+    async with service_on(unreachable_url) as client:
+        before = await metrics(client)
+        for _ in range(FAILURES):
+            await client.get("/v1/state-counts")
+        after = await metrics(client)
+    names = ['pqs_breaker_open{database="primary"}', 'pqs_breaker_open{database="scans"}']
+    assert [before[name] for name in names] == [0, 0]
+    assert [after[name] for name in names] == [0, 1]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
+async def test_a_parameter_is_422(shared: httpx.AsyncClient, path: str) -> None:
+    """These calls know no parameters."""
+    answer = await shared.get(f"{path}?verbose=1")
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["#/query/verbose"]

@@ -1,0 +1,154 @@
+"""What is sent and what is wanted: content types, and the `Accept` header."""
+
+import json
+
+import httpx
+import pytest
+
+from tests.making import NODE, event_json, life, node
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+EVENT = json.dumps(event_json("node.heartbeat", 1, entity_id=node(1)))
+LOOKUP = json.dumps({"entity_ids": []})
+
+
+@pytest.fixture(scope="module")
+async def active(shared: httpx.AsyncClient) -> httpx.AsyncClient:
+    """A service with one active node."""
+    await shared.post("/v1/events", json=life())
+    return shared
+
+
+# --- What is wanted ------------------------------------------------------------------------------------------------
+
+# An Accept header, and whether it prefers the other type, here written OTHER, to JSON.
+ACCEPT = {
+    None: False,
+    "": False,
+    "*/*": False,
+    "OTHER": True,
+    "other": True,
+    "OTHER; charset=utf-8": True,
+    "application/json": False,
+    "OTHER, application/json": False,
+    "application/json, OTHER": False,
+    "OTHER, */*;q=0.1": True,
+    "OTHER;q=0.5, application/json": False,
+    "OTHER, application/json;q=0.9": True,
+    "OTHER;q=0.2, application/json;q=0.1": True,
+    "OTHER;q=0.1, application/json;q=0.2": False,
+    "OTHER;q=0": False,
+    "OTHER;q=0, */*": False,
+    "*/*, application/json;q=0.5": True,
+    "*/*;q=0.5, application/json;q=0": True,
+    "application/json;q=0": False,
+    "OTHER; q=nonsense": False,
+    "image/png": False,
+    "text/html, OTHER;q=0.3": True,
+    ",,OTHER,": True,
+}
+
+
+def accept_of(header: str | None, other: str) -> dict[str, str]:
+    """The headers of a request that wants this."""
+    if header is None:
+        return {"Accept": ""}
+    return {"Accept": header.replace("OTHER", other).replace("other", other.upper())}
+
+
+@pytest.mark.parametrize("header", ACCEPT)
+async def test_a_state_comes_as_it_is_wanted(active: httpx.AsyncClient, header: str | None) -> None:
+    """The state is text where `Accept` prefers `text/plain` to JSON, by quality and the most specific range."""
+    headers = accept_of(header, "text/plain")
+    answer = await active.get(f"/v1/entities/{NODE}/state", headers=headers)
+    wanted = "text/plain" if ACCEPT[header] else JSON
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, wanted)
+    assert answer.headers["vary"] == "Accept"
+
+
+@pytest.mark.parametrize("header", ACCEPT)
+async def test_a_list_comes_as_it_is_wanted(active: httpx.AsyncClient, header: str | None) -> None:
+    """A list is a stream of lines where `Accept` prefers NDJSON to JSON."""
+    answer = await active.get("/v1/entities", headers=accept_of(header, NDJSON))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, NDJSON if ACCEPT[header] else JSON)
+    assert answer.headers["vary"] == "Accept"
+
+
+@pytest.mark.parametrize(("header", "media"), [("text/*", "text/plain"), ("text/*;q=0.4, application/*;q=0.5", JSON)])
+async def test_a_range_is_wanted(active: httpx.AsyncClient, header: str, media: str) -> None:
+    """A range such as `text/*` wants each type in it."""
+    answer = await active.get(f"/v1/entities/{NODE}/state", headers={"Accept": header})
+    assert answer.headers["content-type"].partition(";")[0] == media
+
+
+async def test_several_accept_lines_are_one(active: httpx.AsyncClient) -> None:
+    """`Accept` may come in several lines."""
+    headers = [("Accept", "application/json;q=0.5"), ("Accept", "text/plain")]
+    answer = await active.get(f"/v1/entities/{NODE}/state", headers=headers)
+    assert answer.text == "active"
+
+
+@pytest.mark.parametrize("accept", ["text/plain", NDJSON, "text/html"])
+@pytest.mark.parametrize("path", [f"/v1/entities/{node(404)}/state", "/v1/entities?limit=0", "/v1/nodes"])
+async def test_an_error_is_a_problem_whatever_is_wanted(shared: httpx.AsyncClient, path: str, accept: str) -> None:
+    """Errors come as problem details also where another type was wanted."""
+    answer = await shared.get(path, headers={"Accept": accept})
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+# --- What is sent --------------------------------------------------------------------------------------------------
+
+TAKEN = ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON", " application/json ;a=b", ""]
+REFUSED = [
+    "text/plain",
+    "text/json",
+    "text/csv; charset=utf-8",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x",
+    "application/xml",
+    "application/ndjson",
+    "application/octet-stream",
+    "application/jsonx",
+    "json",
+    "*/*",
+]
+
+
+@pytest.mark.parametrize("media", TAKEN)
+@pytest.mark.parametrize(("path", "body"), [("/v1/events", EVENT), ("/v1/entities/lookup", LOOKUP)])
+async def test_json_is_taken(shared: httpx.AsyncClient, path: str, body: str, media: str) -> None:
+    """JSON is read whatever its parameters and its case."""
+    answer = await shared.post(path, content=body, headers={"Content-Type": media})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/events", EVENT), ("/v1/entities/lookup", LOOKUP)])
+async def test_no_content_type_means_json(shared: httpx.AsyncClient, path: str, body: str) -> None:
+    """A body of no declared type is read as JSON."""
+    answer = await shared.post(path, content=body)
+    assert "content-type" not in answer.request.headers
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("media", REFUSED)
+@pytest.mark.parametrize(("path", "body"), [("/v1/events", EVENT), ("/v1/entities/lookup", LOOKUP)])
+async def test_other_types_are_415(shared: httpx.AsyncClient, path: str, body: str, media: str) -> None:
+    """A body that is not JSON by its type is a 415 that says what to send."""
+    answer = await shared.post(path, content=body, headers={"Content-Type": media})
+    assert answer.status_code == 415, answer.text
+    assert list(answer.json()) == ["type", "title", "status", "detail", "instance"]
+    assert JSON in answer.json()["detail"]
+
+
+async def test_a_lookup_is_no_stream(shared: httpx.AsyncClient) -> None:
+    """NDJSON is for events alone."""
+    answer = await shared.post("/v1/entities/lookup", content=LOOKUP, headers={"Content-Type": NDJSON})
+    assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("media", [NDJSON, "application/x-ndjson; charset=utf-8", "Application/X-NDJSON"])
+async def test_lines_are_taken(shared: httpx.AsyncClient, media: str) -> None:
+    """NDJSON is read whatever its parameters and its case."""
+    answer = await shared.post("/v1/events", content=EVENT, headers={"Content-Type": media})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, NDJSON)

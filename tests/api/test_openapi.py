@@ -1,0 +1,284 @@
+"""The OpenAPI document: valid, complete, and what the service does."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import hypothesis
+import jsonschema_rs
+import pytest
+import schemathesis
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from hypothesis import HealthCheck, Phase
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from schemathesis.specs.openapi.definitions import OPENAPI_31
+from schemathesis.specs.openapi.schemas import OpenApiSchema
+
+from app.main import create_app
+from app.settings import read_settings
+from tests.api.conftest import service_on
+from tests.conftest import new_database
+from tests.making import Json, event_json, life, node
+
+EXAMPLES_EACH = 12  # requests that are made up for each operation
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+    negative_data_rejection,
+]
+
+
+def document() -> Json:
+    """The document, without a service behind it."""
+    return dict(create_app(read_settings({"database_url": "postgresql:///"})).openapi())
+
+
+def operations(spec: Json) -> Iterator[tuple[str, str, Json]]:
+    """Every operation, with its path and method."""
+    for path, item in spec["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+def within(value: object) -> Iterator[Json]:
+    """Every object in the document."""
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from within(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from within(inner)
+
+
+IDS = {
+    ("/v1/events", "post"): "postEvents",
+    ("/v1/entities", "get"): "listEntities",
+    ("/v1/entities/lookup", "post"): "lookupEntities",
+    ("/v1/entities/{entity_id}", "get"): "getEntity",
+    ("/v1/entities/{entity_id}/state", "get"): "getEntityState",
+    ("/v1/state-counts", "get"): "countStates",
+    ("/v1/overdue/ack", "get"): "listOverdueAcks",
+    ("/v1/overdue/liveness", "get"): "listOverdueLiveness",
+    ("/livez", "get"): "getLiveness",
+    ("/readyz", "get"): "getReadiness",
+    ("/metrics", "get"): "getMetrics",
+}
+ERRORS = {
+    "postEvents": {400, 409, 413, 415, 422, 503},
+    "listEntities": {400, 422, 503},
+    "lookupEntities": {400, 413, 415, 422, 503},
+    "getEntity": {404, 422, 503},
+    "getEntityState": {404, 422, 503},
+    "countStates": {422, 503},
+    "listOverdueAcks": {400, 422, 503},
+    "listOverdueLiveness": {400, 422, 503},
+    "getLiveness": {422},
+    "getReadiness": {422, 503},
+    "getMetrics": {422},
+}
+
+
+async def test_the_document_is_served(shared: httpx.AsyncClient) -> None:
+    """`/openapi.json` is the document."""
+    assert (await shared.get("/openapi.json")).json() == document()
+
+
+async def test_the_pages_show_the_document(shared: httpx.AsyncClient) -> None:
+    """`/docs` is a page that reads `/openapi.json`."""
+    page = await shared.get("/docs")
+    assert page.status_code == 200
+    assert "/openapi.json" in page.text
+
+
+def test_the_document_is_openapi_3_1() -> None:
+    """The document fits the schema that OpenAPI 3.1 has for documents."""
+    spec = document()
+    assert spec["openapi"].startswith("3.1.")
+    jsonschema_rs.validator_for(OPENAPI_31).validate(spec)
+
+
+def test_every_schema_is_a_json_schema() -> None:
+    """Each component is a schema of JSON Schema 2020-12, as OpenAPI 3.1 wants it."""
+    for name, schema in document()["components"]["schemas"].items():
+        assert jsonschema_rs.meta.is_valid({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}), (
+            name
+        )
+
+
+def test_every_reference_leads_somewhere() -> None:
+    """No `$ref` and no discriminator names a component that is not there."""
+    spec = document()
+    known = {f"#/components/schemas/{name}" for name in spec["components"]["schemas"]}
+    named = {piece["$ref"] for piece in within(spec) if isinstance(piece.get("$ref"), str)}
+    for piece in within(spec):
+        mapping = piece.get("discriminator")
+        if isinstance(mapping, dict):
+            named |= set(mapping["mapping"].values())
+    assert named <= known
+
+
+def test_every_component_is_used() -> None:
+    """No component lies there that nothing leads to, the stream's summary aside; FastAPI's own errors are none."""
+    spec = document()
+    named = {piece["$ref"].rpartition("/")[2] for piece in within(spec) if isinstance(piece.get("$ref"), str)}
+    assert set(spec["components"]["schemas"]) - named == {"StreamSummary"}
+
+
+def test_components_have_clean_names() -> None:
+    """Components are named by one word of letters each."""
+    assert [name for name in document()["components"]["schemas"] if not (name.isalpha() and name[0].isupper())] == []
+
+
+def test_every_operation_has_its_id() -> None:
+    """The document has each call of the contract, under an id of its own."""
+    assert {(path, method): o["operationId"] for path, method, o in operations(document())} == IDS
+
+
+def test_every_operation_has_its_errors() -> None:
+    """Each operation lists the errors that it can answer, each as a problem."""
+    listed: dict[str, set[int]] = {}
+    for _, _, operation in operations(document()):
+        errors = {int(status): one for status, one in operation["responses"].items() if int(status) >= 400}
+        listed[operation["operationId"]] = set(errors)
+        assert all(list(one["content"]) == ["application/problem+json"] for one in errors.values())
+    assert listed == ERRORS
+
+
+@pytest.mark.parametrize("field", ["summary", "description", "operationId", "tags"])
+def test_every_operation_is_described(field: str) -> None:
+    """Each operation has a summary, a description, an id and a tag."""
+    assert [path for path, _, operation in operations(document()) if not operation.get(field)] == []
+
+
+def test_every_parameter_is_described() -> None:
+    """Each parameter says what it is for."""
+    bare = [
+        (operation["operationId"], parameter["name"])
+        for _, _, operation in operations(document())
+        for parameter in operation["parameters"]
+        if not parameter.get("description")
+    ]
+    assert bare == []
+
+
+def test_every_body_has_examples() -> None:
+    """Each body that is sent or answered is shown, for every media type that it comes in."""
+    bare = []
+    for _, _, operation in operations(document()):
+        bodies = {"request": operation["requestBody"]} if "requestBody" in operation else {}
+        for name, body in {**bodies, **operation["responses"]}.items():
+            for media, content in body.get("content", {}).items():
+                if not content.get("examples"):
+                    bare.append((operation["operationId"], name, media))
+    assert bare == []
+
+
+def test_every_example_fits_its_schema() -> None:
+    """What is shown in JSON is valid by the schema that it is shown for."""
+    spec = document()
+    for _, _, operation in operations(spec):
+        for body in (operation.get("requestBody", {}), *operation["responses"].values()):
+            for content in body.get("content", {}).values():
+                schema = {**content["schema"], "components": spec["components"]}
+                validator = jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
+                for name, example in content["examples"].items():
+                    problems = [error.message for error in validator.iter_errors(example["value"])]
+                    assert problems == [], (operation["operationId"], name)
+
+
+def test_an_example_of_an_error_is_from_its_own_path() -> None:
+    """The problems that are shown for an operation name its path as their instance, and its status."""
+    for path, _, operation in operations(document()):
+        for status, body in operation["responses"].items():
+            for example in body.get("content", {}).get("application/problem+json", {}).get("examples", {}).values():
+                shown = example["value"]
+                assert shown["status"] == int(status)
+                assert len(shown["instance"].split("/")) == len(path.split("/")), operation["operationId"]
+                assert shown["instance"].startswith(path.partition("{")[0])
+
+
+# --- The service, held against the document ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def portal() -> Iterator[BlockingPortal]:
+    """An event loop in a thread: schemathesis asks from outside of one."""
+    with start_blocking_portal() as portal:
+        yield portal
+
+
+@pytest.fixture(scope="module")
+def populated(portal: BlockingPortal) -> Iterator[httpx.AsyncClient]:
+    """A service with nodes in several states."""
+    events: list[Json] = []
+    for number in range(6):
+        events += life(node(number))[: number + 1]
+    events.append(event_json("registration.rejected", 2, entity_id=node(0)))
+    with (
+        portal.wrap_async_context_manager(new_database()) as url,
+        portal.wrap_async_context_manager(service_on(url)) as client,
+    ):
+        assert portal.call(lambda: client.post("/v1/events", json=events)).status_code == 200
+        yield client
+
+
+@pytest.fixture(scope="module")
+def described() -> OpenApiSchema:
+    """The document, as schemathesis reads it."""
+    return schemathesis.openapi.from_dict(document(), config=SchemathesisConfig(seed=1))
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("operation_id", sorted(IDS.values()))
+def test_answers_fit_the_document(
+    operation_id: str,
+    mode: GenerationMode,
+    described: OpenApiSchema,
+    portal: BlockingPortal,
+    populated: httpx.AsyncClient,
+) -> None:
+    """Whatever is asked, right or wrong, the answer has a status, a type, headers and a body that are documented."""
+    operation = described.find_operation_by_id(operation_id)
+    known = {"entity_id": str(node(3))}
+    strategy = operation.as_strategy(generation_mode=mode)
+    if "{entity_id}" in operation.path:
+        strategy |= operation.as_strategy(generation_mode=mode, path_parameters=known)
+    statuses: set[int] = set()
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES_EACH,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.given(case=strategy)
+    def ask(case: Case[Any]) -> None:
+        answer = portal.call(send, populated, case)
+        statuses.add(answer.status_code)
+        case.validate_response(answer, checks=CHECKS)
+
+    ask()
+    assert statuses
+
+
+async def send(client: httpx.AsyncClient, case: Case[Any]) -> httpx.Response:
+    """Ask what schemathesis made up."""
+    asked = case.as_transport_kwargs(base_url=str(client.base_url))
+    headers = {name.encode("latin-1"): value.encode("latin-1") for name, value in asked["headers"].items()}
+    body = {"json": asked["json"]} if "json" in asked else {"content": asked.get("data") or b""}
+    return await client.request(asked["method"], asked["url"], params=asked["params"], headers=headers, **body)

@@ -1,0 +1,36 @@
+"""What is used from outside the code that vulture sees, and why."""
+
+from app import main, settings
+from app.api import schemas
+from app.domain.states import RegistrationState
+from app.store import registrations, tables
+
+_used_from_outside: list[object] = [
+    # uvicorn imports it by name.
+    main.from_environment,
+    # Contract: operations and predicates for those who use the package from Python.
+    registrations.is_stale,
+    RegistrationState.is_active,
+    RegistrationState.requires_ack,
+    RegistrationState.requires_liveness,
+    RegistrationState.can_retry,
+    # Chosen by name, in the environment.
+    settings.LogLevel.DEBUG,
+    settings.LogLevel.WARNING,
+    settings.LogLevel.ERROR,
+    # SQLAlchemy reads them.
+    tables.Base.metadata,
+    tables.Base.type_annotation_map,
+    # Fields of answers: encoded, never read.
+    schemas.EntityPage.next_cursor,
+    schemas.OverdueRegistration.overdue_seconds,
+    schemas.OverduePage.next_deadline,
+    schemas.Summary.applied,
+    schemas.Summary.ignored,
+    schemas.Summary.duplicate,
+    schemas.Summary.stale,
+    schemas.Summary.early,
+    schemas.Summary.conflict,
+    schemas.StreamSummary.invalid,
+    schemas.Problem.instance,
+]
