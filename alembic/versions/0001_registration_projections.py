@@ -50,15 +50,17 @@ def upgrade() -> None:
         sa.Column("correlation_id", sa.Uuid()),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("entity_id", "domain", name=f"{TABLE}_pkey"),
-        sa.CheckConstraint("version >= 1", name=f"{TABLE}_version_from_1"),
-        sa.CheckConstraint("jsonb_typeof(capabilities) = 'object'", name=f"{TABLE}_capabilities_object"),
+        sa.CheckConstraint("version >= 1", name=op.f(f"{TABLE}_version_from_1")),
+        sa.CheckConstraint("jsonb_typeof(capabilities) = 'object'", name=op.f(f"{TABLE}_capabilities_object")),
         sa.CheckConstraint(
             "(last_applied_sequence IS NOT NULL AND last_applied_partition IS NULL AND last_applied_offset IS NULL)"
             " OR (last_applied_sequence IS NULL AND last_applied_partition IS NOT NULL"
             " AND last_applied_offset IS NOT NULL)",
-            name=f"{TABLE}_one_track",
+            name=op.f(f"{TABLE}_one_track"),
         ),
-        sa.CheckConstraint("last_applied_sequence >= 0 AND last_applied_offset >= 0", name=f"{TABLE}_numbers_from_0"),
+        sa.CheckConstraint(
+            "last_applied_sequence >= 0 AND last_applied_offset >= 0", name=op.f(f"{TABLE}_numbers_from_0")
+        ),
     )
     op.create_index(f"{TABLE}_by_state", TABLE, ["domain", "current_state", "entity_id"])
     op.create_index(f"{TABLE}_by_event", TABLE, ["last_applied_event_id"])

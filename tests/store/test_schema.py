@@ -1,0 +1,330 @@
+"""The migrations: up, down and up again, two at once, in the way of others, and out of an installed wheel."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from app.errors import StartError
+from app.store import schema
+from app.store.database import create_engine
+from app.store.schema import BASE, HEAD, LOCK_KEY, REVISIONS, migrate, script_location
+from app.store.tables import Base
+
+ROOT = Path(__file__).parents[2]
+TABLE = "registration_projections"
+LOCK_TIMEOUT = 5.0  # seconds, of the migrations
+
+Catalog = dict[str, list[tuple[object, ...]]]
+
+# What a schema is made of, as PostgreSQL says it.
+CATALOG = {
+    "columns": """
+        SELECT relname, attnum, attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid)
+        FROM pg_attribute
+        JOIN pg_class ON pg_class.oid = attrelid AND relkind IN ('r', 'p', 'v', 'm')
+        LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE relnamespace = 'public'::regnamespace AND attnum > 0
+        ORDER BY relname, attnum""",
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, contype, pg_get_constraintdef(oid), convalidated
+        FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND conrelid <> 0
+        ORDER BY 1, 2""",
+    "indexes": """
+        SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid), indisvalid, indisready
+        FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+        WHERE relnamespace = 'public'::regnamespace
+        ORDER BY 1""",
+    "types": """
+        SELECT typname, typtype, (SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum
+                                  WHERE enumtypid = pg_type.oid)
+        FROM pg_type WHERE typnamespace = 'public'::regnamespace
+        ORDER BY 1""",
+    "relations": "SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1",
+    "functions": "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
+}
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A plain connection."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def catalog(url: str) -> Catalog:
+    """Everything in the schema, Alembic's own table left out."""
+    async with connected(url) as connection:
+        return {
+            part: [
+                tuple(row)
+                for row in await connection.fetch(statement)
+                if not str(row[0]).lstrip("_").startswith("alembic_version")
+            ]
+            for part, statement in CATALOG.items()
+        }
+
+
+async def migrated(url: str, target: str = HEAD) -> tuple[str, str]:
+    """Migrate with an engine of its own, as a process would."""
+    engine = create_engine(url, pool_size=2)
+    try:
+        return await migrate(engine, target)
+    finally:
+        await engine.dispose()
+
+
+def environment(url: str, **changes: str) -> dict[str, str]:
+    """The environment of a command that has this database."""
+    return {**os.environ, "PQS_DATABASE_URL": url, **changes}
+
+
+async def run(*command: str, url: str, cwd: Path, **changes: str) -> tuple[int, str, str]:
+    """Run Python with this database: its exit status, output and errors."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        env=environment(url, **changes),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(60):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, output.decode(), errors.decode()
+
+
+# --- Up and down -----------------------------------------------------------------------------------------------
+
+
+async def test_up_down_and_up_again(empty_database_url: str) -> None:
+    """The way down leaves nothing behind, and the way up leads to the same schema every time."""
+    nothing = await catalog(empty_database_url)
+    assert await migrated(empty_database_url) == (BASE, HEAD)
+    first = await catalog(empty_database_url)
+    assert first["columns"]
+    assert await migrated(empty_database_url, BASE) == (HEAD, BASE)
+    assert await catalog(empty_database_url) == nothing
+    assert await migrated(empty_database_url) == (BASE, HEAD)
+    assert await catalog(empty_database_url) == first
+
+
+async def test_each_revision_leads_down_and_up(empty_database_url: str) -> None:
+    """From each revision one step down and up again ends where it began."""
+    order = (BASE, *REVISIONS)
+    for below, revision in zip(order, REVISIONS, strict=False):
+        assert await migrated(empty_database_url, revision) == (below, revision)
+        there = await catalog(empty_database_url)
+        assert await migrated(empty_database_url, below) == (revision, below)
+        assert await migrated(empty_database_url, revision) == (below, revision)
+        assert await catalog(empty_database_url) == there
+
+
+async def test_the_models_lead_to_the_same_schema(database_url: str, empty_database_url: str) -> None:
+    """What SQLAlchemy makes of the models is what the migrations lead to: checks and index predicates included."""
+    engine = create_engine(empty_database_url)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+    finally:
+        await engine.dispose()
+    assert await catalog(empty_database_url) == await catalog(database_url)
+
+
+async def test_every_index_is_valid(database_url: str) -> None:
+    """The table has its primary key and five indexes more, each of them ready for use."""
+    indexes = (await catalog(database_url))["indexes"]
+    assert [(name, *valid) for name, _, *valid in indexes] == [
+        (f"{TABLE}_{name}", True, True)
+        for name in ("ack_due", "by_capability", "by_event", "by_state", "liveness_due", "pkey")
+    ]
+
+
+async def test_the_page_about_storage_is_complete(database_url: str) -> None:
+    """docs/storage.md has a line for each column and each index, and names every CHECK constraint."""
+    parts = await catalog(database_url)
+    page = (ROOT / "docs" / "storage.md").read_text()
+    rows: dict[object, str] = {
+        line.split("|")[1].strip().strip("`"): line for line in page.splitlines() if line.startswith("| `")
+    }
+    columns = {name: not required for _, _, name, _, required, _ in parts["columns"]}
+    assert set(rows) == set(columns) | {name for name, *_ in parts["indexes"]}
+    nullable = {name: rows[name].split("|")[3].strip() == "yes" for name in columns}
+    assert nullable == columns
+    for _, name, kind, *_ in parts["constraints"]:
+        assert kind != b"c" or f"`{str(name).removeprefix(f'{TABLE}_')}`" in page
+
+
+def test_the_revisions_are_alembics() -> None:
+    """REVISIONS names Alembic's revisions, oldest first, in one line without branches."""
+    config = Config()
+    config.set_main_option("script_location", str(script_location()))
+    scripts = ScriptDirectory.from_config(config)
+    assert tuple(script.revision for script in scripts.walk_revisions())[::-1] == REVISIONS
+    assert scripts.get_heads() == [HEAD]
+    assert scripts.get_bases() == [REVISIONS[0]]
+
+
+@pytest.mark.parametrize("target", [HEAD, BASE])
+async def test_a_migration_can_be_repeated(empty_database_url: str, target: str) -> None:
+    """A migration to where the database is changes nothing."""
+    await migrated(empty_database_url)
+    await migrated(empty_database_url, target)
+    before = await catalog(empty_database_url)
+    assert await migrated(empty_database_url, target) == (target, target)
+    assert await catalog(empty_database_url) == before
+
+
+async def test_an_empty_database_at_base_stays_empty(empty_database_url: str) -> None:
+    """Going down to nothing where nothing is does not lead up."""
+    before = await catalog(empty_database_url)
+    assert await migrated(empty_database_url, BASE) == (BASE, BASE)
+    assert await catalog(empty_database_url) == before
+
+
+async def test_an_unknown_target(empty_database_url: str) -> None:
+    """A revision that does not exist is refused, and the message names those that do."""
+    with pytest.raises(StartError, match=f"there is no revision 9999; known are base, {', '.join(REVISIONS)}"):
+        await migrated(empty_database_url, "9999")
+
+
+@pytest.mark.parametrize("target", [HEAD, BASE])
+async def test_a_database_that_is_ahead(database_url: str, target: str) -> None:
+    """A database that a later release migrated is left alone, up and down."""
+    async with connected(database_url) as connection:
+        await connection.execute("UPDATE alembic_version SET version_num = 'from_later'")
+    before = await catalog(database_url)
+    with pytest.raises(StartError, match="revision from_later, which this code does not know; nothing done"):
+        await migrated(database_url, target)
+    assert await catalog(database_url) == before
+
+
+# --- Beside others ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [2, 5])
+async def test_migrations_at_once(empty_database_url: str, together: int) -> None:
+    """Of several migrations at once one does the work, and the others find it done."""
+    async with asyncio.timeout(60):
+        ended = await asyncio.gather(*(migrated(empty_database_url) for _ in range(together)))
+    assert sorted(ended) == sorted([(BASE, HEAD)] + [(HEAD, HEAD)] * (together - 1))
+
+
+async def test_migrations_at_once_from_processes(empty_database_url: str) -> None:
+    """The same holds between processes."""
+    ended = await asyncio.gather(*(run("-m", "app", "migrate", url=empty_database_url, cwd=ROOT) for _ in range(3)))
+    assert [status for status, _, _ in ended] == [0, 0, 0]
+    assert sorted(output for _, output, _ in ended) == [
+        f"the schema is at {HEAD} already\n",
+        f"the schema is at {HEAD} already\n",
+        f"the schema was at base and is at {HEAD}\n",
+    ]
+
+
+async def test_a_migration_waits_for_another(empty_database_url: str) -> None:
+    """While somebody else migrates nothing is done; afterwards it goes on by itself."""
+    async with connected(empty_database_url) as other:
+        await other.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
+        task = asyncio.create_task(migrated(empty_database_url))
+        done, _ = await asyncio.wait({task}, timeout=3 * schema.LOCK_POLL)
+        assert not done
+        assert (await catalog(empty_database_url))["columns"] == []
+        await other.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
+        async with asyncio.timeout(30):
+            assert await task == (BASE, HEAD)
+
+
+async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: str) -> None:
+    """A migration that is given up while it waits keeps nobody from migrating."""
+    async with connected(empty_database_url) as other:
+        await other.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
+        task = asyncio.create_task(migrated(empty_database_url))
+        await asyncio.wait({task}, timeout=2 * schema.LOCK_POLL)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    async with asyncio.timeout(30):
+        assert await migrated(empty_database_url) == (BASE, HEAD)
+
+
+async def test_a_migration_gives_up_on_a_locked_table(database_url: str) -> None:
+    """A table that somebody keeps locked ends a migration soon, in one plain line, with nothing changed."""
+    before = await catalog(database_url)
+    async with connected(database_url) as other:
+        async with other.transaction():
+            await other.execute(f"LOCK TABLE {TABLE} IN ACCESS SHARE MODE")
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            status, output, errors = await run("-m", "app", "migrate", "--to", BASE, url=database_url, cwd=ROOT)
+            assert loop.time() - began > LOCK_TIMEOUT
+        assert (status, output) == (1, "")
+        assert errors.startswith("pqs: another session keeps a table locked")
+        assert errors.count("\n") == 1
+        assert await catalog(database_url) == before
+        assert await other.fetchval("SELECT version_num FROM alembic_version") == HEAD
+        assert await other.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY) is True
+
+
+async def test_a_failed_migration_frees_the_lock(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revision that fails is rolled back, its error comes through, and the next migration can begin."""
+
+    def fail(*_: object) -> None:
+        raise ArithmeticError("a broken revision")
+
+    before = await catalog(database_url)
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "_run", fail)
+        with pytest.raises(ArithmeticError):
+            await migrated(database_url, BASE)
+    assert await catalog(database_url) == before
+    async with asyncio.timeout(30):
+        assert await migrated(database_url, BASE) == (HEAD, BASE)
+
+
+# --- Out of a wheel --------------------------------------------------------------------------------------------
+
+
+async def test_the_wheel_carries_the_migrations(empty_database_url: str, tmp_path: Path) -> None:
+    """A service installed from its wheel migrates a database without the checkout."""
+    wheels, installed, elsewhere = tmp_path / "wheels", tmp_path / "installed", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    built = await run(
+        "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT), url="", cwd=tmp_path
+    )
+    assert built[0] == 0, built[2]
+    (wheel,) = wheels.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        carried = {name for name in archive.namelist() if name.startswith("app/migrations/")}
+        assert not [name for name in archive.namelist() if "__pycache__" in name]
+    ours = [path.relative_to(ROOT / "alembic") for path in (ROOT / "alembic").rglob("*") if path.is_file()]
+    assert carried == {f"app/migrations/{path}" for path in ours if "__pycache__" not in path.parts}
+
+    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps")
+    done = await run(*pip, "--target", str(installed), str(wheel), url="", cwd=elsewhere)
+    assert done[0] == 0, done[2]
+    where = "import app.store.schema as schema; print(schema.script_location())"
+    path = str(installed)
+    assert (await run("-c", where, url=empty_database_url, cwd=elsewhere, PYTHONPATH=path))[1] == (
+        f"{installed / 'app' / 'migrations'}\n"
+    )
+    migrated = await run("-m", "app", "migrate", url=empty_database_url, cwd=elsewhere, PYTHONPATH=path)
+    assert migrated == (0, f"the schema was at base and is at {HEAD}\n", "")
+    assert TABLE in {row[0] for row in (await catalog(empty_database_url))["relations"]}

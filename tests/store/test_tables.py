@@ -1,0 +1,247 @@
+"""The tables as PostgreSQL has them after the migrations, against the models and the domain."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, cast, get_args
+from uuid import UUID
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, String, Table
+
+from app.domain import events, positions
+from app.domain.positions import MAX_NUMBER
+from app.domain.registration import Registration
+from app.domain.states import RegistrationState
+from app.store.database import create_engine
+from app.store.tables import Base, RegistrationProjection
+from tests.conftest import new_database
+from tests.making import START, node
+
+TABLE = "registration_projections"
+
+Row = dict[str, object]
+
+
+@pytest.fixture(scope="module")
+async def shared() -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A plain connection to a migrated database for this file."""
+    async with new_database() as url:
+        connection = await asyncpg.connect(url)
+        yield connection
+        await connection.close()
+
+
+@pytest.fixture
+async def connection(
+    shared: "asyncpg.Connection[asyncpg.Record]",
+) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """It, in a transaction that is rolled back."""
+    transaction = shared.transaction()
+    await transaction.start()
+    yield shared
+    await transaction.rollback()
+
+
+async def insert(connection: "asyncpg.Connection[asyncpg.Record]", **changes: object) -> None:
+    """Insert a row that is right but for `changes`."""
+    row: Row = {
+        "entity_id": node(1),
+        "domain": "registration",
+        "current_state": "active",
+        "node_type": "compute",
+        "last_applied_event_id": UUID(int=1),
+        "last_applied_sequence": 1,
+        "registered_at": START,
+        "updated_at": START,
+        "version": 1,
+        **changes,
+    }
+    places = ", ".join(f"${place}" for place in range(1, len(row) + 1))
+    await connection.execute(f"INSERT INTO {TABLE} ({', '.join(row)}) VALUES ({places})", *row.values())
+
+
+async def test_the_enum_is_the_states(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """The PostgreSQL enum has the values of RegistrationState, in their order."""
+    labels = await connection.fetch(
+        "SELECT enumlabel FROM pg_enum WHERE enumtypid = 'registration_state'::regtype ORDER BY enumsortorder"
+    )
+    assert [label["enumlabel"] for label in labels] == [state.value for state in RegistrationState]
+
+
+async def test_a_registration_is_a_row(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """The fields of Registration, the columns of the model and those of the table are the same, in one order."""
+    columns = await connection.fetch(
+        "SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 ORDER BY attnum", TABLE
+    )
+    assert [column["attname"] for column in columns] == list(Registration.__struct_fields__)
+    assert [column.key for column in RegistrationProjection.__table__.columns] == list(Registration.__struct_fields__)
+
+
+async def test_autogenerate_finds_no_difference(database_url: str) -> None:
+    """Alembic would write an empty revision: types, defaults and indexes are as the models say."""
+
+    def differences(connection: Connection) -> list[Any]:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True, "target_metadata": Base.metadata}
+        )
+        return list(compare_metadata(context, Base.metadata))
+
+    engine = create_engine(database_url)
+    try:
+        async with engine.connect() as connection:
+            assert await connection.run_sync(differences) == []
+    finally:
+        await engine.dispose()
+
+
+async def test_what_has_a_default(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """What a row does not name is null, but for the version of the node, 1.0.0, and its capabilities, none."""
+    await insert(connection)
+    row = dict(cast("asyncpg.Record", await connection.fetchrow(f"SELECT * FROM {TABLE}")))
+    given = {
+        "entity_id": node(1),
+        "domain": "registration",
+        "current_state": "active",
+        "node_type": "compute",
+        "last_applied_event_id": UUID(int=1),
+        "last_applied_sequence": 1,
+        "registered_at": START,
+        "updated_at": START,
+        "version": 1,
+    }
+    defaults = {"node_version": events.DEFAULT_NODE_VERSION, "capabilities": "{}"}
+    assert {name: value for name, value in row.items() if value is not None} == given | defaults
+
+
+PARTITION: Row = {"last_applied_sequence": None, "last_applied_partition": "topic-0", "last_applied_offset": 7}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "changes"),
+    [
+        ("version_from_1", {"version": 0}),
+        ("version_from_1", {"version": -1}),
+        ("capabilities_object", {"capabilities": "[]"}),
+        ("capabilities_object", {"capabilities": "null"}),
+        ("capabilities_object", {"capabilities": '"gpu"'}),
+        ("capabilities_object", {"capabilities": "1"}),
+        ("one_track", {"last_applied_sequence": None}),
+        ("one_track", {"last_applied_partition": "topic-0"}),
+        ("one_track", {"last_applied_offset": 7}),
+        ("one_track", PARTITION | {"last_applied_sequence": 1}),
+        ("one_track", PARTITION | {"last_applied_partition": None}),
+        ("one_track", PARTITION | {"last_applied_offset": None}),
+        ("numbers_from_0", {"last_applied_sequence": -1}),
+        ("numbers_from_0", PARTITION | {"last_applied_offset": -1}),
+    ],
+    ids=str,
+)
+async def test_what_a_check_refuses(
+    connection: "asyncpg.Connection[asyncpg.Record]", constraint: str, changes: Row
+) -> None:
+    """A row that must not be is refused, by the constraint that is there for it."""
+    with pytest.raises(asyncpg.CheckViolationError) as refused:
+        await insert(connection, **changes)
+    assert refused.value.constraint_name == f"{TABLE}_{constraint}"
+
+
+async def test_no_check_goes_untested(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """The CHECK constraints are those that the cases above break, and no more."""
+    names = await connection.fetch(
+        "SELECT conname FROM pg_constraint WHERE conrelid = $1::text::regclass AND contype = 'c'", TABLE
+    )
+    assert {name["conname"].removeprefix(f"{TABLE}_") for name in names} == {
+        "version_from_1",
+        "capabilities_object",
+        "one_track",
+        "numbers_from_0",
+    }
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "entity_id",
+        "domain",
+        "current_state",
+        "node_type",
+        "node_version",
+        "capabilities",
+        "last_applied_event_id",
+        "registered_at",
+        "updated_at",
+        "version",
+    ],
+)
+async def test_what_may_not_be_missing(connection: "asyncpg.Connection[asyncpg.Record]", column: str) -> None:
+    """A null where every row has a value is refused."""
+    with pytest.raises(asyncpg.NotNullViolationError) as refused:
+        await insert(connection, **{column: None})
+    assert refused.value.column_name == column
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": MAX_NUMBER},
+        {"last_applied_sequence": 0},
+        {"last_applied_sequence": MAX_NUMBER},
+        PARTITION,
+        PARTITION | {"last_applied_offset": 0},
+        PARTITION | {"last_applied_offset": MAX_NUMBER},
+        {"capabilities": "{}"},
+        {"entity_id": UUID(int=0)},
+        {"current_state": "rejected", "ack_deadline": START, "liveness_timeout_emitted_at": START},
+    ],
+    ids=str,
+)
+async def test_what_the_table_takes(connection: "asyncpg.Connection[asyncpg.Record]", changes: Row) -> None:
+    """The extremes are taken, and so is a row that no transition leads to: the table does not play the FSM."""
+    await insert(connection, **changes)
+    assert await connection.fetchval(f"SELECT count(*) FROM {TABLE}") == 1
+
+
+async def test_an_unknown_state(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """A state that is not in the enum is refused."""
+    with pytest.raises(asyncpg.InvalidTextRepresentationError):
+        await insert(connection, current_state="retired")
+
+
+async def test_the_key(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """An entity has one row in a domain, and another one in another domain."""
+    await insert(connection)
+    await insert(connection, domain="other")
+    with pytest.raises(asyncpg.UniqueViolationError) as refused:
+        await insert(connection, node_type="storage")
+    assert refused.value.constraint_name == f"{TABLE}_pkey"
+
+
+async def test_an_event_id_is_not_unique(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Two entities may stand at events of the same id: what is a repeat is decided by position."""
+    await insert(connection, entity_id=node(1))
+    await insert(connection, entity_id=node(2))
+    assert await connection.fetchval(f"SELECT count(DISTINCT last_applied_event_id) FROM {TABLE}") == 1
+
+
+# The column, the rows that its text may stand in, and the type of the domain that says how long it may be.
+LENGTHS: list[tuple[str, Row, Any]] = [
+    ("domain", {}, events.Domain),
+    ("node_type", {}, events.NodeType),
+    ("node_version", {}, events.NodeVersion),
+    ("last_applied_partition", PARTITION, positions.Partition),
+]
+
+
+@pytest.mark.parametrize(("column", "changes", "kind"), LENGTHS, ids=lambda value: str(value)[:24])
+async def test_the_longest_text(
+    connection: "asyncpg.Connection[asyncpg.Record]", column: str, changes: Row, kind: Annotated[str, ...]
+) -> None:
+    """A column takes exactly what the domain lets through, counted in characters of up to four bytes."""
+    length = next(meta.max_length for meta in get_args(kind)[1:])
+    assert cast("String", cast("Table", RegistrationProjection.__table__).c[column].type).length == length
+    await insert(connection, **{**changes, column: "\N{GRINNING FACE}" * length})
+    assert await connection.fetchval(f"SELECT char_length({column}) FROM {TABLE}") == length
+    with pytest.raises(asyncpg.StringDataRightTruncationError):
+        await insert(connection, entity_id=node(2), **{**changes, column: "x" * (length + 1)})
