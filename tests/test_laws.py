@@ -1,0 +1,242 @@
+"""The four laws of order, on a real PostgreSQL: a log ends in the same rows however it is read.
+
+One database serves all examples; each pass over a log writes to a domain of its own, and rows are compared as
+PostgreSQL prints them, the domain apart.
+"""
+
+import asyncio
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
+from multiprocessing.synchronize import Barrier
+from random import Random
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from app.domain.events import Event, Recorded
+from app.domain.registration import Outcome, Timing
+from app.projector import Projector
+from app.store import registrations
+from app.store.database import Connection, Database
+from app.wire import read_event
+from tests.strategies import Batches, in_domain, logs, reread_logs, seeded_log, shuffled_logs, stored
+
+PATIENCE = 120.0  # seconds; only a test that fails waits that long
+
+
+async def rows(database: Database, domain: str) -> dict[str, str]:
+    """Every row of a domain as PostgreSQL prints it, by entity id."""
+
+    async def work(connection: Connection) -> dict[str, str]:
+        # The server puts all columns of the table together, so that none is forgotten here.
+        query = (
+            "SELECT entity_id, (to_jsonb(t) - 'domain')::text FROM registration_projections t WHERE domain = :domain"
+        )
+        found = await connection.execute(text(query), {"domain": domain})
+        return {str(entity_id): row for entity_id, row in found}
+
+    return await database.read(work)
+
+
+async def one_pass(projector: Projector, database: Database, log: Sequence[Event]) -> dict[str, str]:
+    """The rows that the log gives, read once, in order, event by event: what every law compares with."""
+    domain = str(uuid4())
+    for event in in_domain(log, domain):
+        await projector.persist([event])
+    return await rows(database, domain)
+
+
+async def until_done(projector: Projector, batches: Sequence[Sequence[Event]], *, by_position: bool) -> None:
+    """Send the batches, and those events that are early again until none is."""
+    async with asyncio.timeout(PATIENCE):
+        while batches:
+            early: list[Event] = []
+            for batch in batches:
+                results = await projector.persist(batch, by_position=by_position)
+                early += [
+                    event for event, result in zip(batch, results, strict=True) if result.outcome is Outcome.EARLY
+                ]
+            batches = [early] if early else []
+
+
+@given(logs())
+@stored
+async def test_one_pass_counts_every_event_once(projector: Projector, database: Database, log: list[Event]) -> None:
+    """Applied or ignored, each event of a log is one version of its entity's row, which stands at the last."""
+    numbers = {str(event.entity_id): event.position.number for event in log}
+    counts = {key: sum(str(event.entity_id) == key for event in log) for key in numbers}
+    after = {key: msgspec.json.decode(row) for key, row in (await one_pass(projector, database, log)).items()}
+    assert {key: row["version"] for key, row in after.items()} == counts
+    assert {key: row["last_applied_offset"] or row["last_applied_sequence"] for key, row in after.items()} == numbers
+
+
+@given(reread_logs(), st.booleans())
+@stored
+async def test_law_1_a_log_read_with_rewinds_and_repeats_ends_in_the_rows_of_one_pass(
+    projector: Projector, database: Database, read: tuple[list[Event], list[Batches]], by_position: bool
+) -> None:
+    """However often a reader falls back, and however its batches are cut and folded, nothing in a row differs."""
+    log, [batches] = read
+    domain = str(uuid4())
+    for batch in batches:
+        await projector.persist(in_domain(batch, domain), by_position=by_position)
+    assert await rows(database, domain) == await one_pass(projector, database, log)
+
+
+@given(shuffled_logs(linked=True), st.booleans())
+@stored
+async def test_law_2_events_that_name_what_came_before_may_come_in_any_order(
+    projector: Projector, database: Database, shuffled: tuple[list[Event], Batches], by_position: bool
+) -> None:
+    """Sent in any permutation and batches, and again while they are early, they end in the rows of one pass."""
+    log, batches = shuffled
+    domain = str(uuid4())
+    await until_done(projector, [in_domain(batch, domain) for batch in batches], by_position=by_position)
+    assert await rows(database, domain) == await one_pass(projector, database, log)
+
+
+@given(shuffled_logs(linked=False, types=[Recorded]), st.booleans())
+@stored
+async def test_law_3_of_recorded_rows_the_one_of_the_highest_position_stays(
+    projector: Projector, database: Database, shuffled: tuple[list[Event], Batches], by_position: bool
+) -> None:
+    """In any permutation the last write wins, and only the version tells how many came before it."""
+    log, batches = shuffled
+    domain = str(uuid4())
+    for batch in batches:
+        await projector.persist(in_domain(batch, domain), by_position=by_position)
+    ended, ordered = await rows(database, domain), await one_pass(projector, database, log)
+    assert {key: without_version(row) for key, row in ended.items()} == {
+        key: without_version(row) for key, row in ordered.items()
+    }
+
+
+def without_version(row: str) -> dict[str, object]:
+    """The row but for its version."""
+    columns: dict[str, object] = msgspec.json.decode(row)
+    return {name: value for name, value in columns.items() if name != "version"}
+
+
+@given(reread_logs(readers=2))
+@stored
+async def test_law_4_no_reader_sees_a_version_or_a_position_go_down(
+    projector: Projector, database: Database, read_twice: tuple[list[Event], list[Batches]]
+) -> None:
+    """Readers that ask again and again while two writers read one log, each with its rewinds, see it only grow."""
+    log, ways = read_twice
+    domain = str(uuid4())
+    entities = {event.entity_id for event in log}
+    seen: list[dict[UUID, list[tuple[int, int]]]] = [{entity: [] for entity in entities} for _ in range(2)]
+    done = asyncio.Event()
+
+    async def read(connection: Connection) -> dict[UUID, tuple[int, int]]:
+        found = await registrations.get_entity_states(connection, entities, domain)
+        return {entity: (row.version, row.position.number) for entity, row in found.items()}
+
+    async def watch(sightings: dict[UUID, list[tuple[int, int]]]) -> None:
+        last_time = False
+        while not last_time:
+            last_time = done.is_set()
+            for entity, sighting in (await database.read(read)).items():
+                sightings[entity].append(sighting)
+
+    async def write(batches: Sequence[Sequence[Event]]) -> None:
+        for batch in batches:
+            await projector.persist(in_domain(batch, domain))
+
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+        for sightings in seen:
+            group.create_task(watch(sightings))
+        await asyncio.gather(*(write(batches) for batches in ways))
+        done.set()
+    last = {event.entity_id: event.position.number for event in log}
+    for sightings in seen:
+        for entity, sighted in sightings.items():
+            assert [version for version, _ in sighted] == sorted(version for version, _ in sighted)
+            assert [number for _, number in sighted] == sorted(number for _, number in sighted)
+            assert sighted[-1][1] == last[entity]
+
+
+# --- Two writers in two processes ----------------------------------------------------------------------------------
+
+_start: Barrier
+
+
+def join_writers(start: Barrier) -> None:
+    """What a writer process does first."""
+    global _start  # noqa: PLW0603 - a process pool hands things to its processes in this way alone
+    _start = start
+
+
+@pytest.fixture(scope="module")
+def writers() -> Iterator[ProcessPoolExecutor]:
+    """Two processes, in which nothing of this one is."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, initializer=join_writers, initargs=(context.Barrier(2),)) as pool:
+        yield pool
+
+
+def write_in_a_process(url: str, batches: list[list[bytes]]) -> int:
+    """Take batches in when the other process does, and what is early again; return how many events moved a row."""
+
+    async def write() -> int:
+        database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=10))
+        projector = Projector(database, Timing())
+        pending = [[read_event(line) for line in batch] for batch in batches]
+        moved = 0
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.to_thread(_start.wait, PATIENCE)
+                while pending:
+                    early: list[Event] = []
+                    for batch in pending:
+                        results = await projector.persist(batch)
+                        outcomes = [result.outcome for result in results]
+                        moved += sum(outcome in {Outcome.APPLIED, Outcome.IGNORED} for outcome in outcomes)
+                        early += [
+                            event for event, outcome in zip(batch, outcomes, strict=True) if outcome is Outcome.EARLY
+                        ]
+                    pending = [early] if early else []
+        finally:
+            await database.close()
+        return moved
+
+    return asyncio.run(write())
+
+
+def slices(random: Random, log: Sequence[Event]) -> list[list[Event]]:
+    """Most of the log in overlapping slices, shuffled within and among each other, and some of them twice."""
+    cut = [list(log[start : start + 15]) for start in range(0, len(log), 10) if random.random() < 0.8]
+    cut += random.sample(cut, len(cut) // 3)
+    for part in cut:
+        random.shuffle(part)
+    random.shuffle(cut)
+    return cut
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_two_writers_in_two_processes_end_in_the_rows_of_one_pass(
+    projector: Projector, database: Database, database_url: str, writers: ProcessPoolExecutor, seed: int
+) -> None:
+    """Overlapping, shuffled, repeated slices of one log, sent by both at once, give the rows of one ordered pass."""
+    random = Random(seed)
+    log = seeded_log(random, entities=8, length=120, linked=True)
+    domain = str(uuid4())
+    sent = in_domain(log, domain)
+    shares = [slices(random, sent), slices(random, sent)]
+    covered = {event.event_id for share in shares for part in share for event in part}
+    shares[0].append([event for event in sent if event.event_id not in covered])
+    lines = [[[msgspec.json.encode(event) for event in part] for part in share] for share in shares]
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(2 * PATIENCE):
+        moved = await asyncio.gather(
+            *(loop.run_in_executor(writers, write_in_a_process, database_url, share) for share in lines)
+        )
+    assert sum(moved) == len(log)
+    assert await rows(database, domain) == await one_pass(projector, database, log)
