@@ -1,0 +1,319 @@
+"""The `pqs` command as a process: what it says, what it refuses, and what it does to a database."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from app.cli import pqs as commands
+from app.settings import Settings
+from app.store.embedded import binary, running_url
+from app.store.schema import HEAD, REVISIONS
+from tests.making import NODE, event_json, node
+from tests.processes import COMMAND, environment, pqs, refusal, serving
+
+# Most of these tests are no coroutines, and use a database of their own.
+pytestmark = pytest.mark.usefixtures("anyio_backend")
+
+PASSWORD = "hunter2"
+NOWHERE = f"postgresql://postgres:{PASSWORD}@127.0.0.1:1/nowhere"  # nothing listens there
+# Gives up root's right to write anywhere, and becomes another program.
+WITHOUT_RIGHTS = """
+import ctypes, os, sys
+if os.geteuid() == 0:
+    PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+    assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def psql(url: str, statement: str) -> str:
+    """What the wheel's psql answers."""
+    command = [str(binary("psql")), "--no-psqlrc", "-At", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", statement]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+def options(command: click.Command) -> list[click.Option]:
+    """A command's options."""
+    return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+
+
+# --- Help ----------------------------------------------------------------------------------------------------------
+
+
+def test_alone_it_shows_what_there_is() -> None:
+    """`pqs` alone names every command."""
+    run = pqs()
+    assert "Traceback" not in run.stderr
+    for name in ("serve", "migrate", "load", "rebase", "db-url", "openapi"):
+        assert f"\n  {name} " in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("name", sorted(commands.commands))
+def test_every_command_and_option_has_help(name: str) -> None:
+    """Each command says what it does, and so does each of its options."""
+    command = commands.commands[name]
+    assert command.help
+    for option in options(command):
+        assert option.help, option.name
+    run = CliRunner().invoke(commands, [name, "--help"])
+    assert run.exit_code == 0
+    assert all(option.opts[0] in run.output for option in options(command))
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_help_of_serve_lists_every_setting(name: str) -> None:
+    """Each setting is listed as an option and as a variable, with its default."""
+    run = CliRunner().invoke(commands, ["serve", "--help"], terminal_width=500)
+    [line] = [line for line in run.output.splitlines() if line.startswith(f"  --{name.replace('_', '-')} ")]
+    assert line.endswith(f" Also PQS_{name.upper()}.")
+    default = Settings.model_fields[name].default
+    assert isinstance(default, str | int | float) == ("Default: " in line)
+
+
+# --- What can't start ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("prot", "8000", "pqs: there is no setting PQS_PROT; did you mean PQS_PORT?"),
+        ("port", "65536", "pqs: PQS_PORT: Input should be less than or equal to 65535"),
+    ],
+)
+def test_wrong_setting_stops_the_start(name: str, value: str, said: str, tmp_path: Path) -> None:
+    """A setting that is unknown or wrong stops the start with status 1 and one line that names it."""
+    line = refusal(pqs("serve", **{"data_dir": tmp_path / "data", name: value}))
+    assert line.startswith(said)
+    assert not (tmp_path / "data").exists()
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    """A port that is taken is said so at once, before PostgreSQL is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refusal(pqs("serve", port=port, data_dir=tmp_path / "data"))
+    assert line == (
+        f"pqs: cannot listen on 127.0.0.1 port {port}: it is already in use; choose another with --host and --port"
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_data_of_another_version(tmp_path: Path) -> None:
+    """A data directory of another PostgreSQL version is refused with both versions."""
+    (tmp_path / "postgres").mkdir()
+    (tmp_path / "postgres" / "PG_VERSION").write_text("15\n")
+    line = refusal(pqs("serve", port=0, data_dir=tmp_path))
+    assert f"{tmp_path}/postgres was made by PostgreSQL 15, and the one installed is 18" in line
+
+
+def test_no_write_permission(data_dir: Path) -> None:
+    """A data directory that can't be written to is refused with the path and the reason."""
+    data_dir.chmod(0o555)
+    command = [sys.executable, "-c", WITHOUT_RIGHTS, *COMMAND, "serve"]
+    run = subprocess.run(
+        command,
+        env=environment(port=0, data_dir=data_dir),
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=30,
+    )
+    data_dir.chmod(0o755)
+    line = refusal(run)
+    assert f"{data_dir}/service.lock: Permission denied" in line
+    assert "PQS_DATA_DIR" in line
+
+
+# --- Beside a running service --------------------------------------------------------------------------------------
+
+
+def test_commands_beside_a_running_service(data_dir: Path, tmp_path: Path) -> None:
+    """`db-url` and `migrate` come to the PostgreSQL of the service that runs; a second service there is refused."""
+    with serving(tmp_path, data_dir=data_dir) as service:
+        run = pqs("db-url", data_dir=data_dir)
+        assert (run.returncode, run.stderr) == (0, "")
+        assert psql(run.stdout.strip(), "SELECT version_num FROM alembic_version") == HEAD
+        assert pqs("migrate", data_dir=data_dir).stdout == f"the schema is at {HEAD} already\n"
+        line = refusal(pqs("serve", port=0, data_dir=data_dir))
+        assert line.startswith(f"pqs: {data_dir} is in use by process {service.pid}; stop that, or set PQS_DATA_DIR")
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+async def test_openapi_is_the_live_document(client: httpx.AsyncClient) -> None:
+    """`pqs openapi` prints what a service serves, and needs none."""
+    run = pqs("openapi")
+    assert run.returncode == 0
+    assert json.loads(run.stdout) == (await client.get("/openapi.json")).json()
+
+
+def test_db_url_without_a_service(tmp_path: Path) -> None:
+    """Without a running service there is no address, and that is said."""
+    run = CliRunner().invoke(commands, ["db-url", "--data-dir", str(tmp_path)])
+    assert run.exit_code == 1
+    assert run.stderr == f"pqs: no PostgreSQL runs in {tmp_path} now; `pqs serve` starts it\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_db_url_of_an_external_database() -> None:
+    """A database that is set is what is printed."""
+    run = CliRunner().invoke(commands, ["db-url", "--database-url", "postgresql+asyncpg://u:p@h/n"])
+    assert run.output == "postgresql://u:p@h/n\n"
+
+
+# --- An external database and its schema ---------------------------------------------------------------------------
+
+
+def test_database_behind_and_ahead(empty_database_url: str, tmp_path: Path) -> None:
+    """On a database of another revision the service starts, is not ready and says why, and changes nothing in it."""
+    with serving(tmp_path, database_url=empty_database_url) as service, service.client() as client:
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["detail"] == (
+            f"the database has no schema; missing: {', '.join(REVISIONS)}; run `pqs migrate`"
+        )
+        refused = client.post("/v1/events", json=event_json("registration.initiated", 1))
+        assert refused.status_code == 503
+        assert psql(empty_database_url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == "0"
+
+        assert pqs("migrate", database_url=empty_database_url).stdout == f"the schema was at base and is at {HEAD}\n"
+        assert client.get("/readyz").json() == {"status": "ready", "revision": HEAD}
+
+        psql(empty_database_url, "UPDATE alembic_version SET version_num = '9999'")
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert "is at revision 9999, which this code does not know" in answer.json()["detail"]
+        line = refusal(pqs("migrate", database_url=empty_database_url))
+        assert line == "pqs: the database is at revision 9999, which this code does not know; nothing done"
+
+
+def test_database_down(tmp_path: Path) -> None:
+    """Without its database the service is alive and not ready; no command and no log line shows the password."""
+    with serving(tmp_path, database_url=NOWHERE, log_level="debug") as service, service.client() as client:
+        assert client.get("/livez").status_code == 200
+        for _ in range(6):  # the last one meets an open breaker
+            answer = client.get("/readyz")
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) >= 1
+            assert PASSWORD not in answer.text
+    assert "does not answer" in service.log
+    assert PASSWORD not in service.printed + service.log
+
+
+@pytest.mark.parametrize("arguments", [["migrate"], ["rebase", str(NODE), "--sequence", "1"]])
+def test_command_on_a_database_that_is_down(arguments: list[str]) -> None:
+    """A command whose database does not answer says so, without a traceback and without the password."""
+    run = pqs(*arguments, database_url=NOWHERE)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == "pqs: the database does not answer"
+    assert "Traceback" not in run.stderr
+    assert PASSWORD not in run.stderr + run.stdout
+
+
+def test_migrate_up_and_down(empty_database_url: str) -> None:
+    """Two migrations at once end well, a third does nothing; `--to base` leaves no table, and it goes up again."""
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(pqs, "migrate", database_url=empty_database_url) for _ in range(2)]
+        said = sorted(run.result().stdout for run in runs)
+    assert said == [f"the schema is at {HEAD} already\n", f"the schema was at base and is at {HEAD}\n"]
+    down = pqs("migrate", "--to", "base", database_url=empty_database_url)
+    assert down.stdout == f"the schema was at {HEAD} and is at base\n"
+    tables = "SELECT string_agg(tablename, ' ') FROM pg_tables WHERE schemaname = 'public'"
+    assert psql(empty_database_url, tables) in {"", "alembic_version"}
+    up = pqs("migrate", "--to", HEAD, database_url=empty_database_url)
+    assert up.stdout == f"the schema was at base and is at {HEAD}\n"
+
+
+# --- rebase --------------------------------------------------------------------------------------------------------
+
+
+def test_rebase_both_ways(database_url: str, tmp_path: Path) -> None:
+    """Beside a running service an entity moves to a partition and back, and the events of each track apply."""
+    offset = {"partition": "topic-3", "offset": 41}
+    with serving(tmp_path, database_url=database_url) as service, service.client() as client:
+
+        def post(type_: str, **position: object) -> str:
+            number = int(str(position.get("sequence") or position.get("offset")))
+            outcome = client.post("/v1/events", json=event_json(type_, number, position=position)).json()["outcome"]
+            return str(outcome)
+
+        assert post("registration.initiated", sequence=7) == "applied"
+        before = client.get(f"/v1/entities/{NODE}").json()
+        assert post("registration.accepted", partition="topic-3", offset=42) == "conflict"
+
+        run = pqs("rebase", NODE, "--partition", "topic-3", "--offset", 41, database_url=database_url)
+        assert run.stdout == f"{NODE} stood at sequence 7, and stands at partition topic-3 offset 41, version 2\n"
+        assert f"rebased: {NODE}" in run.stderr
+        assert client.get(f"/v1/entities/{NODE}").json() == before | {
+            "version": 2,
+            "last_applied_sequence": None,
+            "last_applied_partition": offset["partition"],
+            "last_applied_offset": offset["offset"],
+        }
+        assert post("registration.accepted", partition="topic-3", offset=42) == "applied"
+
+        assert pqs("rebase", NODE, "--sequence", 7, database_url=database_url).returncode == 0
+        assert post("registration.ack_received", sequence=8) == "applied"
+        row = client.get(f"/v1/entities/{NODE}").json()
+        assert (row["current_state"], row["version"], row["last_applied_sequence"]) == ("ack_received", 5, 8)
+
+
+def test_rebase_while_no_service_runs(data_dir: Path) -> None:
+    """With the service stopped, `rebase` starts its PostgreSQL for itself, and stops it again."""
+    assert pqs("migrate", data_dir=data_dir).stdout == f"the schema was at base and is at {HEAD}\n"
+    run = pqs("rebase", NODE, "--sequence", 7, data_dir=data_dir)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == f"pqs: there is no entity {NODE} in domain registration"
+    assert running_url(data_dir) is None
+    assert not (data_dir / "postgres" / "postmaster.pid").exists()
+
+
+def test_rebase_of_an_entity_in_a_domain(database_url: str) -> None:
+    """An entity is found in the domain that is named."""
+    insert = """INSERT INTO registration_projections (entity_id, domain, current_state, node_type, node_version,
+        capabilities, last_applied_event_id, last_applied_sequence, registered_at, updated_at, version)
+        VALUES ('{}', 'other', 'active', 'compute', '1.0.0', '{{}}', '{}', 7, now(), now(), 1)"""
+    psql(database_url, insert.format(NODE, node(1)))
+    run = pqs("rebase", NODE, "--sequence", 9, "--domain", "other", database_url=database_url)
+    assert run.stdout == f"{NODE} stood at sequence 7, and stands at sequence 9, version 2\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either sequence, or both partition and offset"),
+        (["--partition", "p"], "give either sequence, or both partition and offset"),
+        (["--offset", "1"], "give either sequence, or both partition and offset"),
+        (["--sequence", "1", "--offset", "1"], "give either sequence, or partition and offset, not both"),
+        (["--sequence", "1", "--partition", "p", "--offset", "1"], "partition and offset, not both"),
+        (["--partition", "", "--offset", "1"], "length >= 1"),
+        (["--partition", "p" * 301, "--offset", "1"], "length <= 300"),
+        (["--sequence", "-1"], "-1 is not in the range"),
+        (["--sequence", str(2**63)], "is not in the range"),
+    ],
+)
+def test_rebase_to_no_place(arguments: list[str], said: str) -> None:
+    """Options that do not name one place on one track are refused before any database is asked."""
+    run = CliRunner().invoke(commands, ["rebase", str(NODE), *arguments], env={"PQS_DATABASE_URL": NOWHERE})
+    assert run.exit_code == 2
+    assert said in run.output
+
+
+def test_rebase_of_no_uuid() -> None:
+    """An entity id that is no UUID is refused."""
+    run = CliRunner().invoke(commands, ["rebase", "node-1", "--sequence", "1"])
+    assert run.exit_code == 2
+    assert "'node-1' is not a valid UUID" in run.output
+
+
+def test_environment_is_left_alone() -> None:
+    """None of these tests ran under settings of this machine's own."""
+    assert not [name for name in os.environ if name.startswith("PQS_")]
