@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -36,6 +37,7 @@ from app.store.embedded import EmbeddedPostgres, running_url
 logger = logging.getLogger(__name__)
 
 SHUTDOWN = 10  # seconds that open requests have to end
+WATCH = 1.0  # seconds between two looks at whether the own PostgreSQL is still there
 KEEP_ALIVE = 30  # seconds that an idle connection stays open
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -107,7 +109,7 @@ def serve(**given: str | None) -> None:
 def migrate(target: str, **given: str | None) -> None:
     """Bring the database's schema to the revision that this release expects. Safe to repeat, and twice at once."""
     settings = _command_settings(given)
-    with _database(settings) as url:
+    with _database(settings, create=True) as url:
         was, is_ = asyncio.run(_migrate(url, target))
     click.echo(f"the schema was at {was} and is at {is_}" if was != is_ else f"the schema is at {is_} already")
 
@@ -146,6 +148,8 @@ def rebase(
         position = msgspec.convert({name: value for name, value in place.items() if value is not None}, Position)
     except msgspec.ValidationError as error:
         raise click.UsageError(str(error).replace("`", "")) from None
+    if not (domain + (partition or "")).isprintable():  # bytes that are not UTF-8 come as lone surrogates
+        raise click.UsageError("--domain and --partition take printable characters in UTF-8")
     settings = _command_settings(given)
 
     async def work(connection: Connection) -> str:
@@ -195,11 +199,25 @@ def _own_database(settings: Settings) -> Iterator[str]:
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
-    with EmbeddedPostgres(settings.data_dir) as url:
+    server = EmbeddedPostgres(settings.data_dir)
+    with server as url:
+        ended = threading.Event()
+        threading.Thread(target=_end_with, args=[server, ended], daemon=True).start()
         try:
             yield url
         finally:
+            ended.set()
             _ignore_signals()
+            if not server.is_running():
+                raise StartError(f"the PostgreSQL in {settings.data_dir} has ended; postgres.log there says why")
+
+
+def _end_with(server: EmbeddedPostgres, ended: threading.Event) -> None:
+    """End this command when its PostgreSQL ends: without that, no request would ever be answered again."""
+    while not ended.wait(WATCH):
+        if not server.is_running():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
 
 
 def _stop_on_signals() -> None:
@@ -222,12 +240,15 @@ def _ignore_signals() -> None:
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[str]:
-    """The same for a command beside a running service, whose PostgreSQL it shares."""
-    url = None if settings.database_url is not None else running_url(settings.data_dir)
-    if url is not None:
-        yield url
-        return
+def _database(settings: Settings, *, create: bool = False) -> Iterator[str]:
+    """The same for a command beside a running service, whose PostgreSQL it shares. Only `create` makes a new one."""
+    if settings.database_url is None:
+        url = running_url(settings.data_dir)
+        if url is not None:
+            yield url
+            return
+        if not create and not (settings.data_dir / "postgres").exists():
+            raise StartError(f"there is no database in {settings.data_dir}; is PQS_DATA_DIR what `pqs serve` has?")
     with _own_database(settings) as own:
         yield own
 
@@ -291,6 +312,7 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="none",
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=SHUTDOWN,
     )
@@ -307,9 +329,10 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
     shown = f"[{host}]" if ":" in host else host
     base = f"http://{shown}:{port}"
     event = {
-        "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01",
+        "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1d01",
         "type": "registration.initiated",
         "entity_id": "7a1c5f7e-9d53-4c58-8a3c-1f0e2d3c4b5a",
+        "domain": "example",
         "position": {"sequence": 1},
         "occurred_at": "2026-01-01T00:00:00Z",
         "data": {"node_type": "compute"},
@@ -317,8 +340,8 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
     click.echo(
         f"serving on {base}, docs on {base}/docs\n\n"
         f"  curl {base}/v1/events -H content-type:application/json -d '{json.dumps(event)}'\n"
-        f"  curl {base}/v1/entities/{event['entity_id']}\n"
-        f"  curl {base}/v1/state-counts\n"
+        f"  curl '{base}/v1/entities/{event['entity_id']}?domain=example'\n"
+        f"  curl '{base}/v1/state-counts?domain=example'\n"
     )
     with suppress(OSError):
         sys.stdout.flush()

@@ -11,7 +11,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import StartError
@@ -61,20 +61,28 @@ def _postgresql(url: SecretStr) -> SecretStr:
 Address = Annotated[SecretStr, AfterValidator(_postgresql)]
 
 
+def _not_empty(path: object) -> object:
+    if path == "":
+        raise ValueError("a path was expected; it is empty")
+    return path
+
+
 class Settings(BaseSettings):
     """What can be set. Durations are seconds, sizes are bytes."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="The address to listen on.")
-    port: int = Field(8000, ge=0, le=65_535, description="The port to listen on; 0 takes a free one.")
+    host: str = Field("127.0.0.1", description="The address to listen on; for `pqs load`, to send to.")
+    port: int = Field(
+        8000, ge=0, le=65_535, description="The port to listen on, 0 for a free one; for `pqs load`, to send to."
+    )
     workers: int = Field(1, ge=1, le=256, description="How many processes answer requests.")
     database_url: Address | None = Field(
         None,
         description="A PostgreSQL, as postgresql://user@host/name. Without it the service starts its own.",
     )
     database_read_url: Address | None = Field(None, description="A replica of it, asked for lists, counts and scans.")
-    data_dir: Path = Field(
+    data_dir: Annotated[Path, BeforeValidator(_not_empty)] = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("pqs")),
         description="Where the service's own PostgreSQL keeps its data.",
     )
@@ -86,8 +94,8 @@ class Settings(BaseSettings):
     liveness_interval: Duration = Field(60.0, description="How many seconds a node has after its activation.")
     liveness_window: Duration = Field(90.0, description="How many seconds a node has after a heartbeat.")
     max_body: int = Field(8 * MIB, ge=1024, le=1024 * MIB, description="The largest body in bytes, NDJSON excepted.")
-    log_level: LogLevel = Field(LogLevel.INFO, description="How much is logged.")
-    log_format: LogFormat = Field(LogFormat.CONSOLE, description="What a log line looks like.")
+    log_level: LogLevel = Field(LogLevel.INFO, description="How much is logged: debug, info, warning or error.")
+    log_format: LogFormat = Field(LogFormat.CONSOLE, description="What a log line looks like: console or json.")
 
 
 def read_settings(given: Mapping[str, object] | None = None) -> Settings:

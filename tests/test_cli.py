@@ -5,8 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import click
 import httpx
@@ -195,6 +197,44 @@ def test_database_behind_and_ahead(empty_database_url: str, tmp_path: Path) -> N
         assert line == "pqs: the database is at revision 9999, which this code does not know; nothing done"
 
 
+@pytest.fixture
+def role(empty_database_url: str) -> Iterator[str]:
+    """The address of the empty database for a role without any right in it."""
+    name = f"role_{uuid4().hex}"
+    psql(empty_database_url, f"CREATE ROLE {name} LOGIN")
+    yield empty_database_url.replace("postgres@", f"{name}@", 1)
+    psql(empty_database_url, f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_role_without_rights(role: str, empty_database_url: str, tmp_path: Path) -> None:
+    """A role that may not create tables, or not write them, is told so by `pqs migrate`, `readyz` and every call."""
+    line = refusal(pqs("migrate", database_url=role))
+    assert "permission denied for schema public" in line
+    pqs("migrate", database_url=empty_database_url)
+    name = role.partition("//")[2].partition("@")[0]
+    event = event_json("registration.initiated", 1)
+    with serving(tmp_path, database_url=role) as service, service.client() as client:
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/v1/state-counts").status_code == 503
+        psql(empty_database_url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")
+        assert "INSERT, UPDATE" in client.get("/readyz").json()["detail"]
+        refused = client.post("/v1/events", json=event)
+        assert (refused.status_code, "may not do this" in refused.json()["detail"]) == (503, True)
+        stream = client.post(
+            "/v1/events", content=json.dumps(event), headers={"Content-Type": "application/x-ndjson"}
+        )
+        assert (stream.status_code, stream.json()["committed_lines"]) == (503, 0)
+        psql(empty_database_url, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}")
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/v1/events", json=event).json()["outcome"] == "applied"
+
+
+def test_migration_of_a_foreign_database(empty_database_url: str) -> None:
+    """A table of ours that somebody else has made is in the way, and the command says so in one line."""
+    psql(empty_database_url, "CREATE TABLE registration_projections (id int)")
+    assert "already exists" in refusal(pqs("migrate", database_url=empty_database_url))
+
+
 def test_database_down(tmp_path: Path) -> None:
     """Without its database the service is alive and not ready; no command and no log line shows the password."""
     with serving(tmp_path, database_url=NOWHERE, log_level="debug") as service, service.client() as client:
@@ -305,6 +345,40 @@ def test_rebase_to_no_place(arguments: list[str], said: str) -> None:
     run = CliRunner().invoke(commands, ["rebase", str(NODE), *arguments], env={"PQS_DATABASE_URL": NOWHERE})
     assert run.exit_code == 2
     assert said in run.output
+
+
+@pytest.mark.parametrize("option", ["--partition", "--domain"])
+def test_rebase_with_bytes_that_are_no_text(option: str) -> None:
+    """A name that is not UTF-8 is refused before any database is looked for."""
+    run = subprocess.run(
+        [*COMMAND, "rebase", str(NODE), "--offset", "1", "--partition", "p", option, b"\xff"],
+        env=environment(database_url=NOWHERE),
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert run.returncode == 2
+    assert b"printable characters in UTF-8" in run.stderr
+
+
+@pytest.mark.parametrize("arguments", [["rebase", str(NODE), "--sequence", "1"]])
+def test_command_where_no_database_is(tmp_path: Path, arguments: list[str]) -> None:
+    """A mistyped data directory is said to be empty, and stays so."""
+    line = refusal(pqs(*arguments, data_dir=tmp_path / "mistyped"))
+    assert "there is no database in" in line
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_foreign_directory_is_left_alone(tmp_path: Path) -> None:
+    """A directory that holds other things is refused, and nothing is made in it."""
+    (tmp_path / "photo.jpg").touch()
+    assert "photo.jpg" in refusal(pqs("serve", port=0, data_dir=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_empty_data_directory_is_no_path() -> None:
+    """An empty PQS_DATA_DIR is not taken for the current directory."""
+    assert "PQS_DATA_DIR" in refusal(pqs("serve", port=0, data_dir=""))
 
 
 def test_rebase_of_no_uuid() -> None:

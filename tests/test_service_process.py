@@ -16,7 +16,7 @@ import pytest
 
 from app.store.embedded import EmbeddedPostgres, running_url
 from tests.making import Json, event_json, life, node
-from tests.processes import Service, command_lines, gone, postgres_pid, serving, starting, until
+from tests.processes import PATIENCE, Service, command_lines, gone, postgres_pid, serving, starting, until
 
 NDJSON = {"content-type": "application/x-ndjson"}
 NOWHERE = "postgresql://postgres@127.0.0.1:1/nowhere"  # nothing listens there
@@ -269,3 +269,11 @@ def test_workers_end_with_a_killed_service(database_url: str, tmp_path: Path) ->
         url = httpx.URL(service.url)
         with socket.create_server((url.host, url.port or 0)):
             pass
+
+
+def test_the_service_ends_with_its_postgresql(data_dir: Path, tmp_path: Path) -> None:
+    """A service whose own PostgreSQL was killed does not stay on without it: it ends with status 1, and says why."""
+    with serving(tmp_path, data_dir=data_dir) as service:
+        os.kill(postgres_pid(data_dir), signal.SIGKILL)
+        assert service.process.wait(PATIENCE) == 1
+        assert "has ended; postgres.log there says why" in service.log

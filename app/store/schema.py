@@ -19,6 +19,7 @@ BASE = "base"  # before the first revision: no tables
 
 LOCK_KEY = 0x7071_735F_6D69_67  # "pqs_mig": one migration of a database at a time
 LOCK_POLL = 0.1  # seconds
+REFUSED = "42"  # the class of missing rights, and of names that are there already, or are not
 LOCK_NOT_AVAILABLE = "55P03"  # what PostgreSQL calls it when lock_timeout is over
 
 
@@ -64,7 +65,11 @@ async def migrate(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
             await connection.run_sync(_run, was, target)
             return was, await _revision(connection)
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            state = getattr(error.orig, "sqlstate", None) or ""
+            if state.startswith(REFUSED):
+                said = getattr(error.orig, "__cause__", None)
+                raise StartError(f"PostgreSQL refuses the migration: {said}; the revision was rolled back") from error
+            if state != LOCK_NOT_AVAILABLE:
                 raise
             raise StartError(
                 "another session keeps a table locked that the migration must change; the revision that waited for "

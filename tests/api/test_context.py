@@ -155,6 +155,28 @@ async def test_a_refused_body_is_read_up_to_a_bound(shared: httpx.AsyncClient) -
     assert read <= 100
 
 
+async def test_a_client_that_waits_for_leave_is_refused_at_once(shared: httpx.AsyncClient) -> None:
+    """A body that is announced by `Expect: 100-continue` is not asked for when the request is refused anyway."""
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        read += 1
+        yield b" "
+
+    headers = {"Content-Type": "text/csv", "Expect": "100-continue", "Content-Length": "99999999"}
+    answer = await shared.post("/v1/events", content=body(), headers=headers)
+    assert (answer.status_code, answer.headers["connection"]) == (415, "close")
+    assert read == 0
+
+
+async def test_a_path_forges_no_line_of_the_log(shared: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    """Line breaks and control characters of a path are logged as they were sent, escaped."""
+    with caplog.at_level("INFO", "app.access"):
+        await shared.get("/v1/x%0aINFO%20forged%1b%5b31m")
+    assert caplog.messages[-1].startswith("GET /v1/x%0AINFO%20forged%1B%5B31m 404 ")
+
+
 async def test_two_ids_are_made_for_two_requests(shared: httpx.AsyncClient) -> None:
     """An id that a client made up for itself is not remembered for the next request."""
     mine = str(uuid4())

@@ -11,6 +11,8 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 import pytest
 
+from app.api.pages import write_cursor
+from app.store.registrations import EntityFilter
 from tests.making import Json, at, event_json, node
 
 ENTITIES = "/v1/entities?domain=paged"
@@ -241,6 +243,25 @@ async def test_a_damaged_cursor_is_400(paged: httpx.AsyncClient, path: str, case
     answer = await paged.get(f"{path}&cursor={DAMAGES[case](cursor)}")
     assert answer.status_code == 400, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "place", [["x"], [], {"x": 1}, ["2026-01-01T00:00:00", "2026-01-01T00:00:00Z", str(node(1))]]
+)
+@pytest.mark.parametrize(
+    ("path", "filters"),
+    [
+        (ENTITIES, ["entities", EntityFilter(domain="paged")]),
+        (ACK, ["/v1/overdue/ack", "paged"]),
+        (LIVENESS, ["/v1/overdue/liveness", "paged"]),
+    ],
+)
+async def test_a_sealed_cursor_with_a_strange_place_is_400(
+    paged: httpx.AsyncClient, path: str, filters: object, place: object
+) -> None:
+    """A cursor that another release may have sealed is refused like a damaged one."""
+    answer = await paged.get(f"{path}&cursor={write_cursor(place, filters)}")
+    assert (answer.status_code, answer.json()["detail"]) == (400, "the cursor is damaged")
 
 
 # --- While rows change ---------------------------------------------------------------------------------------------
