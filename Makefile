@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format requirements clean
+.PHONY: help serve test check bench format requirements clean
 
 help: ## list the commands
 	@grep -hE '^[a-z.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ check: $(VENV) ## format, lint, types, import directions, dead code
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/vulture
 
+bench: $(VENV) ## measure against the peers, up to 15 minutes; one part: make bench ONLY=lookup
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+
 format: $(VENV) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -39,6 +42,7 @@ format: $(VENV) ## rewrite the code as `make check` wants it
 requirements: $(VENV) ## pin every dependency again: names, versions and hashes, no addresses
 	$(PIN) requirements/runtime.txt pyproject.toml
 	$(PIN) requirements/embedded.txt --extra embedded pyproject.toml
+	$(PIN) requirements/build.txt --group build
 	$(PIN) requirements/dev.txt --extra embedded --group dev pyproject.toml
 
 PIN := $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --output-file

@@ -1,0 +1,71 @@
+"""One run: how large it is, what it shares, and how contenders take turns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from benchmarks.load import Load
+from benchmarks.machine import BenchmarkError, Machine
+from benchmarks.report import Row
+from benchmarks.rows import Source
+
+MAIN = "bench"  # the database of the large table
+MISSED = 0.01  # of pgbench's guarded UPDATEs may lose a race: it picks its entities by chance
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rows: int
+    rounds: int
+    seconds: float  # of one load in one round
+    stream_events: int  # of one stream in one round of an ingest part
+    memory_events: int
+    starts: int
+    asks: int  # of each kind and table size, in the growth part
+
+
+FULL = Size(1_000_000, 5, 4, 80_000, 500_000, 7, 200)
+QUICK = Size(20_000, 2, 1, 4_000, 20_000, 2, 20)
+MEMORY_EVENTS = 5_000_000  # when that part is asked for by name
+GROWTH_ROWS = 10_000_000
+
+
+@dataclass
+class Bench:
+    """What the parts of a run share. `named` are the parts that were asked for; empty means all."""
+
+    machine: Machine
+    source: Source
+    size: Size
+    as_of: datetime  # deadlines of the loaded rows lie around this moment
+    named: frozenset[str]
+    quick: bool
+    notes: list[str] = field(default_factory=list)
+    curves: dict[str, dict[str, float]] = field(default_factory=dict)  # of the part that runs: ms by number of rows
+
+    def turns(self, contenders: Mapping[str, Callable[[], float]], rounds: int = 0) -> dict[str, list[float]]:
+        """What each measures, round by round. They take turns, and every second round goes backwards."""
+        measured: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(rounds or self.size.rounds):
+            order = list(contenders.items())
+            for name, measure in order if number % 2 == 0 else reversed(order):
+                measured[name].append(measure())
+        return measured
+
+    def written(self, write: Callable[[], Load]) -> float:
+        """The rate of a load of heartbeats, each of which must be found in the table after it."""
+        before = self._versions()
+        load = write()
+        found = self._versions() - before
+        if found < load.answers * (1 - MISSED):
+            raise BenchmarkError(f"{load.answers} heartbeats were answered, and {found} are in the table")
+        return load.rate
+
+    def _versions(self) -> int:
+        """How often rows of the table have been changed, all in all."""
+        return int(str(self.machine.ask(MAIN, "SELECT sum(version) FROM registration_projections")))
+
+
+Part = Callable[[Bench], list[Row]]

@@ -1,0 +1,221 @@
+"""What a run measured: the table, as text and as Markdown, and the two pictures.
+
+The figures of each part are kept in `docs/performance.json`, so that a part that is run on its own takes its place
+in the table. Within one part everything comes from one run; nothing is compared across parts.
+"""
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+
+KEPT, TABLE, PICTURE, GROWTH = "performance.json", "performance-table.md", "performance.svg", "growth.svg"
+HEAD = ("what", "ours", "the other", "ratio", "target", "met", "spread")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: medians, their ratio, and the smallest and largest ratio of a round."""
+
+    what: str
+    other_name: str
+    unit: str
+    ours: float
+    other: float
+    low: float | None
+    high: float | None
+    target: float | None = None
+    at_most: bool = False  # the target is an upper bound
+    difference: bool = False  # ours less the other is what counts, not their ratio
+
+    @property
+    def value(self) -> float:
+        """What is held against the target."""
+        return self.ours - self.other if self.difference else self.ours / self.other
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without one."""
+        if self.target is None:
+            return None
+        return self.value <= self.target if self.at_most else self.value >= self.target
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as the table shows it."""
+        unit = f" {self.unit}" if self.difference else ""
+        target = "reported" if self.target is None else f"{'≤' if self.at_most else '≥'} {self.target:g}{unit}"
+        met = {None: "", True: "yes", False: "**no**"}[self.met]
+        spread = "" if self.low is None or self.high is None else f"{figure(self.low)} to {figure(self.high)}"
+        other = f"{self.other_name}: {figure(self.other)} {self.unit}"
+        return self.what, f"{figure(self.ours)} {self.unit}", other, figure(self.value) + unit, target, met, spread
+
+
+def compared(
+    what: str,
+    ours: list[float],
+    other_name: str,
+    other: list[float],
+    unit: str,
+    target: float | None = None,
+    *,
+    at_most: bool = False,
+) -> Row:
+    """A row from two lists of measurements that were taken in turns."""
+    ratios = [mine / theirs for mine, theirs in zip(ours, other, strict=True)]
+    return Row(
+        what,
+        other_name,
+        unit,
+        statistics.median(ours),
+        statistics.median(other),
+        min(ratios),
+        max(ratios),
+        target,
+        at_most,
+    )
+
+
+def figure(value: float) -> str:
+    """A number with as many digits as it is worth."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+@dataclass
+class Measured:
+    """What one part measured, when, and on what. A reduced one never takes the place of a full one."""
+
+    rows: list[Row]
+    reduced: bool
+    commit: str
+    at: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    on: str = field(default_factory=lambda: f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}")
+    curves: dict[str, dict[str, float]] = field(default_factory=dict)  # of growth: ms by number of rows
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether something was changed since."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=10)
+    return done.stdout.strip() or "no commit"
+
+
+def as_text(rows: list[Row]) -> str:
+    """The table for a terminal."""
+    table = [HEAD, *(row.cells() for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(HEAD))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def write(folder: Path, parts: dict[str, Measured], notes: list[str], order: list[str]) -> None:
+    """Keep the parts beside those of earlier runs, and write table and pictures anew from all of them."""
+    kept = _read(folder / KEPT)
+    for name, part in parts.items():
+        if name not in kept or not part.reduced or kept[name].reduced:
+            kept[name] = part
+    kept = {name: kept[name] for name in order if name in kept}
+    told = {name: asdict(part) for name, part in kept.items()}
+    (folder / KEPT).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    (folder / TABLE).write_text(_markdown(kept, notes))
+    rows = [row for part in kept.values() for row in part.rows]
+    (folder / PICTURE).write_text(_bars([row for row in rows if row.target is not None]))
+    if "growth" in kept:
+        (folder / GROWTH).write_text(_curves(kept["growth"].curves))
+
+
+def _read(path: Path) -> dict[str, Measured]:
+    if not path.exists():
+        return {}
+    told = json.loads(path.read_text())
+    return {name: Measured(**{**part, "rows": [Row(**row) for row in part["rows"]]}) for name, part in told.items()}
+
+
+def _markdown(parts: dict[str, Measured], notes: list[str]) -> str:
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
+    lines += ["| " + " | ".join(row.cells()) + " |" for part in parts.values() for row in part.rows]
+    runs: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        runs.setdefault(f"{part.at[:10]}, {part.on}, {part.commit}", []).append(name)
+    told = [f"{', '.join(names)}: {run}" for run, names in runs.items()]
+    written = "Written by `make bench`. Medians; the spread is the smallest and the largest ratio of a round."
+    return "\n".join([written, "", *lines, "", *(f"- {line}" for line in [*told, *notes]), ""])
+
+
+# --- Pictures --------------------------------------------------------------------------------------------------
+
+FONT = 'font-family="system-ui, sans-serif" font-size="13"'
+GOOD, BAD, GREY = "#2f7d4f", "#b3442e", "#8a8a8a"
+LINES = ("#1f6feb", "#b3442e", "#2f7d4f", "#8250df", "#bf8700", "#0f7b8a", "#cf4f9b", "#57606a")
+
+
+def _svg(width: int, height: int, parts: list[str]) -> str:
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {FONT}>'
+    return "\n".join([opening, f'<rect width="{width}" height="{height}" fill="#ffffff"/>', *parts, "</svg>", ""])
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "#24292f") -> str:
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;")
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{colour}">{escaped}</text>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
+
+
+def _bars(rows: list[Row]) -> str:
+    """How far each target is met: a bar that reaches the line has met it. Longer is better, whatever the unit."""
+    left, scale, step, most = 400, 180, 26, 2.5
+    parts = []
+    for number, row in enumerate(rows):
+        assert row.target is not None
+        value = max(row.value, 1e-9)
+        reached = min(row.target / value if row.at_most else value / row.target, most)
+        y = 40 + number * step
+        colour = GOOD if row.met else BAD
+        parts.append(_text(left - 10, y + 14, f"{row.what} / {row.other_name}", "end"))
+        parts.append(f'<rect x="{left}" y="{y}" width="{reached * scale:.1f}" height="18" fill="{colour}"/>')
+        said = f"{figure(row.value)} (target {'≤' if row.at_most else '≥'} {row.target:g})"
+        parts.append(_text(left + reached * scale + 6, y + 14, said))
+    bottom = 40 + len(rows) * step
+    parts += [_line(left + scale, 26, left + scale, bottom, "#24292f"), _text(left + scale, 20, "target", "middle")]
+    return _svg(left + round(most * scale) + 170, bottom + 14, parts)
+
+
+def _curves(curves: dict[str, dict[str, float]]) -> str:
+    """Latency (p50) by the number of rows, both on logarithmic scales."""
+    left, top, wide, high = 70, 20, 420, 300
+    points = {name: {int(rows): ms for rows, ms in curve.items()} for name, curve in curves.items()}
+    sizes = sorted({rows for curve in points.values() for rows in curve})
+    values = [ms for curve in points.values() for ms in curve.values()]
+    low, top_value = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)))
+
+    def x_of(rows: int) -> float:
+        return left + wide * math.log(rows / sizes[0]) / math.log(max(sizes[-1] / sizes[0], 2))
+
+    def y_of(ms: float) -> float:
+        return top + high * (1 - math.log(ms / low) / math.log(top_value / low))
+
+    parts = []
+    for rows in sizes:
+        parts += [_line(x_of(rows), top, x_of(rows), top + high, "#eaeef2")]
+        parts += [_text(x_of(rows), top + high + 20, f"{rows:,}", "middle")]
+    ms = low
+    while ms <= top_value * 1.01:
+        parts += [_line(left, y_of(ms), left + wide, y_of(ms), "#eaeef2")]
+        parts += [_text(left - 8, y_of(ms) + 4, f"{ms:g} ms", "end")]
+        ms *= 10
+    for (name, curve), colour, place in zip(points.items(), LINES * 2, range(len(points)), strict=False):
+        path = " ".join(f"{x_of(rows):.1f},{y_of(took):.1f}" for rows, took in sorted(curve.items()))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(_text(left + wide + 20, top + 16 + place * 20, name, colour=colour))
+    parts.append(_text(left + wide / 2, top + high + 42, "rows in the table", "middle", GREY))
+    return _svg(left + wide + 260, top + high + 56, parts)

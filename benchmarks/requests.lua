@@ -1,0 +1,55 @@
+-- The requests that wrk sends. Arguments: `lookup` or `post`, the number of rows, and a stamp.
+-- lookup: random entities. post: a heartbeat for one living entity after the other; the stamp, in microseconds since
+-- 1970, is position and time, so that no event is ever behind its entity's row. The ids are those of rows.py.
+
+local ALIVE, STEP = 91, 611953
+local HEAD = " HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+local format, floor, random = string.format, math.floor, math.random
+local what, rows, alive, stamp
+local second, second_text
+
+local function entity(number)
+  return format("%08x-0000-4000-8000-%012x", number * 618033989 % 4294967296, number)
+end
+
+local function time(us)
+  local s = floor(us / 1000000)
+  if s ~= second then
+    second, second_text = s, os.date("!%Y-%m-%dT%H:%M:%S", s)
+  end
+  return format("%s.%06dZ", second_text, us % 1000000)
+end
+
+function init(args)
+  what, rows, stamp = args[1], tonumber(args[2]), tonumber(args[3])
+  alive = rows / 100 * ALIVE
+  math.randomseed(stamp % 2147483647)
+end
+
+local function lookup()
+  return "GET /v1/entities/" .. entity(random(0, rows - 1)) .. HEAD .. "\r\n"
+end
+
+local function post()
+  stamp = stamp + 1
+  local number = stamp % alive * STEP % alive
+  local body = format(
+    '{"event_id":"%08x-%04x-4%03x-9%03x-%012x","type":"node.heartbeat","entity_id":"%s",'
+      .. '"position":{"sequence":%d},"occurred_at":"%s"}',
+    random(0, 4294967295), random(0, 65535), random(0, 4095), random(0, 4095), random(0, 281474976710655),
+    entity(floor(number / ALIVE) * 100 + number % ALIVE), stamp, time(stamp))
+  return "POST /v1/events" .. HEAD .. "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body
+end
+
+function request()
+  if what == "post" then return post() end
+  return lookup()
+end
+
+function done(summary, latency, _)
+  local errors = summary.errors
+  print(format(
+    '{"answers":%d,"microseconds":%d,"p50":%f,"p99":%f,"failed":%d}',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    errors.status + errors.connect + errors.read + errors.write + errors.timeout))
+end

@@ -1,0 +1,148 @@
+"""How many requests and events a second: lookup, post, ingest; and what joining costs a lone client."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from benchmarks.bench import MAIN, Bench
+from benchmarks.contenders import WORKERS, LeftOutError, knows_batching, serving
+from benchmarks.load import pgbench, stream_in, wrk
+from benchmarks.machine import BenchmarkError
+from benchmarks.peers import raw
+from benchmarks.report import Row, compared
+from benchmarks.rows import Event
+
+LOOKUP_CONNECTIONS = 32
+POST_CONNECTIONS = 64
+PGBENCH_CLIENTS = (8, 32)
+RATE = "/s"
+
+
+def lookup(bench: Bench) -> list[Row]:
+    """Point lookups of random entities."""
+    machine, source, seconds = bench.machine, bench.source, bench.size.seconds
+    with serving(machine, source, MAIN, ["ours", "plain", "node", "empty"], bench.notes) as ports:
+
+        def ask(port: int) -> float:
+            return wrk(machine, port, "lookup", source, connections=LOOKUP_CONNECTIONS, seconds=seconds).rate
+
+        contenders: dict[str, Callable[[], float]] = {name: partial(ask, port) for name, port in ports.items()}
+        contenders["pgbench"] = lambda: pgbench(machine, MAIN, "lookup", source, clients=8, seconds=seconds).rate
+        _warm(contenders)
+        measured = bench.turns(contenders)
+    targets = {"plain": 8.0, "node": 1.0}
+    what = f"point lookup, {LOOKUP_CONNECTIONS} connections"
+    ours = measured.pop("ours")
+    return [compared(what, ours, name, rates, RATE, targets.get(name)) for name, rates in measured.items()]
+
+
+def post(bench: Bench) -> list[Row]:
+    """Single heartbeats, each applied, each durable before its answer."""
+    machine, source, seconds = bench.machine, bench.source, bench.size.seconds
+    with serving(machine, source, MAIN, ["ours", "plain", "node"], bench.notes) as ports:
+
+        def send(port: int) -> float:
+            load = partial(wrk, machine, port, "post", source, connections=POST_CONNECTIONS, seconds=seconds)
+            return bench.written(load)
+
+        def direct(clients: int) -> float:
+            return bench.written(partial(pgbench, machine, MAIN, "upsert", source, clients=clients, seconds=seconds))
+
+        contenders: dict[str, Callable[[], float]] = {name: partial(send, port) for name, port in ports.items()}
+        contenders |= {f"pgbench, {clients} clients": partial(direct, clients) for clients in PGBENCH_CLIENTS}
+        _warm(contenders)
+        measured = bench.turns(contenders)
+    what = f"POST of a heartbeat, {POST_CONNECTIONS} connections"
+    ours = measured.pop("ours")
+    targets = {"plain": 15.0, "node": 1.5}
+    rows = [
+        compared(what, ours, name, measured.pop(name), RATE, target)
+        for name, target in targets.items()
+        if name in measured
+    ]
+    better = max(measured, key=lambda name: sorted(measured[name])[len(measured[name]) // 2])
+    return [
+        *rows,
+        *(
+            compared(what, ours, name, rates, RATE, 1.0 if name == better else None)
+            for name, rates in measured.items()
+        ),
+    ]
+
+
+def _warm(contenders: Mapping[str, Callable[[], float]]) -> None:
+    """A round that does not count: connections are opened, statements prepared, pages read."""
+    for measure in contenders.values():
+        measure()
+
+
+def ingest1(bench: Bench) -> list[Row]:
+    """One stream of lines against one connection that upserts the same rows."""
+    return _ingest(bench, "NDJSON ingest, one stream", 1)
+
+
+def ingest4(bench: Bench) -> list[Row]:
+    """Four streams against four connections."""
+    return _ingest(bench, f"NDJSON ingest, four streams, {WORKERS} workers", 4)
+
+
+def _ingest(bench: Bench, what: str, lanes: int) -> list[Row]:
+    machine, source = bench.machine, bench.source
+    count = bench.size.stream_events // (1 if lanes == 1 else 2)
+    with serving(machine, source, MAIN, ["ours"], bench.notes) as ports:
+
+        def ours() -> float:
+            return count * lanes / _stream(ports["ours"], source.events(count, lanes=lanes), count)
+
+        def theirs() -> float:
+            events: list[Iterable[Event]] = [*source.events(count, lanes=lanes)]
+            return count * lanes / asyncio.run(raw.measure(machine.url(MAIN), events))
+
+        _warm({"ours": ours, "raw": theirs})
+        measured = bench.turns({"ours": ours, "raw": theirs})
+    other = f"raw, {lanes} connection{'s' if lanes > 1 else ''}"
+    return [compared(what, measured["ours"], other, measured["raw"], "events/s", 0.6)]
+
+
+def _stream(port: int, lanes: Iterable[Iterable[Event]], count: int) -> float:
+    """Send a body a lane at once, and return how many seconds it took. Every event must be applied."""
+    bodies = ["".join(f"{event.json()}\n" for event in lane).encode() for lane in lanes]
+    applied: list[int] = []
+
+    def send(body: bytes) -> None:
+        applied.append(stream_in(port, [body], len(body))["applied"])
+
+    threads = [threading.Thread(target=send, args=(body,), daemon=True) for body in bodies]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - began
+    if applied != [count] * len(bodies):
+        raise BenchmarkError(f"of {len(bodies)} streams of {count} events, {applied} were applied")
+    return took
+
+
+def lone(bench: Bench) -> list[Row]:
+    """One client on one connection: what it waits (p50), with joining and without."""
+    machine, source, seconds = bench.machine, bench.source, bench.size.seconds
+    if not knows_batching(machine):
+        raise LeftOutError("lone is left out: this service has no setting PQS_BATCHING to switch joining off with")
+    rows = []
+    with serving(machine, source, MAIN, ["ours", "unjoined"], bench.notes) as ports:
+        for what in ("lookup", "post"):
+
+            def wait(port: int, what: str = what) -> float:
+                return wrk(machine, port, what, source, connections=1, seconds=seconds).p50
+
+            contenders = {name: partial(wait, port) for name, port in ports.items()}
+            _warm(contenders)
+            measured = bench.turns(contenders)
+            said = f"lone client, p50 of {what}"
+            rows.append(
+                compared(said, measured["ours"], "without joining", measured["unjoined"], "ms", 1.05, at_most=True)
+            )
+    return rows
