@@ -102,8 +102,8 @@ async def active(url: str) -> int:
         await connection.close()
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 5) -> None:
-    """Wait until it holds, at most so long."""
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+    """Wait until it holds. A statement whose cancellation got lost ends at its time-out, well before this one."""
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - what is waited for happens in the server
             await asyncio.sleep(0.01)
