@@ -9,7 +9,7 @@ import os
 from sqlalchemy import Connection
 
 from alembic import context
-from app.store.database import create_engine
+from app.store.schema import create_engine
 from app.store.tables import Base
 
 LOCK_TIMEOUT = "5s"  # a migration that waits for a lock holds up everybody behind it: better give up and come again

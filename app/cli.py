@@ -31,7 +31,7 @@ from app.errors import PqsError, StartError
 from app.load import load_file, service_url
 from app.settings import PREFIX, Settings, read_settings
 from app.store import registrations, schema
-from app.store.database import Connection, Database, create_engine, translated
+from app.store.database import Connection, Database, translated
 from app.store.embedded import EmbeddedPostgres, running_url
 
 logger = logging.getLogger(__name__)
@@ -165,6 +165,20 @@ def rebase(
     click.echo(said)
 
 
+@pqs.command()
+@settings_options("database_url", "data_dir", "log_level", "log_format")
+def verify(**given: str | None) -> None:
+    """Compare the state counts with a full count, and say what differs. Status 1 when something does."""
+    settings = _command_settings(given)
+    with _database(settings) as url:
+        differing = asyncio.run(_transaction(url, settings, registrations.verify_counts))
+    for each in differing:
+        click.echo(f"domain {each.domain}, {each.state}: kept {each.kept:,}, counted {each.counted:,}")
+    if differing:
+        sys.exit(1)
+    click.echo("the state counts are what a full count gives")
+
+
 @pqs.command("db-url")
 @settings_options("database_url", "data_dir")
 def db_url(**given: str | None) -> None:
@@ -254,7 +268,7 @@ def _database(settings: Settings, *, create: bool = False) -> Iterator[str]:
 
 
 async def _migrate(url: str, target: str) -> tuple[str, str]:
-    engine = create_engine(url, pool_size=2)
+    engine = schema.create_engine(url, pool_size=2)
     try:
         async with translated():
             return await schema.migrate(engine, target)
@@ -313,6 +327,7 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         access_log=False,
         server_header=False,
         ws="none",
+        proxy_headers=False,  # nothing here depends on who asks, or by which scheme
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=SHUTDOWN,
     )

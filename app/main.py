@@ -10,18 +10,34 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from app import log
-from app.api import context, counts, entities, events, health, openapi, overdue, problems
+from app.api import context, counts, entities, events, health, hot, openapi, overdue, problems
 from app.api.metrics import SHARED_DIRECTORY, Metrics
 from app.api.service import Service
+from app.batching import Reader, Writer
 from app.domain.registration import Timing
 from app.errors import StartError
 from app.projector import Projector
 from app.settings import Settings, read_settings
 from app.store.database import Database
+
+
+class Application(FastAPI):
+    """FastAPI, with ours around all of it: what every request passes through, and the calls that it never sees."""
+
+    def __init__(self, metrics: Metrics, **options: Any) -> None:
+        super().__init__(**options)
+        self._outermost = context.RequestContext(hot.HotCalls(super().__call__), metrics, problems.answer_to)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        scope["app"] = self
+        await self._outermost(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -42,14 +58,20 @@ def create_app(settings: Settings) -> FastAPI:
             liveness_interval=timedelta(seconds=settings.liveness_interval),
             liveness_window=timedelta(seconds=settings.liveness_window),
         )
-        app.state.service = Service(settings, database, scans, Projector(database, timing), metrics)
+        projector = Projector(database, timing)
+        reader = Reader(database, joining=settings.batching)
+        writer = Writer(projector, joining=settings.batching)
+        app.state.service = Service(settings, database, scans, reader, projector, writer, metrics)
         try:
             yield
         finally:
+            await writer.close()
+            await reader.close()
             await database.close()
             await scans.close()
 
-    app = FastAPI(
+    app = Application(
+        metrics,
         title="Projection Query Service",
         version=version("projection-query-service"),
         lifespan=lifespan,
@@ -60,7 +82,6 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(resource.router)
     problems.install(app)
     openapi.install(app)
-    app.add_middleware(context.RequestContext, metrics=metrics, answer_to=problems.answer_to)
     return app
 
 

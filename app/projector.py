@@ -58,14 +58,16 @@ class Projector:
         unless the connection broke in the commit itself.
         """
         for attempt in range(ATTEMPTS):
+            lock = attempt > 0
 
-            async def work(connection: Connection, *, lock: bool = attempt > 0) -> list[Result]:
+            async def work(connection: Connection, *, lock: bool = lock) -> list[Result]:
                 folded = await self._fold(connection, events, by_position=by_position, lock=lock)
                 await registrations.save(connection, folded.saves)
                 return folded.results
 
             try:
-                return await self._database.write(work)
+                # Unlocked, there is one statement that writes, and it is guarded: it needs no transaction around it.
+                return await (self._database.write(work) if lock else self._database.write_alone(work))
             except LostRaceError:
                 continue
         raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
@@ -79,7 +81,8 @@ class Projector:
         return await self._database.read(work)
 
     async def _fold(self, connection: Connection, events: Sequence[Event], *, by_position: bool, lock: bool) -> Fold:
-        rows = await registrations.read_for_fold(connection, {event.key for event in events}, lock=lock)
+        keys = list({event.key for event in events})
+        rows = await registrations.get_entity_states(connection, keys, lock=lock)
         return fold(rows, events, self._timing, by_position=by_position)
 
 
@@ -98,7 +101,7 @@ def fold(rows: dict[Key, Registration], events: Sequence[Event], timing: Timing,
         for place in ordered:
             registration, results[place] = take_in(registration, events[place], timing)
         if registration is not None and registration is not read:
-            saves.append(Save(registration, read.version if read is not None else None))
+            saves.append(Save(registration, read))
     return Fold([result for result in results if result is not None], saves)
 
 

@@ -19,9 +19,9 @@ from app import main
 from app.domain.registration import Timing
 from app.projector import Projector
 from app.settings import PREFIX, Settings, read_settings
-from app.store.database import Database, create_engine
+from app.store.database import Database
 from app.store.embedded import EmbeddedPostgres
-from app.store.schema import migrate
+from app.store.schema import create_engine, migrate
 
 SERVER = "TESTS_POSTGRES"  # the server's address, for the worker processes
 TEMPLATE = "pqs_template"

@@ -17,7 +17,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
 
 from app.domain.events import Event, Recorded
 from app.domain.registration import Outcome, Timing
@@ -35,10 +34,8 @@ async def rows(database: Database, domain: str) -> dict[str, str]:
 
     async def work(connection: Connection) -> dict[str, str]:
         # The server puts all columns of the table together, so that none is forgotten here.
-        query = (
-            "SELECT entity_id, (to_jsonb(t) - 'domain')::text FROM registration_projections t WHERE domain = :domain"
-        )
-        found = await connection.execute(text(query), {"domain": domain})
+        query = "SELECT entity_id, (to_jsonb(t) - 'domain')::text FROM registration_projections t WHERE domain = $1"
+        found = await connection.fetch(query, domain)
         return {str(entity_id): row for entity_id, row in found}
 
     return await database.read(work)
@@ -132,12 +129,13 @@ async def test_law_4_no_reader_sees_a_version_or_a_position_go_down(
     log, ways = read_twice
     domain = str(uuid4())
     entities = {event.entity_id for event in log}
+    keys = [(entity, domain) for entity in entities]
     seen: list[dict[UUID, list[tuple[int, int]]]] = [{entity: [] for entity in entities} for _ in range(2)]
     done = asyncio.Event()
 
     async def read(connection: Connection) -> dict[UUID, tuple[int, int]]:
-        found = await registrations.get_entity_states(connection, entities, domain)
-        return {entity: (row.version, row.position.number) for entity, row in found.items()}
+        found = await registrations.get_entity_states(connection, keys)
+        return {entity: (row.version, row.position.number) for (entity, _), row in found.items()}
 
     async def watch(sightings: dict[UUID, list[tuple[int, int]]]) -> None:
         last_time = False

@@ -345,7 +345,7 @@ async def test_a_batch_may_be_larger_than_an_array(projector: Projector, databas
     assert Counter(outcomes(results)) == {APPLIED: 12_000}
 
     async def work(connection: Connection) -> list[int]:
-        rows = await registrations.get_entity_states(connection, nodes, "registration")
+        rows = await registrations.get_entity_states(connection, [(n, "registration") for n in nodes])
         return [row.version for row in rows.values()]
 
     assert await database.read(work) == [4] * 3000

@@ -1,7 +1,7 @@
 """What is used from outside the code that vulture sees, and why."""
 
 from app import main, settings
-from app.api import schemas
+from app.api import bodies, schemas
 from app.domain.states import RegistrationState
 from app.store import registrations, tables
 
@@ -10,6 +10,7 @@ _used_from_outside: list[object] = [
     main.from_environment,
     # Contract: operations and predicates for those who use the package from Python.
     registrations.is_stale,
+    registrations.get_registration_status,
     RegistrationState.is_active,
     RegistrationState.requires_ack,
     RegistrationState.requires_liveness,
@@ -18,6 +19,9 @@ _used_from_outside: list[object] = [
     settings.LogLevel.DEBUG,
     settings.LogLevel.WARNING,
     settings.LogLevel.ERROR,
+    # Starlette reads them.
+    bodies.json_answer(b"").background,
+    bodies.json_answer(b"").raw_headers,
     # SQLAlchemy reads them.
     tables.Base.metadata,
     tables.Base.type_annotation_map,

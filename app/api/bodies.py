@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.errors import TooLargeError, UnsupportedMediaError
@@ -10,7 +10,28 @@ from app.errors import TooLargeError, UnsupportedMediaError
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 
-__all__ = ["JSON", "NDJSON", "ClientDisconnect", "lines", "media_type", "read_body"]
+__all__ = ["JSON", "NDJSON", "ClientDisconnect", "json_answer", "lines", "media_type", "read_body"]
+
+
+def json_answer(body: bytes, *headers: tuple[bytes, bytes]) -> Response:
+    """A JSON body as a response with status 200."""
+    return _Json(body, headers)
+
+
+class _Json(Response):
+    """A response whose headers are written as they are sent: Starlette's way to them takes ten times as long."""
+
+    def __init__(self, body: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = body
+        length = b"%d" % len(body)
+        self.raw_headers = [(b"content-length", length), (b"content-type", b"application/json"), *headers]
+
+
+def _header(request: Request, name: bytes) -> str | None:
+    """The first header of that name. Cheaper than request.headers, which is built for every request anew."""
+    return next((value.decode("latin-1") for key, value in request.scope["headers"] if key == name), None)
 
 
 def media_type(request: Request, *accepted: str) -> str:
@@ -18,7 +39,7 @@ def media_type(request: Request, *accepted: str) -> str:
 
     Raises UnsupportedMediaError for any other.
     """
-    named = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    named = (_header(request, b"content-type") or JSON).partition(";")[0].strip().lower()
     if named in accepted:
         return named
     if named == "" or (named.startswith("application/") and named.endswith("+json")):
@@ -29,37 +50,42 @@ def media_type(request: Request, *accepted: str) -> str:
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body. Raises TooLargeError past `limit` bytes, and ClientDisconnect when it ends early."""
-    too_large = TooLargeError(f"the body is larger than {limit:,} bytes; events may come as {NDJSON}, of any length")
-    declared = request.headers.get("content-length", "")
+    declared = _header(request, b"content-length") or ""
     if declared.isdigit() and int(declared) > limit:
-        raise too_large
+        raise _too_large(limit)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
         if len(body) > limit:
-            raise too_large
-    return bytes(body)
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
-async def lines(request: Request, limit: int) -> AsyncIterator[bytes | None]:
-    """The body's lines without their ends, as they arrive; None for one of more than `limit` bytes.
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"the body is larger than {limit:,} bytes; events may come as {NDJSON}, of any length")
+
+
+async def lines(request: Request, limit: int) -> AsyncIterator[list[bytes | None]]:
+    """The body's lines without their ends, as many at a time as arrive; None for one of more than `limit` bytes.
 
     No more than `limit` bytes and a network read are held. Raises ClientDisconnect when the body ends early, without
     the part of a line that was there.
     """
-    held = bytearray()
+    held = b""
     too_long = False
     async for chunk in request.stream():
-        *ended, rest = chunk.split(b"\n")
-        for part in ended:
-            held += part
-            yield None if too_long or len(held) > limit else bytes(held)
-            held.clear()
-            too_long = False
-        if too_long or len(held) + len(rest) > limit:
-            too_long = True
-            held.clear()
-        else:
-            held += rest
+        first, *others = chunk.split(b"\n")
+        too_long = too_long or len(held) + len(first) > limit
+        held = b"" if too_long else held + first
+        if not others:
+            continue
+        *whole, rest = others
+        yield [None if too_long else held, *(line if len(line) <= limit else None for line in whole)]
+        too_long = len(rest) > limit
+        held = b"" if too_long else rest
     if too_long or held:
-        yield None if too_long else bytes(held)
+        yield [None if too_long else held]

@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api import openapi
-from app.api.bodies import JSON, NDJSON, media_type, read_body
+from app.api.bodies import JSON, NDJSON, json_answer, media_type, read_body
 from app.api.negotiation import preferred, unchanged
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import (
@@ -24,11 +24,10 @@ from app.api.schemas import (
 )
 from app.api.service import Service, service_of
 from app.domain.registration import Registration
-from app.domain.states import RegistrationState
 from app.errors import Fault, InvalidInputError, NotFoundError
 from app.store import registrations
 from app.store.database import Connection
-from app.store.registrations import EntityFilter
+from app.store.registrations import EntityFilter, Key
 from app.wire import MAX_NESTING, depth, explain, find_nul
 
 router = APIRouter(tags=["entities"])
@@ -53,12 +52,14 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
         explain(body, error)
     ids = list(dict.fromkeys(asked.entity_ids))
 
-    async def work(connection: Connection) -> dict[UUID, Registration]:
-        return await registrations.get_entity_states(connection, ids, query.domain)
+    keys = [(id_, query.domain) for id_ in ids]
+
+    async def work(connection: Connection) -> dict[Key, Registration]:
+        return await registrations.get_entity_states(connection, keys)
 
     found = await service.database.read(work)
     answer = LookupAnswer(
-        items=[found[id_] for id_ in ids if id_ in found], missing=[id_ for id_ in ids if id_ not in found]
+        items=[found[key] for key in keys if key in found], missing=[key[0] for key in keys if key not in found]
     )
     return Response(encode(answer), media_type=JSON)
 
@@ -77,17 +78,13 @@ async def refuse_get_lookup() -> None:
 )
 async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the whole row. Its ETag is its version: with it in `If-None-Match`, an unchanged row answers 304."""
-
-    async def work(connection: Connection) -> Registration | None:
-        return await registrations.get_entity_state(connection, entity_id, query.domain)
-
-    registration = await service_of(request).database.read(work)
+    registration = await service_of(request).reader.get(entity_id, query.domain)
     if registration is None:
         raise _not_found(entity_id, query.domain)
     etag = f'"{registration.version}"'
     if unchanged(request, etag):
         return Response(status_code=304, headers={"ETag": etag})
-    return Response(encode(registration), headers={"ETag": etag}, media_type=JSON)
+    return json_answer(encode(registration), (b"etag", etag.encode()))
 
 
 @router.get(
@@ -98,13 +95,10 @@ async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQ
 )
 async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the state alone; with `Accept: text/plain` as the bare word."""
-
-    async def work(connection: Connection) -> RegistrationState | None:
-        return await registrations.get_registration_status(connection, entity_id, query.domain)
-
-    state = await service_of(request).database.read(work)
-    if state is None:
+    registration = await service_of(request).reader.get(entity_id, query.domain)
+    if registration is None:
         raise _not_found(entity_id, query.domain)
+    state = registration.current_state
     vary = {"Vary": "Accept"}
     if preferred(request, JSON, TEXT) == TEXT:
         return Response(str(state), headers=vary, media_type=TEXT)

@@ -1,5 +1,6 @@
 """Events in: one, an array, or a stream of lines."""
 
+import asyncio
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api import openapi
-from app.api.bodies import JSON, NDJSON, lines, media_type, read_body
+from app.api.bodies import JSON, NDJSON, json_answer, lines, media_type, read_body
 from app.api.context import given_correlation_id
 from app.api.problems import respond
 from app.api.schemas import EventsQuery, OrderProblem, StreamSummary, Summary, encode
@@ -65,8 +66,12 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
         results = await _take(service, events, dry_run=query.dry_run, by_position=True)
         summary = Summary(received=len(events), **Counter(str(result.outcome) for result in results))
         return Response(encode({"summary": summary, "results": results}), media_type=JSON)
-    events = _correlated([read_event(body)], correlation_id)
-    [result] = await _take(service, events, dry_run=query.dry_run, by_position=False)
+    [event] = _correlated([read_event(body)], correlation_id)
+    if query.dry_run:
+        [result] = await service.projector.foresee([event])
+    else:
+        result = await service.writer.persist(event)
+        service.metrics.events(result.outcome, 1)
     return _answer(request, result)
 
 
@@ -91,7 +96,7 @@ def _correlated(events: list[Event], correlation_id: UUID | None) -> list[Event]
 
 def _answer(request: Request, result: Result) -> Response:
     if result.outcome not in TYPES:
-        return Response(encode(result), media_type=JSON)
+        return json_answer(encode(result))
     type_, title = TYPES[result.outcome]
     status = HTTPStatus.CONFLICT
     problem = OrderProblem(
@@ -116,20 +121,31 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 async def _take_stream(request: Request, service: Service, correlation_id: UUID | None) -> Response:
-    """Read the whole body before the first byte of the answer, so that a client may send all before it reads."""
+    """Read the whole body before the first byte of the answer, so that a client may send all before it reads.
+
+    While the database takes a chunk in, the next one is read and decoded; it waits for the one before it to commit.
+    """
     counts: Counter[str] = Counter()
     committed = 0
+    taking: asyncio.Task[None] | None = None
     answer: IO[bytes] = tempfile.SpooledTemporaryFile(ANSWER_IN_MEMORY)  # noqa: SIM115 - closed by _contents, or below
     try:
+        taken = 0
         async for chunk, last in _chunks(request, correlation_id):
-            try:
-                await _take_chunk(service, chunk, counts, answer)
-            except UnavailableError as error:
-                raise IngestInterruptedError(error, committed) from error
-            committed = last
+            if taking is not None:
+                await taking
+            committed, taken = taken, last
+            taking = asyncio.create_task(_take_chunk(service, chunk, counts, answer))
+        if taking is not None:
+            await taking
         summary = StreamSummary(received=counts.total(), **counts)
         answer.write(encode({"summary": summary}) + b"\n")
+    except UnavailableError as error:
+        answer.close()
+        raise IngestInterruptedError(error, committed) from error
     except BaseException:
+        if taking is not None:
+            await asyncio.wait([taking])  # the client is gone; what was begun is not left halfway
         answer.close()
         raise
     return StreamingResponse(_contents(answer), media_type=NDJSON)
@@ -139,26 +155,28 @@ async def _chunks(request: Request, correlation_id: UUID | None) -> AsyncIterato
     """The lines that are not blank, in chunks for one transaction each, with the number of the last line of each."""
     chunk: list[_Line] = []
     size = number = 0
-    async for line in lines(request, MAX_LINE):
-        number += 1
-        if line is None:
-            chunk.append(_Line(number, [Fault("#", f"the line is larger than {MAX_LINE:,} bytes")]))
-        elif line.strip():
-            chunk.append(_Line(number, _read(line, correlation_id)))
-            size += len(line)
-        if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES:
-            yield chunk, number
-            chunk, size = [], 0
+    async for some in lines(request, MAX_LINE):
+        for line in some:
+            number += 1
+            if line is None:
+                chunk.append(_Line(number, [Fault("#", f"the line is larger than {MAX_LINE:,} bytes")]))
+            elif line and not line.isspace():
+                chunk.append(_Line(number, _read(line, correlation_id)))
+                size += len(line)
+            if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES:
+                yield chunk, number
+                chunk, size = [], 0
     yield chunk, number
 
 
 def _read(line: bytes, correlation_id: UUID | None) -> Event | list[Fault]:
     try:
-        return _correlated([read_event(line)], correlation_id)[0]
+        event = read_event(line)
     except InvalidInputError as error:
         return error.faults
     except UnreadableError as error:
         return [Fault("#", str(error))]
+    return event if correlation_id is None else _correlated([event], correlation_id)[0]
 
 
 async def _take_chunk(service: Service, chunk: Sequence[_Line], counts: Counter[str], answer: IO[bytes]) -> None:

@@ -43,18 +43,23 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livemax",
         )
-        for outcome in (*Outcome, "invalid"):
-            self._events.labels(str(outcome))
+        # Looking a labelled metric up takes longer than counting with it.
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._outcomes = {str(outcome): self._events.labels(str(outcome)) for outcome in (*Outcome, "invalid")}
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """One answered request."""
-        self._requests.labels(method, route, status).inc()
-        self._seconds.labels(method, route).observe(seconds)
+        known = self._known.get((method, route, status))
+        if known is None:
+            known = self._requests.labels(method, route, status), self._seconds.labels(method, route)
+            self._known[method, route, status] = known
+        known[0].inc()
+        known[1].observe(seconds)
 
     def events(self, outcome: str, count: int) -> None:
         """`count` events had this outcome."""
         if count:
-            self._events.labels(outcome).inc(count)
+            self._outcomes[outcome].inc(count)
 
     def breaker(self, database: str, *, is_open: bool) -> None:
         """How a breaker stands now."""

@@ -36,5 +36,8 @@ def _q(parameters: list[str]) -> float:
 
 def unchanged(request: Request, etag: str) -> bool:
     """Whether `If-None-Match` names `etag`: any tag of its list does, weakly compared, and so does `*`."""
-    header = ",".join(request.headers.getlist("if-none-match")).strip()
+    given = [value for name, value in request.scope["headers"] if name == b"if-none-match"]
+    if not given:
+        return False
+    header = b",".join(given).decode("latin-1").strip()
     return header == "*" or etag in _TAG.findall(header)

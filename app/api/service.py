@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from app.api.metrics import Metrics
+from app.batching import Reader, Writer
 from app.projector import Projector
 from app.settings import Settings
 from app.store.database import Database
@@ -12,12 +13,17 @@ from app.store.database import Database
 
 @dataclass(frozen=True)
 class Service:
-    """The parts. `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans."""
+    """The parts. `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans.
+
+    `reader` and `writer` join what comes one by one; arrays and streams go to the projector as they are.
+    """
 
     settings: Settings
     database: Database
     scans: Database
+    reader: Reader
     projector: Projector
+    writer: Writer
     metrics: Metrics
 
 

@@ -1,34 +1,51 @@
 """One PostgreSQL: its connections, transactions, circuit breaker and health."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
 import asyncpg
-import msgspec
-from sqlalchemy import exc, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.errors import DatabaseDownError, PoolExhaustedError, PqsError, SchemaMismatchError, UnavailableError
 from app.store.breaker import CircuitBreaker
-from app.store.schema import check_revision
+from app.store.schema import check_revision, libpq_address
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 3.0  # seconds, for a server that swallows packets; one that refuses is noticed at once
-POOL_WAIT = 2.0  # seconds to wait for a free connection before the caller is sent away
+POOL_WAIT = 2.0  # seconds to wait for a connection, a free one or a new one, before the caller is sent away
+CLOSE_WAIT = 5.0  # seconds for the server to hear that the service stops
+NEVER = 2**31  # statements after which asyncpg closes a connection, and loses what it has prepared
 ANSWER_GRACE = 2.0  # seconds beyond the statement time-out, after which a server that says nothing counts as down
 
 # Which of the rights that the service needs its role does not have.
 LACKING_RIGHTS = """
-SELECT string_agg(needed, ', ') FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS needed
-WHERE NOT has_table_privilege('registration_projections', needed)
+SELECT string_agg(format('%s on %s', needed, name), ', ')
+FROM unnest(ARRAY['registration_projections', 'registration_state_counts']) AS name,
+unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS needed
+WHERE NOT has_table_privilege(name, needed)
 """
+# What asyncpg raises for a connection that the server has closed. The last one is for a connection over which the
+# server said goodbye, before its end is noticed: https://github.com/MagicStack/asyncpg/issues/784
+NOT_OPEN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+BROKEN = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+
+# What the planner is told. A point statement goes by the key, whatever it is given and however large the table is. A
+# plan that reads a table of a hundred rows from end to end would be kept while the table grows; and to plan a
+# statement takes longer than to run it.
+POINTS = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+SCANS = {"plan_cache_mode": "force_custom_plan", "random_page_cost": "1.1"}
 
 T = TypeVar("T")
-Connection = AsyncConnection  # what the rest of the project calls it: it imports no SQLAlchemy
+Record = asyncpg.Record
+Connection = asyncpg.pool.PoolConnectionProxy  # what the rest of the project calls it: it imports no driver
 Work = Callable[[Connection], Awaitable[T]]
 
 
@@ -36,39 +53,13 @@ class LostRaceError(PqsError):
     """Another writer was faster, or PostgreSQL broke a tie (deadlock, serialization). Nothing was written."""
 
 
-def create_engine(
-    url: str, *, pool_size: int = 1, statement_timeout: timedelta | None = None, scans: bool = False
-) -> AsyncEngine:
-    """An engine for the PostgreSQL at `url`, a libpq address; asyncpg reads it, so `sslmode` and `host` work.
+class _PooledConnection(asyncpg.Connection):
+    """A connection whose end is never an error: the pool closes one that broke in a task that nobody awaits."""
 
-    `scans` is for statements whose best plan depends on what they are given, such as a rare or a common capability:
-    each is planned anew. And they page through indexes: for data in memory or on an SSD, where that is cheap, and not
-    for a disk that turns, for which PostgreSQL would now and then rather read all that is overdue, and sort it.
-    """
-    dsn = url.replace("postgresql+asyncpg://", "postgresql://", 1)
-    settings = {"application_name": "pqs", "timezone": "UTC"}
-    if scans:
-        settings |= {"plan_cache_mode": "force_custom_plan", "random_page_cost": "1.1"}
-    command_timeout = None
-    if statement_timeout is not None:
-        settings["statement_timeout"] = str(round(statement_timeout.total_seconds() * 1000))
-        command_timeout = statement_timeout.total_seconds() + ANSWER_GRACE
-
-    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
-        return await asyncpg.connect(
-            dsn, timeout=CONNECT_TIMEOUT, command_timeout=command_timeout, server_settings=settings
-        )
-
-    return create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=connect,
-        pool_size=pool_size,
-        max_overflow=0,
-        hide_parameters=True,  # what nodes say of themselves is not for the log
-        pool_timeout=POOL_WAIT,
-        json_serializer=lambda value: msgspec.json.encode(value).decode(),
-        json_deserializer=msgspec.json.decode,
-    )
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the signature is asyncpg's
+        """Say goodbye if that still works, and close."""
+        with suppress(*BROKEN):
+            await super().close(timeout=timeout)
 
 
 class Database:
@@ -76,6 +67,10 @@ class Database:
 
     Errors are UnavailableError and what is below it; DatabaseDownError is what the breaker counts. LostRaceError
     says that the same work may be done again.
+
+    `scans` is for statements whose best plan depends on what they are given, such as a rare or a common capability:
+    each is planned anew, and for data in memory or on an SSD: else PostgreSQL would rather sort than walk an index.
+    Without it statements are planned once for each connection, and go by the primary key.
     """
 
     def __init__(
@@ -87,8 +82,17 @@ class Database:
         scans: bool = False,
         breaker: CircuitBreaker | None = None,
     ) -> None:
-        self._engine = create_engine(url, pool_size=pool_size, statement_timeout=statement_timeout, scans=scans)
-        self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._url = libpq_address(url)
+        self._size = pool_size
+        self._timeout = statement_timeout.total_seconds()
+        self._settings = {
+            "application_name": "pqs",
+            "timezone": "UTC",
+            "statement_timeout": str(round(self._timeout * 1000)),
+        }
+        self._settings |= SCANS if scans else POINTS
+        self._pool: asyncpg.Pool[Record] | None = None
+        self._opening = asyncio.Lock()
         self.breaker = breaker or CircuitBreaker()
 
     async def read(self, work: Work[T]) -> T:
@@ -96,50 +100,102 @@ class Database:
         async with self.breaker.guard():
             # Reading again is safe.
             try:
-                return await self._read(work)
+                return await self._do(work)
             except DatabaseDownError as error:  # the server closed a pooled connection: it was started anew
-                if not isinstance(error.__cause__, exc.DBAPIError):
+                if not isinstance(error.__cause__, NOT_OPEN):
                     raise
             except LostRaceError:  # a replica breaks reads off that are in the way of what its primary sends
                 pass
             try:
-                return await self._read(work)
+                return await self._do(work)
             except LostRaceError as error:
                 raise UnavailableError("PostgreSQL broke the read off twice") from error
-
-    async def _read(self, work: Work[T]) -> T:
-        async with translated(), self._reading.connect() as connection:
-            return await work(connection)
 
     async def write(self, work: Work[T]) -> T:
         """Do `work` as one transaction. When this returns, it is committed; when it raises before the commit, nothing
         is written; when the connection breaks in the commit, it may be."""
-        async with self.breaker.guard(), translated(), self._engine.begin() as connection:
-            return await work(connection)
+
+        async def transaction(connection: Connection) -> T:
+            async with connection.transaction():
+                return await work(connection)
+
+        return await self.write_alone(transaction)
+
+    async def write_alone(self, work: Work[T]) -> T:
+        """Do `work`, each of its statements a transaction of its own: for work that writes by one statement."""
+        async with self.breaker.guard():
+            return await self._do(work)
+
+    async def _do(self, work: Work[T]) -> T:
+        async with translated():
+            pool = self._pool or await self._open()
+            try:
+                connection = await pool.acquire(timeout=POOL_WAIT)
+            except TimeoutError as error:
+                if pool.get_size() == self._size and pool.get_idle_size() == 0:
+                    raise PoolExhaustedError("all database connections are in use") from error
+                raise
+            except asyncpg.PostgresError as error:  # whatever it says to that, there is no connection
+                raise _down(error) from error
+            try:
+                return await work(connection)
+            except BROKEN:
+                # asyncpg may not know yet that it is closed, nor that the others are, which may have broken with it.
+                await pool.expire_connections()
+                with suppress(asyncpg.InterfaceError):  # it knows
+                    connection.terminate()
+                raise
+            finally:
+                with suppress(*BROKEN):  # a connection that can't be given back is closed, and what was done is done
+                    await pool.release(connection)
+
+    async def _open(self) -> "asyncpg.Pool[Record]":
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._url,
+                    min_size=0,
+                    max_size=self._size,
+                    max_queries=NEVER,
+                    command_timeout=self._timeout + ANSWER_GRACE,
+                    server_settings=self._settings,
+                    reset=_leave_as_it_is,
+                    connection_class=_PooledConnection,
+                )
+            return self._pool
 
     async def check(self) -> str:
         """The schema's revision. Raises SchemaMismatchError when it is not the one that this code expects, or when
         the role may not read and write."""
 
-        async def revision(connection: AsyncConnection) -> str | None:
-            known = await connection.scalar(text("SELECT to_regclass('alembic_version')"))
-            if known is None:
+        async def revision(connection: Connection) -> str | None:
+            if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
                 return None
-            found: str | None = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+            found: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
             return found
 
-        async def lacking(connection: AsyncConnection) -> str | None:
-            rights: str | None = await connection.scalar(text(LACKING_RIGHTS))
+        async def lacking(connection: Connection) -> str | None:
+            rights: str | None = await connection.fetchval(LACKING_RIGHTS)
             return rights
 
         expected = check_revision(await self.read(revision))
         if rights := await self.read(lacking):
-            raise SchemaMismatchError(f"the database's role lacks the right to {rights} registration_projections")
+            raise SchemaMismatchError(f"the database's role lacks a right: {rights}")
         return expected
 
     async def close(self) -> None:
-        """Close every connection."""
-        await self._engine.dispose()
+        """Close every connection; those over which nothing comes any more, without a goodbye."""
+        if self._pool is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_WAIT):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+
+async def _leave_as_it_is(_connection: object) -> None:
+    """Sessions carry no settings, and asyncpg itself ends an open transaction: nothing is left to be reset."""
 
 
 @asynccontextmanager
@@ -147,35 +203,36 @@ async def translated() -> AsyncIterator[None]:
     """Turn the driver's errors into ours. What they say goes to the log, not to the caller."""
     try:
         yield
-    except exc.DBAPIError as error:
+    except asyncpg.PostgresError as error:
         raise _named(error) from error
-    except exc.TimeoutError as error:
-        raise PoolExhaustedError("all database connections are in use") from error
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        # asyncpg raises these from connecting, and a TimeoutError from a server that says nothing any more.
-        log.warning("the database does not answer: %s: %s", type(error).__name__, error)
-        raise DatabaseDownError("the database does not answer") from error
+    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        # A connection that can't be made, that breaks, or over which nothing comes any more.
+        raise _down(error) from error
 
 
 # Being shut down, crashed, starting up; no such database.
 _DOWN = {"57P01", "57P02", "57P03", "3D000"}
 
 
-def _named(error: exc.DBAPIError) -> Exception:
-    state = getattr(error.orig, "sqlstate", None) or ""
-    if error.connection_invalidated or state[:2] in {"08", "28", "53"} or state in _DOWN:
-        log.warning("the database does not answer: %s", error.orig)
-        return DatabaseDownError("the database does not answer")
+def _down(error: BaseException) -> DatabaseDownError:
+    log.warning("the database does not answer: %s: %s", type(error).__name__, error)
+    return DatabaseDownError("the database does not answer")
+
+
+def _named(error: asyncpg.PostgresError) -> Exception:
+    state = error.sqlstate or ""
+    if isinstance(error, asyncpg.PostgresConnectionError) or state[:2] in {"08", "28", "53"} or state in _DOWN:
+        return _down(error)
     if state in {"40001", "40P01"}:
         return LostRaceError("PostgreSQL rolled the transaction back for another one")
-    if isinstance(getattr(error.orig, "__cause__", None), asyncpg.InvalidCachedStatementError):
+    if isinstance(error, asyncpg.InvalidCachedStatementError):
         return LostRaceError("a migration changed a table under a prepared statement")
     if state in {"57014", "55P03"}:
         return UnavailableError("the database took too long over a statement, and gave it up")
     if state in {"42P01", "42703", "42704"}:
         return SchemaMismatchError("the database's schema is not the one that this code expects; see /readyz")
     if state == "42501":
-        log.error("the database's role lacks a right: %s", error.orig)
+        log.error("the database's role lacks a right: %s", error)
         return UnavailableError("the database's role may not do this; see /readyz")
     if state == "25006":
         return UnavailableError("the database is read-only at the moment")

@@ -4,25 +4,31 @@ Each statement is built from the columns of the table, so that a new column need
 """
 
 import functools
+import itertools
+import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import cast
 from uuid import UUID
 
+import asyncpg
+import msgspec
 from msgspec import Struct
 from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
     FromClause,
-    Row,
-    Select,
+    Integer,
     String,
     Table,
     Uuid,
     bindparam,
+    case,
     column,
     func,
+    literal_column,
     select,
     text,
     tuple_,
@@ -34,17 +40,20 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from app.domain.positions import Comparison, Position, compare
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store.database import Connection, LostRaceError
-from app.store.tables import ACK_DUE, LIVENESS_DUE, REGISTRATION_STATE, RegistrationProjection
+from app.store.database import Connection, LostRaceError, Record
+from app.store.statements import Statement
+from app.store.tables import ACK_DUE, LIVENESS_DUE, REGISTRATION_STATE, RegistrationProjection, StateCount
 
 Key = tuple[UUID, str]  # entity_id, domain
 
+SLOTS = 16  # of each counter: transactions that change states take turns at them
+
 
 class Save(Struct, frozen=True):
-    """A row to write, and the version that was read before it: None when there was no row."""
+    """A row to write, and the row that was read before it: None when there was none."""
 
     registration: Registration
-    read_version: int | None
+    read: Registration | None
 
 
 class EntityFilter(Struct, frozen=True, kw_only=True):
@@ -68,55 +77,78 @@ class Overdue(Struct, frozen=True):
     next_deadline: datetime | None
 
 
-_table = cast(Table, RegistrationProjection.__table__)  # noqa: TC006 - quoted, vulture takes the import for unused
+# Not quoted: vulture would take the import for unused.
+_table = cast(Table, RegistrationProjection.__table__)  # noqa: TC006
+_counts = cast(Table, StateCount.__table__)  # noqa: TC006
 _columns = tuple(_table.c)
 _keys = (_table.c.entity_id, _table.c.domain)
+_STATES = {state.value: state for state in RegistrationState}
+_decode = msgspec.json.Decoder(dict[str, object]).decode
 
 
-def _registration(row: Row[tuple[object, ...]]) -> Registration:
+def _registration(row: Record) -> Registration:
     """A row of all columns, in their order, as a Registration."""
-    return Registration(*row)  # type: ignore[call-arg, arg-type]  # the fields are the columns; a test compares them
+    entity_id, domain, state, node_type, node_version, capabilities, *rest = row
+    return Registration(entity_id, domain, _STATES[state], node_type, node_version, _decode(capabilities), *rest)
 
 
 def _arrays(*columns: ColumnElement[object], name: str) -> FromClause:
-    """A table with a row for each item of the arrays, which are bound by the columns' names and an `s`."""
-    arrays = (bindparam(f"{c.key}s", type_=ARRAY(c.type)) for c in columns)
+    """A table with a row for each item of the arrays, which are bound by the table's and the columns' names."""
+    arrays = (bindparam(f"{name}_{c.key}", type_=ARRAY(c.type)) for c in columns)
     derived = func.unnest(*arrays).table_valued(*(column(str(c.key), c.type) for c in columns), name=name)
-    return derived.render_derived()
+    return derived.render_derived(name=name)
+
+
+def _is_row_of(entity_id: ColumnElement[UUID], domain: ColumnElement[str]) -> ColumnElement[bool]:
+    """Which row is an entity's, to be found by the primary key alone.
+
+    What is joined on to the domain keeps the indexes out that begin with it: while the table is small they look as
+    good to the planner, and the plan is kept while the table grows.
+    """
+    return (_table.c.entity_id == entity_id) & (_table.c.domain.concat(literal_column("''")) == domain)
 
 
 # --- Point reads -----------------------------------------------------------------------------------------------
 
-# The rows of some entities of one domain: what point reads and lookups are.
-_READ = select(*_columns).where(
-    _table.c.entity_id == func.any(bindparam("entity_ids", type_=ARRAY(Uuid()))),
-    _table.c.domain == bindparam("domain", type_=String()),
-)
+_asked = _arrays(*_keys, name="asked")
+
+# The rows of some entities: what point reads and lookups are, and what a batch is folded onto.
+_READ_KEYS = select(*_columns).join(_asked, _is_row_of(_asked.c.entity_id, _asked.c.domain))
+READ = Statement(_READ_KEYS)
+
+# The same in the order of their keys, each row locked before the next: two batches that share rows wait for each
+# other instead of deadlocking.
+LOCK = Statement(_READ_KEYS.order_by(*_keys).with_for_update(of=_table))
 
 # The state of one entity, and nothing else.
-_READ_STATE = select(_table.c.current_state).where(
-    _table.c.entity_id == bindparam("entity_id", type_=Uuid()),
-    _table.c.domain == bindparam("domain", type_=String()),
+READ_STATE = Statement(
+    select(_table.c.current_state).where(
+        _is_row_of(bindparam("entity_id", type_=Uuid()), bindparam("domain", type_=String()))
+    )
 )
 
 
 async def get_entity_states(
-    connection: Connection, entity_ids: Iterable[UUID], domain: str
-) -> dict[UUID, Registration]:
-    """The registrations of those entities that have one."""
-    rows = await connection.execute(_READ, {"entity_ids": list(entity_ids), "domain": domain})
-    return {registration.entity_id: registration for registration in map(_registration, rows)}
+    connection: Connection, keys: Sequence[Key], *, lock: bool = False
+) -> dict[Key, Registration]:
+    """The registrations of those entities that have one, by key; locked until the transaction ends when `lock`."""
+    rows = await (LOCK if lock else READ).rows(
+        connection,
+        asked_entity_id=[entity_id for entity_id, _ in keys],
+        asked_domain=[domain for _, domain in keys],
+    )
+    return {(row[0], row[1]): _registration(row) for row in rows}
 
 
 async def get_entity_state(connection: Connection, entity_id: UUID, domain: str) -> Registration | None:
     """The registration of one entity, or None."""
-    return (await get_entity_states(connection, [entity_id], domain)).get(entity_id)
+    return (await get_entity_states(connection, [(entity_id, domain)])).get((entity_id, domain))
 
 
 async def get_registration_status(connection: Connection, entity_id: UUID, domain: str) -> RegistrationState | None:
     """The state of one entity, or None."""
-    state: RegistrationState | None = await connection.scalar(_READ_STATE, {"entity_id": entity_id, "domain": domain})
-    return state
+    state = await READ_STATE.value(connection, entity_id=entity_id, domain=domain)
+    return None if state is None else _STATES[str(state)]
 
 
 async def is_stale(connection: Connection, entity_id: UUID, domain: str, position: Position) -> bool:
@@ -127,70 +159,114 @@ async def is_stale(connection: Connection, entity_id: UUID, domain: str, positio
 
 # --- The ordered upsert ----------------------------------------------------------------------------------------
 
-_asked = _arrays(*_keys, name="asked")
-_new = _arrays(*_columns, cast("ColumnElement[object]", column("read_version", BigInteger())), name="new")
 
-# The rows that a batch is folded onto, in the order of their keys.
-_READ_KEYS = (
-    select(*_columns)
-    .join(_asked, (_table.c.entity_id == _asked.c.entity_id) & (_table.c.domain == _asked.c.domain))
-    .order_by(*_keys)
-)
+# What a heartbeat or a transition leaves as it is.
+_STEADY = (_table.c.node_type, _table.c.node_version, _table.c.capabilities, _table.c.registered_at)
 
-# The same, each row locked before the next: two batches that share rows wait for each other instead of deadlocking.
-_LOCK_KEYS = _READ_KEYS.with_for_update(of=_table)
 
-# New rows. One that somebody else has inserted since is left alone, and missing in the count.
-_INSERT = (
-    insert(_table)
-    .from_select(_columns, select(*(_new.c[c.key] for c in _columns)))
-    .on_conflict_do_nothing(index_elements=_keys)
-)
+def _save_statement(changed: Sequence[ColumnElement[object]], *, inserts: bool, counts: bool) -> Statement:
+    """One statement that writes a batch, all of it or, by an error, nothing.
 
-# Known rows, guarded by the version that was read. One that has moved on is left alone, and missing in the count.
-_UPDATE = (
-    update(_table)
-    .where(
-        _table.c.entity_id == _new.c.entity_id,
-        _table.c.domain == _new.c.domain,
-        _table.c.version == _new.c.read_version,
+    `updated`: the known rows, each guarded by the version that was read. `inserted`: the new rows; one that somebody
+    else has inserted since is left alone. `counted`: what the counters gain and lose, after the rows. Where fewer
+    rows were written than there are, a division by zero rolls the statement back: that saves the two round trips of
+    a transaction around it.
+    """
+    written = (*_keys, *changed)
+    new = select(_arrays(*written, cast("ColumnElement[object]", column("read_version", BigInteger())), name="new"))
+    rows = new.cte("new")
+    updated = (
+        update(_table)
+        .where(_is_row_of(rows.c.entity_id, rows.c.domain), _table.c.version == rows.c.read_version)
+        .values({c: rows.c[str(c.key)] for c in changed})
+        .returning(literal_column("1").label("one"))
+        .cte("updated")
     )
-    .values({c: _new.c[c.key] for c in _columns if not c.primary_key})
-)
+    hits: ColumnElement[int] = select(func.count()).select_from(updated).scalar_subquery()
+    if inserts:
+        inserted = (
+            insert(_table)
+            .from_select(_columns, select(*(rows.c[c.key] for c in _columns)).where(rows.c.read_version.is_(None)))
+            .on_conflict_do_nothing(index_elements=_keys)
+            .returning(literal_column("1").label("one"))
+            .cte("inserted")
+        )
+        hits = hits + select(func.count()).select_from(inserted).scalar_subquery()
+    complete = hits == bindparam("rows_to_write", type_=BigInteger())
+    one, zero = literal_column("1", Integer()), literal_column("0", Integer())
+    checked: ColumnElement[int] = one // case((complete, one), else_=zero)
+    if counts:
+        gains = _arrays(_counts.c.domain, _counts.c.current_state, _counts.c.slot, _counts.c.count, name="gains")
+        counting = insert(_counts).from_select(
+            tuple(_counts.c), select(*gains.c).where(complete).order_by(gains.c.domain, gains.c.current_state)
+        )
+        counted = (
+            counting.on_conflict_do_update(
+                index_elements=_counts.primary_key, set_={"count": _counts.c.count + counting.excluded.count}
+            )
+            .returning(literal_column("1").label("one"))
+            .cte("counted")
+        )
+        return Statement(select(checked).add_cte(counted))
+    return Statement(select(checked))
 
 
-async def read_for_fold(connection: Connection, keys: Iterable[Key], *, lock: bool) -> dict[Key, Registration]:
-    """The rows that a batch is folded onto, by key; locked until the transaction ends when `lock`."""
-    ordered = sorted(keys)
-    rows = await connection.execute(
-        _LOCK_KEYS if lock else _READ_KEYS,
-        {"entity_ids": [entity_id for entity_id, _ in ordered], "domains": [domain for _, domain in ordered]},
-    )
-    return {(registration.entity_id, registration.domain): registration for registration in map(_registration, rows)}
+_CHANGED = {
+    True: tuple(c for c in _columns if not c.primary_key),
+    False: tuple(c for c in _columns if not c.primary_key and c not in set(_STEADY)),
+}
+# By whether whole rows are written, and whether states change.
+SAVE = {
+    (whole, counts): _save_statement(_CHANGED[whole], inserts=whole, counts=counts)
+    for whole in (True, False)
+    for counts in (True, False)
+}
+_slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
 
 
 async def save(connection: Connection, saves: Iterable[Save]) -> None:
-    """Write the rows, in the order of their keys, known ones before new ones.
+    """Write the rows, in the order of their keys, and what that does to the state counts; one statement.
 
-    Raises LostRaceError when a row is not as it was read; the transaction is then to be rolled back, because the
-    other rows are written already.
+    Raises LostRaceError when a row is not as it was read. Nothing is written then.
     """
     ordered = sorted(saves, key=lambda save: (save.registration.entity_id, save.registration.domain))
-    for statement, rows in (
-        (_UPDATE, [save for save in ordered if save.read_version is not None]),
-        (_INSERT, [save for save in ordered if save.read_version is None]),
-    ):
-        if rows and (await connection.execute(statement, _bound(rows))).rowcount != len(rows):
-            raise LostRaceError("another writer changed a row that this batch had read")
-
-
-def _bound(saves: Sequence[Save]) -> dict[str, list[object]]:
-    """The rows as one array a column."""
-    arrays: dict[str, list[object]] = {
-        f"{c.key}s": [getattr(save.registration, c.key) for save in saves] for c in _columns
+    if not ordered:
+        return
+    whole = any(save.read is None or _is_whole(save.registration, save.read) for save in ordered)
+    gains = _gains(ordered)
+    given: dict[str, object] = {
+        f"new_{c.key}": [getattr(save.registration, c.key) for save in ordered] for c in (*_keys, *_CHANGED[whole])
     }
-    arrays["read_versions"] = [save.read_version for save in saves]
-    return arrays
+    if whole:
+        encoded = [msgspec.json.encode(save.registration.capabilities).decode() for save in ordered]
+        given["new_capabilities"] = encoded
+    given["new_read_version"] = [None if save.read is None else save.read.version for save in ordered]
+    if gains:
+        given["gains_domain"] = [domain for domain, _ in gains]
+        given["gains_current_state"] = [state for _, state in gains]
+        given["gains_slot"] = [next(_slots)] * len(gains)
+        given["gains_count"] = list(gains.values())
+    try:
+        await SAVE[whole, bool(gains)].value(connection, rows_to_write=len(ordered), **given)
+    except asyncpg.DivisionByZeroError:
+        raise LostRaceError("another writer changed a row that this batch had read") from None
+
+
+def _is_whole(registration: Registration, read: Registration) -> bool:
+    return any(getattr(registration, c.key) is not getattr(read, c.key) for c in _STEADY)
+
+
+def _gains(saves: Sequence[Save]) -> dict[tuple[str, RegistrationState], int]:
+    """What each counter gains or loses, those that stay as they are left out, in the order of domain and state."""
+    gains: Counter[tuple[str, RegistrationState]] = Counter()
+    for save in saves:
+        state = save.registration.current_state
+        if save.read is None:
+            gains[save.registration.domain, state] += 1
+        elif save.read.current_state is not state:
+            gains[save.registration.domain, state] += 1
+            gains[save.registration.domain, save.read.current_state] -= 1
+    return {key: gains[key] for key in sorted(gains) if gains[key]}
 
 
 # --- Lists -----------------------------------------------------------------------------------------------------
@@ -208,7 +284,7 @@ _FINDING_FEW = {"capabilities", "event_id"}  # each has an index of its own
 
 
 @functools.cache
-def list_statement(conditions: frozenset[str], states: int) -> Select[tuple[object, ...]]:
+def list_statement(conditions: frozenset[str], states: int) -> Statement:
     """A page of a domain's rows in so many states, in the order of entity ids.
 
     By state, or by domain alone, it is merged from one page of each state, each read off the same index in order and
@@ -224,45 +300,89 @@ def list_statement(conditions: frozenset[str], states: int) -> Select[tuple[obje
         for some in ([wanted] if conditions & _FINDING_FEW else [[state] for state in wanted])
     ]
     if len(pages) == 1:
-        return pages[0]
+        return Statement(pages[0])
     page = union_all(*pages).subquery("page")
-    return select(*page.c).order_by(page.c.entity_id).limit(limit)
+    return Statement(select(*page.c).order_by(page.c.entity_id).limit(limit))
 
 
 async def get_by_state(
     connection: Connection, wanted: EntityFilter, *, after: UUID | None, limit: int
 ) -> list[Registration]:
     """The first `limit` rows that the filter lets through, in the order of entity ids, after `after` if given."""
-    given = {
+    capabilities = None if wanted.capabilities is None else msgspec.json.encode(wanted.capabilities).decode()
+    given: dict[str, object] = {
         "after": after,
         "node_type": wanted.node_type,
         "updated_before": wanted.updated_before,
-        "capabilities": wanted.capabilities,
+        "capabilities": capabilities,
         "event_id": wanted.event_id,
     }
     given = {name: value for name, value in given.items() if value is not None}
     states = list(dict.fromkeys(wanted.states or RegistrationState))
-    rows = await connection.execute(
-        list_statement(frozenset(given), len(states)),
-        {"domain": wanted.domain, "limit": limit, **given, **{f"state{n}": state for n, state in enumerate(states)}},
-    )
+    statement = list_statement(frozenset(given), len(states))
+    given |= {f"state{number}": state for number, state in enumerate(states)}
+    rows = await statement.rows(connection, domain=wanted.domain, limit=limit, **given)
     return [_registration(row) for row in rows]
 
 
-# How many rows are in each state of a domain.
-_COUNT = (
-    select(_table.c.current_state, func.count())
-    .where(_table.c.domain == bindparam("domain", type_=String()))
-    .group_by(_table.c.current_state)
+# How many rows are in each state of a domain, by the counters.
+COUNT = Statement(
+    select(_counts.c.current_state, func.sum(_counts.c.count).cast(BigInteger()))
+    .where(_counts.c.domain == bindparam("domain", type_=String()))
+    .group_by(_counts.c.current_state)
 )
 
 
 async def count_by_state(connection: Connection, domain: str) -> dict[RegistrationState, int]:
     """How many entities of the domain are in each of the states, the empty ones included."""
     counts = dict.fromkeys(RegistrationState, 0)
-    for state, count in await connection.execute(_COUNT, {"domain": domain}):
-        counts[state] = count
+    for state, count in await COUNT.rows(connection, domain=domain):
+        counts[_STATES[state]] = count
     return counts
+
+
+# Where the counters differ from the rows: a full count, in one snapshot with the counters.
+_kept = (
+    select(_counts.c.domain, _counts.c.current_state, func.sum(_counts.c.count).cast(BigInteger()).label("kept"))
+    .group_by(_counts.c.domain, _counts.c.current_state)
+    .subquery("kept")
+)
+_counted = (
+    select(_table.c.domain, _table.c.current_state, func.count().label("counted"))
+    .group_by(_table.c.domain, _table.c.current_state)
+    .subquery("counted")
+)
+VERIFY = Statement(
+    select(
+        func.coalesce(_kept.c.domain, _counted.c.domain).label("domain"),
+        func.coalesce(_kept.c.current_state, _counted.c.current_state).label("state"),
+        func.coalesce(_kept.c.kept, 0),
+        func.coalesce(_counted.c.counted, 0),
+    )
+    .select_from(
+        _kept.join(
+            _counted,
+            (_kept.c.domain == _counted.c.domain) & (_kept.c.current_state == _counted.c.current_state),
+            full=True,
+        )
+    )
+    .where(func.coalesce(_kept.c.kept, 0) != func.coalesce(_counted.c.counted, 0))
+    .order_by(literal_column("1"), literal_column("2"))
+)
+
+
+class Miscount(Struct, frozen=True):
+    """A counter that differs from the rows."""
+
+    domain: str
+    state: RegistrationState
+    kept: int
+    counted: int
+
+
+async def verify_counts(connection: Connection) -> list[Miscount]:
+    """The counters that differ from a full count; an empty list when all is well. Reads every row."""
+    return [Miscount(domain, _STATES[state], *both) for domain, state, *both in await VERIFY.rows(connection)]
 
 
 # --- Overdue scans ---------------------------------------------------------------------------------------------
@@ -274,32 +394,33 @@ class _Scan:
     def __init__(self, deadline: ColumnElement[datetime], due: str) -> None:
         as_of = bindparam("as_of", type_=TIMESTAMP(timezone=True))
         rows = (_table.c.domain == bindparam("domain", type_=String()), text(due))
-        # The passed deadlines, oldest first.
-        self.first = (
+        first = (
             select(*_columns)
             .where(*rows, deadline < as_of)
             .order_by(deadline, _table.c.entity_id)
             .limit(bindparam("limit", type_=BigInteger()))
         )
-        # The same from a row on.
-        self.after = self.first.where(
-            tuple_(deadline, _table.c.entity_id)
-            > tuple_(bindparam("after_deadline", type_=TIMESTAMP(timezone=True)), bindparam("after_id", type_=Uuid()))
+        place = tuple_(
+            bindparam("after_deadline", type_=TIMESTAMP(timezone=True)), bindparam("after_id", type_=Uuid())
         )
+        # The passed deadlines, oldest first.
+        self.first = Statement(first)
+        # The same from a row on.
+        self.after = Statement(first.where(tuple_(deadline, _table.c.entity_id) > place))
         # The earliest deadline that has not passed.
-        self.next = select(func.min(deadline)).where(*rows, deadline >= as_of)
+        self.next = Statement(select(func.min(deadline)).where(*rows, deadline >= as_of))
 
 
 ACK_SCAN = _Scan(_table.c.ack_deadline, ACK_DUE)
 LIVENESS_SCAN = _Scan(_table.c.liveness_deadline, LIVENESS_DUE)
 
 # The database's clock.
-_NOW = select(func.clock_timestamp())
+NOW = Statement(select(func.clock_timestamp()))
 
 
 async def now(connection: Connection) -> datetime:
     """What the database's clock says."""
-    return cast("datetime", await connection.scalar(_NOW))
+    return cast("datetime", await NOW.value(connection))
 
 
 async def get_overdue_ack_registrations(
@@ -321,27 +442,23 @@ async def _overdue(
 ) -> Overdue:
     asked: dict[str, object] = {"domain": domain, "as_of": as_of}
     if after is None:
-        rows = await connection.execute(scan.first, {**asked, "limit": limit})
+        rows = await scan.first.rows(connection, limit=limit, **asked)
     else:
-        begin = {"after_deadline": after[0], "after_id": after[1]}
-        rows = await connection.execute(scan.after, {**asked, **begin, "limit": limit})
-    items = [_registration(row) for row in rows]
-    return Overdue(items, await connection.scalar(scan.next, asked))
+        rows = await scan.after.rows(connection, limit=limit, after_deadline=after[0], after_id=after[1], **asked)
+    next_deadline = cast("datetime | None", await scan.next.value(connection, **asked))
+    return Overdue([_registration(row) for row in rows], next_deadline)
 
 
 # --- By hand ---------------------------------------------------------------------------------------------------
 
 # Another track for one entity: position and version change, nothing else.
-_REBASE = (
+REBASE = Statement(
     update(_table)
-    .where(
-        _table.c.entity_id == bindparam("of_entity", type_=Uuid()),
-        _table.c.domain == bindparam("of_domain", type_=String()),
-    )
+    .where(_is_row_of(bindparam("of_entity", type_=Uuid()), bindparam("of_domain", type_=String())))
     .values(
-        last_applied_sequence=bindparam("sequence"),
-        last_applied_partition=bindparam("partition"),
-        last_applied_offset=bindparam("offset"),
+        last_applied_sequence=bindparam("sequence", type_=BigInteger()),
+        last_applied_partition=bindparam("partition", type_=String()),
+        last_applied_offset=bindparam("offset", type_=BigInteger()),
         version=_table.c.version + 1,
     )
     .returning(*_columns)
@@ -352,17 +469,15 @@ async def rebase(
     connection: Connection, entity_id: UUID, domain: str, position: Position
 ) -> tuple[Registration, Registration] | None:
     """Move an entity to `position`, on whatever track that is; the row before and after, or None without a row."""
-    before = (await read_for_fold(connection, [(entity_id, domain)], lock=True)).get((entity_id, domain))
+    before = (await get_entity_states(connection, [(entity_id, domain)], lock=True)).get((entity_id, domain))
     if before is None:
         return None
-    moved = await connection.execute(
-        _REBASE,
-        {
-            "of_entity": entity_id,
-            "of_domain": domain,
-            "sequence": position.sequence,
-            "partition": position.partition,
-            "offset": position.offset,
-        },
+    [moved] = await REBASE.rows(
+        connection,
+        of_entity=entity_id,
+        of_domain=domain,
+        sequence=position.sequence,
+        partition=position.partition,
+        offset=position.offset,
     )
-    return before, _registration(moved.one())
+    return before, _registration(moved)

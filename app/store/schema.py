@@ -6,20 +6,22 @@ Alembic is imported only where a migration runs: the service itself needs to kno
 import asyncio
 from pathlib import Path
 
+import asyncpg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.errors import SchemaMismatchError, StartError
 
 # Every revision, oldest first. A test compares this with Alembic's own list.
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 HEAD = REVISIONS[-1]
 BASE = "base"  # before the first revision: no tables
 
 LOCK_KEY = 0x7071_735F_6D69_67  # "pqs_mig": one migration of a database at a time
 LOCK_POLL = 0.1  # seconds
 REFUSED = "42"  # the class of missing rights, and of names that are there already, or are not
+CONNECT_TIMEOUT = 3.0  # seconds
 LOCK_NOT_AVAILABLE = "55P03"  # what PostgreSQL calls it when lock_timeout is over
 
 
@@ -35,6 +37,20 @@ def check_revision(revision: str | None) -> str:
     missing = REVISIONS if revision is None else REVISIONS[REVISIONS.index(revision) + 1 :]
     at = "has no schema" if revision is None else f"is at revision {revision}"
     raise SchemaMismatchError(f"the database {at}; missing: {', '.join(missing)}; run `pqs migrate`")
+
+
+def libpq_address(url: str) -> str:
+    """The address as libpq and asyncpg read it."""
+    return url.replace("postgresql+asyncpg://", "postgresql://", 1)
+
+
+def create_engine(url: str, *, pool_size: int = 1) -> AsyncEngine:
+    """An engine for migrations. The service itself runs its statements by asyncpg alone, see `statements.py`."""
+
+    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
+        return await asyncpg.connect(libpq_address(url), timeout=CONNECT_TIMEOUT)
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, pool_size=pool_size, max_overflow=0)
 
 
 def script_location() -> Path:
@@ -66,11 +82,11 @@ async def migrate(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
             return was, await _revision(connection)
         except DBAPIError as error:
             state = getattr(error.orig, "sqlstate", None) or ""
+            said = getattr(error.orig, "__cause__", None)
             if state.startswith(REFUSED):
-                said = getattr(error.orig, "__cause__", None)
                 raise StartError(f"PostgreSQL refuses the migration: {said}; the revision was rolled back") from error
             if state != LOCK_NOT_AVAILABLE:
-                raise
+                raise said or error from None  # the driver's own, by which it is named
             raise StartError(
                 "another session keeps a table locked that the migration must change; the revision that waited for "
                 "it was rolled back: run `pqs migrate` again when that session is done"

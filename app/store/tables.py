@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import ClassVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Enum, Index, MetaData, String, Uuid, text
+from sqlalchemy import BigInteger, CheckConstraint, Enum, Index, MetaData, SmallInteger, String, Uuid, text
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -98,3 +98,17 @@ class RegistrationProjection(Base):
             postgresql_where=text(LIVENESS_DUE),
         ),
     )
+
+
+class StateCount(Base):
+    """How many entities of a domain are in a state, as the sum of the slots. A slot may be negative, the sum never.
+
+    Every transaction that changes states adds to one slot, so that writers do not queue for one row.
+    """
+
+    __tablename__ = "registration_state_counts"
+
+    domain: Mapped[str] = mapped_column(String(128), primary_key=True)
+    current_state: Mapped[RegistrationState] = mapped_column(primary_key=True)
+    slot: Mapped[int] = mapped_column(SmallInteger(), primary_key=True)
+    count: Mapped[int]

@@ -10,8 +10,8 @@ import http.client
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -366,45 +366,71 @@ def test_the_answer_to_a_refused_body_arrives(service: Service, case: str, keep:
 
 # --- A database that fails midway ----------------------------------------------------------------------------------
 
-Break = Callable[[asyncpg.Connection, str], Awaitable[None]]  # takes a connection to the server, and a database
+Break = Callable[[str], AbstractAsyncContextManager[None]]  # takes the address of a database; see where it is used
 
 
-async def terminate(server: asyncpg.Connection, name: str) -> None:
-    """End every connection of the database, once."""
-    await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+@asynccontextmanager
+async def terminated(url: str) -> AsyncIterator[None]:
+    """End the connection over which the chunk that is sent in between is written, in the middle of that."""
+    async with connection_to(url) as locking, connection_to(url) as connection:
+        await locking.execute(f"BEGIN; LOCK TABLE {TABLE} IN SHARE MODE")
+        yield
+        ended = 0
+        async with asyncio.timeout(PATIENCE):
+            while not ended:
+                ended = await connection.fetchval(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                )
+        assert ended == 1
 
 
-async def shut(server: asyncpg.Connection, name: str) -> None:
+@asynccontextmanager
+async def shut(url: str) -> AsyncIterator[None]:
     """Let nobody into the database any more."""
-    await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-    await terminate(server, name)
+    async with connection_to(on_server(url, "postgres")) as server:
+        name = urlsplit(url).path[1:]
+        await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        yield
 
 
-async def open_up(server: asyncpg.Connection, name: str) -> None:
+async def open_up(url: str) -> None:
     """Let everybody in again."""
-    await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    async with connection_to(on_server(url, "postgres")) as server:
+        await server.execute(f"ALTER DATABASE {urlsplit(url).path[1:]} ALLOW_CONNECTIONS true")
 
 
-@pytest.mark.parametrize("broken", [terminate, shut])
+@asynccontextmanager
+async def connection_to(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection beside the service's own."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("broken", [terminated, shut])
 async def test_a_database_that_fails_midway_says_what_is_in(
     client: httpx.AsyncClient, database_url: str, broken: Break
 ) -> None:
     """The 503 says up to which line everything is in, blank lines counted; exactly the events of those lines are."""
-    server = await asyncpg.connect(on_server(database_url, "postgres"))
-    name = urlsplit(database_url).path[1:]
     lines = [b"\n" if number % 3 == 2 else initiated(number, "midway") for number in range(5 * CHUNK_LINES)]
 
     async def body() -> AsyncIterator[bytes]:
         for line in lines[: 3 * CHUNK_LINES]:
             yield line
         await until_counted(client, "midway", 2 * CHUNK_LINES)
-        await broken(server, name)
-        for line in lines[3 * CHUNK_LINES :]:
+        third = 3 * CHUNK_LINES * 3 // 2  # two in three lines are events
+        async with broken(database_url):
+            for line in lines[3 * CHUNK_LINES : third]:
+                yield line
+        for line in lines[third:]:
             yield line
 
     answer = await client.post("/v1/events", content=body(), headers={"Content-Type": NDJSON})
-    await open_up(server, name)
-    await server.close()
+    await open_up(database_url)
     assert answer.status_code == 503, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert list(answer.json()) == ["type", "title", "status", "detail", "instance", "committed_lines"]

@@ -10,13 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from sqlalchemy import AsyncAdaptedQueuePool, text
-from sqlalchemy.exc import DBAPIError
 
 from app.errors import (
     DatabaseDownError,
@@ -41,12 +38,12 @@ SECRET = "s3cret-p4ss"
 
 async def one(connection: Connection) -> object:
     """The shortest work."""
-    return await connection.scalar(text("SELECT 1"))
+    return await connection.fetchval("SELECT 1")
 
 
 async def sleep(connection: Connection) -> object:
     """Work that takes longer than any test waits."""
-    return await connection.scalar(text("SELECT pg_sleep(60)"))
+    return await connection.fetchval("SELECT pg_sleep(60)")
 
 
 def open_database(
@@ -75,7 +72,8 @@ async def opened(
 
 def checked_out(database: Database) -> int:
     """How many connections are in use."""
-    return cast("AsyncAdaptedQueuePool", database._engine.pool).checkedout()
+    assert database._pool is not None
+    return database._pool.get_size() - database._pool.get_idle_size()
 
 
 async def warm(database: Database, connections: int) -> None:
@@ -204,8 +202,8 @@ async def test_a_name_that_does_not_exist() -> None:
 
 
 async def test_a_server_that_takes_connections_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port behind which nobody speaks is a DatabaseDownError after the time-out for connecting."""
-    monkeypatch.setattr(database_module, "CONNECT_TIMEOUT", 0.2)
+    """A port behind which nobody speaks is a DatabaseDownError after the time that a caller waits."""
+    monkeypatch.setattr(database_module, "POOL_WAIT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         async with opened(f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable") as database:
@@ -222,6 +220,25 @@ async def test_no_such_database(database_url: str, caplog: pytest.LogCaptureFixt
             await database.read(one)
     assert "no_such_database" not in str(raised.value)
     assert "no_such_database" in caplog.text
+
+
+@pytest.mark.parametrize("call", [Database.read, Database.write], ids=["read", "write"])
+async def test_a_database_that_lets_nobody_in(
+    database_url: str, call: Callable[[Database, Work[object]], Awaitable[object]]
+) -> None:
+    """A server that refuses a connection, for whatever reason, is a DatabaseDownError."""
+    name = urlsplit(database_url).path[1:]
+    connection = await asyncpg.connect(on_server(database_url, "postgres"))
+    try:
+        await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        async with opened(database_url) as database:
+            with pytest.raises(DatabaseDownError):
+                await call(database, one)
+            assert checked_out(database) == 0
+            await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+            assert await call(database, one) == 1
+    finally:
+        await connection.close()
 
 
 async def test_a_wrong_password_is_told_to_nobody(server: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -335,17 +352,17 @@ async def test_a_frozen_server(
 ) -> None:
     """A server that freezes is a DatabaseDownError in bounded time, and costs no connection of the pool."""
     monkeypatch.setattr(database_module, "ANSWER_GRACE", 0.3)
-    monkeypatch.setattr(database_module, "CONNECT_TIMEOUT", 0.3)
-    close = 2.0  # seconds that SQLAlchemy gives a connection to say goodbye
+    monkeypatch.setattr(database_module, "POOL_WAIT", 0.3)
+    answer = QUICK.total_seconds() + 0.3
     async with opened(server.url, pool_size=1, give_up=QUICK) as database:
 
         async def backend(connection: Connection) -> int:
-            pid: int = await connection.scalar(text("SELECT pg_backend_pid()"))
+            pid: int = await connection.fetchval("SELECT pg_backend_pid()")
             return pid
 
         backends = [await database.read(backend)]
         with server.frozen(backends):
-            for bound in (QUICK.total_seconds() + 0.3 + close, 0.3):  # the pooled connection, then a new one
+            for bound in (2 * answer, 0.3):  # the pooled connection, with its rollback, and then a new one
                 began = time.monotonic()
                 with pytest.raises(DatabaseDownError):
                     await call(database, one)
@@ -368,6 +385,24 @@ async def test_connections_that_the_server_closed(database_url: str) -> None:
             await connection.close()
         assert len(closed) == 4
         assert await asyncio.gather(*(database.read(one) for _ in range(8))) == [1] * 8
+
+
+async def test_connections_that_the_server_is_closing(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Reads that come just after the server's goodbye, before asyncpg has seen the end, are answered all the same."""
+    connection = await asyncpg.connect(database_url)
+    async with opened(database_url, pool_size=4) as database:
+        for turns in range(30):
+            await warm(database, 4)
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'pqs' AND datname = current_database()"
+            )
+            for _ in range(turns % 5):
+                await asyncio.sleep(0)
+            assert await asyncio.gather(*(database.read(one) for _ in range(8))) == [1] * 8
+            assert checked_out(database) == 0
+    await connection.close()
+    assert "never retrieved" not in caplog.text
 
 
 # --- Servers that answer, but not what was hoped for -----------------------------------------------------------
@@ -427,6 +462,26 @@ async def test_a_cancelled_call_gives_its_connection_back(
         await warm(database, 2)
 
 
+async def test_a_cancelled_call_on_a_frozen_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that is cancelled while its server is frozen ends as cancelled, soon, and keeps no connection."""
+    monkeypatch.setattr(database_module, "POOL_WAIT", 0.3)
+
+    async def backend(connection: Connection) -> int:
+        pid: int = await connection.fetchval("SELECT pg_backend_pid()")
+        return pid
+
+    async with opened(server.url, pool_size=1) as database:
+        with server.frozen([await database.read(backend)]):
+            task = asyncio.create_task(database.read(one))
+            await asyncio.wait([task], timeout=0.1)
+            task.cancel()
+            async with asyncio.timeout(5):
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert checked_out(database) == 0
+        assert await database.read(one) == 1
+
+
 async def _has(number: Awaitable[int], wanted: int) -> bool:
     return await number == wanted
 
@@ -451,29 +506,43 @@ async def _number(number: int) -> int:
 
 async def test_an_error_of_the_work_reaches_the_caller(database: Database) -> None:
     """What the work raises comes through as it is, and what it wrote is undone."""
-    await database.write(lambda connection: connection.execute(text("CREATE TABLE kept (n int)")))
+    await database.write(lambda connection: connection.execute("CREATE TABLE kept (n int)"))
 
     async def work(connection: Connection) -> None:
-        await connection.execute(text("INSERT INTO kept VALUES (1)"))
+        await connection.execute("INSERT INTO kept VALUES (1)")
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
         await database.write(work)
-    assert await database.read(lambda connection: connection.scalar(text("SELECT count(*) FROM kept"))) == 0
+    assert await database.read(lambda connection: connection.fetchval("SELECT count(*) FROM kept")) == 0
+    assert checked_out(database) == 0
+
+
+async def test_work_alone_commits_each_statement(database: Database) -> None:
+    """`write_alone` puts no transaction around its work: what a statement has written stays, whatever comes after."""
+    await database.write(lambda connection: connection.execute("CREATE TABLE kept (n int)"))
+
+    async def work(connection: Connection) -> None:
+        await connection.execute("INSERT INTO kept VALUES (1)")
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await database.write_alone(work)
+    assert await database.read(lambda connection: connection.fetchval("SELECT count(*) FROM kept")) == 1
     assert checked_out(database) == 0
 
 
 async def test_a_deadlock_is_a_lost_race(database: Database) -> None:
     """Of two transactions that lock each other out one commits, and the other one lost the race."""
-    await database.write(lambda connection: connection.execute(text("CREATE TABLE pair (n int)")))
-    await database.write(lambda connection: connection.execute(text("INSERT INTO pair VALUES (1), (2)")))
+    await database.write(lambda connection: connection.execute("CREATE TABLE pair (n int)"))
+    await database.write(lambda connection: connection.execute("INSERT INTO pair VALUES (1), (2)"))
     both = asyncio.Barrier(2)
 
     def lock(*numbers: int) -> Work[None]:
         async def work(connection: Connection) -> None:
-            await connection.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
+            await connection.execute("SET LOCAL deadlock_timeout = '10ms'")
             for number in numbers:
-                await connection.execute(text("SELECT FROM pair WHERE n = :n FOR UPDATE"), {"n": number})
+                await connection.execute("SELECT FROM pair WHERE n = $1 FOR UPDATE", number)
                 if number == numbers[0]:
                     await both.wait()
 
@@ -486,19 +555,19 @@ async def test_a_deadlock_is_a_lost_race(database: Database) -> None:
 
 async def test_a_serialization_failure_is_a_lost_race(database: Database) -> None:
     """A transaction that saw an older row than the one it changes lost the race."""
-    await database.write(lambda connection: connection.execute(text("CREATE TABLE single AS SELECT 1 AS n")))
+    await database.write(lambda connection: connection.execute("CREATE TABLE single AS SELECT 1 AS n"))
 
     async def work(connection: Connection) -> None:
-        await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-        await connection.execute(text("SELECT n FROM single"))
-        await database.write(lambda other: other.execute(text("UPDATE single SET n = 2")))
-        await connection.execute(text("UPDATE single SET n = 3"))
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        await connection.execute("SELECT n FROM single")
+        await database.write(lambda other: other.execute("UPDATE single SET n = 2"))
+        await connection.execute("UPDATE single SET n = 3")
 
     with pytest.raises(LostRaceError):
         await database.write(work)
 
 
-RECOVERY_CONFLICT = text(  # what a replica answers to a read that is in the way of its recovery
+RECOVERY_CONFLICT = (  # what a replica answers to a read that is in the way of its recovery
     "DO $$ BEGIN RAISE 'canceling statement due to conflict with recovery' USING ERRCODE = '40001'; END $$"
 )
 
@@ -580,15 +649,15 @@ async def test_a_read_only_server(database_url: str) -> None:
         await connection.close()
     async with opened(database_url) as database:
         with pytest.raises(UnavailableError, match="read-only") as raised:
-            await database.write(lambda connection: connection.execute(text("CREATE TABLE kept ()")))
+            await database.write(lambda connection: connection.execute("CREATE TABLE kept ()"))
         assert type(raised.value) is UnavailableError
         assert await database.read(one) == 1
 
 
 async def test_what_is_our_own_mistake_is_not_hidden(database: Database) -> None:
     """A statement that PostgreSQL finds wrong is an error of ours, and comes through as such."""
-    with pytest.raises(DBAPIError, match="syntax error"):
-        await database.read(lambda connection: connection.execute(text("SELEKT 1")))
+    with pytest.raises(asyncpg.PostgresSyntaxError):
+        await database.read(lambda connection: connection.execute("SELEKT 1"))
 
 
 # --- check() ---------------------------------------------------------------------------------------------------
@@ -649,8 +718,8 @@ async def test_addresses(database_url: str, scheme: str, query: str) -> None:
     url = parts._replace(scheme=scheme, query="&".join(filter(None, [parts.query, query]))).geturl()
     async with opened(url) as database:
         settings = await database.read(
-            lambda connection: connection.scalar(
-                text("SELECT concat_ws(' ', current_setting('application_name'), current_setting('timezone'))")
+            lambda connection: connection.fetchval(
+                "SELECT concat_ws(' ', current_setting('application_name'), current_setting('timezone'))"
             )
         )
         assert settings == "pqs UTC"
@@ -664,22 +733,18 @@ async def test_the_clock_is_the_databases(database: Database) -> None:
 
 
 async def test_each_pool_has_the_planner_that_it_needs(database_url: str) -> None:
-    """Only the pool for scans plans every statement anew, and both give a statement up in time."""
-    settings = text("SELECT concat_ws(' ', current_setting('plan_cache_mode'), current_setting('statement_timeout'))")
+    """Only the pool for scans plans every statement anew, the other one does so once; both give one up in time."""
+    settings = "SELECT concat_ws(' ', current_setting('plan_cache_mode'), current_setting('statement_timeout'))"
     found = []
     for scans in (False, True):
         database = Database(database_url, pool_size=1, statement_timeout=PATIENT, scans=scans)
-        found.append(await database.read(lambda connection: connection.scalar(settings)))
+        found.append(await database.read(lambda connection: connection.fetchval(settings)))
         await database.close()
-    assert found == ["auto 30s", "force_custom_plan 30s"]
+    assert found == ["force_generic_plan 30s", "force_custom_plan 30s"]
 
 
 async def test_parameters_are_not_shown(database: Database) -> None:
     """An error of a statement does not hold what nodes say of themselves."""
-    with pytest.raises(DBAPIError) as raised:
-        await database.read(
-            lambda connection: connection.execute(
-                text("SELECT CAST(:n AS int) / 0, CAST(:s AS text)"), {"n": 1, "s": SECRET}
-            )
-        )
+    with pytest.raises(asyncpg.DivisionByZeroError) as raised:
+        await database.read(lambda connection: connection.fetch("SELECT $1::int / 0, $2::text", 1, SECRET))
     assert SECRET not in str(raised.value)

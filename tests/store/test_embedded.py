@@ -233,15 +233,15 @@ def test_number_of_a_dead_server_is_in_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 110, "a,b", "50% \"ü' &=?#"])
-def test_awkward_paths(tmp_path: Path, name: str) -> None:
+def test_awkward_paths(data_dir: Path, name: str) -> None:
     """A path too long for a socket, or with a comma, gets a short socket directory that goes with the server."""
-    data_dir = tmp_path / name
-    with quick(data_dir) as url:
+    home = data_dir / name
+    with quick(home) as url:
         assert psql(url, "SELECT 1") == "1"
         socket_dir = Path(psql(url, "SHOW unix_socket_directories").strip('"').replace('""', '"'))
         assert socket_dir.is_dir()
-        temporary = socket_dir != data_dir / "run"
-        too_long = len(os.fsencode(data_dir / "run" / ".s.PGSQL.5432")) > SOCKET_PATH_LIMIT
+        temporary = socket_dir != home / "run"
+        too_long = len(os.fsencode(home / "run" / ".s.PGSQL.5432")) > SOCKET_PATH_LIMIT
         assert temporary == (too_long or "," in name)
         assert not temporary or socket_dir.parent.name.startswith("pqs-")
     assert temporary != socket_dir.exists()

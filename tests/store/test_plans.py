@@ -1,5 +1,6 @@
 """The plan of every statement over the registrations, among 60,000 rows: which index it reads, and how much of it."""
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -7,22 +8,23 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid5
 
+import asyncpg
+import msgspec
 import pytest
-from sqlalchemy import Executable, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.expression import ClauseElement
+from msgspec.structs import replace
 
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.store import registrations
-from app.store.database import create_engine
-from app.store.registrations import ACK_SCAN, LIVENESS_SCAN, Save, get_entity_states, list_statement
+from app.store.database import Connection, Database
+from app.store.registrations import ACK_SCAN, LIVENESS_SCAN, SAVE, Save, get_entity_states, list_statement
+from app.store.statements import Statement
 from tests.conftest import new_database
 from tests.making import NODE, START
 
 TABLE = "registration_projections"
+COUNTS = "registration_state_counts"
+COUNTS_KEY = f"{COUNTS}_pkey"
 KEY, BY_STATE, BY_EVENT = f"{TABLE}_pkey", f"{TABLE}_by_state", f"{TABLE}_by_event"
 BY_CAPABILITY, ACK_DUE, LIVENESS_DUE = f"{TABLE}_by_capability", f"{TABLE}_ack_due", f"{TABLE}_liveness_due"
 SECONDARY = (BY_STATE, BY_EVENT, BY_CAPABILITY, ACK_DUE, LIVENESS_DUE)
@@ -58,6 +60,19 @@ FILL = f"""
     ) AS numbers
 """  # noqa: E501
 
+DOMAINS = 500  # beside the three, with counters alone
+# Every counter in all its slots, as writers leave them.
+FILL_COUNTS = f"""
+    INSERT INTO {COUNTS} (domain, current_state, slot, count)
+    SELECT domain, current_state, slot, 1
+    FROM
+        (SELECT unnest(ARRAY['big', 'other', 'tiny']) AS domain
+         UNION ALL SELECT 'domain ' || i FROM generate_series(1, {DOMAINS}) AS i) AS domains,
+        unnest(enum_range(NULL::registration_state)) AS current_state,
+        generate_series(0, {registrations.SLOTS - 1}) AS slot
+    ORDER BY md5(domain || current_state || slot)
+"""
+
 ALL = tuple(RegistrationState)
 ACTIVE = (RegistrationState.ACTIVE,)
 WAITING = (RegistrationState.ACCEPTED, RegistrationState.AWAITING_ACK)
@@ -66,24 +81,6 @@ SOON, LATE = START + timedelta(hours=30), START + timedelta(days=30)
 
 Parameters = dict[str, object]
 Plan = dict[str, Any]
-
-
-class _Explain(Executable, ClauseElement):
-    """EXPLAIN of a statement, with the statement's own parameters."""
-
-    inherit_cache = False
-
-    def __init__(self, statement: ClauseElement, options: str) -> None:
-        self.statement = statement
-        self.wanted = options
-
-
-@compiles(_Explain)
-def _compile(element: _Explain, compiler: SQLCompiler, **keywords: Any) -> str:
-    explained = compiler.process(element.statement, **keywords)
-    compiler.isinsert = compiler.isupdate = False  # EXPLAIN gives a plan, whatever it explains
-    compiler._result_columns.clear()
-    return f"EXPLAIN ({element.wanted}, FORMAT JSON) {explained}"
 
 
 def nodes(plan: Plan) -> Iterator[Plan]:
@@ -96,6 +93,11 @@ def nodes(plan: Plan) -> Iterator[Plan]:
 def indexes(plan: Plan) -> set[str]:
     """The indexes that a plan reads."""
     return {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
+
+
+def tables(plan: Plan) -> set[str]:
+    """The tables that a plan reads or writes."""
+    return {node["Relation Name"] for node in nodes(plan) if "Relation Name" in node}
 
 
 def kinds(plan: Plan) -> set[str]:
@@ -113,72 +115,89 @@ def most_rows(plan: Plan) -> int:
     return int(max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan)))
 
 
-async def explain(
-    connection: AsyncConnection, statement: Executable, parameters: Parameters, *, run: bool = True
-) -> Plan:
+async def explain(connection: Connection, statement: Statement, parameters: Parameters, *, run: bool = True) -> Plan:
     """The plan of a statement for these parameters; `run` does it too, and counts."""
     options = "ANALYZE, BUFFERS, TIMING off" if run else "COSTS"
-    found = await connection.scalar(_Explain(cast("ClauseElement", statement), options), parameters)
-    return cast("Plan", found[0]["Plan"])
+    query = f"EXPLAIN ({options}, FORMAT JSON) {statement.text}"
+    return cast("Plan", json.loads(await connection.fetchval(query, *statement.arguments(parameters)))[0]["Plan"])
 
 
-async def explain_generic(connection: AsyncConnection, statement: Executable) -> Plan:
+async def explain_generic(connection: Connection, statement: Statement) -> Plan:
     """The plan that a prepared statement has for whatever parameters."""
-    compiled = cast("ClauseElement", statement).compile(dialect=connection.dialect)
-    nulls = ", ".join(["NULL"] * len(cast("SQLCompiler", compiled).positiontup or ()))
-    await connection.exec_driver_sql("SET plan_cache_mode = force_generic_plan")
-    await connection.exec_driver_sql(f"PREPARE generic AS {compiled}")
+    nulls = ", ".join(["NULL"] * len(statement.arguments(_Nothing())))
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE generic AS {statement.text}")
     try:
-        found = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) EXECUTE generic ({nulls})")
-        return cast("Plan", found.scalar_one()[0]["Plan"])
+        found = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE generic ({nulls})")
+        return cast("Plan", json.loads(found)[0]["Plan"])
     finally:
-        await connection.exec_driver_sql("DEALLOCATE generic")
-        await connection.exec_driver_sql("RESET plan_cache_mode")
+        await connection.execute("DEALLOCATE generic")
+        await connection.execute("RESET plan_cache_mode")
+
+
+class _Nothing(dict[str, object]):
+    """Parameters of any name, none of which has a value."""
+
+    def __contains__(self, _name: object) -> bool:
+        return True
+
+    def __missing__(self, _name: str) -> object:
+        return None
 
 
 @dataclass(frozen=True)
-class Engines:
-    """The engine for lists, counts and scans, and the one for point reads and writes, as the service has them."""
+class Databases:
+    """The database for lists, counts and scans, and the one for point reads and writes, as the service has them."""
 
-    scans: AsyncEngine
-    points: AsyncEngine
+    scans: Database
+    points: Database
 
 
 @pytest.fixture(scope="module")
-async def engines() -> AsyncIterator[Engines]:
-    """Both engines on a filled database, made once for this file."""
-    async with new_database() as url:
-        timeout = timedelta(seconds=60)
-        made = Engines(
-            create_engine(url, statement_timeout=timeout, scans=True), create_engine(url, statement_timeout=timeout)
+async def databases() -> AsyncIterator[Databases]:
+    """Each on a filled database of its own, made once for this file: what writes leave behind slows scans down."""
+    timeout = timedelta(seconds=60)
+
+    async def fill(connection: Connection) -> None:
+        for statement in (FILL, FILL_COUNTS, f"VACUUM ANALYZE {TABLE}, {COUNTS}"):
+            await connection.execute(statement)
+
+    async with new_database() as scans_url, new_database() as points_url:
+        made = Databases(
+            Database(scans_url, pool_size=1, statement_timeout=timeout, scans=True),
+            Database(points_url, pool_size=1, statement_timeout=timeout),
         )
-        async with made.points.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            await connection.execute(text(FILL))
-            await connection.execute(text(f"VACUUM ANALYZE {TABLE}"))
+        await made.scans.write_alone(fill)
+        await made.points.write_alone(fill)
         yield made
-        await made.scans.dispose()
-        await made.points.dispose()
+        await made.scans.close()
+        await made.points.close()
 
 
 @asynccontextmanager
-async def undone(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection whose changes are rolled back."""
-    async with engine.connect() as connection:
-        yield connection
-        await connection.rollback()
+async def undone(database: Database) -> AsyncIterator[Connection]:
+    """One of its connections, whose changes are rolled back."""
+    pool = await database._open()
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            yield connection
+        finally:
+            await transaction.rollback()
 
 
 @pytest.fixture
-async def scans(engines: Engines) -> AsyncIterator[AsyncConnection]:
+async def scans(databases: Databases) -> AsyncIterator[Connection]:
     """A connection for lists, counts and scans."""
-    async with undone(engines.scans) as connection:
+    async with undone(databases.scans) as connection:
         yield connection
 
 
 @pytest.fixture
-async def points(engines: Engines) -> AsyncIterator[AsyncConnection]:
+async def points(databases: Databases) -> AsyncIterator[Connection]:
     """A connection for point reads and writes."""
-    async with undone(engines.points) as connection:
+    async with undone(databases.points) as connection:
         yield connection
 
 
@@ -187,7 +206,7 @@ class Case:
     """A statement, what it is given, and the index that it must read."""
 
     name: str
-    statement: Executable
+    statement: Statement
     index: str
     given: Parameters = field(default_factory=dict)
 
@@ -201,8 +220,11 @@ class Case:
 def listing(index: str, domain: str, states: tuple[RegistrationState, ...], limit: int, **given: object) -> Case:
     """A page of a list."""
     conditions = {name: value for name, value in given.items() if value is not None}
+    name = f"list {domain} {len(states)} states {' '.join(conditions)} {limit}"
+    if "capabilities" in conditions:
+        conditions["capabilities"] = json.dumps(conditions["capabilities"])
     return Case(
-        f"list {domain} {len(states)} states {' '.join(conditions)} {limit}",
+        name,
         list_statement(frozenset(conditions), len(states)),
         index,
         {
@@ -246,7 +268,7 @@ FLAT = [
 
 
 @pytest.mark.parametrize("case", FLAT, ids=str)
-async def test_a_page_costs_what_a_page_costs(scans: AsyncConnection, case: Case) -> None:
+async def test_a_page_costs_what_a_page_costs(scans: Connection, case: Case) -> None:
     """A page by domain, state or deadline is read off one index in its order, and no further than to its end."""
     plan = await explain(scans, case.statement, case.given)
     assert indexes(plan) == {case.index}
@@ -259,7 +281,7 @@ async def test_a_page_costs_what_a_page_costs(scans: AsyncConnection, case: Case
 @pytest.mark.parametrize("kind", ["ack", "liveness"])
 @pytest.mark.parametrize("domain", ["big", "other", "tiny"])
 @pytest.mark.parametrize("as_of", [START, SOON, LATE], ids=["all to come", "some", "all passed"])
-async def test_the_next_deadline_is_one_look(scans: AsyncConnection, kind: str, domain: str, as_of: datetime) -> None:
+async def test_the_next_deadline_is_one_look(scans: Connection, kind: str, domain: str, as_of: datetime) -> None:
     """The earliest deadline to come is the first entry of the index after the clock."""
     scan, index = {"ack": (ACK_SCAN, ACK_DUE), "liveness": (LIVENESS_SCAN, LIVENESS_DUE)}[kind]
     plan = await explain(scans, scan.next, {"domain": domain, "as_of": as_of})
@@ -283,7 +305,7 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize("case", SEARCHES, ids=lambda case: f"{case} {case.given.get('capabilities')}")
-async def test_a_search_finds_the_few_rows_first(scans: AsyncConnection, case: Case) -> None:
+async def test_a_search_finds_the_few_rows_first(scans: Connection, case: Case) -> None:
     """A rare capability and an event id are looked up in their index, and only what it names is read and sorted."""
     plan = await explain(scans, case.statement, case.given)
     assert indexes(plan) == {case.index}
@@ -296,7 +318,7 @@ async def test_a_search_finds_the_few_rows_first(scans: AsyncConnection, case: C
 @pytest.mark.parametrize("states", [ALL, WAITING, ACTIVE], ids=len)
 @pytest.mark.parametrize("domain", ["big", "tiny"])
 async def test_a_common_capability_is_not_read_to_its_end(
-    scans: AsyncConnection, domain: str, states: tuple[RegistrationState, ...], after: UUID | None
+    scans: Connection, domain: str, states: tuple[RegistrationState, ...], after: UUID | None
 ) -> None:
     """A page of what every second node has is filled from an index in order; the 30,000 others are not read."""
     case = listing("", domain, states, 100, capabilities={"gpu": True}, after=after)
@@ -310,7 +332,7 @@ async def test_a_common_capability_is_not_read_to_its_end(
 @pytest.mark.parametrize(
     "given", [{"node_type": "storage"}, {"updated_before": START + timedelta(seconds=500)}], ids=str
 )
-async def test_what_narrows_a_list_stops_with_the_page(scans: AsyncConnection, given: Parameters) -> None:
+async def test_what_narrows_a_list_stops_with_the_page(scans: Connection, given: Parameters) -> None:
     """A condition without an index of its own passes rows over on the way, and stops when the page is full."""
     case = listing(BY_STATE, "big", ALL, 100, **given)
     plan = await explain(scans, case.statement, case.given)
@@ -319,47 +341,64 @@ async def test_what_narrows_a_list_stops_with_the_page(scans: AsyncConnection, g
     assert buffers(plan) <= 10 * 100
 
 
-COUNT = registrations._COUNT
-
-
-@pytest.mark.parametrize(("domain", "bound"), [("big", 500), ("other", 150), ("tiny", 10), ("nobody", 10)])
-async def test_counts_read_an_index_alone(scans: AsyncConnection, domain: str, bound: int) -> None:
-    """State counts read the entries of their domain in the index by state, and no row."""
-    plan = await explain(scans, COUNT, {"domain": domain})
-    assert indexes(plan) == {BY_STATE}
-    assert "Index Only Scan" in kinds(plan)
+@pytest.mark.parametrize("domain", ["big", "tiny", "nobody"])
+async def test_counts_read_the_counters_alone(scans: Connection, domain: str) -> None:
+    """State counts read the slots of their domain in the counters' primary key, and not one registration."""
+    plan = await explain(scans, registrations.COUNT, {"domain": domain})
+    assert tables(plan) == {COUNTS}
+    assert indexes(plan) == {COUNTS_KEY}
     assert "Seq Scan" not in kinds(plan)
-    assert sum(node.get("Heap Fetches", 0) for node in nodes(plan)) == 0
-    assert buffers(plan) <= bound
+    assert most_rows(plan) <= len(ALL) * registrations.SLOTS
+    assert buffers(plan) <= len(ALL) * registrations.SLOTS + 10
 
 
 # --- Point reads and writes ------------------------------------------------------------------------------------
 
 
-async def known(connection: AsyncConnection, number: int) -> list[Registration]:
-    """So many registrations of the domain `big`."""
-    found = await connection.scalars(
-        text(f"SELECT entity_id FROM {TABLE} WHERE domain = 'big' ORDER BY entity_id LIMIT :n"), {"n": number}
+async def known(connection: Connection, number: int, domain: str = "big") -> list[Registration]:
+    """So many registrations of a domain, in the order of their keys."""
+    found = await connection.fetch(
+        f"SELECT entity_id FROM {TABLE} WHERE domain = $1 ORDER BY entity_id LIMIT $2", domain, number
     )
-    return list((await get_entity_states(connection, found.all(), "big")).values())
+    rows = await get_entity_states(connection, [(row["entity_id"], domain) for row in found])
+    return [rows[key] for key in sorted(rows)]
 
 
-POINTS = [
-    registrations._READ,
-    registrations._READ_STATE,
-    registrations._READ_KEYS,
-    registrations._LOCK_KEYS,
-    registrations._UPDATE,
-    registrations._REBASE,
-]
-POINT_NAMES = ["read", "read state", "read keys", "lock keys", "update", "rebase"]
+POINTS = {
+    "read": registrations.READ,
+    "lock": registrations.LOCK,
+    "read state": registrations.READ_STATE,
+    "rebase": registrations.REBASE,
+    **{
+        f"save {'whole rows' if whole else 'changes'}{', counts' if counts else ''}": SAVE[whole, counts]
+        for whole, counts in SAVE
+    },
+}
+BATCHES = {name: statement for name, statement in POINTS.items() if name not in {"read state", "rebase"}}
+WRITES = {name: statement for name, statement in POINTS.items() if name.startswith("save")}
 
 
-def point_parameters(rows: list[Registration]) -> Parameters:
-    """What any of the statements above may be given for these rows."""
+def named(statements: dict[str, Statement]) -> pytest.MarkDecorator:
+    """A test for each of them, by its name."""
+    return pytest.mark.parametrize("statement", statements.values(), ids=statements)
+
+
+def point_parameters(rows: list[Registration], *, new: bool = False) -> Parameters:
+    """What any of the statements above may be given for these rows: known ones, one version on, or new ones."""
     first = rows[0]
+    columns = {name: [getattr(row, name) for row in rows] for name in Registration.__struct_fields__}
+    columns["capabilities"] = [msgspec.json.encode(row.capabilities).decode() for row in rows]
+    columns["version"] = [row.version + 1 for row in rows]
     return {
-        **registrations._bound([Save(row, row.version) for row in rows]),
+        "asked_entity_id": columns["entity_id"],
+        "asked_domain": columns["domain"],
+        **{f"new_{name}": values for name, values in columns.items()},
+        "new_read_version": [None if new else row.version for row in rows],
+        "rows_to_write": len(rows),
+        "gains_domain": ["big"] * len(WAITING),
+        "gains_current_state": list(WAITING),
+        "gains_slot": [3] * len(WAITING),
+        "gains_count": [1, -1],
         "entity_id": first.entity_id,
         "domain": first.domain,
         "of_entity": first.entity_id,
@@ -370,44 +409,105 @@ def point_parameters(rows: list[Registration]) -> Parameters:
     }
 
 
-@pytest.mark.parametrize("number", [1, 100])
-@pytest.mark.parametrize("statement", POINTS, ids=POINT_NAMES)
-async def test_point_statements_go_by_the_key(points: AsyncConnection, statement: Executable, number: int) -> None:
-    """Reads, locks and updates of some rows find each of them in the primary key, and read no other row."""
+@pytest.mark.parametrize("number", [1, 100, 1000])
+@named(POINTS)
+async def test_point_statements_go_by_the_key(points: Connection, statement: Statement, number: int) -> None:
+    """Planned for what they are given, reads, locks and writes find each row in the primary key."""
     plan = await explain(points, statement, point_parameters(await known(points, number)), run=False)
     assert indexes(plan) == {KEY}
     assert "Seq Scan" not in kinds(plan)
 
 
-async def test_the_largest_lookup_goes_by_the_key(points: AsyncConnection) -> None:
-    """A lookup of a thousand entities finds each of them in the primary key."""
-    plan = await explain(points, registrations._READ, point_parameters(await known(points, 1000)))
-    assert indexes(plan) == {KEY}
-    assert plan["Actual Rows"] == 1000
-    assert buffers(plan) <= 4 * 1000
-
-
-@pytest.mark.parametrize("statement", POINTS, ids=POINT_NAMES)
-async def test_prepared_point_statements_go_by_the_key(points: AsyncConnection, statement: Executable) -> None:
+@named(POINTS)
+async def test_prepared_point_statements_go_by_the_key(points: Connection, statement: Statement) -> None:
     """The plan that is kept for a prepared statement, whatever it is given, goes by the primary key too."""
     plan = await explain_generic(points, statement)
     assert indexes(plan) == {KEY}
     assert "Seq Scan" not in kinds(plan)
 
 
-async def test_an_insert_asks_the_key_alone(points: AsyncConnection) -> None:
+@pytest.mark.parametrize("size", [1, 20, 1000])
+async def test_a_plan_from_when_the_table_was_empty_does_no_harm_while_it_grows(
+    database_url: str, database: Database, size: int
+) -> None:
+    """Batches of new and known rows, from the first row on and without statistics, go by the primary keys alone."""
+    fields: Parameters = {
+        **dict.fromkeys(Registration.__struct_fields__),
+        "domain": "big",
+        "current_state": RegistrationState.ACTIVE,
+        "node_type": "compute",
+        "node_version": "1.0.0",
+        "capabilities": {},
+        "last_applied_event_id": NODE,
+        "last_applied_sequence": 1,
+        "registered_at": START,
+        "updated_at": START,
+        "version": 1,
+    }
+    template = msgspec.convert({**fields, "entity_id": NODE}, Registration)
+
+    async def work(connection: Connection) -> None:
+        await connection.execute(f"ALTER TABLE {TABLE} SET (autovacuum_enabled = off)")
+        for batch in range(10):
+            rows = [replace(template, entity_id=uuid5(NODE, f"{batch} {each}")) for each in range(size)]
+            keys = [(row.entity_id, row.domain) for row in rows]
+            await registrations.save(connection, [Save(row, None) for row in rows])
+            for changes in (
+                {"updated_at": LATE},
+                {"current_state": RegistrationState.REJECTED},
+                {"node_type": "storage"},
+                {"node_type": "compute", "current_state": RegistrationState.ACTIVE},
+            ):
+                read = await get_entity_states(connection, keys, lock=True)
+                assert read == await get_entity_states(connection, keys)
+                after = [replace(row, version=row.version + 1, **changes) for row in read.values()]
+                await registrations.save(connection, [Save(row, read[row.entity_id, row.domain]) for row in after])
+        await connection.execute("SELECT pg_stat_force_next_flush()")
+
+    await database.write_alone(work)
+    connection = await asyncpg.connect(database_url)
+    try:
+        used = await connection.fetch("SELECT indexrelname FROM pg_stat_user_indexes WHERE idx_scan > 0")
+        scanned = await connection.fetchval(
+            "SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname IN ($1, $2)", TABLE, COUNTS
+        )
+    finally:
+        await connection.close()
+    assert {row["indexrelname"] for row in used} == {KEY, COUNTS_KEY}
+    assert scanned == 0
+
+
+async def test_the_largest_lookup_reads_what_it_asks_for(points: Connection) -> None:
+    """A lookup of a thousand entities descends the primary key a thousand times."""
+    plan = await explain(points, registrations.READ, point_parameters(await known(points, 1000)))
+    assert plan["Actual Rows"] == 1000
+    assert buffers(plan) <= 4 * 1000
+
+
+@named(WRITES)
+async def test_a_write_reads_no_more_than_its_rows(points: Connection, statement: Statement) -> None:
+    """A thousand known rows are updated, each found once; the counters are found by their primary key."""
+    plan = await explain(points, statement, point_parameters(await known(points, 1000, "other")))
+    updated = next(node for node in nodes(plan) if node.get("Subplan Name") == "CTE updated")
+    assert (updated["Operation"], updated["Actual Rows"], updated["Relation Name"]) == ("Update", 1000, TABLE)
+    arbiters = [node["Conflict Arbiter Indexes"] for node in nodes(plan) if "Conflict Arbiter Indexes" in node]
+    assert [COUNTS_KEY] in arbiters or COUNTS not in tables(plan)
+    assert ([KEY] in arbiters) == any(node.get("Subplan Name") == "CTE inserted" for node in nodes(plan))
+
+
+async def test_an_insert_asks_the_key_alone(points: Connection) -> None:
     """Whether a new row is in the way of another is asked of the primary key."""
-    rows = await known(points, 3)
-    parameters = registrations._bound([Save(row, None) for row in rows])
-    parameters["entity_ids"] = [uuid5(row.entity_id, "new") for row in rows]
-    plan = await explain(points, registrations._INSERT, cast("Parameters", parameters), run=False)
-    assert plan["Conflict Arbiter Indexes"] == [KEY]
-    assert kinds(plan) == {"ModifyTable", "Function Scan"}
+    rows = [replace(row, entity_id=uuid5(row.entity_id, "new")) for row in await known(points, 1000, "other")]
+    plan = await explain(points, SAVE[True, False], point_parameters(rows, new=True))
+    inserted = next(node for node in nodes(plan) if node.get("Subplan Name") == "CTE inserted")
+    assert inserted["Conflict Arbiter Indexes"] == [KEY]
+    assert kinds({"Node Type": "", "Plans": inserted["Plans"]}) <= {"", "CTE Scan"}
+    assert inserted["Tuples Inserted"] == 1000
 
 
-async def test_locks_are_taken_in_the_order_of_keys(points: AsyncConnection) -> None:
+async def test_locks_are_taken_in_the_order_of_keys(points: Connection) -> None:
     """Rows are sorted before they are locked, not after."""
-    plan = await explain(points, registrations._LOCK_KEYS, point_parameters(await known(points, 100)), run=False)
+    plan = await explain(points, registrations.LOCK, point_parameters(await known(points, 100)), run=False)
     assert plan["Node Type"] == "LockRows"
     below = plan["Plans"][0]
     assert below["Node Type"] == "Sort"
@@ -418,10 +518,11 @@ async def test_locks_are_taken_in_the_order_of_keys(points: AsyncConnection) -> 
 
 
 def test_every_statement_has_a_case() -> None:
-    """The statements of the module are those whose plans are read here; the database's clock needs none."""
-    statements = {name for name, value in vars(registrations).items() if isinstance(value, Executable)}
-    covered = {"_READ", "_READ_STATE", "_READ_KEYS", "_LOCK_KEYS", "_UPDATE", "_INSERT", "_REBASE", "_COUNT"}
-    assert statements == covered | {"_NOW"}
+    """The statements of the module are those whose plans are read here; the clock and a full count need none."""
+    statements = {name for name, value in vars(registrations).items() if isinstance(value, Statement)}
+    covered = {"READ", "READ_STATE", "LOCK", "REBASE", "COUNT"}
+    assert statements == covered | {"NOW", "VERIFY"}
+    assert set(WRITES.values()) == set(SAVE.values())
     assert {name for name, value in vars(registrations).items() if isinstance(value, registrations._Scan)} == {
         "ACK_SCAN",
         "LIVENESS_SCAN",
@@ -433,7 +534,6 @@ def test_every_statement_has_a_case() -> None:
 NEEDED = [
     listing(BY_STATE, "tiny", ALL, 100),
     listing(BY_STATE, "big", WAITING, 100),
-    Case("count", COUNT, BY_STATE, {"domain": "tiny"}),
     listing(BY_EVENT, "big", ALL, 100, event_id=NODE),
     listing(BY_CAPABILITY, "big", ALL, 100, capabilities={"quantum": True}),
     overdue("ack", "big", LATE, 100),
@@ -444,20 +544,19 @@ NEEDED = [
 
 
 @pytest.mark.parametrize("case", NEEDED, ids=str)
-async def test_every_index_is_needed(scans: AsyncConnection, case: Case) -> None:
+async def test_every_index_is_needed(scans: Connection, case: Case) -> None:
     """Without its index a query reads many times as much."""
     before = await explain(scans, case.statement, case.given)
     assert indexes(before) == {case.index}
-    await scans.execute(text(f"DROP INDEX {case.index}"))
+    await scans.execute(f"DROP INDEX {case.index}")
     after = await explain(scans, case.statement, case.given)
     assert buffers(after) > 4 * buffers(before)
 
 
-async def test_no_index_is_without_a_query(points: AsyncConnection) -> None:
+async def test_no_index_is_without_a_query(points: Connection) -> None:
     """The table's indexes are the primary key and those that a case above needs."""
-    found = await points.scalars(
-        text("SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = CAST(:t AS text)::regclass"),
-        {"t": TABLE},
+    found = await points.fetch(
+        "SELECT indexrelid::regclass::text AS name FROM pg_index WHERE indrelid = $1::text::regclass", TABLE
     )
-    assert set(found) == {KEY, *SECONDARY}
+    assert {row["name"] for row in found} == {KEY, *SECONDARY}
     assert {case.index for case in NEEDED} == set(SECONDARY)

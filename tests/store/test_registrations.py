@@ -9,13 +9,12 @@ from uuid import UUID
 
 import pytest
 from msgspec.structs import asdict, replace
-from sqlalchemy import text
 
 from app.domain.positions import MAX_NUMBER, Position
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.store import registrations
-from app.store.database import Connection, Database, LostRaceError
+from app.store.database import Connection, Database, LostRaceError, Work
 from app.store.registrations import DueKey, EntityFilter, Key, Overdue, Save
 from tests.conftest import new_database
 from tests.making import START, node
@@ -91,7 +90,9 @@ async def shared() -> AsyncIterator[Database]:
 @pytest.fixture
 async def database(shared: Database) -> Database:
     """It, without a row in it."""
-    await shared.write(lambda connection: connection.execute(text("TRUNCATE registration_projections")))
+    await shared.write(
+        lambda connection: connection.execute("TRUNCATE registration_projections, registration_state_counts")
+    )
     return shared
 
 
@@ -101,10 +102,21 @@ async def insert(database: Database, rows: Iterable[Registration]) -> None:
     await database.write(lambda connection: registrations.save(connection, saves))
 
 
-async def update(database: Database, registration: Registration, read_version: int) -> None:
-    """Write a row over the one that has this version."""
-    saves = [Save(registration, read_version)]
+async def update(database: Database, registration: Registration, read: Registration) -> None:
+    """Write a row over the one that was read."""
+    saves = [Save(registration, read)]
     await database.write(lambda connection: registrations.save(connection, saves))
+
+
+async def table(database: Database, name: str) -> list[str]:
+    """Every row of a table as text, with the transaction that wrote it."""
+    rows = await database.read(lambda c: c.fetch(f"SELECT xmin, t::text AS row FROM {name} t ORDER BY row"))
+    return [str(each) for each in rows]
+
+
+def keys_of(*entity_ids: UUID) -> list[Key]:
+    """The keys of these entities in the usual domain."""
+    return [(entity_id, DOMAIN) for entity_id in entity_ids]
 
 
 async def read(database: Database, entity_id: UUID, domain: str = DOMAIN) -> Registration | None:
@@ -115,7 +127,7 @@ async def read(database: Database, entity_id: UUID, domain: str = DOMAIN) -> Reg
 async def without_indexes(connection: Connection) -> None:
     """Have the rest of the transaction read the table as it lies."""
     for way in ("indexscan", "indexonlyscan", "bitmapscan"):
-        await connection.execute(text(f"SET LOCAL enable_{way} = off"))
+        await connection.execute(f"SET LOCAL enable_{way} = off")
 
 
 # --- Point reads -----------------------------------------------------------------------------------------------
@@ -151,17 +163,17 @@ async def test_a_lookup(database: Database) -> None:
     """A lookup gives the rows that there are, by id, however often an id is named."""
     rows = [row(node(number)) for number in range(5)]
     await insert(database, rows)
-    asked = [node(3), node(99), node(1), node(3)]
-    found = await database.read(lambda c: registrations.get_entity_states(c, asked, DOMAIN))
-    assert found == {node(3): rows[3], node(1): rows[1]}
+    asked = keys_of(node(3), node(99), node(1), node(3))
+    found = await database.read(lambda c: registrations.get_entity_states(c, asked))
+    assert found == {(node(3), DOMAIN): rows[3], (node(1), DOMAIN): rows[1]}
 
 
 @pytest.mark.parametrize("number", [0, 1000])
 async def test_the_smallest_and_the_largest_lookup(database: Database, number: int) -> None:
     """A lookup of nothing finds nothing, and one of a thousand finds a thousand."""
-    rows = {node(each): row(node(each)) for each in range(number)}
+    rows = {(node(each), DOMAIN): row(node(each)) for each in range(number)}
     await insert(database, rows.values())
-    assert await database.read(lambda c: registrations.get_entity_states(c, list(rows), DOMAIN)) == rows
+    assert await database.read(lambda c: registrations.get_entity_states(c, list(rows))) == rows
 
 
 @pytest.mark.parametrize("state", RegistrationState)
@@ -217,19 +229,17 @@ async def test_the_rows_of_a_batch(database: Database, *, lock: bool) -> None:
     """A batch gets the rows that there are, by key: an entity in one domain is not that in another."""
     rows = [row(node(1)), row(node(1), domain="other"), row(node(2)), row(node(3), domain="other")]
     await insert(database, rows)
-    keys = {(node(1), "other"), (node(2), DOMAIN), (node(3), DOMAIN), (node(4), DOMAIN)}
-    found = await database.write(lambda c: registrations.read_for_fold(c, keys, lock=lock))
+    keys = [(node(1), "other"), (node(2), DOMAIN), (node(3), DOMAIN), (node(4), DOMAIN)]
+    found = await database.write(lambda c: registrations.get_entity_states(c, keys, lock=lock))
     assert found == {(node(1), "other"): rows[1], (node(2), DOMAIN): rows[2]}
-    assert await database.write(lambda c: registrations.read_for_fold(c, [], lock=lock)) == {}
+    assert await database.write(lambda c: registrations.get_entity_states(c, [], lock=lock)) == {}
 
 
 async def waits_for_a_lock(database: Database) -> None:
     """Return when somebody waits for a row, soon or with TimeoutError."""
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(5):
-        while await database.read(lambda c: c.scalar(waiting)) == 0:  # noqa: ASYNC110 - who waits is in the server
+        while await database.read(lambda c: c.fetchval(waiting)) == 0:  # noqa: ASYNC110 - who waits is in the server
             await asyncio.sleep(0.01)
 
 
@@ -240,17 +250,17 @@ async def test_locked_rows_make_others_wait(database: Database) -> None:
     locked, go_on = asyncio.Event(), asyncio.Event()
 
     async def first(connection: Connection) -> None:
-        (found,) = (await registrations.read_for_fold(connection, keys, lock=True)).values()
+        (found,) = (await registrations.get_entity_states(connection, keys, lock=True)).values()
         locked.set()
         await go_on.wait()
-        await registrations.save(connection, [Save(replace(found, version=2, node_type="storage"), 1)])
+        await registrations.save(connection, [Save(replace(found, version=2, node_type="storage"), found)])
 
     async with asyncio.timeout(10):
         writer = asyncio.create_task(database.write(first))
         await locked.wait()
-        second = asyncio.create_task(database.write(lambda c: registrations.read_for_fold(c, keys, lock=True)))
+        second = asyncio.create_task(database.write(lambda c: registrations.get_entity_states(c, keys, lock=True)))
         await waits_for_a_lock(database)
-        plain = await database.write(lambda c: registrations.read_for_fold(c, keys, lock=False))
+        plain = await database.write(lambda c: registrations.get_entity_states(c, keys, lock=False))
         assert plain[keys[0]].version == 1
         assert not second.done()
         go_on.set()
@@ -266,8 +276,8 @@ async def test_batches_that_share_rows_wait_for_each_other(database: Database) -
 
     async def batch(keys: list[Key]) -> None:
         async def work(connection: Connection) -> None:
-            found = await registrations.read_for_fold(connection, keys, lock=True)
-            saves = [Save(replace(each, version=each.version + 1), each.version) for each in found.values()]
+            found = await registrations.get_entity_states(connection, keys, lock=True)
+            saves = [Save(replace(each, version=each.version + 1), each) for each in found.values()]
             shuffle.shuffle(saves)
             await registrations.save(connection, saves)
 
@@ -282,7 +292,7 @@ async def test_batches_that_share_rows_wait_for_each_other(database: Database) -
     for begin in range(0, len(batches), 4):
         async with asyncio.timeout(10):
             await asyncio.gather(*batches[begin : begin + 4])
-    found = await database.read(lambda c: registrations.get_entity_states(c, [e.entity_id for e in rows], DOMAIN))
+    found = await database.read(lambda c: registrations.get_entity_states(c, keys_of(*(e.entity_id for e in rows))))
     assert sum(each.version - 1 for each in found.values()) == 24 * 12
 
 
@@ -295,9 +305,9 @@ async def test_a_save_changes_every_column(database: Database) -> None:
     unchanged = {name for name, value in asdict(sparse).items() if value == getattr(FULL, name)}
     assert unchanged == {"entity_id", "domain"}
     await insert(database, [sparse])
-    await update(database, FULL, 1)
+    await update(database, FULL, sparse)
     assert await read(database, FULL.entity_id, FULL.domain) == FULL
-    await update(database, sparse, FULL.version)
+    await update(database, sparse, FULL)
     assert await read(database, FULL.entity_id, FULL.domain) == sparse
 
 
@@ -313,58 +323,65 @@ async def test_known_and_new_rows_in_one_save(database: Database) -> None:
     await insert(database, rows[:3])
     saves = [
         Save(row(node(3)), None),
-        Save(row(node(1), version=3, node_type="b"), 2),
-        Save(row(node(0), version=9, node_type="a"), 1),
+        Save(row(node(1), version=3, node_type="b"), rows[1]),
+        Save(row(node(0), version=9, node_type="a"), rows[0]),
     ]
     await database.write(lambda c: registrations.save(c, saves))
-    found = await database.read(lambda c: registrations.get_entity_states(c, map(node, range(4)), DOMAIN))
-    assert found == {
-        node(0): row(node(0), version=9, node_type="a"),
-        node(1): row(node(1), version=3, node_type="b"),
-        node(2): rows[2],
-        node(3): row(node(3)),
-    }
+    keys = keys_of(*map(node, range(4)))
+    found = await database.read(lambda c: registrations.get_entity_states(c, keys))
+    after = [
+        row(node(0), version=9, node_type="a"),
+        row(node(1), version=3, node_type="b"),
+        rows[2],
+        row(node(3)),
+    ]
+    assert found == dict(zip(keys, after, strict=True))
 
 
 @pytest.mark.parametrize(
     "lost",
     [
-        pytest.param(Save(row(node(1), version=6), 4), id="the row has moved on"),
-        pytest.param(Save(row(node(1), version=7), 6), id="the row was moved back"),
-        pytest.param(Save(row(node(9), version=2), 1), id="the row is gone"),
+        pytest.param(Save(row(node(1), version=6), row(node(1), version=4)), id="the row has moved on"),
+        pytest.param(Save(row(node(1), version=7), row(node(1), version=6)), id="the row was moved back"),
+        pytest.param(Save(row(node(9), version=2), row(node(9))), id="the row is gone"),
         pytest.param(Save(row(node(1)), None), id="the row was inserted"),
     ],
 )
-async def test_a_lost_race_undoes_the_batch(database: Database, lost: Save) -> None:
-    """One row that is not as it was read undoes everything that the batch has written."""
+@pytest.mark.parametrize("call", [Database.write, Database.write_alone], ids=["in a transaction", "alone"])
+async def test_a_lost_race_undoes_the_batch(
+    database: Database, call: Callable[[Database, Work[None]], Awaitable[None]], lost: Save
+) -> None:
+    """One row that is not as it was read undoes everything that the batch has written, in rows and in counts."""
     before = [row(node(1), version=5), row(node(2), version=5)]
     await insert(database, before)
-    saves = [Save(row(node(2), version=6, node_type="storage"), 5), lost, Save(row(node(3)), None)]
+    counters = await table(database, "registration_state_counts")
+    moved = row(node(2), version=6, node_type="storage", current_state=S.REJECTED)
+    saves = [Save(moved, before[1]), lost, Save(row(node(3)), None)]
     with pytest.raises(LostRaceError):
-        await database.write(lambda c: registrations.save(c, saves))
-    found = await database.read(
-        lambda c: registrations.get_entity_states(c, [node(1), node(2), node(3), node(9)], DOMAIN)
-    )
-    assert list(found.values()) == sorted(before, key=lambda each: list(found).index(each.entity_id))
+        await call(database, lambda c: registrations.save(c, saves))
+    keys = keys_of(node(1), node(2), node(3), node(9))
+    found = await database.read(lambda c: registrations.get_entity_states(c, keys))
+    assert found == {(each.entity_id, DOMAIN): each for each in before}
+    assert await table(database, "registration_state_counts") == counters
 
 
-@pytest.mark.parametrize("read_version", [None, 1], ids=["insert", "update"])
-async def test_of_two_writers_one_loses(database: Database, read_version: int | None) -> None:
+@pytest.mark.parametrize("before", [None, row(node(1))], ids=["insert", "update"])
+async def test_of_two_writers_one_loses(database: Database, before: Registration | None) -> None:
     """Of two transactions that write the same row the second waits for the first, and then has lost the race."""
-    if read_version is not None:
-        await insert(database, [row(node(1))])
+    if before is not None:
+        await insert(database, [before])
     first, second = row(node(1), version=2, node_type="first"), row(node(1), version=2, node_type="second")
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def slowly(connection: Connection) -> None:
-        await registrations.save(connection, [Save(first, read_version)])
+        await registrations.save(connection, [Save(first, before)])
         written.set()
         await go_on.wait()
 
     async with asyncio.timeout(10):
         winner = asyncio.create_task(database.write(slowly))
         await written.wait()
-        loser = asyncio.create_task(database.write(lambda c: registrations.save(c, [Save(second, read_version)])))
+        loser = asyncio.create_task(database.write(lambda c: registrations.save(c, [Save(second, before)])))
         await waits_for_a_lock(database)
         go_on.set()
         await winner
@@ -379,7 +396,7 @@ async def test_a_writer_that_was_undone_wins_no_race(database: Database) -> None
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def given_up(connection: Connection) -> None:
-        await registrations.save(connection, [Save(row(node(1), version=2, node_type="first"), 1)])
+        await registrations.save(connection, [Save(row(node(1), version=2, node_type="first"), row(node(1)))])
         written.set()
         await go_on.wait()
         raise KeyError("given up")
@@ -388,7 +405,7 @@ async def test_a_writer_that_was_undone_wins_no_race(database: Database) -> None
     async with asyncio.timeout(10):
         first = asyncio.create_task(database.write(given_up))
         await written.wait()
-        writer = asyncio.create_task(update(database, second, 1))
+        writer = asyncio.create_task(update(database, second, row(node(1))))
         await waits_for_a_lock(database)
         go_on.set()
         with pytest.raises(KeyError):
@@ -684,8 +701,8 @@ async def test_a_scan_is_in_order_without_an_index(
     await insert(database, [row(node(n), current_state=state, **{deadline: START, marker: None}) for n in range(50)])
     # By insertion the rows lie in the order of their keys; so every second one moves to the end of the table.
     for number in range(0, 50, 2):
-        moved = row(node(number), current_state=state, version=2, **{deadline: START, marker: None})
-        await update(database, moved, 1)
+        read = row(node(number), current_state=state, **{deadline: START, marker: None})
+        await update(database, replace(read, version=2), read)
 
     async def work(connection: Connection) -> list[UUID]:
         await without_indexes(connection)
@@ -754,7 +771,7 @@ async def test_rebase_waits_for_a_writer(database: Database) -> None:
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def write(connection: Connection) -> None:
-        await registrations.save(connection, [Save(row(node(1), version=2, node_type="storage"), 1)])
+        await registrations.save(connection, [Save(row(node(1), version=2, node_type="storage"), row(node(1)))])
         written.set()
         await go_on.wait()
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,12 +17,12 @@ from alembic.script import ScriptDirectory
 
 from app.errors import StartError
 from app.store import schema
-from app.store.database import create_engine
-from app.store.schema import BASE, HEAD, LOCK_KEY, REVISIONS, migrate, script_location
+from app.store.schema import BASE, HEAD, LOCK_KEY, REVISIONS, create_engine, migrate, script_location
 from app.store.tables import Base
 
 ROOT = Path(__file__).parents[2]
 TABLE = "registration_projections"
+COUNTS = "registration_state_counts"
 LOCK_TIMEOUT = 5.0  # seconds, of the migrations
 
 Catalog = dict[str, list[tuple[object, ...]]]
@@ -150,25 +151,32 @@ async def test_the_models_lead_to_the_same_schema(database_url: str, empty_datab
 
 
 async def test_every_index_is_valid(database_url: str) -> None:
-    """The table has its primary key and five indexes more, each of them ready for use."""
+    """The table has its primary key and five indexes more, each of them ready for use, as is that of the counters."""
     indexes = (await catalog(database_url))["indexes"]
+    names = [
+        f"{TABLE}_{name}" for name in ("ack_due", "by_capability", "by_event", "by_state", "liveness_due", "pkey")
+    ]
     assert [(name, *valid) for name, _, *valid in indexes] == [
-        (f"{TABLE}_{name}", True, True)
-        for name in ("ack_due", "by_capability", "by_event", "by_state", "liveness_due", "pkey")
+        (name, True, True) for name in (*names, f"{COUNTS}_pkey")
     ]
 
 
 async def test_the_page_about_storage_is_complete(database_url: str) -> None:
-    """docs/storage.md has a line for each column and each index, and names every CHECK constraint."""
+    """docs/storage.md has a line for each table's columns and for each index, and names every CHECK constraint."""
     parts = await catalog(database_url)
     page = (ROOT / "docs" / "storage.md").read_text()
-    rows: dict[object, str] = {
-        line.split("|")[1].strip().strip("`"): line for line in page.splitlines() if line.startswith("| `")
-    }
-    columns = {name: not required for _, _, name, _, required, _ in parts["columns"]}
-    assert set(rows) == set(columns) | {name for name, *_ in parts["indexes"]}
-    nullable = {name: rows[name].split("|")[3].strip() == "yes" for name in columns}
-    assert nullable == columns
+    sections = dict(section.partition("\n")[::2] for section in page.split("\n## ")[1:])
+
+    def lines(section: str) -> dict[str, list[str]]:
+        cells = [line.split("|") for line in sections[section].splitlines() if line.startswith("| `")]
+        return {name.strip().strip("`"): rest for _, name, *rest in cells}
+
+    for table in (TABLE, COUNTS):
+        columns = {name: not required for of, _, name, _, required, _ in parts["columns"] if of == table}
+        said = lines(f"The table `{table}`")
+        assert {name: rest[1].strip() == "yes" for name, rest in said.items()} == columns
+    assert {of for of, *_ in parts["columns"]} == {TABLE, COUNTS}
+    assert set(lines("The indexes")) == {name for name, *_ in parts["indexes"]}
     for _, name, kind, *_ in parts["constraints"]:
         assert kind != b"c" or f"`{str(name).removeprefix(f'{TABLE}_')}`" in page
 
@@ -215,6 +223,51 @@ async def test_a_database_that_is_ahead(database_url: str, target: str) -> None:
     with pytest.raises(StartError, match="revision from_later, which this code does not know; nothing done"):
         await migrated(database_url, target)
     assert await catalog(database_url) == before
+
+
+# --- What the revisions do with rows --------------------------------------------------------------------------------
+
+ROW = f"""
+    INSERT INTO {TABLE} (entity_id, domain, current_state, node_type, last_applied_event_id, last_applied_sequence,
+                         registered_at, updated_at, version)
+    VALUES (gen_random_uuid(), $1, $2, 'compute', gen_random_uuid(), 1, now(), now(), 1)
+"""
+
+
+async def counts(url: str) -> Counter[tuple[str, str]]:
+    """How many entities there are of each domain and state, by the counters."""
+    async with connected(url) as connection:
+        rows = await connection.fetch(f"SELECT domain, current_state, count FROM {COUNTS}")
+    return Counter({(domain, state): count for domain, state, count in rows})
+
+
+async def test_revision_0002_counts_the_rows_that_are_there(empty_database_url: str) -> None:
+    """Each domain and state has its number after the way up, and again after down and up; no row is lost."""
+    await migrated(empty_database_url, "0001")
+    sent = [("registration", "active")] * 5 + [("registration", "rejected")] + [("other", "active")] * 2
+    async with connected(empty_database_url) as connection:
+        await connection.executemany(ROW, sent)
+        await migrated(empty_database_url, "0002")
+        assert await counts(empty_database_url) == Counter(sent)
+        await migrated(empty_database_url, "0001")
+        await connection.execute(ROW, "other", "accepted")
+        await migrated(empty_database_url, "0002")
+        assert await counts(empty_database_url) == Counter([*sent, ("other", "accepted")])
+        assert await connection.fetchval(f"SELECT count(*) FROM {TABLE}") == len(sent) + 1
+
+
+async def test_revision_0002_waits_for_who_is_writing(empty_database_url: str) -> None:
+    """A row that a transaction was writing when the count began is counted."""
+    await migrated(empty_database_url, "0001")
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(30), connected(empty_database_url) as writer, connected(empty_database_url) as other:
+        async with writer.transaction():
+            await writer.execute(ROW, "registration", "active")
+            task = asyncio.create_task(migrated(empty_database_url, "0002"))
+            while await other.fetchval(blocked) == 0:  # noqa: ASYNC110 - who waits is in the server
+                await asyncio.sleep(0.01)
+        await task
+    assert await counts(empty_database_url) == {("registration", "active"): 1}
 
 
 # --- Beside others ---------------------------------------------------------------------------------------------
@@ -265,12 +318,13 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
         assert await migrated(empty_database_url) == (BASE, HEAD)
 
 
-async def test_a_migration_gives_up_on_a_locked_table(database_url: str) -> None:
-    """A table that somebody keeps locked ends a migration soon, in one plain line, with nothing changed."""
+@pytest.mark.parametrize(("locked", "reached"), [(COUNTS, HEAD), (TABLE, "0001")])
+async def test_a_migration_gives_up_on_a_locked_table(database_url: str, locked: str, reached: str) -> None:
+    """A table that somebody keeps locked ends a migration soon, in one plain line, and its revision undone."""
     before = await catalog(database_url)
     async with connected(database_url) as other:
         async with other.transaction():
-            await other.execute(f"LOCK TABLE {TABLE} IN ACCESS SHARE MODE")
+            await other.execute(f"LOCK TABLE {locked} IN ACCESS SHARE MODE")
             loop = asyncio.get_running_loop()
             began = loop.time()
             status, output, errors = await run("-m", "app", "migrate", "--to", BASE, url=database_url, cwd=ROOT)
@@ -278,8 +332,10 @@ async def test_a_migration_gives_up_on_a_locked_table(database_url: str) -> None
         assert (status, output) == (1, "")
         assert errors.startswith("pqs: another session keeps a table locked")
         assert errors.count("\n") == 1
+        assert await other.fetchval("SELECT version_num FROM alembic_version") == reached
+        assert TABLE in {name for name, *_ in (await catalog(database_url))["relations"]}
+        assert await migrated(database_url) == (reached, HEAD)
         assert await catalog(database_url) == before
-        assert await other.fetchval("SELECT version_num FROM alembic_version") == HEAD
         assert await other.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY) is True
 
 

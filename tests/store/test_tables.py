@@ -14,8 +14,8 @@ from app.domain import events, positions
 from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store.database import create_engine
-from app.store.tables import Base, RegistrationProjection
+from app.store.schema import create_engine
+from app.store.tables import Base, RegistrationProjection, StateCount
 from tests.conftest import new_database
 from tests.making import START, node
 
@@ -245,3 +245,25 @@ async def test_the_longest_text(
     assert await connection.fetchval(f"SELECT char_length({column}) FROM {TABLE}") == length
     with pytest.raises(asyncpg.StringDataRightTruncationError):
         await insert(connection, entity_id=node(2), **{**changes, column: "x" * (length + 1)})
+
+
+# --- The counters --------------------------------------------------------------------------------------------------
+
+COUNTER = f"INSERT INTO {StateCount.__tablename__} (domain, current_state, slot, count) VALUES ($1, $2, $3, $4)"
+
+
+@pytest.mark.parametrize("count", [-MAX_NUMBER, 0, MAX_NUMBER])
+async def test_a_slot_may_hold_any_number(connection: "asyncpg.Connection[asyncpg.Record]", count: int) -> None:
+    """A slot of a domain with the longest name takes any number, also one below zero: only the sum is never so."""
+    domain = "\N{GRINNING FACE}" * next(meta.max_length for meta in get_args(events.Domain)[1:])
+    for state in RegistrationState:
+        await connection.execute(COUNTER, domain, state, 0, count)
+    assert await connection.fetchval(f"SELECT count(*) FROM {StateCount.__tablename__}") == len(RegistrationState)
+
+
+async def test_a_slot_is_there_once(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """A domain and state has a slot of a number once, and another one of another number."""
+    await connection.execute(COUNTER, "registration", "active", 0, 1)
+    await connection.execute(COUNTER, "registration", "active", 1, 1)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute(COUNTER, "registration", "active", 1, 1)
