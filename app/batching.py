@@ -98,7 +98,8 @@ class Lane(Generic[Q, A]):
                 return
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(copy.copy(error))
+                    # One object for many would gather their tracebacks; other types may not let themselves be copied.
+                    future.set_exception(error if len(batch) == 1 else copy.copy(error))
             return
         except BaseException:
             for _, future in batch:
