@@ -26,7 +26,7 @@ A = TypeVar("A")
 class Lane(Generic[Q, A]):
     """Runs one batch at a time. What is asked while it runs, is the next batch.
 
-    No timer, and no wait when idle: a question that finds the lane free is run at once, in its asker's own task.
+    No timer, and no wait when idle: a question that finds the lane free is run at once.
     Every asker gets its own answer, or its own error: a batch that fails is run again one by one, so that what is
     wrong with one question fails that one alone (but for UnavailableError, which is the same for all). An asker that
     goes away disturbs nobody. Past WAITING questions UnavailableError is raised at once.
@@ -40,51 +40,38 @@ class Lane(Generic[Q, A]):
         self._bound = waiting
         self._largest = largest
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
-        self._busy = False
         self._closed = False
-        self._follower: asyncio.Task[None] | None = None
+        self._worker: asyncio.Task[None] | None = None
 
-    async def ask(self, question: Q) -> A:
-        """The answer to `question`, asked of the database after this call: as new as if it had been asked alone."""
+    def ask(self, question: Q) -> "asyncio.Future[A]":
+        """The answer to `question`, asked of the database after this call: as new as if it had been asked alone.
+
+        Cancelling the future is going away.
+        """
         if self._closed:
             raise UnavailableError("the service is stopping")
-        if not self._busy:
-            self._busy = True
-            try:
-                [answer] = await self._run([question])
-            finally:
-                self._hand_on()
-            return answer
         if len(self._waiting) >= self._bound:
             raise UnavailableError("too many requests are waiting for the database")
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
-        return await future
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        return future
 
     async def close(self) -> None:
         """Take no more questions, and answer those that were taken."""
         self._closed = True
-        while self._busy:
-            if self._follower is not None:
-                await asyncio.shield(self._follower)
-            else:
-                await asyncio.sleep(0.001)  # an asker is running its own question
+        if self._worker is not None:
+            await asyncio.shield(self._worker)
 
-    def _hand_on(self) -> None:
-        """The first batch is done: those who came meanwhile are answered by a task that belongs to none of them."""
-        if self._waiting:
-            self._follower = asyncio.create_task(self._follow())
-        else:
-            self._busy = False
-
-    async def _follow(self) -> None:
+    async def _work(self) -> None:
+        """Answer batch after batch, until nobody waits. The task belongs to none of those who ask."""
         try:
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(self._largest, len(self._waiting)))]
                 await self._answer([(question, future) for question, future in batch if not future.done()])
         finally:
-            self._busy = False
-            self._follower = None
+            self._worker = None
 
     async def _answer(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         if not batch:
@@ -116,11 +103,13 @@ class Reader:
     def __init__(self, database: Database, *, joining: bool) -> None:
         self._database = database
         self._lane = Lane(self._read)
-        self._ask = self._lane.ask if joining else self._alone
+        self._joining = joining
 
-    async def get(self, entity_id: UUID, domain: str) -> Registration | None:
+    def ask(self, entity_id: UUID, domain: str) -> "asyncio.Future[Registration | None]":
         """The registration of one entity, or None; as new as a read that nobody joins."""
-        return await self._ask((entity_id, domain))
+        if self._joining:
+            return self._lane.ask((entity_id, domain))
+        return asyncio.ensure_future(self._alone((entity_id, domain)))
 
     async def close(self) -> None:
         """Answer what was asked, and take no more."""
@@ -149,14 +138,17 @@ class Writer:
         self._projector = projector
         self._lanes = [Lane(projector.persist) for _ in range(WRITE_LANES)] if joining else []
 
-    async def persist(self, event: Event) -> Result:
+    def ask(self, event: Event) -> "asyncio.Future[Result]":
         """What became of the event, after the commit."""
         if self._lanes:
-            return await self._lanes[event.entity_id.int % len(self._lanes)].ask(event)
-        [result] = await self._projector.persist([event])
-        return result
+            return self._lanes[event.entity_id.int % len(self._lanes)].ask(event)
+        return asyncio.ensure_future(self._alone(event))
 
     async def close(self) -> None:
         """Finish what was taken in, and take no more."""
         for lane in self._lanes:
             await lane.close()
+
+    async def _alone(self, event: Event) -> Result:
+        [result] = await self._projector.persist([event])
+        return result

@@ -270,7 +270,7 @@ def _database(settings: Settings, *, create: bool = False) -> Iterator[str]:
 async def _migrate(url: str, target: str) -> tuple[str, str]:
     engine = schema.create_engine(url, pool_size=2)
     try:
-        async with translated():
+        with translated():
             return await schema.migrate(engine, target)
     finally:
         await engine.dispose()
@@ -326,6 +326,7 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http="app.api.hot:HotProtocol",  # by name: this process may serve nothing itself
         ws="none",
         proxy_headers=False,  # nothing here depends on who asks, or by which scheme
         timeout_keep_alive=KEEP_ALIVE,

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from app import log
-from app.api import context, counts, entities, events, health, hot, openapi, overdue, problems
+from app.api import context, counts, entities, events, health, openapi, overdue, problems
 from app.api.metrics import SHARED_DIRECTORY, Metrics
 from app.api.service import Service
 from app.batching import Reader, Writer
@@ -28,11 +28,11 @@ from app.store.database import Database
 
 
 class Application(FastAPI):
-    """FastAPI, with ours around all of it: what every request passes through, and the calls that it never sees."""
+    """FastAPI, with ours around all of it: what every request passes through."""
 
     def __init__(self, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
-        self._outermost = context.RequestContext(hot.HotCalls(super().__call__), metrics, problems.answer_to)
+        self._outermost = context.RequestContext(super().__call__, metrics, problems.answer_to)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

@@ -19,7 +19,7 @@ from app.store.registrations import Key, Save
 ATTEMPTS = 10  # a batch that loses a race is folded again this often; from the second on its rows are locked
 
 
-class Result(Struct, frozen=True):
+class Result(Struct, frozen=True, gc=False):
     """What became of one event, and how its entity's row stands after it.
 
     Without a row `current_state`, `version` and `stands_at` are None. `reason` is None when the event was applied.

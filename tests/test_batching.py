@@ -30,25 +30,21 @@ class Asked:
         return [2 * number for number in numbers]
 
 
-async def started(lane: Lane[int, int], numbers: Sequence[int]) -> list["asyncio.Task[int]"]:
-    """Tasks that ask these numbers, each begun before the next."""
-    tasks = []
+async def started(lane: Lane[int, int], numbers: Sequence[int]) -> list["asyncio.Future[int]"]:
+    """What is asked with these numbers, the first of them under way before the next."""
+    asked = []
     for number in numbers:
-        tasks.append(asyncio.create_task(lane.ask(number)))
+        asked.append(lane.ask(number))
         await asyncio.sleep(0)
-    return tasks
+    return asked
 
 
-async def test_a_lone_question_is_asked_at_once_in_its_own_task() -> None:
-    """An idle lane adds no task and no turn of the loop."""
-    asked_in: list[asyncio.Task[object] | None] = []
-
-    async def run(numbers: list[int]) -> list[int]:
-        asked_in.append(asyncio.current_task())
-        return numbers
-
-    assert await Lane(run).ask(1) == 1
-    assert asked_in == [asyncio.current_task()]
+async def test_a_lone_question_is_asked_at_once() -> None:
+    """An idle lane runs it in the next turn of the loop: there is no timer, and nobody that it waits for."""
+    asked = Asked()
+    Lane(asked.run).ask(1)
+    await asyncio.sleep(0)
+    assert asked.batches == [[1]]
 
 
 async def test_what_comes_while_a_batch_runs_is_the_next_batch() -> None:
@@ -115,7 +111,7 @@ async def test_a_database_that_is_down_is_not_asked_again_for_each() -> None:
 
 @pytest.mark.parametrize("leaving", range(4))
 async def test_an_asker_that_goes_away_disturbs_nobody(leaving: int) -> None:
-    """Whoever is cancelled, the first one whose own task runs the batch included, the others are answered."""
+    """Whoever is cancelled, the first one included, the others are answered."""
     asked = Asked()
     lane = Lane(asked.run)
     tasks = await started(lane, range(4))
@@ -151,7 +147,7 @@ async def test_joined_reads_answer_each_with_its_own_row(database: Database, pro
     await projector.persist([event("registration.initiated", 1, entity_id=each) for each in nodes])
     reader = Reader(database, joining=True)
     found = await asyncio.gather(
-        *(reader.get(each, "registration") for each in nodes), *(reader.get(each, "other") for each in nodes)
+        *(reader.ask(each, "registration") for each in nodes), *(reader.ask(each, "other") for each in nodes)
     )
     assert [row.entity_id for row in found[:50] if row is not None] == nodes
     assert found[50:] == [None] * 50
@@ -165,13 +161,13 @@ async def test_joined_events_of_one_entity_are_taken_in_in_the_order_of_arrival(
     writer = Writer(projector, joining=joining)
     tasks = []
     for sequence, type_ in enumerate(WAY_TO_ACTIVE, start=1):
-        task = asyncio.create_task(writer.persist(event(type_, sequence)))
+        task = writer.ask(event(type_, sequence))
         await asyncio.sleep(0)
         tasks.append(task)
         if not joining:
             await task
     assert [result.outcome for result in await asyncio.gather(*tasks)] == [Outcome.APPLIED] * 5
-    row = await Reader(database, joining=joining).get(NODE, "registration")
+    row = await Reader(database, joining=joining).ask(NODE, "registration")
     assert row is not None
     assert row.version == 5
 
@@ -180,7 +176,7 @@ async def test_a_repeat_in_the_same_batch_is_a_duplicate(projector: Projector) -
     """The same event, asked twenty times at once, applies once."""
     writer = Writer(projector, joining=True)
     one = event("registration.initiated", 1)
-    results = await asyncio.gather(*(writer.persist(one) for _ in range(20)))
+    results = await asyncio.gather(*(writer.ask(one) for _ in range(20)))
     outcomes = [result.outcome for result in results]
     assert outcomes.count(Outcome.APPLIED) == 1
     assert outcomes.count(Outcome.DUPLICATE) == 19

@@ -1,13 +1,18 @@
 """What is used from outside the code that vulture sees, and why."""
 
 from app import main, settings
-from app.api import bodies, schemas
+from app.api import bodies, hot, schemas
 from app.domain.states import RegistrationState
 from app.store import registrations, tables
 
 _used_from_outside: list[object] = [
     # uvicorn imports it by name.
     main.from_environment,
+    hot.HotProtocol.connection_lost,
+    hot.HotProtocol.on_headers_complete,
+    hot.HotProtocol.on_message_begin,
+    hot.HotProtocol.on_message_complete,
+    hot.HotCycle.message_event,
     # Contract: operations and predicates for those who use the package from Python.
     registrations.is_stale,
     registrations.get_registration_status,

@@ -28,19 +28,37 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 
 
-def given_correlation_id(scope: Scope) -> UUID | None:
+def given_correlation_id(headers: Headers) -> UUID | None:
     """The correlation id that the client sent, or None. Raises InvalidInputError when it is no UUID."""
-    value = next((value for name, value in scope["headers"] if name == HEADER), None)
-    if value is None:
-        return None
-    try:
-        return UUID(value.decode("latin-1"))
-    except ValueError:
-        raise InvalidInputError([Fault("#/header/X-Correlation-ID", "a UUID was expected")]) from None
+    for name, value in headers:
+        if name == HEADER:
+            try:
+                return UUID(value.decode("latin-1"))
+            except ValueError:
+                raise InvalidInputError([Fault("#/header/X-Correlation-ID", "a UUID was expected")]) from None
+    return None
+
+
+def begin(given: UUID | None) -> str:
+    """Set the correlation id of this task: the client's, or one that is made; and return it."""
+    own_id = _new_id() if given is None else str(given)
+    correlation_id.set(own_id)
+    return own_id
+
+
+def account(metrics: Metrics, method: str, path: str, route: str, status: int, began: float) -> None:
+    """Log and count one answered request; `began` is what time.perf_counter() said then."""
+    seconds = time.perf_counter() - began
+    metrics.request(method if method in METHODS else "other", route, status, seconds)
+    if log.isEnabledFor(logging.INFO):
+        path = quote(path)  # a line break in it would forge a line of the log
+        extra = {"method": method, "path": path, "status": status, "seconds": seconds}
+        log.info("%s %s %d %.1f ms", method, path, status, seconds * 1000, extra=extra)
 
 
 def _new_id() -> str:
@@ -65,13 +83,13 @@ class RequestContext:
         began = time.perf_counter()
         body = _Body(scope, receive)
         app = self._app
+        given = None
         try:
-            given = given_correlation_id(scope)
+            given = given_correlation_id(scope["headers"])
         except InvalidInputError as error:
-            given = None
             app = self._answer_to(scope, error)
-        own_id = _new_id() if given is None else str(given)
-        token = correlation_id.set(own_id)
+        before = correlation_id.get()
+        own_id = begin(given)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -96,16 +114,9 @@ class RequestContext:
                 raise
             await answer(scope, body.receive, send_with_id)
         finally:
-            self._account(scope, status, time.perf_counter() - began)
-            correlation_id.reset(token)
-
-    def _account(self, scope: Scope, status: int, seconds: float) -> None:
-        method, path = scope["method"], scope["path"]
-        route = getattr(scope.get("route"), "path", "unknown")
-        self._metrics.request(method if method in METHODS else "other", route, status, seconds)
-        path = quote(path)  # a line break in it would forge a line of the log
-        extra = {"method": method, "path": path, "status": status, "seconds": seconds}
-        log.info("%s %s %d %.1f ms", method, path, status, seconds * 1000, extra=extra)
+            route = getattr(scope.get("route"), "path", "unknown")
+            account(self._metrics, scope["method"], scope["path"], route, status, began)
+            correlation_id.set(before)
 
 
 class _Body:

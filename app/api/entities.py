@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from app.api import openapi
 from app.api.bodies import JSON, NDJSON, json_answer, media_type, read_body
+from app.api.context import Headers
 from app.api.negotiation import preferred, unchanged
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import (
@@ -32,6 +33,7 @@ from app.wire import MAX_NESTING, depth, explain, find_nul
 
 router = APIRouter(tags=["entities"])
 
+PATH = "/v1/entities/{entity_id}"
 TEXT = "text/plain"
 
 
@@ -71,18 +73,23 @@ async def refuse_get_lookup() -> None:
 
 
 @router.get(
-    "/v1/entities/{entity_id}",
+    PATH,
     operation_id="getEntity",
     summary="Get one entity's registration",
     **openapi.operation(Registration, etag=True, errors=(404, 422, 503)),
 )
 async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the whole row. Its ETag is its version: with it in `If-None-Match`, an unchanged row answers 304."""
-    registration = await service_of(request).reader.get(entity_id, query.domain)
+    registration = await service_of(request).reader.ask(entity_id, query.domain)
+    return render_entity(entity_id, query.domain, request.scope["headers"], registration)
+
+
+def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: Registration | None) -> Response:
+    """The answer to a request with these headers. Raises NotFoundError when there is no registration."""
     if registration is None:
-        raise _not_found(entity_id, query.domain)
+        raise _not_found(entity_id, domain)
     etag = f'"{registration.version}"'
-    if unchanged(request, etag):
+    if unchanged(headers, etag):
         return Response(status_code=304, headers={"ETag": etag})
     return json_answer(encode(registration), (b"etag", etag.encode()))
 
@@ -95,7 +102,7 @@ async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQ
 )
 async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the state alone; with `Accept: text/plain` as the bare word."""
-    registration = await service_of(request).reader.get(entity_id, query.domain)
+    registration = await service_of(request).reader.ask(entity_id, query.domain)
     if registration is None:
         raise _not_found(entity_id, query.domain)
     state = registration.current_state

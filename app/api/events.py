@@ -26,6 +26,7 @@ from app.wire import read_event, read_events
 
 router = APIRouter(tags=["events"])
 
+PATH = "/v1/events"
 MAX_LINE = 1024 * 1024  # bytes
 CHUNK_LINES = 1000  # lines that one transaction takes in
 CHUNK_BYTES = 4 * 1024 * 1024  # of lines that are held for one transaction
@@ -39,7 +40,7 @@ TYPES = {
 
 
 @router.post(
-    "/v1/events",
+    PATH,
     operation_id="postEvents",
     summary="Take in one event, an array, or a stream of lines",
     **openapi.events_operation(),
@@ -55,24 +56,43 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
     After a 503 send the same again: what was in already answers `duplicate` or `stale`.
     """
     service = service_of(request)
-    correlation_id = given_correlation_id(request.scope)
+    correlation_id = given_correlation_id(request.scope["headers"])
     if media_type(request, JSON, NDJSON) == NDJSON:
         if query.dry_run:
             raise InvalidInputError([Fault("#/query/dry_run", "a stream has no dry run; send an object or an array")])
         return await _take_stream(request, service, correlation_id)
     body = await read_body(request, service.settings.max_body)
-    if body.lstrip()[:1] == b"[":
-        events = _correlated(read_events(body), correlation_id)
-        results = await _take(service, events, dry_run=query.dry_run, by_position=True)
-        summary = Summary(received=len(events), **Counter(str(result.outcome) for result in results))
-        return Response(encode({"summary": summary, "results": results}), media_type=JSON)
-    [event] = _correlated([read_event(body)], correlation_id)
+    if is_array(body):
+        return await answer_array(service, body, correlation_id, dry_run=query.dry_run)
+    event = read_one(body, correlation_id)
     if query.dry_run:
         [result] = await service.projector.foresee([event])
-    else:
-        result = await service.writer.persist(event)
-        service.metrics.events(result.outcome, 1)
-    return _answer(request, result)
+        return _render(result)
+    return render_one(service, await service.writer.ask(event))
+
+
+def is_array(body: bytes) -> bool:
+    """Whether a JSON body is an array, or else most likely an object."""
+    return body.lstrip()[:1] == b"["
+
+
+async def answer_array(service: Service, body: bytes, correlation_id: UUID | None, *, dry_run: bool) -> Response:
+    """Take in an array as one transaction, or say what would become of it."""
+    events = _correlated(read_events(body), correlation_id)
+    results = await _take(service, events, dry_run=dry_run, by_position=True)
+    summary = Summary(received=len(events), **Counter(str(result.outcome) for result in results))
+    return Response(encode({"summary": summary, "results": results}), media_type=JSON)
+
+
+def read_one(body: bytes, correlation_id: UUID | None) -> Event:
+    """One event, with the client's correlation id where it has none of its own."""
+    return _correlated([read_event(body)], correlation_id)[0]
+
+
+def render_one(service: Service, result: Result) -> Response:
+    """Count one event that was taken in, and answer what became of it."""
+    service.metrics.events(result.outcome, 1)
+    return _render(result)
 
 
 async def _take(service: Service, events: list[Event], *, dry_run: bool, by_position: bool) -> list[Result]:
@@ -94,7 +114,7 @@ def _correlated(events: list[Event], correlation_id: UUID | None) -> list[Event]
     ]
 
 
-def _answer(request: Request, result: Result) -> Response:
+def _render(result: Result) -> Response:
     if result.outcome not in TYPES:
         return json_answer(encode(result))
     type_, title = TYPES[result.outcome]
@@ -104,7 +124,7 @@ def _answer(request: Request, result: Result) -> Response:
         title=title,
         status=status,
         detail=result.reason or "",
-        instance=request.url.path,
+        instance=PATH,
         **msgspec.structs.asdict(result),
     )
     return respond(problem, status, {"Retry-After": RETRY_EARLY} if result.outcome is Outcome.EARLY else None)

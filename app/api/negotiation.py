@@ -4,6 +4,8 @@ import re
 
 from fastapi import Request
 
+from app.api.context import Headers
+
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
@@ -34,9 +36,9 @@ def _q(parameters: list[str]) -> float:
     return 1.0
 
 
-def unchanged(request: Request, etag: str) -> bool:
+def unchanged(headers: Headers, etag: str) -> bool:
     """Whether `If-None-Match` names `etag`: any tag of its list does, weakly compared, and so does `*`."""
-    given = [value for name, value in request.scope["headers"] if name == b"if-none-match"]
+    given = [value for name, value in headers if name == b"if-none-match"]
     if not given:
         return False
     header = b",".join(given).decode("latin-1").strip()

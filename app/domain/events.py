@@ -20,7 +20,7 @@ Time = Annotated[datetime, Meta(tz=True)]
 Capabilities = dict[str, object]
 
 
-class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """What an event says beside its envelope. Fields that are not known are refused."""
 
 
@@ -71,7 +71,7 @@ class RecordedData(Data, frozen=True, kw_only=True):
     liveness_timeout_emitted_at: Time | None = None
 
 
-class Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+class Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", gc=False):
     """An immutable fact about one entity."""
 
     event_id: UUID

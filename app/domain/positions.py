@@ -22,7 +22,7 @@ class Comparison(Enum):
     OTHER_TRACK = auto()
 
 
-class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A place in a source: `sequence`, which counts one entity's events, or `partition` and `offset` of a log.
 
     `previous` is the number of the event before this one for the same entity; it belongs to the event and takes

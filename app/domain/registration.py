@@ -48,7 +48,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     liveness_window: timedelta = timedelta(seconds=90)
 
 
-class Registration(Struct, frozen=True):
+class Registration(Struct, frozen=True, gc=False):
     """The projection row of one entity. The fields are the columns of `registration_projections`, in their order."""
 
     entity_id: UUID

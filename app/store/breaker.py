@@ -1,8 +1,8 @@
 """A circuit breaker: after failures in a row nothing is tried for a while, then one probe decides."""
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from app.errors import DatabaseDownError, PoolExhaustedError, UnavailableError
@@ -44,8 +44,8 @@ class CircuitBreaker:
         """Whether calls are refused now, the probe aside."""
         return self._opened_at is not None
 
-    @asynccontextmanager
-    async def guard(self) -> AsyncIterator[None]:
+    @contextmanager
+    def guard(self) -> Iterator[None]:
         """Hold one call: refuse it, or learn from how it ends."""
         probe, began_in = self._enter(), self._openings
         ended_well: bool | None = None

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import asyncpg
 
@@ -93,11 +93,14 @@ class Database:
         self._settings |= SCANS if scans else POINTS
         self._pool: asyncpg.Pool[Record] | None = None
         self._opening = asyncio.Lock()
+        self._at_hand: list[Connection] = []  # not in use, and not in the pool
+        self._waiting = 0  # for a connection of the pool
+        self._closing = False
         self.breaker = breaker or CircuitBreaker()
 
     async def read(self, work: Work[T]) -> T:
         """Do `work`, each of its statements a snapshot of its own. A connection that had gone stale is replaced."""
-        async with self.breaker.guard():
+        with self.breaker.guard():
             # Reading again is safe.
             try:
                 return await self._do(work)
@@ -123,31 +126,66 @@ class Database:
 
     async def write_alone(self, work: Work[T]) -> T:
         """Do `work`, each of its statements a transaction of its own: for work that writes by one statement."""
-        async with self.breaker.guard():
+        with self.breaker.guard():
             return await self._do(work)
 
     async def _do(self, work: Work[T]) -> T:
-        async with translated():
-            pool = self._pool or await self._open()
+        with translated():
+            connection = await self._take()
             try:
-                connection = await pool.acquire(timeout=POOL_WAIT)
-            except TimeoutError as error:
-                if pool.get_size() == self._size and pool.get_idle_size() == 0:
-                    raise PoolExhaustedError("all database connections are in use") from error
-                raise
-            except asyncpg.PostgresError as error:  # whatever it says to that, there is no connection
-                raise _down(error) from error
-            try:
-                return await work(connection)
+                result = await work(connection)
             except BROKEN:
                 # asyncpg may not know yet that it is closed, nor that the others are, which may have broken with it.
-                await pool.expire_connections()
+                await self._forget_all()
                 with suppress(asyncpg.InterfaceError):  # it knows
                     connection.terminate()
+                await self._give_back(connection)
                 raise
-            finally:
-                with suppress(*BROKEN):  # a connection that can't be given back is closed, and what was done is done
-                    await pool.release(connection)
+            except BaseException:
+                await self._give_back(connection)
+                raise
+            if self._waiting or self._closing:
+                await self._give_back(connection)
+            else:
+                self._at_hand.append(connection)
+            return result
+
+    async def _take(self) -> Connection:
+        """A connection: one that is at hand, or from the pool, which makes new ones.
+
+        The pool's own ways take a task each and more time than a statement by key, so what is given back in good
+        order goes past it.
+        """
+        while self._at_hand:
+            connection = self._at_hand.pop()
+            with suppress(asyncpg.InterfaceError):  # it broke, and the pool has taken it back
+                if not connection.is_closed():
+                    return connection
+            await self._give_back(connection)
+        pool = self._pool or await self._open()
+        self._waiting += 1
+        try:
+            return await pool.acquire(timeout=POOL_WAIT)
+        except TimeoutError as error:
+            if pool.get_size() == self._size and pool.get_idle_size() == 0:
+                raise PoolExhaustedError("all database connections are in use") from error
+            raise
+        except asyncpg.PostgresError as error:  # whatever it says to that, there is no connection
+            raise _down(error) from error
+        finally:
+            self._waiting -= 1
+
+    async def _give_back(self, connection: Connection) -> None:
+        """Let the pool have it: it closes a broken one, and hands a good one to who has waited longest."""
+        with suppress(*BROKEN):  # a connection that can't be given back is closed, and what was done is done
+            await cast("asyncpg.Pool[Record]", self._pool).release(connection)
+
+    async def _forget_all(self) -> None:
+        """Have every connection made anew that is not at work now."""
+        pool = cast("asyncpg.Pool[Record]", self._pool)
+        await pool.expire_connections()
+        while self._at_hand:
+            await self._give_back(self._at_hand.pop())
 
     async def _open(self) -> "asyncpg.Pool[Record]":
         async with self._opening:
@@ -185,10 +223,13 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection; those over which nothing comes any more, without a goodbye."""
+        self._closing = True
         if self._pool is None:
             return
         try:
             async with asyncio.timeout(CLOSE_WAIT):
+                while self._at_hand:
+                    await self._give_back(self._at_hand.pop())
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
@@ -198,8 +239,8 @@ async def _leave_as_it_is(_connection: object) -> None:
     """Sessions carry no settings, and asyncpg itself ends an open transaction: nothing is left to be reset."""
 
 
-@asynccontextmanager
-async def translated() -> AsyncIterator[None]:
+@contextmanager
+def translated() -> Iterator[None]:
     """Turn the driver's errors into ours. What they say goes to the log, not to the caller."""
     try:
         yield

@@ -9,6 +9,8 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from enum import IntEnum
+from operator import attrgetter
 from typing import cast
 from uuid import UUID
 
@@ -29,6 +31,7 @@ from sqlalchemy import (
     column,
     func,
     literal_column,
+    null,
     select,
     text,
     tuple_,
@@ -49,7 +52,7 @@ Key = tuple[UUID, str]  # entity_id, domain
 SLOTS = 16  # of each counter: transactions that change states take turns at them
 
 
-class Save(Struct, frozen=True):
+class Save(Struct, frozen=True, gc=False):
     """A row to write, and the row that was read before it: None when there was none."""
 
     registration: Registration
@@ -160,11 +163,37 @@ async def is_stale(connection: Connection, entity_id: UUID, domain: str, positio
 # --- The ordered upsert ----------------------------------------------------------------------------------------
 
 
-# What a heartbeat or a transition leaves as it is.
-_STEADY = (_table.c.node_type, _table.c.node_version, _table.c.capabilities, _table.c.registered_at)
+class Extent(IntEnum):
+    """How much of its rows a batch writes. What every row of it leaves as it is, is not sent to the database."""
+
+    HEARTBEAT = 0
+    TRANSITION = 1
+    WHOLE = 2
 
 
-def _save_statement(changed: Sequence[ColumnElement[object]], *, inserts: bool, counts: bool) -> Statement:
+_STEADY = ("node_type", "node_version", "capabilities", "registered_at")  # in a transition
+_CALM = ("current_state", "ack_deadline", "ack_timeout_emitted_at")  # in a heartbeat, as well
+_CLEARED = "liveness_timeout_emitted_at"  # by a heartbeat
+_steady = attrgetter(*_STEADY)
+_calm = attrgetter(*_CALM)
+
+
+# The columns beside the key that are sent for each.
+WRITTEN = {
+    extent: tuple(str(c.key) for c in _columns if not c.primary_key and c.key not in kept)
+    for extent, kept in {
+        Extent.HEARTBEAT: {*_STEADY, *_CALM, _CLEARED},
+        Extent.TRANSITION: {*_STEADY},
+        Extent.WHOLE: set[str](),
+    }.items()
+}
+_sent = {extent: attrgetter("entity_id", "domain", *names) for extent, names in WRITTEN.items()}
+_names = {
+    extent: ["new_entity_id", "new_domain", *(f"new_{name}" for name in names)] for extent, names in WRITTEN.items()
+}
+
+
+def _save_statement(extent: Extent, *, counts: bool) -> Statement:
     """One statement that writes a batch, all of it or, by an error, nothing.
 
     `updated`: the known rows, each guarded by the version that was read. `inserted`: the new rows; one that somebody
@@ -172,18 +201,20 @@ def _save_statement(changed: Sequence[ColumnElement[object]], *, inserts: bool, 
     rows were written than there are, a division by zero rolls the statement back: that saves the two round trips of
     a transaction around it.
     """
+    changed = [_table.c[name] for name in WRITTEN[extent]]
     written = (*_keys, *changed)
+    cleared = {_table.c[_CLEARED]: null()} if extent is Extent.HEARTBEAT else {}
     new = select(_arrays(*written, cast("ColumnElement[object]", column("read_version", BigInteger())), name="new"))
     rows = new.cte("new")
     updated = (
         update(_table)
         .where(_is_row_of(rows.c.entity_id, rows.c.domain), _table.c.version == rows.c.read_version)
-        .values({c: rows.c[str(c.key)] for c in changed})
+        .values({c: rows.c[str(c.key)] for c in changed} | cleared)
         .returning(literal_column("1").label("one"))
         .cte("updated")
     )
     hits: ColumnElement[int] = select(func.count()).select_from(updated).scalar_subquery()
-    if inserts:
+    if extent is Extent.WHOLE:
         inserted = (
             insert(_table)
             .from_select(_columns, select(*(rows.c[c.key] for c in _columns)).where(rows.c.read_version.is_(None)))
@@ -211,15 +242,12 @@ def _save_statement(changed: Sequence[ColumnElement[object]], *, inserts: bool, 
     return Statement(select(checked))
 
 
-_CHANGED = {
-    True: tuple(c for c in _columns if not c.primary_key),
-    False: tuple(c for c in _columns if not c.primary_key and c not in set(_STEADY)),
-}
-# By whether whole rows are written, and whether states change.
+# By what a batch writes, and whether states change, which no heartbeat does.
 SAVE = {
-    (whole, counts): _save_statement(_CHANGED[whole], inserts=whole, counts=counts)
-    for whole in (True, False)
-    for counts in (True, False)
+    (extent, counts): _save_statement(extent, counts=counts)
+    for extent in Extent
+    for counts in (False, True)
+    if not (extent is Extent.HEARTBEAT and counts)
 }
 _slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
 
@@ -232,12 +260,11 @@ async def save(connection: Connection, saves: Iterable[Save]) -> None:
     ordered = sorted(saves, key=lambda save: (save.registration.entity_id, save.registration.domain))
     if not ordered:
         return
-    whole = any(save.read is None or _is_whole(save.registration, save.read) for save in ordered)
-    gains = _gains(ordered)
-    given: dict[str, object] = {
-        f"new_{c.key}": [getattr(save.registration, c.key) for save in ordered] for c in (*_keys, *_CHANGED[whole])
-    }
-    if whole:
+    extent = max(map(_extent, ordered))
+    gains = _gains(ordered) if extent is not Extent.HEARTBEAT else {}
+    sent = zip(*[_sent[extent](save.registration) for save in ordered], strict=True)
+    given: dict[str, object] = dict(zip(_names[extent], sent, strict=True))
+    if extent is Extent.WHOLE:
         encoded = [msgspec.json.encode(save.registration.capabilities).decode() for save in ordered]
         given["new_capabilities"] = encoded
     given["new_read_version"] = [None if save.read is None else save.read.version for save in ordered]
@@ -247,13 +274,18 @@ async def save(connection: Connection, saves: Iterable[Save]) -> None:
         given["gains_slot"] = [next(_slots)] * len(gains)
         given["gains_count"] = list(gains.values())
     try:
-        await SAVE[whole, bool(gains)].value(connection, rows_to_write=len(ordered), **given)
+        await SAVE[extent, bool(gains)].value(connection, rows_to_write=len(ordered), **given)
     except asyncpg.DivisionByZeroError:
         raise LostRaceError("another writer changed a row that this batch had read") from None
 
 
-def _is_whole(registration: Registration, read: Registration) -> bool:
-    return any(getattr(registration, c.key) is not getattr(read, c.key) for c in _STEADY)
+def _extent(save: Save) -> Extent:
+    registration, read = save.registration, save.read
+    if read is None or _steady(registration) != _steady(read):
+        return Extent.WHOLE
+    if registration.liveness_timeout_emitted_at is not None or _calm(registration) != _calm(read):
+        return Extent.TRANSITION
+    return Extent.HEARTBEAT
 
 
 def _gains(saves: Sequence[Save]) -> dict[tuple[str, RegistrationState], int]:

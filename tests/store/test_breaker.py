@@ -54,10 +54,9 @@ def breaker(clock: Clock) -> CircuitBreaker:
 
 async def call(breaker: CircuitBreaker, error: BaseException | None = None) -> None:
     """A call that ends at once: well, or with `error`, which stays with it."""
-    with suppress(BaseException if error is None else type(error)):
-        async with breaker.guard():
-            if error is not None:
-                raise error
+    with suppress(BaseException if error is None else type(error)), breaker.guard():
+        if error is not None:
+            raise error
 
 
 async def fail(breaker: CircuitBreaker, times: int) -> None:
@@ -68,9 +67,8 @@ async def fail(breaker: CircuitBreaker, times: int) -> None:
 
 async def refusal(breaker: CircuitBreaker) -> UnavailableError:
     """What a call is refused with."""
-    with pytest.raises(UnavailableError) as refused:
-        async with breaker.guard():
-            pytest.fail("the call went through")
+    with pytest.raises(UnavailableError) as refused, breaker.guard():
+        pytest.fail("the call went through")
     assert not isinstance(refused.value, DatabaseDownError)
     return refused.value
 
@@ -78,9 +76,8 @@ async def refusal(breaker: CircuitBreaker) -> UnavailableError:
 async def goes_through(breaker: CircuitBreaker) -> bool:
     """Whether a call, which then ends well, is let through."""
     through = False
-    with suppress(UnavailableError):
-        async with breaker.guard():
-            through = True
+    with suppress(UnavailableError), breaker.guard():
+        through = True
     return through
 
 
@@ -88,7 +85,7 @@ async def goes_through(breaker: CircuitBreaker) -> bool:
 async def open_call(breaker: CircuitBreaker) -> AsyncIterator[Callable[[BaseException | None], Awaitable[None]]]:
     """A call that has begun, and the function that ends it."""
     stack = AsyncExitStack()
-    await stack.enter_async_context(breaker.guard())
+    stack.enter_context(breaker.guard())
 
     async def end(error: BaseException | None) -> None:
         with suppress(BaseException):
@@ -108,9 +105,8 @@ async def test_five_in_a_row_open_it(breaker: CircuitBreaker) -> None:
 
 async def test_an_error_reaches_the_caller_as_it_is(breaker: CircuitBreaker) -> None:
     """A failing call raises the very error that it failed with."""
-    with pytest.raises(DatabaseDownError) as raised:
-        async with breaker.guard():
-            raise DOWN
+    with pytest.raises(DatabaseDownError) as raised, breaker.guard():
+        raise DOWN
     assert raised.value is DOWN
 
 
@@ -142,7 +138,7 @@ async def test_a_cancelled_task_is_no_failure(breaker: CircuitBreaker) -> None:
     """Tasks that are cancelled while they wait for the database do not open it."""
 
     async def wait() -> None:
-        async with breaker.guard():
+        with breaker.guard():
             await asyncio.Event().wait()
 
     tasks = [asyncio.create_task(wait()) for _ in range(2 * FAILURES)]
@@ -183,7 +179,7 @@ async def test_exactly_one_of_twenty_probes(breaker: CircuitBreaker, clock: Cloc
 
     async def ask() -> None:
         nonlocal inside
-        async with breaker.guard():
+        with breaker.guard():
             inside += 1
             await answered.wait()
 

@@ -73,7 +73,7 @@ async def opened(
 def checked_out(database: Database) -> int:
     """How many connections are in use."""
     assert database._pool is not None
-    return database._pool.get_size() - database._pool.get_idle_size()
+    return database._pool.get_size() - database._pool.get_idle_size() - len(database._at_hand)
 
 
 async def warm(database: Database, connections: int) -> None:

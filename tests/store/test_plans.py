@@ -17,7 +17,7 @@ from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.store import registrations
 from app.store.database import Connection, Database
-from app.store.registrations import ACK_SCAN, LIVENESS_SCAN, SAVE, Save, get_entity_states, list_statement
+from app.store.registrations import ACK_SCAN, LIVENESS_SCAN, SAVE, Extent, Save, get_entity_states, list_statement
 from app.store.statements import Statement
 from tests.conftest import new_database
 from tests.making import NODE, START
@@ -369,10 +369,7 @@ POINTS = {
     "lock": registrations.LOCK,
     "read state": registrations.READ_STATE,
     "rebase": registrations.REBASE,
-    **{
-        f"save {'whole rows' if whole else 'changes'}{', counts' if counts else ''}": SAVE[whole, counts]
-        for whole, counts in SAVE
-    },
+    **{f"save {extent.name.lower()}{', counts' if counts else ''}": SAVE[extent, counts] for extent, counts in SAVE},
 }
 BATCHES = {name: statement for name, statement in POINTS.items() if name not in {"read state", "rebase"}}
 WRITES = {name: statement for name, statement in POINTS.items() if name.startswith("save")}
@@ -498,7 +495,7 @@ async def test_a_write_reads_no_more_than_its_rows(points: Connection, statement
 async def test_an_insert_asks_the_key_alone(points: Connection) -> None:
     """Whether a new row is in the way of another is asked of the primary key."""
     rows = [replace(row, entity_id=uuid5(row.entity_id, "new")) for row in await known(points, 1000, "other")]
-    plan = await explain(points, SAVE[True, False], point_parameters(rows, new=True))
+    plan = await explain(points, SAVE[Extent.WHOLE, False], point_parameters(rows, new=True))
     inserted = next(node for node in nodes(plan) if node.get("Subplan Name") == "CTE inserted")
     assert inserted["Conflict Arbiter Indexes"] == [KEY]
     assert kinds({"Node Type": "", "Plans": inserted["Plans"]}) <= {"", "CTE Scan"}
