@@ -101,7 +101,7 @@ class RequestContext:
 
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         method, path = scope["method"], scope["path"]
-        route = getattr(scope.get("route"), "path", "unknown")
+        route = getattr(scope.get("route"), "path_format", "unknown")
         self._metrics.request(method if method in METHODS else "other", route, status, seconds)
         path = quote(path)  # a line break in it would forge a line of the log
         extra = {"method": method, "path": path, "status": status, "seconds": seconds}
