@@ -48,6 +48,22 @@ class NotFoundError(PqsError):
     """There is no such row."""
 
 
+class PreconditionRequiredError(PqsError):
+    """A commit has to say what it builds on."""
+
+
+class ActionConflictError(PqsError):
+    """The action was applied already, with another state: as version `version` of its workflow."""
+
+    def __init__(self, action_id: str, version: int) -> None:
+        super().__init__(
+            f"action {action_id} was applied already, as version {version}, and with another state or "
+            "schema_version: another state needs an action_id of its own"
+        )
+        self.action_id = action_id
+        self.version = version
+
+
 class UnavailableError(PqsError):
     """The database cannot be asked now. What was sent may be sent again after `retry_after`."""
 

@@ -1,5 +1,6 @@
 """create_app(): the ASGI application, and the lifespan in which its parts are built and closed."""
 
+import asyncio
 import multiprocessing
 import os
 import shutil
@@ -16,7 +17,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from app import log
-from app.api import context, counts, entities, events, health, openapi, overdue, problems
+from app.api import context, counts, entities, events, health, openapi, overdue, problems, workflows
 from app.api.metrics import SHARED_DIRECTORY, Metrics
 from app.api.service import Service
 from app.batching import Reader, Writer
@@ -25,6 +26,7 @@ from app.errors import StartError
 from app.projector import Projector
 from app.settings import Settings, read_settings
 from app.store.database import Database
+from app.workflows import Pruner, WorkflowStore
 
 
 class Application(FastAPI):
@@ -61,10 +63,16 @@ def create_app(settings: Settings) -> FastAPI:
         projector = Projector(database, timing)
         reader = Reader(database, joining=settings.batching)
         writer = Writer(projector, joining=settings.batching)
-        app.state.service = Service(settings, database, scans, reader, projector, writer, metrics)
+        store = WorkflowStore(database, joining=settings.batching)
+        app.state.service = Service(settings, database, scans, reader, projector, writer, store, metrics)
+        pruner = Pruner(database, timedelta(seconds=settings.action_retention))
+        pruning = asyncio.create_task(pruner.run())
         try:
             yield
         finally:
+            pruning.cancel()
+            await asyncio.wait([pruning])
+            await store.close()
             await writer.close()
             await reader.close()
             await database.close()
@@ -78,7 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a path is what the contract says, or it is unknown
     )
-    for resource in (events, entities, counts, overdue, health):
+    for resource in (events, entities, counts, overdue, workflows, health):
         app.include_router(resource.router)
     problems.install(app)
     openapi.install(app)

@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     liveness_window: Duration = Field(90.0, description="How many seconds a node has after a heartbeat.")
     max_body: int = Field(8 * MIB, ge=1024, le=1024 * MIB, description="The largest body in bytes, NDJSON excepted.")
     batching: bool = Field(True, description="Join single requests that come at once into one statement.")
+    action_retention: Duration = Field(
+        7 * DAY, description="How many seconds an action of a workflow is remembered at least."
+    )
     log_level: LogLevel = Field(LogLevel.INFO, description="How much is logged: debug, info, warning or error.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="What a log line looks like: console or json.")
 

@@ -93,7 +93,7 @@ def explain(body: bytes, error: Exception) -> NoReturn:
     if isinstance(error, RecursionError):
         raise InvalidInputError([Fault("#", f"nested deeper than {MAX_NESTING} levels")]) from None
     if isinstance(error, msgspec.ValidationError):
-        raise InvalidInputError([_fault(error, json.loads(text))]) from None
+        raise InvalidInputError([fault_of(error, json.loads(text))]) from None
     raise UnreadableError(f"not JSON: {error}") from None
 
 
@@ -122,7 +122,7 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _TYPE = re.compile(r"Invalid value (.*)", re.DOTALL)
 
 
-def _fault(error: msgspec.ValidationError, value: object) -> Fault:
+def fault_of(error: msgspec.ValidationError, value: object) -> Fault:
     """msgspec's message as a fault: its path becomes a pointer, the field that it names becomes part of it."""
     detail, _, path = str(error).partition(" - at `$")
     pointer = "#" + "".join(f"/{_escape(step)}" for step in re.findall(r"[^.\[\]`]+", path))

@@ -217,7 +217,9 @@ def test_role_without_rights(role: str, empty_database_url: str, tmp_path: Path)
         assert client.get("/readyz").status_code == 503
         assert client.get("/v1/state-counts").status_code == 503
         psql(empty_database_url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")
-        assert "INSERT on registration_projections" in client.get("/readyz").json()["detail"]
+        lacking = client.get("/readyz").json()["detail"]
+        assert "INSERT on registration_projections" in lacking
+        assert [right for right in lacking.split(", ") if "DELETE" in right] == ["DELETE on workflow_actions"]
         refused = client.post("/v1/events", json=event)
         assert (refused.status_code, "may not do this" in refused.json()["detail"]) == (503, True)
         stream = client.post(

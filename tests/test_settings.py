@@ -19,6 +19,7 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
     "ack_timeout": ("0", "0.001", "31536000", "31536001"),
     "liveness_interval": ("0", "0.001", "31536000", "31536001"),
     "liveness_window": ("0", "0.001", "31536000", "31536001"),
+    "action_retention": ("0", "0.001", "31536000", "31536001"),
     "max_body": ("1023", "1024", "1073741824", "1073741825"),
 }
 WITHIN = [(name, value) for name, (_, *ends, _) in NUMBERS.items() for value in ends]
@@ -37,6 +38,7 @@ def test_defaults() -> None:
     assert settings.data_dir.name == "pqs"
     assert (settings.ack_timeout, settings.liveness_interval, settings.liveness_window) == (30, 60, 90)
     assert (settings.statement_timeout, settings.max_body) == (5, 8 * 1024 * 1024)
+    assert settings.action_retention == 604_800
     assert (settings.log_level, settings.log_format) == (LogLevel.INFO, LogFormat.CONSOLE)
 
 

@@ -1,8 +1,11 @@
 """What is used from outside the code that vulture sees, and why."""
 
 from app import main, settings
-from app.api import bodies, hot, schemas
+from app.api import bodies, hot, schemas, workflows
+from app.client.entities import Entities, Overdue
+from app.client.events import Events
 from app.domain.states import RegistrationState
+from app.domain.workflows import Provenance
 from app.store import registrations, tables
 
 _used_from_outside: list[object] = [
@@ -20,6 +23,11 @@ _used_from_outside: list[object] = [
     RegistrationState.requires_ack,
     RegistrationState.requires_liveness,
     RegistrationState.can_retry,
+    # Calls of the Python client.
+    Entities.lookup,
+    Overdue.ack,
+    Overdue.liveness,
+    Events.send_all,
     # Chosen by name, in the environment.
     settings.LogLevel.DEBUG,
     settings.LogLevel.WARNING,
@@ -27,9 +35,16 @@ _used_from_outside: list[object] = [
     # Starlette reads them.
     bodies.json_answer(b"").background,
     bodies.json_answer(b"").raw_headers,
+    workflows._Key.regex,
+    workflows._Key.to_string,
     # SQLAlchemy reads them.
     tables.Base.metadata,
     tables.Base.type_annotation_map,
+    tables.WorkflowState,
+    tables.WorkflowAction.state_digest,
+    tables.WorkflowAction.committed_at,
+    # Read by what decodes it.
+    Provenance.effect_id,
     # Fields of answers: encoded, never read.
     schemas.EntityPage.next_cursor,
     schemas.OverdueRegistration.overdue_seconds,

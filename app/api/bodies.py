@@ -13,16 +13,16 @@ NDJSON = "application/x-ndjson"
 __all__ = ["JSON", "NDJSON", "ClientDisconnect", "json_answer", "lines", "media_type", "read_body"]
 
 
-def json_answer(body: bytes, *headers: tuple[bytes, bytes]) -> Response:
-    """A JSON body as a response with status 200."""
-    return _Json(body, headers)
+def json_answer(body: bytes, *headers: tuple[bytes, bytes], status: int = 200) -> Response:
+    """A JSON body as a response."""
+    return _Json(body, headers, status)
 
 
 class _Json(Response):
     """A response whose headers are written as they are sent: Starlette's way to them takes ten times as long."""
 
-    def __init__(self, body: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> None:
-        self.status_code = 200
+    def __init__(self, body: bytes, headers: tuple[tuple[bytes, bytes], ...], status: int) -> None:
+        self.status_code = status
         self.background = None
         self.body = body
         length = b"%d" % len(body)

@@ -114,7 +114,7 @@ class RequestContext:
                 raise
             await answer(scope, body.receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "unknown")
+            route = getattr(scope.get("route"), "path_format", "unknown")
             account(self._metrics, scope["method"], scope["path"], route, status, began)
             correlation_id.set(before)
 

@@ -1,18 +1,20 @@
-"""The two calls that come thousands of times a second, on a shorter way.
+"""The calls that come thousands of times a second, on a shorter way.
 
-Uvicorn's messages and FastAPI's routing cost more processor time than everything else in `GET /v1/entities/{id}` and
-`POST /v1/events`. In their plain form there is nothing in them for either to do: they are recognised as soon as their
-headers are complete, and what FastAPI's handlers are made of is called here: the same question to the same lane, the
-same answer from what comes back. Every other form, and every other call, goes its usual way.
+Uvicorn's messages and FastAPI's routing cost more processor time than everything else in `GET /v1/entities/{id}`,
+`POST /v1/events`, and `GET` and `PUT /v1/workflows/{key}`. In their plain form there is nothing in them for either to
+do: they are recognised as soon as their headers are complete, and what FastAPI's handlers are made of is called
+here: the same question to the same lane, the same answer from what comes back. Every other form, and every other
+call, goes its usual way.
 
-A task for each request would cost as much as reading it, so there is none: the answer is written when the lane's
-future is done. What is used here of uvicorn's class is not documented beyond its source, so pyproject.toml names the
-versions that were looked at, and tests/api/test_hot.py compares what both ways answer.
+A task for each request would cost as much as reading it, so entities and events have none: the answer is written
+when the lane's future is done. What is used here of uvicorn's class is not documented beyond its source, so
+pyproject.toml names the versions that were looked at, and tests/api/test_hot.py compares what both ways answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +26,7 @@ from fastapi import FastAPI, Response
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.api import context, entities, events
+from app.api import context, entities, events, workflows
 from app.api.bodies import JSON
 from app.api.problems import answer_to
 from app.api.service import Service
@@ -33,6 +35,7 @@ from app.domain.events import DEFAULT_DOMAIN
 ENTITY = b"/v1/entities/"
 ENTITY_LENGTH = len(ENTITY) + 36  # with a UUID in its usual form
 EVENTS = events.PATH.encode()
+WORKFLOW = re.compile(rb"/v1/workflows/([A-Za-z0-9._~:@/-]{1,255})")  # with a key that needs no decoding
 MAX_BODY = 64 * 1024  # bytes; a longer body goes the usual way, which reads no faster than it works it off
 PLAIN = JSON.encode()
 NOT_PLAIN = {b"transfer-encoding", b"expect", b"upgrade"}  # headers that send a request the usual way
@@ -43,7 +46,7 @@ Ask = Callable[[Service, context.Headers, bytes, UUID | None], Asked]
 
 
 class HotProtocol(HttpToolsProtocol):
-    """Uvicorn's protocol, with a shorter way for the two calls."""
+    """Uvicorn's protocol, with a shorter way for these calls."""
 
     cycle: RequestResponseCycle | HotCycle  # type: ignore[assignment]  # what uvicorn reads of one, the other has
 
@@ -121,6 +124,11 @@ class HotProtocol(HttpToolsProtocol):
             return "GET", entities.PATH, partial(_ask_for_entity, entity_id)
         if method == b"POST" and url == EVENTS and length and int(length) <= self.max_body:
             return "POST", events.PATH, _ask_for_outcome
+        if (match := WORKFLOW.fullmatch(url)) is not None:
+            if method == b"GET" and not length:
+                return "GET", workflows.ROUTE, partial(_ask_for_workflow, match[1].decode())
+            if method == b"PUT" and length and int(length) <= self.max_body:
+                return "PUT", workflows.ROUTE, partial(_ask_to_commit, match[1].decode())
         return None
 
     def rendered_defaults(self) -> bytes:
@@ -132,7 +140,7 @@ class HotProtocol(HttpToolsProtocol):
 
 
 class HotCycle:
-    """One request of the two calls, and its answer. The fields without an underscore are those uvicorn works with."""
+    """One request of these calls, and its answer. The fields without an underscore are those uvicorn works with."""
 
     message_event: asyncio.Event
 
@@ -233,6 +241,17 @@ def _ask_for_outcome(service: Service, _headers: context.Headers, body: bytes, g
     if events.is_array(body):
         return asyncio.ensure_future(events.answer_array(service, body, given, dry_run=False)), _as_it_is
     return service.writer.ask(events.read_one(body, given)), partial(events.render_one, service)
+
+
+def _ask_for_workflow(
+    key: str, service: Service, headers: context.Headers, _body: bytes, _given: UUID | None
+) -> Asked:
+    return asyncio.ensure_future(workflows.answer_get(service, key, headers)), _as_it_is
+
+
+def _ask_to_commit(key: str, service: Service, headers: context.Headers, body: bytes, _given: UUID | None) -> Asked:
+    conditions = workflows.required(headers)
+    return asyncio.ensure_future(workflows.answer_put(service, key, conditions, body)), _as_it_is
 
 
 def _as_it_is(answer: Response) -> Response:

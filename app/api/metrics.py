@@ -36,6 +36,9 @@ class Metrics:
             registry=self._registry,
         )
         self._events = Counter("pqs_events", "Events by outcome.", ["outcome"], registry=self._registry)
+        self._commits = Counter(
+            "pqs_workflow_commits", "Commits of workflows by outcome.", ["outcome"], registry=self._registry
+        )
         self._breaker = Gauge(
             "pqs_breaker_open",
             "1 while the circuit breaker keeps requests from this database.",
@@ -45,6 +48,7 @@ class Metrics:
         )
         # Looking a labelled metric up takes longer than counting with it.
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._commit_outcomes = {name: self._commits.labels(name) for name in ("committed", "replayed", "conflict")}
         self._outcomes = {str(outcome): self._events.labels(str(outcome)) for outcome in (*Outcome, "invalid")}
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -60,6 +64,10 @@ class Metrics:
         """`count` events had this outcome."""
         if count:
             self._outcomes[outcome].inc(count)
+
+    def commit(self, outcome: str) -> None:
+        """A commit of a workflow had this outcome: committed, replayed or conflict."""
+        self._commit_outcomes[outcome].inc()
 
     def breaker(self, database: str, *, is_open: bool) -> None:
         """How a breaker stands now."""

@@ -1,10 +1,11 @@
-"""What a client wants to read, and what it has already (RFC 9110, sections 12.5.1 and 13.1.2)."""
+"""What a client wants to read, what it has already, and what its change builds on (RFC 9110, sections 12.5.1, 13)."""
 
 import re
 
 from fastapi import Request
 
 from app.api.context import Headers
+from app.errors import Fault, InvalidInputError
 
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
@@ -43,3 +44,63 @@ def unchanged(headers: Headers, etag: str) -> bool:
         return False
     header = b",".join(given).decode("latin-1").strip()
     return header == "*" or etag in _TAG.findall(header)
+
+
+_ANY = "*"
+_ETAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'  # RFC 9110, section 8.8.3
+_LIST = re.compile(rf"[ \t,]*{_ETAG}(?:[ \t]*,[ \t,]*{_ETAG})*[ \t,]*")  # with empty items, as section 5.6.1 wants
+_VERSION = re.compile(r'"([1-9][0-9]{0,17})"')
+
+
+class Conditions:
+    """What a request to change a row says about the row that it changes, by `If-Match` and `If-None-Match`."""
+
+    def __init__(self, headers: Headers) -> None:
+        """Raises InvalidInputError for what is no list of ETags."""
+        self._if_match = _tags(headers, "If-Match")
+        self._if_none_match = _tags(headers, "If-None-Match")
+
+    def __bool__(self) -> bool:
+        """Whether it says anything."""
+        return self._if_match is not None or self._if_none_match is not None
+
+    @property
+    def version(self) -> int | None:
+        """The one version that they allow, 0 for no row; None when it is not that simple."""
+        if self._if_match is None:
+            return 0 if self._if_none_match == [_ANY] else None
+        if (
+            self._if_none_match is None
+            and len(self._if_match) == 1
+            and (one := _VERSION.fullmatch(self._if_match[0]))
+        ):
+            return int(one[1])
+        return None
+
+    def allow(self, etag: str | None) -> bool:
+        """Whether they let a row with this ETag be changed; None is no row (RFC 9110, section 13.2.2).
+
+        A weak tag names nothing in `If-Match`, and in `If-None-Match` what it names without its `W/`.
+        """
+        if self._if_match is not None and not (
+            etag is not None and (self._if_match == [_ANY] or etag in self._if_match)
+        ):
+            return False
+        if self._if_none_match is None or etag is None:
+            return True
+        return self._if_none_match != [_ANY] and etag not in {tag.removeprefix("W/") for tag in self._if_none_match}
+
+
+def _tags(headers: Headers, name: str) -> list[str] | None:
+    """The ETags that a header lists, or `*` alone; None without the header."""
+    wanted = name.lower().encode()
+    given = [value for key, value in headers if key == wanted]
+    if not given:
+        return None
+    header = b",".join(given).decode("latin-1").strip(" \t")
+    if header == _ANY:
+        return [_ANY]
+    if not _LIST.fullmatch(header):
+        detail = 'a list of ETags in double quotes was expected, such as "5", or *'
+        raise InvalidInputError([Fault(f"#/header/{name}", detail)])
+    return re.findall(_ETAG, header)

@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from app.api import schemas
 from app.domain.events import EVENT_TYPES, Event
 from app.domain.registration import Registration
+from app.domain.workflows import Provenance, Workflow
 from app.projector import Result
 from app.wire import MAX_EVENTS
 
@@ -27,11 +28,13 @@ TEXT = "text/plain"
 
 WHY: dict[int, str] = {
     400: "The body is not JSON (the detail says where it breaks), or the cursor is bad.",
-    404: "There is no such entity.",
+    404: "There is no such entity, or workflow.",
     409: "The event is early, or in conflict with its entity's row.",
+    412: "The workflow is not at the version that the headers ask for: the body has its row.",
     413: "The body is too large.",
     415: "The content type is none that this call reads.",
     422: "The input is readable and wrong: `errors` says what and where.",
+    428: "Neither `If-Match` nor `If-None-Match` is there.",
     503: "The database does not answer, or its schema is not the expected one: come again after `Retry-After`.",
 }
 
@@ -39,7 +42,8 @@ DESCRIPTION = """
 One row per node that says where its registration stands: a projection of an event log.
 
 Events come in through `POST /v1/events`, in any order and any number of times; each has one of six outcomes. What the
-row is now, how many rows are in each state, and which deadlines have passed is answered by the reads. Errors are
+row is now, how many rows are in each state, and which deadlines have passed is answered by the reads. Orchestrators
+keep their own state beside it, as workflows that are changed by compare-and-swap. Errors are
 problem details (RFC 9457), and every answer carries an `X-Correlation-ID`: yours, when you send one.
 """
 
@@ -48,6 +52,7 @@ TAGS = [
     {"name": "entities", "description": "Where nodes stand."},
     {"name": "counts", "description": "How many are where."},
     {"name": "overdue", "description": "Deadlines that have passed."},
+    {"name": "workflows", "description": "State of orchestrators, changed by compare-and-swap."},
     {"name": "health", "description": "For those who run the service."},
 ]
 
@@ -65,6 +70,22 @@ IF_NONE_MATCH = {
     "description": "ETags that the client has already: where the row has one of them, the answer is 304.",
     "schema": {"type": "string"},
     "example": '"5"',
+}
+IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "required": False,
+    "description": "The ETag of the row that the new state builds on. A list allows any of them, `*` any row.",
+    "schema": {"type": "string"},
+    "example": '"1"',
+}
+IF_NOTHING = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "description": "`*` for a workflow that has no row yet. This or `If-Match` is required.",
+    "schema": {"type": "string"},
+    "example": "*",
 }
 
 
@@ -134,6 +155,25 @@ def events_operation() -> Operation:
         503: _error(503, "Problem", "InterruptedProblem"),
     }
     extra = {"requestBody": {"required": True, "content": asked}}
+    return {"response_class": Response, "responses": responses, "openapi_extra": extra}
+
+
+def commit_operation() -> Operation:
+    """`PUT /v1/workflows/{workflow_key}`, which creates and changes."""
+    replayed = {
+        "description": "`true` when the action was applied before, and this is the answer of then.",
+        "schema": {"type": "string", "const": "true"},
+    }
+    headers = {**_headers(etag=True), "Idempotency-Replayed": replayed}
+    responses: dict[int | str, Json] = {
+        status: {"description": description, "content": {JSON: _schema("Workflow")}, "headers": headers}
+        for status, description in ((200, "The row, one version on."), (201, "The row, new."))
+    }
+    responses |= {status: _error(status) for status in (400, 413, 415, 422, 428, 503)}
+    conflict = "The action was applied before, and with another state."
+    responses[409] = {**_error(409, "ActionProblem"), "description": conflict, "headers": _headers()}
+    responses[412] = {**_error(412, "StateProblem"), "headers": _headers(etag=True)}
+    extra = {"requestBody": {"required": True, "content": {JSON: _schema("WorkflowCommit")}}}
     return {"response_class": Response, "responses": responses, "openapi_extra": extra}
 
 
@@ -229,6 +269,8 @@ def _describe_parameters(operation: Json) -> None:
         parameter.setdefault("description", told or "The entity's id.")
     if "304" in operation["responses"]:
         parameters.append(IF_NONE_MATCH)
+    if "428" in operation["responses"]:
+        parameters += [IF_MATCH, IF_NOTHING]
     parameters.append(CORRELATION_ID)
 
 
@@ -250,6 +292,12 @@ def _components() -> dict[str, Json]:
         schemas.Problem,
         schemas.OrderProblem,
         schemas.InterruptedProblem,
+        Workflow,
+        Provenance,
+        schemas.WorkflowCommit,
+        schemas.WorkflowPage,
+        schemas.StateProblem,
+        schemas.ActionProblem,
         Event,
     ]
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)

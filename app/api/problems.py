@@ -12,14 +12,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from app.api.schemas import InterruptedProblem, Problem, encode
+from app.api.schemas import ActionProblem, InterruptedProblem, Problem, encode
 from app.errors import (
+    ActionConflictError,
     BadCursorError,
     Fault,
     IngestInterruptedError,
     InvalidInputError,
     NotFoundError,
     PqsError,
+    PreconditionRequiredError,
     TooLargeError,
     UnavailableError,
     UnreadableError,
@@ -38,6 +40,8 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     NotFoundError: HTTPStatus.NOT_FOUND,
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    ActionConflictError: HTTPStatus.CONFLICT,
+    PreconditionRequiredError: HTTPStatus.PRECONDITION_REQUIRED,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
@@ -66,8 +70,13 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """A problem that has nothing to say beyond the members of RFC 9457, and `errors`."""
-    body = Problem(NO_TYPE, TITLES.get(status, status.phrase), status, detail, quote(request.url.path), faults)
+    body = Problem(NO_TYPE, TITLES.get(status, status.phrase), status, detail, instance_of(request), faults)
     return respond(body, status, headers)
+
+
+def instance_of(request: Request) -> str:
+    """The path that the problem is about. Not request.url.path, which ends at a `?` or `#` that was escaped."""
+    return quote(request.scope["path"])
 
 
 def retry_after(error: UnavailableError) -> dict[str, str]:
@@ -94,9 +103,25 @@ def _to_ours(request: Request, error: PqsError) -> Response:
     headers = retry_after(error) if isinstance(error, UnavailableError) else None
     if isinstance(error, IngestInterruptedError):
         body = InterruptedProblem(
-            NO_TYPE, TITLES.get(status, status.phrase), status, str(error), request.url.path, error.committed_lines
+            NO_TYPE,
+            TITLES.get(status, status.phrase),
+            status,
+            str(error),
+            instance_of(request),
+            error.committed_lines,
         )
         return respond(body, status, headers)
+    if isinstance(error, ActionConflictError):
+        conflict = ActionProblem(
+            "urn:pqs:problem:action-conflict",
+            "The action was applied with another state",
+            status,
+            str(error),
+            instance_of(request),
+            error.action_id,
+            error.version,
+        )
+        return respond(conflict, status)
     faults = error.faults if isinstance(error, InvalidInputError) else None
     return problem(request, status, _summary(error, faults), faults=faults, headers=headers)
 

@@ -12,6 +12,7 @@ from app.domain.events import DEFAULT_DOMAIN, Time
 from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration
 from app.domain.states import RegistrationState
+from app.domain.workflows import MAX_STATE, SchemaVersion, State, Workflow
 from app.errors import Fault
 from app.wire import EARLIEST, LATEST
 
@@ -76,6 +77,25 @@ class PageQuery(DomainQuery):
     cursor: Cursor | None = None
 
 
+class WorkflowQuery(BaseModel):
+    """Which page of the workflows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    updated_since: (
+        Annotated[
+            Instant,
+            Field(
+                description="The row's `updated_at` is this or later. Poll from the last one seen, less the "
+                "statement time-out: commits can overtake each other."
+            ),
+        ]
+        | None
+    ) = None
+    limit: Limit = DEFAULT_LIMIT
+    cursor: Cursor | None = None
+
+
 class EntityQuery(PageQuery):
     """Which entities a list has."""
 
@@ -123,6 +143,14 @@ class Lookup(Struct, forbid_unknown_fields=True):
     """Which entities to look up."""
 
     entity_ids: Annotated[list[UUID], Meta(max_length=MAX_LOOKUP)]
+
+
+class WorkflowCommit(Struct, forbid_unknown_fields=True):
+    """The next state of a workflow, and where it comes from."""
+
+    state: Annotated[State, Meta(description=f"At most {MAX_STATE:,} bytes as compact JSON.")]
+    provenance: Annotated[dict[str, object], Meta(extra_json_schema={"$ref": "#/components/schemas/Provenance"})]
+    schema_version: SchemaVersion = 1
 
 
 # --- Answers -------------------------------------------------------------------------------------------------------
@@ -203,6 +231,13 @@ class Ready(Health, frozen=True):
     revision: str
 
 
+class WorkflowPage(Struct, frozen=True):
+    """A page of workflows, oldest change first, and the cursor of the next one, null on the last."""
+
+    items: list[Workflow]
+    next_cursor: str | None
+
+
 class Problem(Struct, frozen=True, omit_defaults=True):
     """What went wrong (RFC 9457). `errors` says what is wrong with an input, and where."""
 
@@ -241,6 +276,35 @@ class InterruptedProblem(Struct, frozen=True):
     detail: str
     instance: str
     committed_lines: int
+
+
+class StateProblem(Struct, frozen=True):
+    """A workflow that is not at the version that a commit builds on, as a problem (RFC 9457).
+
+    `expected_version` is the one that `If-Match` names, null where it names none or several; `actual_version` and
+    `current` are null when there is no row.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    expected_version: int | None
+    actual_version: int | None
+    current: Workflow | None
+
+
+class ActionProblem(Struct, frozen=True):
+    """An action that was applied before, as `version`, and with another state, as a problem (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    action_id: str
+    version: int
 
 
 encode = msgspec.json.encode

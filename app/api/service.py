@@ -9,6 +9,7 @@ from app.batching import Reader, Writer
 from app.projector import Projector
 from app.settings import Settings
 from app.store.database import Database
+from app.workflows import WorkflowStore
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Service:
     reader: Reader
     projector: Projector
     writer: Writer
+    workflows: WorkflowStore
     metrics: Metrics
 
 

@@ -23,9 +23,10 @@ ANSWER_GRACE = 2.0  # seconds beyond the statement time-out, after which a serve
 # Which of the rights that the service needs its role does not have.
 LACKING_RIGHTS = """
 SELECT string_agg(format('%s on %s', needed, name), ', ')
-FROM unnest(ARRAY['registration_projections', 'registration_state_counts']) AS name,
-unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS needed
-WHERE NOT has_table_privilege(name, needed)
+FROM unnest(ARRAY['registration_projections', 'registration_state_counts', 'workflow_state', 'workflow_actions'])
+    AS name,
+unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed
+WHERE (needed <> 'DELETE' OR name = 'workflow_actions') AND NOT has_table_privilege(name, needed)
 """
 # What asyncpg raises for a connection that the server has closed. The last one is for a connection over which the
 # server said goodbye, before its end is noticed: https://github.com/MagicStack/asyncpg/issues/784

@@ -4,7 +4,20 @@ from datetime import datetime
 from typing import ClassVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Enum, Index, MetaData, SmallInteger, String, Uuid, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Enum,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    Uuid,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -112,3 +125,47 @@ class StateCount(Base):
     current_state: Mapped[RegistrationState] = mapped_column(primary_key=True)
     slot: Mapped[int] = mapped_column(SmallInteger(), primary_key=True)
     count: Mapped[int]
+
+
+class WorkflowState(Base):
+    """One row per workflow, changed by compare-and-swap: a version is the one before it, plus 1."""
+
+    __tablename__ = "workflow_state"
+
+    workflow_key: Mapped[str] = mapped_column(Text(), primary_key=True)
+    version: Mapped[int]
+    state: Mapped[dict[str, object]] = mapped_column(JSONB())
+    updated_at: Mapped[datetime]
+    schema_version: Mapped[int] = mapped_column(Integer(), server_default=text("1"))
+    provenance: Mapped[dict[str, object]] = mapped_column(JSONB())
+
+    __table_args__ = (
+        CheckConstraint("char_length(workflow_key) BETWEEN 1 AND 255", name="key_length"),
+        CheckConstraint("version >= 1", name="version_from_1"),
+        CheckConstraint("jsonb_typeof(state) = 'object' AND state <> '{}'", name="state_object"),
+        CheckConstraint("schema_version >= 1", name="schema_version_from_1"),
+        CheckConstraint(
+            "jsonb_typeof(provenance) = 'object' AND provenance ? 'effect_id' AND provenance ? 'timestamp'",
+            name="provenance_complete",
+        ),
+        Index("workflow_state_by_change", "updated_at", "workflow_key"),
+    )
+
+
+class WorkflowAction(Base):
+    """An action that was applied to a workflow, and what its commit answered, but for the state.
+
+    The state is kept as its digest: whoever sends the action again has to send the same state, and so has it.
+    """
+
+    __tablename__ = "workflow_actions"
+
+    workflow_key: Mapped[str] = mapped_column(Text(), primary_key=True)
+    action_id: Mapped[str] = mapped_column(Text(), primary_key=True)
+    version: Mapped[int]
+    state_digest: Mapped[bytes] = mapped_column(LargeBinary())
+    committed_at: Mapped[datetime]
+    schema_version: Mapped[int] = mapped_column(Integer())
+    provenance: Mapped[dict[str, object]] = mapped_column(JSONB())
+
+    __table_args__ = (Index("workflow_actions_by_age", "committed_at"),)

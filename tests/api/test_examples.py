@@ -73,6 +73,15 @@ LATER: dict[str, Json] = {
     "registration.ack_timed_out": event_json("registration.ack_timed_out", 40, entity_id=SECOND),
     "registration.liveness_expired": event_json("registration.liveness_expired", 120, entity_id=FIRST),
 }
+COMMIT = {
+    "state": {"step": "paid", "items": [17, 4]},
+    "provenance": {"effect_id": "payment", "timestamp": "2026-01-01T00:00:00Z", "action_id": "pay-17"},
+}
+WORKFLOW = "/v1/workflows/order-17"
+CREATING = {"If-None-Match": "*"}
+IF_1: Json = {"headers": {"If-Match": '"1"'}}
+NO_ACTION = {"state": {"step": "sent"}, "provenance": {"effect_id": "shipping", "timestamp": "2026-01-01T00:01:00Z"}}
+OTHERS = {"array", "Lookup", "WorkflowCommit"}  # requests that are no single event
 LOOKUP = {"entity_ids": [str(FIRST), str(UNKNOWN)]}
 
 READS = {
@@ -82,6 +91,8 @@ READS = {
     "StateCounts": "/v1/state-counts",
     "OverduePage": "/v1/overdue/liveness?as_of=2026-01-01T00:02:00Z",
     "listOverdueAcks": "/v1/overdue/ack?as_of=2026-01-01T00:02:00Z",
+    "Workflow": WORKFLOW,
+    "WorkflowPage": "/v1/workflows?limit=1",
     "Health": "/livez",
     "Ready": "/readyz",
 }
@@ -126,6 +137,22 @@ REFUSED: dict[str, Json] = {
     "listOverdueAcks 422": {"method": "GET", "url": "/v1/overdue/ack?as_of=yesterday"},
     "listOverdueLiveness 400": {"method": "GET", "url": "/v1/overdue/liveness?cursor=damaged"},
     "listOverdueLiveness 422": {"method": "GET", "url": "/v1/overdue/liveness?as_of=2026-01-01T00:00:00"},
+    "listWorkflows 400": {"method": "GET", "url": "/v1/workflows?cursor=damaged"},
+    "listWorkflows 422": {"method": "GET", "url": "/v1/workflows?updated_since=yesterday"},
+    "getWorkflow 404": {"method": "GET", "url": "/v1/workflows/order-18"},
+    "getWorkflow 422": {"method": "GET", "url": f"/v1/workflows/{'x' * 256}"},
+    "commitWorkflow 400": {"method": "PUT", "url": WORKFLOW, "content": "{", "headers": CREATING},
+    "commitWorkflow 409": {"method": "PUT", "url": WORKFLOW, "json": COMMIT | {"state": {"step": "sent"}}, **IF_1},
+    "commitWorkflow 412": {"method": "PUT", "url": WORKFLOW, "json": NO_ACTION, "headers": CREATING},
+    "commitWorkflow 413": {"method": "PUT", "url": WORKFLOW, "content": TOO_LARGE, "headers": CREATING},
+    "commitWorkflow 415": {
+        "method": "PUT",
+        "url": WORKFLOW,
+        "content": "a,b",
+        "headers": {**CREATING, "Content-Type": "text/csv"},
+    },
+    "commitWorkflow 422": {"method": "PUT", "url": WORKFLOW, "json": {"state": {}}, "headers": CREATING},
+    "commitWorkflow 428": {"method": "PUT", "url": WORKFLOW, "json": COMMIT},
     "getLiveness 422": {"method": "GET", "url": "/livez?deep=true"},
     "getReadiness 422": {"method": "GET", "url": "/readyz?deep=true"},
     "getMetrics 422": {"method": "GET", "url": "/metrics?name=up"},
@@ -141,6 +168,9 @@ DOWN: dict[str, Json] = {
     "countStates 503": {"method": "GET", "url": READS["StateCounts"]},
     "listOverdueAcks 503": {"method": "GET", "url": READS["listOverdueAcks"]},
     "listOverdueLiveness 503": {"method": "GET", "url": READS["OverduePage"]},
+    "listWorkflows 503": {"method": "GET", "url": READS["WorkflowPage"]},
+    "getWorkflow 503": {"method": "GET", "url": WORKFLOW},
+    "commitWorkflow 503": {"method": "PUT", "url": WORKFLOW, "json": COMMIT, "headers": CREATING},
     "getReadiness 503": {"method": "GET", "url": READS["Ready"]},
 }
 
@@ -151,8 +181,13 @@ async def test_the_examples_are_what_the_service_answers(
     """Each example in the file is what a real service says to the same request."""
     requests: Json = {**REQUESTS, **LATER}
     real: Json = {
-        "requests": {**{name: requests[name] for name in EVENT_TYPES}, "array": ARRAY, "Lookup": LOOKUP},
-        "answers": await _answers(client),
+        "requests": {
+            **{name: requests[name] for name in EVENT_TYPES},
+            "array": ARRAY,
+            "Lookup": LOOKUP,
+            "WorkflowCommit": COMMIT,
+        },
+        "answers": await _answers(client, database_url),
         "problems": {name: await _refused(client, name, request) for name, request in REFUSED.items()},
     }
     for name, request in DOWN.items():
@@ -164,7 +199,7 @@ async def test_the_examples_are_what_the_service_answers(
     assert real == json.loads(EXAMPLES.read_text(encoding="utf-8"))
 
 
-async def _answers(client: httpx.AsyncClient) -> Json:
+async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     """Send what is to be sent, and ask what is to be asked, in between."""
     answers: Json = {}
     for name, event in REQUESTS.items():
@@ -178,6 +213,11 @@ async def _answers(client: httpx.AsyncClient) -> Json:
         await client.post("/v1/events", content=lines, headers={"Content-Type": NDJSON})
     ).text
     answers["LookupAnswer"] = (await client.post("/v1/entities/lookup", json=LOOKUP)).json()
+    created = await client.put(WORKFLOW, json=COMMIT, headers=CREATING)
+    assert created.status_code == 201, created.text
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("UPDATE workflow_state SET updated_at = '2026-01-01T00:00:00.25Z'")  # it was the clock's
+    await connection.close()
     for name, path in READS.items():
         answer = await client.get(path)
         assert answer.status_code == 200, (name, answer.text)
@@ -238,7 +278,7 @@ async def _until_counted(client: httpx.AsyncClient, count: int) -> None:
 
 
 def test_every_event_type_has_an_example() -> None:
-    """The file shows a request for each event type, under its name, beside an array and a lookup."""
+    """The file shows a request for each event type, under its name, beside what other calls are asked."""
     shown = json.loads(EXAMPLES.read_text(encoding="utf-8"))["requests"]
-    types = {name: request["type"] for name, request in shown.items() if name not in {"array", "Lookup"}}
+    types = {name: request["type"] for name, request in shown.items() if name not in OTHERS}
     assert types == {type_: type_ for type_ in EVENT_TYPES}

@@ -72,6 +72,9 @@ IDS = {
     ("/v1/state-counts", "get"): "countStates",
     ("/v1/overdue/ack", "get"): "listOverdueAcks",
     ("/v1/overdue/liveness", "get"): "listOverdueLiveness",
+    ("/v1/workflows", "get"): "listWorkflows",
+    ("/v1/workflows/{workflow_key}", "get"): "getWorkflow",
+    ("/v1/workflows/{workflow_key}", "put"): "commitWorkflow",
     ("/livez", "get"): "getLiveness",
     ("/readyz", "get"): "getReadiness",
     ("/metrics", "get"): "getMetrics",
@@ -85,6 +88,9 @@ ERRORS = {
     "countStates": {422, 503},
     "listOverdueAcks": {400, 422, 503},
     "listOverdueLiveness": {400, 422, 503},
+    "listWorkflows": {400, 422, 503},
+    "getWorkflow": {404, 422, 503},
+    "commitWorkflow": {400, 409, 412, 413, 415, 422, 428, 503},
     "getLiveness": {422},
     "getReadiness": {422, 503},
     "getMetrics": {422},
@@ -212,6 +218,9 @@ def test_an_example_of_an_error_is_from_its_own_path() -> None:
 
 # --- The service, held against the document ------------------------------------------------------------------------
 
+COMMIT = {"state": {"step": "new"}, "provenance": {"effect_id": "order", "timestamp": "2026-01-01T00:00:00Z"}}
+CREATING = {"If-None-Match": "*"}
+
 
 @pytest.fixture(scope="module")
 def portal() -> Iterator[BlockingPortal]:
@@ -222,7 +231,7 @@ def portal() -> Iterator[BlockingPortal]:
 
 @pytest.fixture(scope="module")
 def populated(portal: BlockingPortal) -> Iterator[httpx.AsyncClient]:
-    """A service with nodes in several states."""
+    """A service with nodes in several states, and a workflow."""
     events: list[Json] = []
     for number in range(6):
         events += life(node(number))[: number + 1]
@@ -232,6 +241,8 @@ def populated(portal: BlockingPortal) -> Iterator[httpx.AsyncClient]:
         portal.wrap_async_context_manager(service_on(url)) as client,
     ):
         assert portal.call(lambda: client.post("/v1/events", json=events)).status_code == 200
+        created = portal.call(lambda: client.put("/v1/workflows/order%2F17", json=COMMIT, headers=CREATING))
+        assert created.status_code == 201
         yield client
 
 
@@ -252,10 +263,10 @@ def test_answers_fit_the_document(
 ) -> None:
     """Whatever is asked, right or wrong, the answer has a status, a type, headers and a body that are documented."""
     operation = described.find_operation_by_id(operation_id)
-    known = {"entity_id": str(node(3))}
+    known = {"entity_id": str(node(3)), "workflow_key": "order/17"}
     strategy = operation.as_strategy(generation_mode=mode)
-    if "{entity_id}" in operation.path:
-        strategy |= operation.as_strategy(generation_mode=mode, path_parameters=known)
+    if parameters := {name: value for name, value in known.items() if f"{{{name}}}" in operation.path}:
+        strategy |= operation.as_strategy(generation_mode=mode, path_parameters=parameters)
     statuses: set[int] = set()
 
     @hypothesis.settings(

@@ -1,0 +1,234 @@
+"""Workflows: their state, changed by compare-and-swap."""
+
+from http import HTTPStatus
+from typing import Annotated
+from urllib.parse import quote, unquote_to_bytes
+
+import msgspec
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.convertors import Convertor, register_url_convertor
+
+from app.api import openapi
+from app.api.bodies import JSON, json_answer, media_type, read_body
+from app.api.context import Headers
+from app.api.negotiation import Conditions, unchanged
+from app.api.pages import next_link, read_cursor, write_cursor
+from app.api.problems import respond
+from app.api.schemas import NoQuery, StateProblem, WorkflowCommit, WorkflowPage, WorkflowQuery, encode
+from app.api.service import Service, service_of
+from app.domain.events import Time
+from app.domain.positions import MAX_NUMBER
+from app.domain.workflows import MAX_KEY, Committed, StateConflict, Workflow
+from app.errors import (
+    ActionConflictError,
+    ContentionError,
+    Fault,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionRequiredError,
+)
+from app.store import workflows
+from app.store.database import Connection
+from app.wire import EARLIEST, explain
+from app.workflows import ATTEMPTS
+
+router = APIRouter(tags=["workflows"])
+
+PREFIX = "/v1/workflows/"
+ROUTE = PREFIX + "{workflow_key}"
+NO_VERSION = MAX_NUMBER  # which no row ever has
+STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is not at that version")
+
+
+class _Key(Convertor[str]):
+    """The rest of a path, slashes and line breaks included."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """The key in a path."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """A key as it stands in a path."""
+        return value
+
+
+register_url_convertor("workflow_key", _Key())
+
+WorkflowKey = Annotated[
+    str, Path(min_length=1, max_length=MAX_KEY, description="The workflow's key, path-encoded; it may hold slashes.")
+]
+
+
+class _Place(msgspec.Struct, array_like=True):
+    """Where a page ended."""
+
+    updated_at: Time
+    workflow_key: str
+
+
+@router.get(
+    "/v1/workflows",
+    operation_id="listWorkflows",
+    summary="List workflows, oldest change first",
+    **openapi.operation(WorkflowPage, link=True, errors=(400, 422, 503)),
+)
+async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query()]) -> Response:
+    """Answer a page, in the order of changes: by `updated_at`, then by key.
+
+    A row that changes while you page moves to the end, and comes again there.
+    """
+    since = query.updated_since or EARLIEST
+    filters = ["workflows", since]
+    after = (since, "")
+    if query.cursor is not None:
+        place = read_cursor(query.cursor, filters, _Place)
+        after = (place.updated_at, place.workflow_key)
+
+    async def work(connection: Connection) -> list[Workflow]:
+        return await workflows.get_changed(connection, after=after, limit=query.limit + 1)
+
+    rows = await service_of(request).scans.read(work)
+    items = rows[: query.limit]
+    cursor = None
+    headers = {}
+    if len(rows) > query.limit:
+        cursor = write_cursor(_Place(items[-1].updated_at, items[-1].workflow_key), filters)
+        headers = next_link(request, cursor)
+    return Response(encode(WorkflowPage(items, cursor)), headers=headers, media_type=JSON)
+
+
+@router.get(
+    "/v1/workflows/{workflow_key:workflow_key}",
+    operation_id="getWorkflow",
+    summary="Get one workflow's state",
+    **openapi.operation(Workflow, etag=True, errors=(404, 422, 503)),
+)
+async def get_workflow(request: Request, workflow_key: WorkflowKey, _query: Annotated[NoQuery, Query()]) -> Response:
+    """Answer the row. Its ETag is its version: with it in `If-None-Match`, an unchanged row answers 304."""
+    _check_encoding(request, workflow_key)
+    return await answer_get(service_of(request), workflow_key, request.scope["headers"])
+
+
+async def answer_get(service: Service, workflow_key: str, headers: Headers) -> Response:
+    """The same, however the request came in."""
+    row = await service.workflows.get_state(workflow_key)
+    if row is None:
+        raise NotFoundError(f"there is no workflow {workflow_key}")
+    etag = _etag(row)
+    if unchanged(headers, etag):
+        return Response(status_code=304, headers={"ETag": etag})
+    return json_answer(encode(row), (b"etag", etag.encode()))
+
+
+@router.put(
+    "/v1/workflows/{workflow_key:workflow_key}",
+    operation_id="commitWorkflow",
+    summary="Commit one workflow's next state",
+    **openapi.commit_operation(),
+)
+async def put_workflow(request: Request, workflow_key: WorkflowKey, _query: Annotated[NoQuery, Query()]) -> Response:
+    """Write the state where the row still has the version that you read, else answer what it is now.
+
+    `If-None-Match: *` creates version 1, `If-Match: "<version>"` writes the next one; one of them is required. A
+    commit whose `provenance.action_id` was already committed to this workflow answers as it did then, with
+    `Idempotency-Replayed: true`; with another `state` or `schema_version` it is a 409. After a 503 the commit may
+    have happened: send it again with the same action id.
+    """
+    service = service_of(request)
+    _check_encoding(request, workflow_key)
+    media_type(request, JSON)
+    conditions = required(request.scope["headers"])
+    body = await read_body(request, service.settings.max_body)
+    return await answer_put(service, workflow_key, conditions, body)
+
+
+def required(headers: Headers) -> Conditions:
+    """What the commit builds on. Raises PreconditionRequiredError when the headers do not say."""
+    conditions = Conditions(headers)
+    if not conditions:
+        raise PreconditionRequiredError(
+            'say what this builds on: `If-None-Match: *` for a new workflow, `If-Match: "<version>"` for a next state'
+        )
+    return conditions
+
+
+async def answer_put(service: Service, workflow_key: str, conditions: Conditions, body: bytes) -> Response:
+    """Commit what the body says, however the request came in."""
+    try:
+        asked = msgspec.json.decode(body, type=WorkflowCommit)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        explain(body, error)
+    try:
+        outcome = await _commit(service, workflow_key, asked, conditions)
+    except ActionConflictError:
+        service.metrics.commit("conflict")
+        raise
+    if isinstance(outcome, StateConflict):
+        service.metrics.commit("conflict")
+        return _conflict(workflow_key, outcome, conditions)
+    service.metrics.commit("replayed" if outcome.replayed else "committed")
+    headers = [(b"etag", _etag(outcome.workflow).encode())]
+    if outcome.replayed:
+        headers.append((b"idempotency-replayed", b"true"))
+    status = HTTPStatus.CREATED if outcome.workflow.version == 1 else HTTPStatus.OK
+    return json_answer(encode(outcome.workflow), *headers, status=status)
+
+
+async def _commit(
+    service: Service, key: str, asked: WorkflowCommit, conditions: Conditions
+) -> Committed | StateConflict:
+    """One commit, where the headers name one version; else one on whatever version they allow."""
+
+    async def commit_on(version: int) -> Committed | StateConflict:
+        return await service.workflows.try_commit(
+            key, version, asked.state, asked.provenance, schema_version=asked.schema_version
+        )
+
+    if conditions.version is not None:
+        return await commit_on(conditions.version)
+    row = await service.workflows.get_state(key)
+    for _ in range(ATTEMPTS):
+        # Also where nothing can be written: the action may have been applied before.
+        version = 0 if row is None else row.version
+        outcome = await commit_on(version if _allowed(conditions, row) else NO_VERSION)
+        if isinstance(outcome, Committed) or not _allowed(conditions, outcome.current):
+            return outcome
+        row = outcome.current
+    raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
+
+
+def _conflict(workflow_key: str, outcome: StateConflict, conditions: Conditions) -> Response:
+    stands = f"at version {outcome.actual_version}" if outcome.current else "not there"
+    expected = conditions.version
+    wanted = {None: "the headers want another", 0: "none was expected"}.get(expected, f"{expected} was expected")
+    status = HTTPStatus.PRECONDITION_FAILED
+    problem = StateProblem(
+        *STATE_CONFLICT,
+        status,
+        f"the workflow is {stands}, and {wanted}: nothing was written",
+        quote(PREFIX + workflow_key),
+        expected or None,
+        outcome.actual_version,
+        outcome.current,
+    )
+    return respond(problem, status, {"ETag": _etag(outcome.current)} if outcome.current else None)
+
+
+def _allowed(conditions: Conditions, row: Workflow | None) -> bool:
+    return conditions.allow(None if row is None else _etag(row))
+
+
+def _etag(row: Workflow) -> str:
+    return f'"{row.version}"'
+
+
+def _check_encoding(request: Request, workflow_key: str) -> None:
+    """Refuse a path that is not UTF-8: a server puts a replacement character for what it can't decode."""
+    if "\ufffd" not in workflow_key:
+        return
+    try:
+        unquote_to_bytes(request.scope["raw_path"]).decode()
+    except UnicodeDecodeError:
+        raise InvalidInputError([Fault("#/path/workflow_key", "not UTF-8")]) from None

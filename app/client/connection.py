@@ -1,0 +1,221 @@
+"""How a call is made: sent, sent again where that is safe, and its answer read."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from app.client.problems import ClientError, ConnectionFailedError, ProblemError, UnexpectedAnswerError, problem_of
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+KEEP_IDLE = 15.0  # seconds that an idle connection is kept: less than the service does, so that it is not cut in use
+
+# Errors that pass, the service's own and those of what may stand before it.
+PASSING = frozenset({429, 502, 503, 504})
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+
+T = TypeVar("T")
+Parameters = Mapping[str, object]
+
+
+class Retry(Struct, frozen=True, kw_only=True):
+    """How often a call is sent again, and how long is waited before it; times are in seconds.
+
+    The wait after the n-th failure is drawn evenly from 0 to `base` * 2^(n-1), at most `cap` ("full jitter": M.
+    Brooker, Exponential Backoff And Jitter, 2015), so that clients which failed together do not come again together.
+    Where the service says `Retry-After`, that comes on top.
+    """
+
+    attempts: int = 5  # of one call, the first included
+    base: float = 0.1
+    cap: float = 5.0
+    total: float = 30.0  # of one call from its beginning to its end, attempts and waits together
+
+    def longest_wait(self, failures: int) -> float:
+        """The bound of the wait after so many failures in a row."""
+        return min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
+
+
+class Connection:
+    """Makes calls. Every one ends: in an answer, or in a ClientError.
+
+    A call is sent again only where that is safe: where it never went out (no connection was made), or where it says
+    itself that it is `repeatable`, and failed in passing (the connection broke, a time-out, or a status of PASSING).
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        retry: Retry,
+        *,
+        jitter: Callable[[], float] = random.random,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`jitter` draws from 0 to 1, and `sleep` waits for so many seconds."""
+        self.retry = retry
+        self.jitter = jitter
+        self.sleep = sleep
+        self._http = http
+        self._address = str(http.base_url.copy_with(username=None, password=None)).rstrip("/")
+
+    async def get(
+        self, path: str, answer: type[T], params: Parameters | None = None, *, retry: Retry | None = None
+    ) -> T:
+        """What is at `path`."""
+        return read(await self.call("GET", path, params=params, retry=retry), answer)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        repeatable: bool = True,
+        params: Parameters | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        retry: Retry | None = None,
+    ) -> httpx.Response:
+        """The answer, read to its end, within the total time of `retry`."""
+        retry = retry or self.retry
+        sent = False
+
+        async def once() -> httpx.Response:
+            nonlocal sent
+            sent = True
+            return await self._send(self._request(method, path, params, headers, content), stream=False)
+
+        try:
+            async with asyncio.timeout(retry.total) as limit:
+                return await self._repeat(once, repeatable=repeatable, retry=retry)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            message = f"{method} {self._address}{path}: no answer within {retry.total:g} s"
+            raise ConnectionFailedError(message, perhaps_done=sent) from None
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        repeatable: bool = True,
+        params: Parameters | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: AsyncIterator[bytes] | None = None,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The lines of an answer as they arrive. It is sent again only until the answer begins; no total time."""
+
+        async def once() -> httpx.Response:
+            return await self._send(self._request(method, path, params, headers, content), stream=True)
+
+        response = await self._repeat(once, repeatable=repeatable, retry=self.retry)
+        try:
+            yield self._lines(response)
+        finally:
+            await response.aclose()
+
+    async def _lines(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        """The body's lines. `aiter_lines` would break lines at what JSON may hold as well, such as U+2028."""
+        held = b""
+        try:
+            async for chunk in response.aiter_bytes():
+                *whole, held = (held + chunk).split(b"\n")
+                for line in whole:
+                    yield line
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise self._failed(response.request, error) from error
+        if held:
+            yield held
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        params: Parameters | None,
+        headers: Mapping[str, str] | None,
+        content: bytes | AsyncIterator[bytes] | None,
+    ) -> httpx.Request:
+        given = {name: _text(value) for name, value in (params or {}).items() if value is not None}
+        return self._http.build_request(method, path, params=given, headers=headers, content=content)
+
+    async def _send(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
+        try:
+            response = await self._http.send(request, stream=stream)
+            if response.status_code >= 400:
+                await response.aread()
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise self._failed(request, error) from error
+        if response.status_code >= 400:
+            raise problem_of(response)
+        if response.is_redirect and response.status_code != 304:
+            await response.aclose()
+            elsewhere = response.headers.get("location", "elsewhere")
+            raise self._unexpected(request, f"the answer ({response.status_code}) leads to {elsewhere}")
+        return response
+
+    def _failed(self, request: httpx.Request, error: httpx.RequestError) -> ClientError:
+        said = str(error).rstrip(".") or type(error).__name__
+        if isinstance(error, httpx.DecodingError):
+            return self._unexpected(request, said)
+        message = f"{request.method} {self._address}{request.url.path}: {said}"
+        return ConnectionFailedError(message, perhaps_done=not isinstance(error, (*_NOT_SENT, *_HOPELESS)))
+
+    def _unexpected(self, request: httpx.Request, said: str) -> UnexpectedAnswerError:
+        return UnexpectedAnswerError(
+            f"{request.method} {self._address}{request.url.path}: {said}; is the address right?"
+        )
+
+    async def _repeat(
+        self, once: Callable[[], Awaitable[httpx.Response]], *, repeatable: bool, retry: Retry
+    ) -> httpx.Response:
+        clock = asyncio.get_running_loop().time
+        end = clock() + retry.total
+        failures = 0
+        perhaps_done = False
+        while True:
+            try:
+                return await once()
+            except ConnectionFailedError as error:
+                perhaps_done = error.perhaps_done = perhaps_done or error.perhaps_done
+                may_repeat = repeatable or not error.perhaps_done
+                may_repeat = may_repeat and not isinstance(error.__cause__, _HOPELESS)
+                failure: ClientError = error
+            except ProblemError as error:
+                may_repeat = repeatable and error.status in PASSING
+                failure = error
+            failures += 1
+            wait = self.jitter() * retry.longest_wait(failures)
+            if isinstance(failure, ProblemError) and failure.retry_after is not None:
+                wait += failure.retry_after.total_seconds()
+            if not may_repeat or failures >= retry.attempts or clock() + wait >= end:
+                raise failure
+            await self.sleep(wait)
+
+
+def read(response: httpx.Response, answer: type[T]) -> T:
+    """The body of an answer that is no error. Raises UnexpectedAnswerError when it is none of `answer`."""
+    return decode(response.content, answer, response.status_code)
+
+
+def decode(body: bytes, answer: type[T], status: int = 200) -> T:
+    """A body, or a line of it. Raises UnexpectedAnswerError when it is none of `answer`."""
+    try:
+        return msgspec.json.decode(body, type=answer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = f"the answer (status {status}) is not what this service says: {error}; is the address right?"
+        raise UnexpectedAnswerError(message) from None
+
+
+def _text(value: object) -> str | list[str]:
+    """A query parameter as the service reads it: times in RFC 3339, one that repeats as a list."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return [str(_text(item)) for item in value]
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode().strip('"')

@@ -1,0 +1,168 @@
+"""What the service knows of entities: one, several, all of them, how many, and which are overdue."""
+
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from app.client.answers import EntityPage, Lookup, OverduePage, StateCounts
+from app.client.connection import JSON, NDJSON, Connection, decode, read
+from app.domain.events import DEFAULT_DOMAIN
+from app.domain.registration import Registration
+from app.domain.states import RegistrationState
+
+
+class _StateAnswer(msgspec.Struct):
+    current_state: RegistrationState
+
+
+class Entities:
+    """Calls that read entities. All of them are repeatable."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def get(
+        self, entity_id: UUID, *, domain: str = DEFAULT_DOMAIN, known: Registration | None = None
+    ) -> Registration:
+        """The whole row. Raises NotFoundError.
+
+        `known` is the row as it was read before: when it still stands at that version, only that is said (304), and
+        `known` is returned itself.
+        """
+        headers = {} if known is None else {"If-None-Match": f'"{known.version}"'}
+        path = f"/v1/entities/{entity_id}"
+        response = await self._connection.call("GET", path, params={"domain": domain}, headers=headers)
+        return known if known is not None and response.status_code == 304 else read(response, Registration)
+
+    async def state(self, entity_id: UUID, *, domain: str = DEFAULT_DOMAIN) -> RegistrationState:
+        """The state alone. Raises NotFoundError."""
+        path = f"/v1/entities/{entity_id}/state"
+        return (await self._connection.get(path, _StateAnswer, {"domain": domain})).current_state
+
+    async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> Lookup:
+        """The rows of up to 1,000 entities, in the order asked, and the ids that have none."""
+        content = msgspec.json.encode({"entity_ids": list(entity_ids)})
+        response = await self._connection.call(
+            "POST",
+            "/v1/entities/lookup",
+            params={"domain": domain},
+            headers={"Content-Type": JSON},
+            content=content,
+        )
+        return read(response, Lookup)
+
+    async def counts(self, *, domain: str = DEFAULT_DOMAIN) -> StateCounts:
+        """How many entities are in each state."""
+        return await self._connection.get("/v1/state-counts", StateCounts, {"domain": domain})
+
+    async def pages(
+        self,
+        *,
+        domain: str = DEFAULT_DOMAIN,
+        state: Iterable[RegistrationState] = (),
+        node_type: str | None = None,
+        capabilities: Mapping[str, object] | None = None,
+        event_id: UUID | None = None,
+        updated_before: datetime | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> AsyncGenerator[EntityPage, None]:
+        """The entities that all filters fit, page by page, in the order of entity ids; `cursor` begins further on.
+
+        `capabilities` is a JSON object to be contained in theirs, such as `{"gpu": True}`. A row that belongs to the
+        answer throughout comes exactly once, whatever is written meanwhile.
+        """
+        params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
+        while True:
+            given = {**params, "limit": limit, "cursor": cursor}
+            page = await self._connection.get("/v1/entities", EntityPage, given)
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def stream(
+        self,
+        *,
+        domain: str = DEFAULT_DOMAIN,
+        state: Iterable[RegistrationState] = (),
+        node_type: str | None = None,
+        capabilities: Mapping[str, object] | None = None,
+        event_id: UUID | None = None,
+        updated_before: datetime | None = None,
+    ) -> AsyncGenerator[Registration, None]:
+        """The same entities one by one, from one long answer: the fastest way to read many, in flat memory.
+
+        Raises ConnectionFailedError when the answer breaks off; it is never cut short silently. Whoever leaves the
+        loop early closes it (`contextlib.aclosing`): until then it holds a connection.
+        """
+        params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
+        headers = {"Accept": NDJSON}
+        async with self._connection.stream("GET", "/v1/entities", params=params, headers=headers) as lines:
+            async for line in lines:
+                yield decode(line, Registration)
+
+
+class Overdue:
+    """Scans for deadlines that have passed and whose time-out is not out, oldest first. They are repeatable.
+
+    `as_of` is the moment to ask about, by default the database's clock; the first page fixes it for all pages.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def ack(
+        self,
+        *,
+        domain: str = DEFAULT_DOMAIN,
+        as_of: datetime | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> AsyncGenerator[OverduePage, None]:
+        """Nodes that did not acknowledge in time, page by page; `cursor` begins further on."""
+        return self._scan("/v1/overdue/ack", domain, as_of, limit, cursor)
+
+    def liveness(
+        self,
+        *,
+        domain: str = DEFAULT_DOMAIN,
+        as_of: datetime | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> AsyncGenerator[OverduePage, None]:
+        """Nodes that were not heard of in time, page by page; `cursor` begins further on."""
+        return self._scan("/v1/overdue/liveness", domain, as_of, limit, cursor)
+
+    async def _scan(
+        self, path: str, domain: str, as_of: datetime | None, limit: int | None, cursor: str | None
+    ) -> AsyncGenerator[OverduePage, None]:
+        while True:
+            # A cursor has the moment in it.
+            moment = as_of if cursor is None else None
+            params = {"domain": domain, "as_of": moment, "limit": limit, "cursor": cursor}
+            page = await self._connection.get(path, OverduePage, params)
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+
+def _filters(
+    domain: str,
+    state: Iterable[RegistrationState],
+    node_type: str | None,
+    capabilities: Mapping[str, object] | None,
+    event_id: UUID | None,
+    updated_before: datetime | None,
+) -> dict[str, object]:
+    return {
+        "domain": domain,
+        "state": [str(each) for each in state],
+        "node_type": node_type,
+        "capabilities": None if capabilities is None else msgspec.json.encode(capabilities).decode(),
+        "event_id": event_id,
+        "updated_before": updated_before,
+    }

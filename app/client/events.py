@@ -1,0 +1,120 @@
+"""Events in: one, an array, or a stream of lines.
+
+Events are idempotent by their position: one that is in already answers `duplicate` or `stale` and changes nothing. So
+one event and an array are sent again when no answer came; after that an outcome says what the last attempt found.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+
+from app.client.answers import BatchResult, EventResult, LineResult, StreamSummary
+from app.client.connection import JSON, NDJSON, Connection, decode, read
+from app.client.problems import UnexpectedAnswerError
+from app.domain.events import Envelope
+
+PATH = "/v1/events"
+PIECE = 64 * 1024  # bytes of lines that go out together
+
+T = TypeVar("T")
+
+# As a value, or as the JSON object that the service reads.
+AnyEvent = Envelope | Mapping[str, object]
+
+
+class Events:
+    """Calls that take events in. `correlation_id` is stored with events that have none of their own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def send(
+        self, event: AnyEvent, *, dry_run: bool = False, correlation_id: UUID | None = None
+    ) -> EventResult:
+        """What became of one event: applied, ignored, duplicate or stale. With `dry_run` nothing is written.
+
+        Raises EarlyError and ConflictError, which have the outcome in `result`.
+        """
+        content = msgspec.json.encode(event)
+        return await self._post(content, EventResult, dry_run=dry_run, correlation_id=correlation_id)
+
+    async def send_all(
+        self, events: Iterable[AnyEvent], *, dry_run: bool = False, correlation_id: UUID | None = None
+    ) -> BatchResult:
+        """What became of up to 10,000 events, taken in as one transaction, in the order of positions.
+
+        An outcome of `early` or `conflict` is in the results, and raises nothing. Raises InvalidError, with all that
+        is wrong, when one of them is no event; none is taken in then.
+        """
+        content = msgspec.json.encode(list(events))
+        return await self._post(content, BatchResult, dry_run=dry_run, correlation_id=correlation_id)
+
+    async def stream(
+        self,
+        events: Iterable[AnyEvent] | AsyncIterable[AnyEvent],
+        *,
+        on_line: Callable[[LineResult], None] = lambda _line: None,
+        correlation_id: UUID | None = None,
+    ) -> StreamSummary:
+        """Send events as lines, any number of them, in flat memory, and return how many had which outcome.
+
+        They are taken in in the order given, in chunks that commit one by one. `on_line` is called, once all is in,
+        for each line that was not applied. What `events` has given away cannot be asked for again: so a stream is
+        not sent again by itself. It raises InterruptedStreamError (the first `committed_lines` are in) or
+        ConnectionFailedError; send the same events again from the beginning, or from any line that is known to be in.
+        """
+        headers = _headers(NDJSON, correlation_id)
+        summary: StreamSummary | None = None
+        stream = self._connection.stream("POST", PATH, repeatable=False, headers=headers, content=_pieces(events))
+        async with stream as lines:
+            async for line in lines:
+                said = decode(line, _Line)
+                if said.summary is not None:
+                    summary = said.summary
+                else:
+                    on_line(decode(line, LineResult))
+        if summary is None:
+            raise UnexpectedAnswerError("the answer ends without a summary")
+        return summary
+
+    async def _post(self, content: bytes, answer: type[T], *, dry_run: bool, correlation_id: UUID | None) -> T:
+        response = await self._connection.call(
+            "POST",
+            PATH,
+            params={"dry_run": True} if dry_run else None,
+            headers=_headers(JSON, correlation_id),
+            content=content,
+        )
+        return read(response, answer)
+
+
+class _Line(msgspec.Struct):
+    summary: StreamSummary | None = None
+
+
+def _headers(content_type: str, correlation_id: UUID | None) -> dict[str, str]:
+    headers = {"Content-Type": content_type}
+    return headers if correlation_id is None else headers | {"X-Correlation-ID": str(correlation_id)}
+
+
+async def _pieces(events: Iterable[AnyEvent] | AsyncIterable[AnyEvent]) -> AsyncIterator[bytes]:
+    """The events as lines, some of them at a time."""
+    piece = bytearray()
+    async for event in _each(events):
+        piece += msgspec.json.encode(event) + b"\n"
+        if len(piece) >= PIECE:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
+
+
+async def _each(events: Iterable[AnyEvent] | AsyncIterable[AnyEvent]) -> AsyncIterator[AnyEvent]:
+    if isinstance(events, AsyncIterable):
+        async for event in events:
+            yield event
+    else:
+        for event in events:
+            yield event

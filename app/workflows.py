@@ -1,0 +1,203 @@
+"""WorkflowStore: one row per workflow, changed by compare-and-swap, each action applied once."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import msgspec
+
+from app.batching import Lane
+from app.domain.positions import MAX_NUMBER
+from app.domain.workflows import (
+    MAX_KEY,
+    MAX_SCHEMA_VERSION,
+    MAX_STATE,
+    NONE,
+    ActionConflict,
+    Commit,
+    Committed,
+    Provenance,
+    StateConflict,
+    Workflow,
+)
+from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError
+from app.store import workflows
+from app.store.database import Connection, Database, LostRaceError
+from app.store.workflows import PRUNE_ROWS, Outcome
+from app.wire import EARLIEST, LATEST, MAX_NESTING, depth, fault_of, find_nul
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 10  # times that a commit is sent again because it met another one
+LARGEST = 100  # commits, or reads, that one statement joins: of states of 1 MiB it may have to carry all
+PRUNE_EVERY = 60.0  # seconds between two looks at what need not be kept any more; less where the retention is less
+PRUNE_LEAST = 1.0  # seconds between them at least
+
+
+class WorkflowStore:
+    """Reads and commits of single workflows. Those that come while a statement runs are joined into the next one."""
+
+    def __init__(self, database: Database, *, joining: bool = True) -> None:
+        self._database = database
+        self._joining = joining
+        self._reads = Lane(self._read, largest=LARGEST)
+        self._commits = Lane(self._commit, largest=LARGEST)
+
+    async def get_state(self, workflow_key: str) -> Workflow | None:
+        """The row of one workflow, or None. Raises InvalidInputError for a key that can't be one."""
+        _check_key(workflow_key)
+        if self._joining:
+            return await self._reads.ask(workflow_key)
+        [row] = await self._read([workflow_key])
+        return row
+
+    async def try_commit(
+        self,
+        workflow_key: str,
+        expected_version: int | None,
+        state: Mapping[str, object],
+        provenance: Mapping[str, object],
+        *,
+        schema_version: int = 1,
+    ) -> Committed | StateConflict:
+        """Write `state` where the workflow is still at `expected_version`; None or 0: where it has no row yet.
+
+        An action (`provenance["action_id"]`) is applied once: when it was committed to this workflow before, with
+        this state and schema version, the answer is the one of then, whatever the version is now; the rest of the
+        provenance may differ. Raises ActionConflictError when it was committed with another state, InvalidInputError
+        for what can't be kept, ContentionError, and UnavailableError: then the commit may have happened, and can be
+        sent again with its action id.
+        """
+        commit = _checked(workflow_key, expected_version or NONE, state, provenance, schema_version)
+        for _ in range(ATTEMPTS):
+            try:
+                [outcome] = [await self._commits.ask(commit)] if self._joining else await self._commit([commit])
+            except LostRaceError:
+                continue
+            if isinstance(outcome, ActionConflict):
+                raise ActionConflictError(outcome.action_id, outcome.version)
+            if outcome is not None:
+                return outcome
+        raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
+
+    async def close(self) -> None:
+        """Answer what was asked, and take no more."""
+        await self._commits.close()
+        await self._reads.close()
+
+    async def _read(self, keys: list[str]) -> list[Workflow | None]:
+        async def work(connection: Connection) -> dict[str, Workflow]:
+            return await workflows.get_states(connection, keys)
+
+        found = await self._database.read(work)
+        return [found.get(key) for key in keys]
+
+    async def _commit(self, commits: list[Commit]) -> Sequence[Outcome | None]:
+        async def work(connection: Connection) -> list[Outcome | None]:
+            return await workflows.commit(connection, commits)
+
+        return await self._database.write_alone(work)
+
+
+# --- What may be committed -----------------------------------------------------------------------------------------
+
+
+def _checked(
+    workflow_key: str,
+    expected_version: int,
+    state: Mapping[str, object],
+    provenance: Mapping[str, object],
+    schema_version: int,
+) -> Commit:
+    """A commit that PostgreSQL can keep. Raises InvalidInputError, which names everything that is wrong with it."""
+    _check_key(workflow_key)
+    if not NONE <= expected_version <= MAX_NUMBER:
+        raise InvalidInputError([Fault("#/expected_version", f"a number from {NONE} to 2^63-1 was expected")])
+    faults: list[Fault] = []
+    if not state:
+        faults.append(Fault("#/state", "an object that is not empty was expected"))
+    if not 1 <= schema_version <= MAX_SCHEMA_VERSION:
+        faults.append(Fault("#/schema_version", "a number from 1 to 2^31-1 was expected"))
+    encoded_state = _encoded(state, "#/state", faults)
+    if len(encoded_state) > MAX_STATE:
+        faults.append(Fault("#/state", f"larger than {MAX_STATE:,} bytes as compact JSON"))
+    encoded = _encoded(provenance, "#/provenance", faults)
+    action_id = None
+    try:
+        read = msgspec.json.decode(encoded, type=Provenance)
+        action_id = read.action_id
+        if not EARLIEST <= read.timestamp <= LATEST:
+            faults.append(Fault("#/provenance/timestamp", "a time lies in the years 1900 to 9998, in UTC"))
+    except msgspec.ValidationError as error:
+        fault = fault_of(error, provenance)
+        faults.append(Fault(f"#/provenance{fault.pointer[1:]}", fault.detail))
+    if faults:
+        raise InvalidInputError(faults)
+    return Commit(workflow_key, expected_version, encoded_state.decode(), schema_version, encoded.decode(), action_id)
+
+
+def _check_key(workflow_key: str) -> None:
+    detail = None
+    if not 1 <= len(workflow_key) <= MAX_KEY:
+        detail = f"a key has 1 to {MAX_KEY} characters; this one has {len(workflow_key):,}"
+    elif "\0" in workflow_key:
+        detail = "a key here holds NUL, which PostgreSQL cannot keep"
+    elif workflow_key.encode(errors="ignore").decode() != workflow_key:
+        detail = "a key is Unicode; this one holds a lone surrogate"
+    if detail is not None:
+        raise InvalidInputError([Fault("#/path/workflow_key", detail)])
+
+
+def _encoded(value: Mapping[str, object], pointer: str, faults: list[Fault]) -> bytes:
+    """The JSON of an object, compact; what of it can't be kept is added to the faults."""
+    try:
+        encoded = msgspec.json.encode(value)
+        if b"null" in encoded:  # which msgspec makes of NaN and Infinity, too
+            json.dumps(value, allow_nan=False, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        faults.append(Fault(pointer, f"no JSON: {error}"))
+        return b"{}"
+    if b"\\u0000" in encoded and (nul_at := find_nul(msgspec.json.decode(encoded), pointer)) is not None:
+        faults.append(Fault(nul_at, "a string here holds NUL (\\u0000), which PostgreSQL cannot keep"))
+    if encoded.count(b"{") + encoded.count(b"[") > MAX_NESTING and depth(value) > MAX_NESTING:
+        faults.append(Fault(pointer, f"nested deeper than {MAX_NESTING} levels"))
+    return encoded
+
+
+# --- Old actions ---------------------------------------------------------------------------------------------------
+
+
+class Pruner:
+    """Removes the actions that need not be kept any more. Many processes may run one: one at a time works."""
+
+    def __init__(self, database: Database, retention: timedelta) -> None:
+        self._database = database
+        self._retention = retention
+        self._every = max(PRUNE_LEAST, min(PRUNE_EVERY, retention.total_seconds()))
+
+    async def run(self) -> None:
+        """Look from time to time, until cancelled. A database that does not answer is asked again the next time."""
+        while True:
+            await asyncio.sleep(self._every)
+            try:
+                removed = await self.prune()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not end this for good
+                log.warning("old actions of workflows stay for now: %s", error)
+            else:
+                if removed:
+                    log.info("removed %d old actions of workflows", removed)
+
+    async def prune(self) -> int:
+        """Remove what is older than the retention, in small transactions, and return how many actions that were."""
+
+        async def work(connection: Connection) -> int | None:
+            return await workflows.prune(connection, self._retention)
+
+        removed = 0
+        while batch := await self._database.write(work):
+            removed += batch
+            if batch < PRUNE_ROWS:
+                break
+        return removed

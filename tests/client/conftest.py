@@ -1,0 +1,51 @@
+"""Clients of services for the tests: in this process, and of a real one."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from app import main
+from app.client import Client
+from app.settings import Settings
+from tests.client.proxy import Proxy
+from tests.conftest import new_database
+from tests.processes import Service, serving
+
+
+@asynccontextmanager
+async def client_in_process(settings: Settings) -> AsyncIterator[Client]:
+    """A client of the whole application, in this process."""
+    app = main.create_app(settings)
+    client = Client("http://service", transport=httpx.ASGITransport(app))
+    async with app.router.lifespan_context(app), client:
+        yield client
+
+
+@pytest.fixture
+async def pqs(settings: Settings) -> AsyncIterator[Client]:
+    """A client of a service with an empty database, in this process."""
+    async with client_in_process(settings) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+async def module_database_url() -> AsyncIterator[str]:
+    """The address of a database that the tests of a module share."""
+    async with new_database() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def service(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service as a process, which the tests of a module share."""
+    with serving(tmp_path_factory.mktemp("service"), database_url=module_database_url, pool_size=4) as service:
+        yield service
+
+
+@pytest.fixture
+async def proxy(service: Service) -> AsyncIterator[Proxy]:
+    """A proxy in front of that service."""
+    async with Proxy(service.url) as proxy:
+        yield proxy

@@ -1,0 +1,92 @@
+"""The orchestrator of README.md and docs/, run as it stands there."""
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from tests.making import Json, event_json, node
+from tests.processes import PATIENCE, Service, environment
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+ORCHESTRATOR = ROOT / "docs" / "orchestrator.py"
+BLOCK = re.compile(r'(?<=^```python\n)"""Escalates.*?(?=^```$)', re.MULTILINE | re.DOTALL)
+
+# Its tests are no coroutines, and use an asynchronous fixture.
+pytestmark = pytest.mark.usefixtures("anyio_backend")
+
+
+def overdue(number: int, seconds: float) -> Json:
+    """An event that makes a node whose acknowledgement is so many seconds late by now."""
+    deadline = datetime.now(UTC) - timedelta(seconds=seconds)
+    data = {"current_state": "awaiting_ack", "node_type": "compute", "registered_at": "2026-01-01T00:00:00Z"}
+    data["ack_deadline"] = deadline.isoformat()
+    return event_json("registration.recorded", 1, entity_id=node(number), data=data)
+
+
+@contextmanager
+def orchestrating(url: str) -> Iterator["subprocess.Popen[str]"]:
+    """The orchestrator as a process of its own."""
+    command = [sys.executable, str(ORCHESTRATOR), url]
+    own = environment() | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.communicate(timeout=PATIENCE)
+
+
+def said(processes: list["subprocess.Popen[str]"], count: int) -> list[str]:
+    """So many lines that the processes print, in order, as they come."""
+    streams = {process.stdout.fileno(): "" for process in processes if process.stdout is not None}
+    end = time.monotonic() + PATIENCE
+    while sum(text.count("\n") for text in streams.values()) < count:
+        ready, _, _ = select.select(list(streams), [], [], max(0, end - time.monotonic()))
+        assert ready, f"in vain: {count} lines; there are {streams}"
+        for stream in ready:
+            piece = os.read(stream, 65_536).decode()
+            assert piece, f"it has ended: {[process.communicate() for process in processes if process.poll()]}"
+            streams[stream] += piece
+    return sorted(line for text in streams.values() for line in text.splitlines())
+
+
+def steps(*named: tuple[str, UUID]) -> list[str]:
+    """The lines for these steps."""
+    return sorted(f"{step} {entity_id}" for step, entity_id in named)
+
+
+def test_each_step_is_done_once_by_whoever_is_first(service: Service) -> None:
+    """Two orchestrators do each step of each overdue node once, and one that is started later none of them again."""
+    late = [overdue(number, seconds) for number, seconds in enumerate([10, 20, 100, 200, 5000, 86_400])]
+    with service.client() as http:
+        http.post("/v1/events", json=late).raise_for_status()
+        with orchestrating(service.url) as one, orchestrating(service.url) as other:
+            lines = said([one, other], len(late))
+        names = ["remind", "remind", "tell an operator", "tell an operator", "give up", "give up"]
+        assert lines == steps(*((name, node(number)) for number, name in enumerate(names)))
+        row = http.get(f"/v1/workflows/ack/{node(5)}").raise_for_status().json()
+        assert (row["version"], list(row["state"])) == (1, ["give up"])
+        http.post("/v1/events", json=overdue(6, 5000)).raise_for_status()
+        with orchestrating(service.url) as later:
+            assert said([later], 1) == steps(("give up", node(6)))
+
+
+def test_the_readme_shows_this_orchestrator() -> None:
+    """What README.md shows is the file that runs here. UPDATE_README=1 writes it down."""
+    program = ORCHESTRATOR.read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    if "UPDATE_README" in os.environ:
+        README.write_text(BLOCK.sub(lambda _: program, text), encoding="utf-8")
+    else:
+        assert BLOCK.findall(text) == [program]

@@ -1,0 +1,366 @@
+"""Workflows read and changed with the client, by many at once, through a proxy that loses answers."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from app.client import (
+    ActionConflictError,
+    Client,
+    Committed,
+    ConnectionFailedError,
+    InvalidError,
+    NotFoundError,
+    PreconditionFailedError,
+    Retry,
+)
+from app.client.workflows import LONGEST_WAIT, State
+from tests.client.proxy import Proxy
+from tests.making import Json
+from tests.processes import PATIENCE, Service, serving
+
+QUICK = Retry(attempts=8, base=0.001, cap=0.01)
+PROVENANCE: Json = {"effect_id": "test", "timestamp": "2026-01-01T00:00:00Z", "more": [1, None]}
+
+
+def with_action() -> Json:
+    """A provenance with an action id of its own."""
+    return PROVENANCE | {"action_id": str(uuid4())}
+
+
+def counted(state: State) -> State:
+    """One more."""
+    number = state.get("number", 0)
+    assert isinstance(number, int)
+    return {"number": number + 1}
+
+
+@pytest.fixture
+def key() -> str:
+    """The key of a workflow that no other test knows."""
+    return f"test/{uuid4()}"
+
+
+@pytest.fixture
+async def through(proxy: Proxy) -> AsyncIterator[Client]:
+    """A client of the service behind the proxy."""
+    async with Client(proxy.url, retry=QUICK) as client:
+        yield client
+
+
+async def test_a_workflow_is_created_committed_and_read(pqs: Client) -> None:
+    """A row comes back as it was written, with versions from 1."""
+    created = await pqs.workflows.create("key", {"step": "one"}, PROVENANCE, schema_version=3)
+    assert not created.replayed
+    assert (created.workflow.version, created.workflow.schema_version) == (1, 3)
+    committed = await pqs.workflows.commit("key", 1, {"step": "two", "deep": {"a": [1.5, None]}}, PROVENANCE)
+    row = await pqs.workflows.get("key")
+    assert row == committed.workflow
+    assert (row.workflow_key, row.version, row.schema_version) == ("key", 2, 1)
+    assert row.state == {"step": "two", "deep": {"a": [1.5, None]}}
+    assert row.provenance["more"] == [1, None]
+    assert row.updated_at.tzinfo is not None
+
+
+async def test_what_is_known_already_is_given_back(pqs: Client) -> None:
+    """With the row that was read before, an unchanged one is that very object, and a changed one is new."""
+    known = (await pqs.workflows.create("key", {"a": 1}, PROVENANCE)).workflow
+    assert await pqs.workflows.get("key", known=known) is known
+    await pqs.workflows.commit("key", 1, {"a": 2}, PROVENANCE)
+    assert (await pqs.workflows.get("key", known=known)).version == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "/", "a b", "größe/\u6f22", "50%", "%2F", "a?b#c", ".", "..", "a/../b", "x" * 255]
+)
+async def test_any_key_names_one_workflow(pqs: Client, name: str) -> None:
+    """A key may hold what means something in a path; it comes back as it was given."""
+    await pqs.workflows.create(name, {"name": name}, PROVENANCE)
+    row = await pqs.workflows.get(name)
+    assert (row.workflow_key, row.state) == (name, {"name": name})
+
+
+async def test_a_workflow_that_is_not_there_is_not_found(pqs: Client) -> None:
+    """A key without a row is a NotFoundError."""
+    with pytest.raises(NotFoundError):
+        await pqs.workflows.get("nothing")
+
+
+async def test_a_commit_on_another_version_has_the_row(pqs: Client) -> None:
+    """A conflict brings both versions, and the row as it is."""
+    row = (await pqs.workflows.create("key", {"a": 1}, PROVENANCE)).workflow
+    with pytest.raises(PreconditionFailedError) as caught:
+        await pqs.workflows.commit("key", 7, {"a": 2}, PROVENANCE)
+    assert (caught.value.expected_version, caught.value.actual_version) == (7, 1)
+    assert caught.value.current == row
+    with pytest.raises(PreconditionFailedError) as caught:
+        await pqs.workflows.create("key", {"a": 2}, PROVENANCE)
+    assert (caught.value.expected_version, caught.value.current) == (None, row)
+
+
+async def test_a_commit_on_nothing_has_no_row(pqs: Client) -> None:
+    """A conflict about a workflow that is not there says so."""
+    with pytest.raises(PreconditionFailedError) as caught:
+        await pqs.workflows.commit("nothing", 7, {"a": 2}, PROVENANCE)
+    assert (caught.value.actual_version, caught.value.current) == (None, None)
+
+
+async def test_an_action_is_applied_once(pqs: Client) -> None:
+    """The same action again is answered as it was then; with another state it is an ActionConflictError."""
+    provenance = with_action()
+    first = await pqs.workflows.create("key", {"a": 1}, provenance)
+    await pqs.workflows.commit("key", 1, {"a": 2}, with_action())
+    assert await pqs.workflows.create("key", {"a": 1}, provenance) == Committed(first.workflow, replayed=True)
+    with pytest.raises(ActionConflictError) as caught:
+        await pqs.workflows.commit("key", 2, {"a": 3}, provenance)
+    assert (caught.value.status, caught.value.version) == (409, 1)
+
+
+async def test_what_is_wrong_with_a_commit_is_said(pqs: Client) -> None:
+    """An invalid commit is an InvalidError that points at the field."""
+    with pytest.raises(InvalidError) as caught:
+        await pqs.workflows.create("key", {"a": 1}, {"effect_id": "test"})
+    assert [fault.pointer for fault in caught.value.errors] == ["#/provenance/timestamp"]
+
+
+async def test_workflows_are_listed_by_their_change(pqs: Client) -> None:
+    """The pages of the list have each workflow once, oldest change first, and may begin at a moment."""
+    for number in range(5):
+        await pqs.workflows.create(f"key {number}", {"a": 1}, PROVENANCE)
+    await pqs.workflows.commit("key 0", 1, {"a": 2}, PROVENANCE)
+    pages = [page async for page in pqs.workflows.pages(limit=2)]
+    assert [len(page.items) for page in pages] == [2, 2, 1]
+    items = [item for page in pages for item in page.items]
+    assert [item.workflow_key for item in items] == ["key 1", "key 2", "key 3", "key 4", "key 0"]
+    [rest] = [page async for page in pqs.workflows.pages(updated_since=items[3].updated_at)]
+    assert rest.items == items[3:]
+    [last] = [page async for page in pqs.workflows.pages(cursor=pages[1].next_cursor)]
+    assert last.items == items[4:]
+
+
+# --- Updates -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_update_commits_what_the_reducer_makes(pqs: Client) -> None:
+    """An update reads, reduces and commits; its provenance has an action id, an effect and a moment of its own."""
+    await pqs.workflows.create("key", {"number": 4}, PROVENANCE, schema_version=2)
+    row = await pqs.workflows.update("key", counted)
+    assert row == await pqs.workflows.get("key")
+    assert (row.version, row.state, row.schema_version) == (2, {"number": 5}, 2)
+    assert set(row.provenance) == {"effect_id", "timestamp", "action_id"}
+    assert datetime.fromisoformat(str(row.provenance["timestamp"])) <= datetime.now(UTC)
+
+
+async def test_an_update_has_the_provenance_that_it_is_given(pqs: Client) -> None:
+    """What the caller says of a commit goes with it, and stands in for what would be made."""
+    row = await pqs.workflows.update("key", counted, initial={}, provenance={"effect_id": "count", "by": "test"})
+    assert (row.provenance["effect_id"], row.provenance["by"]) == ("count", "test")
+    assert row.provenance["action_id"]
+
+
+async def test_an_update_of_nothing_needs_an_initial_state(pqs: Client) -> None:
+    """Without `initial` a workflow that is not there is a NotFoundError; with it, it is made."""
+    with pytest.raises(NotFoundError):
+        await pqs.workflows.update("key", counted)
+    initial = {"number": 10}
+    row = await pqs.workflows.update("key", counted, initial=initial, schema_version=4)
+    assert (row.version, row.state, row.schema_version) == (1, {"number": 11}, 4)
+    assert initial == {"number": 10}
+
+
+async def test_a_reducer_with_nothing_to_do_commits_nothing(pqs: Client) -> None:
+    """Where the reducer returns None the row stays, and the update returns None."""
+    await pqs.workflows.create("key", {"a": 1}, PROVENANCE)
+    assert await pqs.workflows.update("key", lambda _state: None) is None
+    assert (await pqs.workflows.get("key")).version == 1
+
+
+async def test_a_reducer_may_change_what_it_is_given(pqs: Client) -> None:
+    """The reducer's state is its own copy, anew for each attempt, the initial one too."""
+
+    def push(state: State) -> State:
+        items = state["items"]
+        assert isinstance(items, list)
+        items.append(len(items))
+        return state
+
+    initial: State = {"items": []}
+    await asyncio.gather(*(pqs.workflows.update("key", push, initial=initial) for _ in range(5)))
+    assert (await pqs.workflows.get("key")).state == {"items": [0, 1, 2, 3, 4]}
+    assert initial == {"items": []}
+
+
+async def test_an_error_of_the_reducer_is_the_updates(pqs: Client) -> None:
+    """What the reducer raises comes out as it is, and nothing is committed."""
+    await pqs.workflows.create("key", {"a": 1}, PROVENANCE)
+
+    def fail(_state: State) -> State:
+        raise LookupError("no such step")
+
+    with pytest.raises(LookupError, match="no such step"):
+        await pqs.workflows.update("key", fail)
+    assert (await pqs.workflows.get("key")).version == 1
+
+
+class Rival:
+    """A reducer that counts, and lets another client commit first, as often as it is told."""
+
+    def __init__(self, service: Service, key: str, times: int) -> None:
+        self._service = service
+        self._key = key
+        self._times = times
+        self.seen: list[State] = []
+
+    def __call__(self, state: State) -> State:
+        """One more, too late while it is told so."""
+        self.seen.append(state)
+        if len(self.seen) <= self._times:
+            with self._service.client() as http:
+                tag = {"If-Match": http.get(f"/v1/workflows/{self._key}").headers["etag"]}
+                body = {"state": {"number": 10 * len(self.seen)}, "provenance": PROVENANCE}
+                http.put(f"/v1/workflows/{self._key}", json=body, headers=tag).raise_for_status()
+        return counted(state)
+
+
+async def test_the_first_conflict_is_computed_anew_at_once(service: Service, key: str) -> None:
+    """After one conflict the reducer gets the row of the answer, without a wait."""
+
+    async def sleep(seconds: float) -> None:
+        pytest.fail(f"waited for {seconds} s")
+
+    rival = Rival(service, key, 1)
+    async with Client(service.url, sleep=sleep) as client:
+        await client.workflows.create(key, {"number": 0}, PROVENANCE)
+        row = await client.workflows.update(key, rival)
+    assert rival.seen == [{"number": 0}, {"number": 10}]
+    assert (row.version, row.state) == (3, {"number": 11})
+
+
+async def test_repeated_conflicts_wait_longer_each_time(service: Service, key: str) -> None:
+    """After every second conflict an update waits for a share of a growing bound, and reads again after it."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    rival = Rival(service, key, 6)
+    async with Client(service.url, sleep=sleep, jitter=lambda: 1.0) as client:
+        await client.workflows.create(key, {"number": 0}, PROVENANCE)
+        row = await client.workflows.update(key, rival)
+    assert [state["number"] for state in rival.seen] == [0, 10, 20, 30, 40, 50, 60]
+    assert (row.version, row.state) == (8, {"number": 61})
+    assert waits == [waits[0], min(2 * waits[0], LONGEST_WAIT), min(4 * waits[0], LONGEST_WAIT)]
+
+
+async def test_an_update_gives_up_when_its_patience_ends(service: Service, key: str) -> None:
+    """Where conflicts go on for longer than an update has patience, the last of them is raised."""
+    rival = Rival(service, key, 1000)
+    async with Client(service.url) as client:
+        await client.workflows.create(key, {"number": 0}, PROVENANCE)
+        with pytest.raises(PreconditionFailedError):
+            await client.workflows.update(key, rival, patience=0.2)
+        assert (await client.workflows.get(key)).state == {"number": 10 * len(rival.seen)}
+
+
+async def test_a_workflow_that_appears_meanwhile_is_built_on(service: Service, key: str) -> None:
+    """An update that wanted to make a workflow goes on from the one that another client has made."""
+    made: list[State] = []
+
+    def reducer(state: State) -> State:
+        if not made:
+            with service.client() as http:
+                body = {"state": {"number": 7}, "provenance": PROVENANCE}
+                answer = http.put(f"/v1/workflows/{key}", json=body, headers={"If-None-Match": "*"})
+                made.append(answer.raise_for_status().json()["state"])
+        return counted(state)
+
+    async with Client(service.url) as client:
+        row = await client.workflows.update(key, reducer, initial={})
+    assert (row.version, row.state) == (2, {"number": 8})
+
+
+# --- Many at once, and what gets lost ------------------------------------------------------------------------------
+
+
+async def test_every_increment_of_many_clients_lands_once(service: Service, key: str) -> None:
+    """Clients that update one key at once lose nothing and double nothing, and its versions have no gap."""
+    clients, each = 6, 10
+    async with AsyncExitStack() as stack:
+        several = [await stack.enter_async_context(Client(service.url)) for _ in range(clients)]
+
+        async def count(client: Client) -> list[int]:
+            return [(await client.workflows.update(key, counted, initial={})).version for _ in range(each)]
+
+        versions = await asyncio.gather(*map(count, several))
+        row = await several[0].workflows.get(key)
+    assert row.state == {"number": clients * each}
+    assert sorted(version for own in versions for version in own) == list(range(1, clients * each + 1))
+
+
+@pytest.mark.parametrize("trouble", ["cut_requests", "lose_answers"])
+async def test_an_update_whose_answers_are_lost_lands_once(
+    through: Client, proxy: Proxy, key: str, trouble: str
+) -> None:
+    """An update is sent again under its action id, and so applied once, whatever gets lost on the way."""
+    for number in range(1, 9):
+        setattr(proxy, trouble, number % 4)
+        row = await through.workflows.update(key, counted, initial={})
+        assert (row.version, row.state) == (number, {"number": number})
+
+
+async def test_a_commit_with_an_action_id_is_sent_again(through: Client, proxy: Proxy, key: str) -> None:
+    """A commit that names its action is repeated, and says that an earlier request was the one that did it."""
+    proxy.lose_answers = 1
+    committed = await through.workflows.create(key, {"a": 1}, with_action())
+    assert committed.replayed
+    assert committed.workflow.version == 1
+
+
+async def test_a_commit_without_an_action_id_is_not_sent_again(through: Client, proxy: Proxy, key: str) -> None:
+    """A commit that names no action is told to have been perhaps applied, and is left at that."""
+    proxy.lose_answers = 1
+    with pytest.raises(ConnectionFailedError) as caught:
+        await through.workflows.create(key, {"a": 1}, PROVENANCE)
+    assert caught.value.perhaps_done
+    assert (await through.workflows.get(key)).version == 1
+
+
+async def test_updates_outlive_a_service_that_is_killed(database_url: str, tmp_path: Path) -> None:
+    """Updates under way when the service is killed go on with the next one, and each lands once."""
+    clients, each = 4, 10
+    with serving(tmp_path, database_url=database_url) as first:
+        async with Proxy(first.url) as proxy, AsyncExitStack() as stack:
+            back = asyncio.Event()
+            some = asyncio.Event()
+
+            async def sleep(_seconds: float) -> None:
+                if not back.is_set():
+                    some.set()
+                await back.wait()
+                await asyncio.sleep(0.01)
+
+            async def count(client: Client) -> int:
+                for number in range(each):
+                    row = await client.workflows.update("key", counted, initial={})
+                    if number == each // 2:
+                        first.signal(signal.SIGKILL)
+                return row.version
+
+            several = [await stack.enter_async_context(Client(proxy.url, sleep=sleep)) for _ in range(clients)]
+            counting = asyncio.gather(*map(count, several))
+            async with asyncio.timeout(PATIENCE):
+                await some.wait()
+            first.signal(signal.SIGKILL)
+            first.process.wait()
+            with serving(tmp_path, database_url=database_url) as second:
+                proxy.target = second.url
+                back.set()
+                last = max(await counting)
+                assert last == clients * each
+                assert (await several[0].workflows.get("key")).state == {"number": last}
