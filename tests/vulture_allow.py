@@ -2,7 +2,10 @@
 
 from app import main, settings
 from app.api import bodies, schemas
+from app.bus import envelopes, kafka, memory
+from app.domain import decider, events
 from app.domain.states import RegistrationState
+from app.effects import consul, postgres
 from app.store import registrations, tables
 
 _used_from_outside: list[object] = [
@@ -15,7 +18,23 @@ _used_from_outside: list[object] = [
     RegistrationState.requires_ack,
     RegistrationState.requires_liveness,
     RegistrationState.can_retry,
+    postgres.upsert_registration,
+    postgres.update_registration,
+    # What the relay and the sweep are built on.
+    consul.Consul.handle,
+    consul.Consul.close,
+    decider.expire,
+    settings.Settings.kafka,
+    kafka.KafkaBus.publish_envelope,
+    memory.MemoryBus,
+    # Tests go through them.
+    envelopes.Envelope.from_json,
+    events.FACT_CLASSES,
+    events.TRIGGER_CLASSES,
+    # pydantic calls it.
+    settings.Settings._kafka_has_servers,
     # Chosen by name, in the environment.
+    settings.BusKind.MEMORY,
     settings.LogLevel.DEBUG,
     settings.LogLevel.WARNING,
     settings.LogLevel.ERROR,
@@ -25,6 +44,7 @@ _used_from_outside: list[object] = [
     # SQLAlchemy reads them.
     tables.Base.metadata,
     tables.Base.type_annotation_map,
+    tables.OutboxMessage.created_at,
     # Fields of answers: encoded, never read.
     schemas.EntityPage.next_cursor,
     schemas.OverdueRegistration.overdue_seconds,

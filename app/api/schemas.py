@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.domain.events import DEFAULT_DOMAIN, Time
@@ -13,6 +13,7 @@ from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration
 from app.domain.states import RegistrationState
 from app.errors import Fault
+from app.projector import Followed
 from app.wire import EARLIEST, LATEST
 
 MAX_LIMIT = 1000  # rows in a page
@@ -230,6 +231,7 @@ class OrderProblem(Struct, frozen=True):
     current_state: RegistrationState | None
     version: int | None
     stands_at: Position | None
+    events: list[Followed] | UnsetType = UNSET
 
 
 class InterruptedProblem(Struct, frozen=True):

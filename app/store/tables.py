@@ -4,7 +4,19 @@ from datetime import datetime
 from typing import ClassVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Enum, Index, MetaData, SmallInteger, String, Uuid, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Enum,
+    Identity,
+    Index,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    Uuid,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -112,3 +124,20 @@ class StateCount(Base):
     current_state: Mapped[RegistrationState] = mapped_column(primary_key=True)
     slot: Mapped[int] = mapped_column(SmallInteger(), primary_key=True)
     count: Mapped[int]
+
+
+class OutboxMessage(Base):
+    """What is to be sent, and to whom, until they have it. `docs/registration-loop.md` says who writes and who sends.
+
+    The primary key is the order in which it is sent: by destination and slot, oldest first.
+    """
+
+    __tablename__ = "outbox"
+
+    destination: Mapped[str] = mapped_column(String(300), primary_key=True)
+    slot: Mapped[int] = mapped_column(SmallInteger(), primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger(), Identity(always=True), primary_key=True)
+    entity_id: Mapped[UUID]
+    domain: Mapped[str] = mapped_column(String(128))
+    envelope: Mapped[str] = mapped_column(Text())
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

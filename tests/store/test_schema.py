@@ -23,6 +23,7 @@ from app.store.tables import Base
 ROOT = Path(__file__).parents[2]
 TABLE = "registration_projections"
 COUNTS = "registration_state_counts"
+OUTBOX = "outbox"
 LOCK_TIMEOUT = 5.0  # seconds, of the migrations
 
 Catalog = dict[str, list[tuple[object, ...]]]
@@ -151,13 +152,13 @@ async def test_the_models_lead_to_the_same_schema(database_url: str, empty_datab
 
 
 async def test_every_index_is_valid(database_url: str) -> None:
-    """The table has its primary key and five indexes more, each of them ready for use, as is that of the counters."""
+    """The table has its primary key and five indexes more, the others their own, each of them ready for use."""
     indexes = (await catalog(database_url))["indexes"]
     names = [
         f"{TABLE}_{name}" for name in ("ack_due", "by_capability", "by_event", "by_state", "liveness_due", "pkey")
     ]
     assert [(name, *valid) for name, _, *valid in indexes] == [
-        (name, True, True) for name in (*names, f"{COUNTS}_pkey")
+        (name, True, True) for name in (f"{OUTBOX}_pkey", *names, f"{COUNTS}_pkey")
     ]
 
 
@@ -171,11 +172,11 @@ async def test_the_page_about_storage_is_complete(database_url: str) -> None:
         cells = [line.split("|") for line in sections[section].splitlines() if line.startswith("| `")]
         return {name.strip().strip("`"): rest for _, name, *rest in cells}
 
-    for table in (TABLE, COUNTS):
+    for table in (TABLE, COUNTS, OUTBOX):
         columns = {name: not required for of, _, name, _, required, _ in parts["columns"] if of == table}
         said = lines(f"The table `{table}`")
         assert {name: rest[1].strip() == "yes" for name, rest in said.items()} == columns
-    assert {of for of, *_ in parts["columns"]} == {TABLE, COUNTS}
+    assert {of for of, *_ in parts["columns"]} == {TABLE, COUNTS, OUTBOX}
     assert set(lines("The indexes")) == {name for name, *_ in parts["indexes"]}
     for _, name, kind, *_ in parts["constraints"]:
         assert kind != b"c" or f"`{str(name).removeprefix(f'{TABLE}_')}`" in page
@@ -318,7 +319,7 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
         assert await migrated(empty_database_url) == (BASE, HEAD)
 
 
-@pytest.mark.parametrize(("locked", "reached"), [(COUNTS, HEAD), (TABLE, "0001")])
+@pytest.mark.parametrize(("locked", "reached"), [(OUTBOX, HEAD), (COUNTS, "0002"), (TABLE, "0001")])
 async def test_a_migration_gives_up_on_a_locked_table(database_url: str, locked: str, reached: str) -> None:
     """A table that somebody keeps locked ends a migration soon, in one plain line, and its revision undone."""
     before = await catalog(database_url)
