@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench format requirements clean
+.PHONY: help serve kafka test check bench format requirements clean
 
 help: ## list the commands
 	@grep -hE '^[a-z.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ $(VENV)/ready: requirements/dev.txt pyproject.toml
 
 serve: $(VENV) ## run the service and its own PostgreSQL on 127.0.0.1:8000
 	@exec $(BIN)/pqs serve
+
+kafka: ## run an Apache Kafka on 127.0.0.1:9092, where Java 17 and Maven are
+	@exec kafka/run
 
 test: $(VENV) ## run the whole suite against a real PostgreSQL of its own
 	$(BIN)/python -m pytest --numprocesses=auto --cov --cov-report= $(ARGS)

@@ -27,6 +27,7 @@ from app.api.context import correlation_id
 from app.api.metrics import SHARED_DIRECTORY
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.positions import MAX_NUMBER, Position
+from app.effects import contract
 from app.errors import PqsError, StartError
 from app.load import load_file, service_url
 from app.settings import PREFIX, Settings, read_settings
@@ -90,11 +91,13 @@ def serve(**given: str | None) -> None:
     """Answer requests. Without a database URL, on a PostgreSQL of its own in the data directory."""
     settings = read_settings(given)
     log.configure(settings.log_level, settings.log_format, correlation_id.get)
+    routes = contract.routes_of(settings)
     try:
         with _listen(settings.host, settings.port) as listener, _own_database(settings) as url:
             if settings.database_url is None:
                 asyncio.run(_migrate(url, schema.HEAD))
             _export(settings.model_copy(update={"database_url": url}))
+            contract.log_what_is_off(routes)  # here once, and not in every worker
             _announce(settings, listener)
             _run(settings, listener)
     except KeyboardInterrupt:
@@ -191,6 +194,18 @@ def db_url(**given: str | None) -> None:
     if url is None:
         raise StartError(f"no PostgreSQL runs in {settings.data_dir} now; `pqs serve` starts it")
     click.echo(url)
+
+
+@pqs.command()
+@settings_options("consul_url")
+def intents(**given: str | None) -> None:
+    """Print who carries each intent out, and what that needs."""
+    lines = [("intent", "handler", "needs")]
+    for each in contract.routes_of(read_settings(given)):
+        off = each.handler == contract.OFF
+        lines.append((each.intent, each.handler, contract.needed(each.needs) + (": not set" if off else "")))
+    for intent, handler, needs in lines:
+        click.echo(f"{intent:<30}{handler:<10}{needs}")
 
 
 @pqs.command()

@@ -96,5 +96,25 @@ class IngestInterruptedError(UnavailableError):
         self.committed_lines = committed_lines
 
 
+class IntentError(PqsError):
+    """An intent that cannot be carried out as it is, now or later."""
+
+
+class RefusedValuesError(IntentError):
+    """The table does not take the values that an intent is to write. Nothing was written."""
+
+
+class EffectDownError(UnavailableError):
+    """The other side of an effect, such as Consul, does not answer: this is what its circuit breaker counts."""
+
+
+class BusError(PqsError):
+    """The bus is not known to have the message: publish it again later. It may be there twice then."""
+
+
+class MessageRefusedError(BusError):
+    """The bus does not take this message, now or later: it is too large, or not what the topic holds."""
+
+
 class StartError(PqsError):
     """The service or a command cannot start; the message says what to do about it."""

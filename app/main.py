@@ -22,9 +22,11 @@ from app.api.metrics import SHARED_DIRECTORY, Metrics
 from app.api.service import Service
 from app.batching import Reader, Writer
 from app.domain.registration import Timing
+from app.effects import contract
 from app.errors import StartError
+from app.outgoing import Outgoing
 from app.projector import Projector
-from app.settings import Settings, read_settings
+from app.settings import BusKind, Settings, read_settings
 from app.store.database import Database
 from app.workflows import Pruner, WorkflowStore
 
@@ -49,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     url = settings.database_url.get_secret_value()
     read_url = settings.database_read_url.get_secret_value() if settings.database_read_url else url
     metrics = Metrics()
+    routes = contract.routes_of(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,7 +63,9 @@ def create_app(settings: Settings) -> FastAPI:
             liveness_interval=timedelta(seconds=settings.liveness_interval),
             liveness_window=timedelta(seconds=settings.liveness_window),
         )
-        projector = Projector(database, timing)
+        topic = None if settings.bus is BusKind.OFF else settings.topic_out
+        outgoing = Outgoing(topic, contract.after_the_transaction(routes))
+        projector = Projector(database, timing, outgoing)
         reader = Reader(database, joining=settings.batching)
         writer = Writer(projector, joining=settings.batching)
         store = WorkflowStore(database, joining=settings.batching)

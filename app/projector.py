@@ -5,13 +5,15 @@ from collections.abc import Iterable, Sequence
 from typing import assert_never
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from app.domain.events import Event
+from app.domain.decider import Decision, decide
+from app.domain.events import Deregistered, Event, Introspected, RegistrationAcked
 from app.domain.positions import Comparison, Position, compare, in_order
-from app.domain.registration import Outcome, Registration, Timing, evolve, record
+from app.domain.registration import Ignored, Outcome, Registration, Timing, evolve, record
 from app.domain.states import RegistrationState
 from app.errors import ContentionError
+from app.outgoing import Outgoing
 from app.store import registrations
 from app.store.database import Connection, Database, LostRaceError
 from app.store.registrations import Key, Save
@@ -19,10 +21,22 @@ from app.store.registrations import Key, Save
 ATTEMPTS = 10  # a batch that loses a race is folded again this often; from the second on its rows are locked
 
 
+# The triggers that are no facts: what follows from them is evolved. A heartbeat evolves as it is.
+_DECIDED = (Introspected, RegistrationAcked, Deregistered)
+
+
+class Followed(Struct, frozen=True):
+    """An event that followed from a trigger."""
+
+    event_id: UUID
+    type: str
+
+
 class Result(Struct, frozen=True, gc=False):
     """What became of one event, and how its entity's row stands after it.
 
     Without a row `current_state`, `version` and `stands_at` are None. `reason` is None when the event was applied.
+    `events` is what followed, in its order, and is there for triggers alone (a heartbeat is its own event).
     """
 
     event_id: UUID
@@ -33,21 +47,25 @@ class Result(Struct, frozen=True, gc=False):
     current_state: RegistrationState | None
     version: int | None
     stands_at: Position | None
+    events: list[Followed] | UnsetType = UNSET
 
 
 class Fold(Struct, frozen=True):
-    """What a batch makes of the rows that were read: a result for each event, and the rows to write."""
+    """What a batch makes of the rows that were read: a result for each event, the rows to write, what followed."""
 
     results: list[Result]
     saves: list[Save]
+    decisions: list[Decision] = []
 
 
 class Projector:
     """Takes events in. Its outcomes are final: they are returned after the commit that they speak of."""
 
-    def __init__(self, database: Database, timing: Timing) -> None:
+    def __init__(self, database: Database, timing: Timing, outgoing: Outgoing | None = None) -> None:
+        """`outgoing` says where what follows is sent; without it, nowhere."""
         self._database = database
         self._timing = timing
+        self._outgoing = outgoing or Outgoing()
 
     async def persist(self, events: Sequence[Event], *, by_position: bool = False) -> list[Result]:
         """Take in a batch as one transaction, and return a result for each event, in the order given.
@@ -62,7 +80,7 @@ class Projector:
 
             async def work(connection: Connection, *, lock: bool = lock) -> list[Result]:
                 folded = await self._fold(connection, events, by_position=by_position, lock=lock)
-                await registrations.save(connection, folded.saves)
+                await registrations.save(connection, folded.saves, self._outgoing.messages(folded.decisions))
                 return folded.results
 
             try:
@@ -90,6 +108,7 @@ def fold(rows: dict[Key, Registration], events: Sequence[Event], timing: Timing,
     """Fold a batch onto the rows of its entities. Pure: the same rows and events always give the same."""
     results: list[Result | None] = [None] * len(events)
     saves: list[Save] = []
+    decisions: list[Decision] = []
     places: dict[Key, list[int]] = defaultdict(list)
     for place, event in enumerate(events):
         places[event.key].append(place)
@@ -99,19 +118,32 @@ def fold(rows: dict[Key, Registration], events: Sequence[Event], timing: Timing,
         if by_position:
             ordered = in_order(places_of_entity, lambda place: events[place].position)
         for place in ordered:
-            registration, results[place] = take_in(registration, events[place], timing)
+            registration, results[place] = take_in(registration, events[place], timing, decisions)
         if registration is not None and registration is not read:
             saves.append(Save(registration, read))
-    return Fold([result for result in results if result is not None], saves)
+    return Fold([result for result in results if result is not None], saves, decisions)
 
 
-def take_in(registration: Registration | None, event: Event, timing: Timing) -> tuple[Registration | None, Result]:
-    """One event onto one row: the row after it (the same object when it is untouched), and the result."""
+def take_in(
+    registration: Registration | None, event: Event, timing: Timing, decisions: list[Decision] | None = None
+) -> tuple[Registration | None, Result]:
+    """One event onto one row: the row after it (the same object when it is untouched), and the result.
+
+    What follows from a trigger is put at the end of `decisions`.
+    """
     refusal = check_order(registration, event)
     if refusal is not None:
         outcome, reason = refusal
         return registration, _result(event, outcome, reason, registration)
-    evolved = evolve(registration, event, timing)
+    if isinstance(event, _DECIDED):
+        decided = decide(registration, event, timing)
+        if isinstance(decided, Decision):
+            if decisions is not None:
+                decisions.append(decided)
+            return decided.registration, _result(event, Outcome.APPLIED, None, decided.registration, decided)
+        evolved: Registration | Ignored = decided
+    else:
+        evolved = evolve(registration, event, timing)
     if isinstance(evolved, Registration):
         return evolved, _result(event, Outcome.APPLIED, None, evolved)
     recorded = None if registration is None else record(registration, event)
@@ -143,9 +175,18 @@ def check_order(registration: Registration | None, event: Event) -> tuple[Outcom
     return None
 
 
-def _result(event: Event, outcome: Outcome, reason: str | None, registration: Registration | None) -> Result:
+def _result(
+    event: Event,
+    outcome: Outcome,
+    reason: str | None,
+    registration: Registration | None,
+    decision: Decision | None = None,
+) -> Result:
+    events: list[Followed] | UnsetType = UNSET
+    if isinstance(event, _DECIDED):
+        events = [Followed(each.event_id, each.type) for each in decision.events] if decision else []
     if registration is None:
-        return Result(event.event_id, outcome, reason, event.entity_id, event.domain, None, None, None)
+        return Result(event.event_id, outcome, reason, event.entity_id, event.domain, None, None, None, events)
     return Result(
         event.event_id,
         outcome,
@@ -155,4 +196,5 @@ def _result(event: Event, outcome: Outcome, reason: str | None, registration: Re
         registration.current_state,
         registration.version,
         registration.position,
+        events,
     )

@@ -11,7 +11,15 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import StartError
@@ -37,6 +45,14 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class BusKind(StrEnum):
+    """What carries events out of the service and into it."""
+
+    KAFKA = "kafka"
+    MEMORY = "memory"
+    OFF = "off"
+
+
 # A year at most: so a computed deadline stays within the year 9999 for every time that an event may have.
 Duration = Annotated[float, Field(gt=0, le=365 * DAY)]
 
@@ -59,6 +75,20 @@ def _postgresql(url: SecretStr) -> SecretStr:
 
 
 Address = Annotated[SecretStr, AfterValidator(_postgresql)]
+
+
+def _http(url: SecretStr) -> SecretStr:
+    """An HTTP address. Raises ValueError without a word of it: it may hold a password."""
+    with suppress(ValueError):
+        parts = urlsplit(url.get_secret_value())
+        if parts.scheme in {"http", "https"} and parts.hostname and not parts.query and not parts.fragment:
+            return SecretStr(url.get_secret_value().rstrip("/"))
+    raise ValueError("an address such as http://127.0.0.1:8500 was expected")
+
+
+HttpAddress = Annotated[SecretStr, AfterValidator(_http)]
+# What Kafka takes as the name of a topic.
+Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 
 
 def _not_empty(path: object) -> object:
@@ -98,8 +128,24 @@ class Settings(BaseSettings):
     action_retention: Duration = Field(
         7 * DAY, description="How many seconds an action of a workflow is remembered at least."
     )
+    kafka: str | None = Field(None, description="Kafka's bootstrap servers, as host:port,host:port.")
+    bus: BusKind = Field(
+        default_factory=lambda given: BusKind.KAFKA if given.get("kafka") else BusKind.OFF,
+        description="What carries events: kafka (the default where PQS_KAFKA is set), memory, or off (else).",
+    )
+    topic_out: Topic = Field("registration-events", description="The topic that registration events are sent to.")
+    consul_url: HttpAddress | None = Field(
+        None, description="A Consul agent, as http://host:8500, that nodes are registered with."
+    )
     log_level: LogLevel = Field(LogLevel.INFO, description="How much is logged: debug, info, warning or error.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="What a log line looks like: console or json.")
+
+    @field_validator("bus")
+    @classmethod
+    def _kafka_has_servers(cls, bus: BusKind, info: ValidationInfo) -> BusKind:
+        if bus is BusKind.KAFKA and not info.data.get("kafka"):
+            raise ValueError("kafka needs PQS_KAFKA, the servers to begin with")
+        return bus
 
 
 def read_settings(given: Mapping[str, object] | None = None) -> Settings:

@@ -6,7 +6,7 @@ holds none), depth, and the years that a time may lie in. A message is put toget
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NoReturn
 from urllib.parse import quote
@@ -39,8 +39,8 @@ def read_event(body: bytes | msgspec.Raw) -> Event:
     return event
 
 
-def read_events(body: bytes) -> list[Event]:
-    """The events of a JSON array, in the order sent. Raises as `read_event`; every item that is wrong is named."""
+def read_events(body: bytes, read: Callable[[msgspec.Raw], Event] = read_event) -> list[Event]:
+    """The events of a JSON array, in the order sent. Raises as `read` does; every item that is wrong is named."""
     try:
         items = _ITEMS.decode(body)
     except _NOT_DECODED as error:
@@ -52,7 +52,7 @@ def read_events(body: bytes) -> list[Event]:
     faults: list[Fault] = []
     for index, item in enumerate(items):
         try:
-            events.append(read_event(item))
+            events.append(read(item))
         except InvalidInputError as error:
             faults += [Fault(f"#/{index}{fault.pointer[1:]}", fault.detail) for fault in error.faults]
         except UnreadableError as error:

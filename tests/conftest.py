@@ -22,6 +22,7 @@ from app.settings import PREFIX, Settings, read_settings
 from app.store.database import Database
 from app.store.embedded import EmbeddedPostgres
 from app.store.schema import create_engine, migrate
+from tests.broker import Broker, some_broker
 
 SERVER = "TESTS_POSTGRES"  # the server's address, for the worker processes
 TEMPLATE = "pqs_template"
@@ -150,3 +151,18 @@ def data_dir() -> Iterator[Path]:
     """A folder for a service's own PostgreSQL, with a short path, as sockets need."""
     with tempfile.TemporaryDirectory(prefix="pqs-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Broker]:
+    """A Kafka, shared by the tests of this process."""
+    with some_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def topic(kafka: Broker) -> str:
+    """A new topic of it, with four partitions."""
+    name = f"test-{uuid4().hex}"
+    kafka.create_topic(name)
+    return name

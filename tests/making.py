@@ -7,6 +7,8 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import msgspec
 
 from app.domain.events import Event
+from app.domain.registration import Registration
+from app.domain.states import RegistrationState
 from app.wire import read_event
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,6 +36,11 @@ def at(seconds: float) -> str:
     return (START + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
+def when(seconds: float) -> datetime:
+    """A time, so many seconds after the start."""
+    return START + timedelta(seconds=seconds)
+
+
 def event_json(type_: str, sequence: int, *, entity_id: UUID = NODE, data: Json | None = None, **fields: Any) -> Json:
     """An event at a sequence, a second after the one before it. `fields` are laid over it."""
     event: Json = {
@@ -43,7 +50,7 @@ def event_json(type_: str, sequence: int, *, entity_id: UUID = NODE, data: Json 
         "position": {"sequence": sequence},
         "occurred_at": at(sequence),
     }
-    if data is None and type_ == "registration.initiated":
+    if data is None and type_ in {"registration.initiated", "node.introspected"}:
         data = {"node_type": "compute"}
     if data is not None:
         event["data"] = data
@@ -61,3 +68,29 @@ def life(entity_id: UUID = NODE, *, first: int = 1, **fields: Any) -> list[Json]
         event_json(type_, sequence, entity_id=entity_id, **fields)
         for sequence, type_ in enumerate(WAY_TO_ACTIVE, start=first)
     ]
+
+
+def row(state: RegistrationState, **changes: object) -> Registration:
+    """A row in which every column has a value that no event here would give it."""
+    full = Registration(
+        entity_id=NODE,
+        domain="registration",
+        current_state=state,
+        node_type="storage",
+        node_version="9.9",
+        capabilities={"was": "here"},
+        ack_deadline=when(11),
+        liveness_deadline=when(12),
+        last_heartbeat_at=when(13),
+        ack_timeout_emitted_at=when(14),
+        liveness_timeout_emitted_at=when(15),
+        last_applied_event_id=UUID(int=16),
+        last_applied_partition=None,
+        last_applied_offset=None,
+        last_applied_sequence=17,
+        registered_at=when(18),
+        updated_at=when(19),
+        correlation_id=UUID(int=20),
+        version=21,
+    )
+    return msgspec.structs.replace(full, **changes)

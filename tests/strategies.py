@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from app.domain.events import (
     EVENT_CLASSES,
+    TRIGGER_CLASSES,
     Accepted,
     AckDeadlineData,
     AckReceived,
@@ -25,20 +26,25 @@ from app.domain.events import (
     ActivatedData,
     Capabilities,
     Data,
+    Deregistered,
     Event,
     Heartbeat,
     HeartbeatData,
     Initiated,
     InitiatedData,
+    Introspected,
     LivenessExpired,
     NoData,
     Recorded,
     RecordedData,
+    RegistrationAcked,
     Rejected,
+    Trigger,
 )
 from app.domain.positions import Position
-from app.domain.registration import Registration, Timing, evolve
+from app.domain.registration import Registration, Timing
 from app.domain.states import SOURCES, RegistrationState
+from app.projector import take_in
 from app.wire import EARLIEST, LATEST
 from tests.making import NODE, START, event_json, node
 
@@ -84,6 +90,16 @@ _LEADING_TO: dict[RegistrationState, type[Event]] = {
     RegistrationState.ACTIVE: Activated,
     RegistrationState.LIVENESS_EXPIRED: LivenessExpired,
 }
+# The states in which something follows from a trigger.
+_DECIDED_IN: dict[type[Event], tuple[RegistrationState, ...]] = {
+    Introspected: SOURCES[RegistrationState.PENDING_REGISTRATION],
+    RegistrationAcked: SOURCES[RegistrationState.ACK_RECEIVED],
+    Deregistered: (
+        RegistrationState.PENDING_REGISTRATION,
+        *SOURCES[RegistrationState.ACK_TIMED_OUT],
+        RegistrationState.ACTIVE,
+    ),
+}
 _OFTEN_NONE = (None, None, *TIMES)
 
 
@@ -112,9 +128,9 @@ def make_log(
         else:
             position = Position(sequence=number, previous=previous)
         event = _make_event(choose, _choose_class(choose, row, types), entity_id, position)
-        evolved = evolve(row, event, Timing())
-        if isinstance(evolved, Registration):
-            rows[entity_id] = evolved
+        row, _ = take_in(row, event, Timing())
+        if row is not None:
+            rows[entity_id] = row
         stands_at[entity_id] = number
         log.append(event)
     return log
@@ -122,8 +138,10 @@ def make_log(
 
 def _choose_class(choose: Choose, row: Registration | None, types: Sequence[type[Event]]) -> type[Event]:
     if row is None:
-        return choose([cls for cls in (Initiated, Recorded) if cls in types])
-    allowed = [cls for state, cls in _LEADING_TO.items() if row.current_state in SOURCES[state] and cls in types]
+        return choose([cls for cls in (Initiated, Introspected, Recorded) if cls in types])
+    led = [cls for state, cls in _LEADING_TO.items() if row.current_state in SOURCES[state]]
+    decided = [cls for cls, states in _DECIDED_IN.items() if row.current_state in states]
+    allowed = [cls for cls in (*led, *decided) if cls in types]
     follows = choose((True, False))
     return choose(allowed if allowed and follows else types)
 
@@ -142,7 +160,7 @@ def _make_event(choose: Choose, cls: type[Event], entity_id: UUID, position: Pos
 
 
 def _make_data(choose: Choose, cls: type[Event]) -> Data:
-    if cls is Initiated:
+    if cls in {Initiated, Introspected}:
         return InitiatedData(
             node_type=choose(("compute", "storage")),
             node_version=choose(("1.0.0", "2.1")),
@@ -194,6 +212,21 @@ def seeded_log(random: Random, *, entities: int, length: int, linked: bool) -> l
         return random.choice(options)
 
     return make_log(choose, entities=entities, length=length, linked=linked)
+
+
+@st.composite
+def triggers_and_rows(draw: st.DrawFn) -> tuple[Registration | None, Trigger]:
+    """A trigger of any type, and any row that it may meet."""
+
+    def choose(options: Sequence[T], /) -> T:
+        return draw(st.sampled_from(options))
+
+    row = None
+    if choose((True, True, False)):
+        row, _ = take_in(None, _make_event(choose, Recorded, NODE, Position(sequence=1)), Timing())
+    trigger = _make_event(choose, choose(TRIGGER_CLASSES), NODE, Position(sequence=2))
+    assert isinstance(trigger, Trigger)
+    return row, trigger
 
 
 # --- Ways to read a log --------------------------------------------------------------------------------------------

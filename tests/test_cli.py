@@ -55,7 +55,7 @@ def test_alone_it_shows_what_there_is() -> None:
     """`pqs` alone names every command."""
     run = pqs()
     assert "Traceback" not in run.stderr
-    for name in ("serve", "migrate", "load", "rebase", "db-url", "openapi"):
+    for name in ("serve", "migrate", "load", "rebase", "db-url", "intents", "openapi"):
         assert f"\n  {name} " in run.stdout + run.stderr
 
 
@@ -393,3 +393,27 @@ def test_rebase_of_no_uuid() -> None:
 def test_environment_is_left_alone() -> None:
     """None of these tests ran under settings of this machine's own."""
     assert not [name for name in os.environ if name.startswith("PQS_")]
+
+
+# --- intents -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "consul"),
+    [
+        ([], "off       consul (PQS_CONSUL_URL): not set"),
+        (["--consul-url", "http://127.0.0.1:8500"], "consul    consul (PQS_CONSUL_URL)"),
+    ],
+    ids=["without Consul", "with Consul"],
+)
+def test_intents_shows_who_carries_out_what(options: list[str], consul: str) -> None:
+    """A line for each intent: its name, its handler, and what that needs; without it, that it is off."""
+    run = CliRunner().invoke(commands, ["intents", *options])
+    assert run.exit_code == 0, run.output
+    assert run.output.splitlines() == [
+        "intent                        handler   needs",
+        "postgres.upsert_registration  postgres  database (PQS_DATABASE_URL)",
+        "postgres.update_registration  postgres  database (PQS_DATABASE_URL)",
+        f"consul.register               {consul}",
+        f"consul.deregister             {consul}",
+    ]

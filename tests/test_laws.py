@@ -6,6 +6,7 @@ PostgreSQL prints them, the domain apart.
 
 import asyncio
 import multiprocessing
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
@@ -17,8 +18,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
-from app.domain.events import Event, Recorded
+from app.domain.events import FACT_CLASSES, Event, Recorded
 from app.domain.registration import Outcome, Timing
 from app.projector import Projector
 from app.store import registrations
@@ -62,15 +64,32 @@ async def until_done(projector: Projector, batches: Sequence[Sequence[Event]], *
             batches = [early] if early else []
 
 
-@given(logs())
+@given(logs(types=FACT_CLASSES))
 @stored
 async def test_one_pass_counts_every_event_once(projector: Projector, database: Database, log: list[Event]) -> None:
-    """Applied or ignored, each event of a log is one version of its entity's row, which stands at the last."""
+    """Applied or ignored, each fact of a log is one version of its entity's row, which stands at the last."""
     numbers = {str(event.entity_id): event.position.number for event in log}
     counts = {key: sum(str(event.entity_id) == key for event in log) for key in numbers}
     after = {key: msgspec.json.decode(row) for key, row in (await one_pass(projector, database, log)).items()}
     assert {key: row["version"] for key, row in after.items()} == counts
     assert {key: row["last_applied_offset"] or row["last_applied_sequence"] for key, row in after.items()} == numbers
+
+
+@given(logs())
+@stored
+async def test_one_pass_counts_what_follows_from_a_trigger_in_its_place(
+    projector: Projector, database: Database, log: list[Event]
+) -> None:
+    """A trigger is as many versions as its answer names events, and one when it names none."""
+    domain = str(uuid4())
+    versions = Counter[str]()
+    for event in in_domain(log, domain):
+        [result] = await projector.persist([event])
+        followed = [] if result.events is UNSET else result.events
+        versions[str(event.entity_id)] += max(1, len(followed))
+        assert result.version == versions[str(event.entity_id)]
+    after = {key: msgspec.json.decode(row) for key, row in (await rows(database, domain)).items()}
+    assert {key: row["version"] for key, row in after.items()} == versions
 
 
 @given(reread_logs(), st.booleans())

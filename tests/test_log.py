@@ -139,9 +139,11 @@ def test_each_request_has_its_json_line(database_url: str, tmp_path: Path) -> No
 
 
 def test_each_request_has_its_console_line(database_url: str, tmp_path: Path) -> None:
-    """For eyes, a request has one line, and a service that has nothing to tell stays quiet."""
+    """For eyes, a request has one line; beside them a service says what is off, once, and nothing else."""
     with serving(tmp_path, database_url=database_url) as service, service.client() as client:
         client.get("/v1/state-counts", headers={"x-correlation-id": CORRELATION_ID})
-        until(lambda: "\n" in service.log, "the line is written")
-        line = rf"[\d-]+ [\d:,]+ INFO    GET /v1/state-counts 200 [\d.]+ ms \[{CORRELATION_ID}\]\n"
-        assert re.fullmatch(line, service.log)
+        until(lambda: service.log.count("\n") == 2, "the line is written")
+        at = r"[\d-]+ [\d:,]+ INFO    "
+        off = rf"{at}off, without consul \(PQS_CONSUL_URL\): consul.register, consul.deregister \[-\]\n"
+        line = rf"{at}GET /v1/state-counts 200 [\d.]+ ms \[{CORRELATION_ID}\]\n"
+        assert re.fullmatch(off + line, service.log)

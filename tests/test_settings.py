@@ -164,3 +164,57 @@ def test_password_is_not_shown() -> None:
         {"database_url": "postgresql://u:hunter2@h/n", "database_read_url": "postgres://u:hunter2@h"}
     )
     assert "hunter2" not in f"{settings!r} {settings}"
+
+
+# --- The bus and Consul --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "bus"),
+    [
+        ({}, "off"),
+        ({"kafka": ""}, "off"),
+        ({"kafka": "localhost:9092"}, "kafka"),
+        ({"kafka": "localhost:9092", "bus": "off"}, "off"),
+        ({"kafka": "localhost:9092", "bus": "memory"}, "memory"),
+        ({"bus": "memory"}, "memory"),
+    ],
+)
+def test_the_bus_is_kafka_where_kafka_is_named(given: dict[str, str], bus: str) -> None:
+    """Without PQS_BUS it is `kafka` when PQS_KAFKA is set, else `off`."""
+    assert read_settings(given).bus == bus
+
+
+def test_kafka_needs_servers() -> None:
+    """PQS_BUS=kafka alone is refused, with what is missing."""
+    with pytest.raises(StartError, match=r"^PQS_BUS: kafka needs PQS_KAFKA, the servers to begin with$"):
+        read_settings({"bus": "kafka"})
+
+
+@pytest.mark.parametrize("topic", ["", "a b", "a/b", "x" * 250])
+def test_a_topic_has_a_name_that_kafka_takes(topic: str) -> None:
+    """Letters, digits, dot, underscore and hyphen, at most 249."""
+    assert read_settings({"topic_out": "a.B_c-9" + "x" * 242}).topic_out.startswith("a.B_c-9")
+    with pytest.raises(StartError, match=r"^PQS_TOPIC_OUT: "):
+        read_settings({"topic_out": topic})
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8500", "https://user:secret@consul.example/prefix", "http://[::1]:8500/"]
+)
+def test_consul_is_an_http_address(url: str) -> None:
+    """It is kept without a slash at its end, and not shown."""
+    consul_url = read_settings({"consul_url": url}).consul_url
+    assert consul_url is not None
+    assert consul_url.get_secret_value() == url.rstrip("/")
+    assert "secret" not in repr(consul_url)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8500", "ftp://secret@host", "http://", "http://secret:x@h?a=b", "http://[secret"]
+)
+def test_what_is_no_http_address_is_refused_without_being_shown(url: str) -> None:
+    """The message says what was expected, and nothing of what was given."""
+    with pytest.raises(StartError, match=r"^PQS_CONSUL_URL: an address such as http://") as refused:
+        read_settings({"consul_url": url})
+    assert "secret" not in str(refused.value)

@@ -202,9 +202,9 @@ def test_missing_data_are_named(type_: str, data: Json, name: str) -> None:
     assert faults(body(event_json(type_, 1, data=data))) == [Fault(f"#/data/{name}", REQUIRED)]
 
 
-@pytest.mark.parametrize("type_", ["", "registration.begun", "Registration.Initiated", "node.introspected"])
+@pytest.mark.parametrize("type_", ["", "registration.begun", "Registration.Initiated", "node.restarted"])
 def test_an_unknown_type_is_answered_with_the_known_ones(type_: str) -> None:
-    """The message names what was sent and all ten types."""
+    """The message names what was sent and all thirteen types."""
     assert faults(body(initiated(type=type_))) == [
         Fault("#/type", f"unknown event type '{type_}'; known are {KNOWN}")
     ]

@@ -2,10 +2,13 @@
 
 from app import main, settings
 from app.api import bodies, hot, schemas, workflows
+from app.bus import envelopes, kafka, memory
 from app.client.entities import Entities, Overdue
 from app.client.events import Events
+from app.domain import decider, events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
+from app.effects import consul, postgres
 from app.store import registrations, tables
 
 _used_from_outside: list[object] = [
@@ -28,7 +31,23 @@ _used_from_outside: list[object] = [
     Overdue.ack,
     Overdue.liveness,
     Events.send_all,
+    postgres.upsert_registration,
+    postgres.update_registration,
+    # What the relay and the sweep are built on.
+    consul.Consul.handle,
+    consul.Consul.close,
+    decider.expire,
+    settings.Settings.kafka,
+    kafka.KafkaBus.publish_envelope,
+    memory.MemoryBus,
+    # Tests go through them.
+    envelopes.Envelope.from_json,
+    events.FACT_CLASSES,
+    events.TRIGGER_CLASSES,
+    # pydantic calls it.
+    settings.Settings._kafka_has_servers,
     # Chosen by name, in the environment.
+    settings.BusKind.MEMORY,
     settings.LogLevel.DEBUG,
     settings.LogLevel.WARNING,
     settings.LogLevel.ERROR,
@@ -45,6 +64,7 @@ _used_from_outside: list[object] = [
     tables.WorkflowAction.committed_at,
     # Read by what decodes it.
     Provenance.effect_id,
+    tables.OutboxMessage.created_at,
     # Fields of answers: encoded, never read.
     schemas.EntityPage.next_cursor,
     schemas.OverdueRegistration.overdue_seconds,

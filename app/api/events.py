@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from http import HTTPStatus
 from typing import IO, Annotated
 from uuid import UUID
@@ -18,6 +18,7 @@ from app.api.context import given_correlation_id
 from app.api.problems import respond
 from app.api.schemas import EventsQuery, OrderProblem, StreamSummary, Summary, encode
 from app.api.service import Service, service_of
+from app.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.domain.events import Event
 from app.domain.registration import Outcome
 from app.errors import Fault, IngestInterruptedError, InvalidInputError, UnavailableError, UnreadableError
@@ -48,23 +49,32 @@ TYPES = {
 async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) -> Response:
     """Take events in, and answer what became of each. The answer follows the commit.
 
+    A trigger (`node.introspected`, `node.registration_acked`, `node.deregistered`) comes in like all events; its
+    answer names in `events` what followed from it.
+
     **One object**: its outcome; 409 when the event is early (send it again after what is missing) or in conflict.
     **An array** of up to 10,000: one transaction; the events of one entity are folded in the order of their
     positions; results come in the order sent. One invalid item refuses the whole array.
     **A stream of lines** (`application/x-ndjson`), as long as you like: taken in in the order of arrival, in chunks
     that commit one by one. The answer has a line for each event that was not applied, and a summary at its end.
+    **CloudEvents 1.0**, structured (`application/cloudevents+json`), batched (`application/cloudevents-batch+json`)
+    and binary (`ce-` headers), are the same events: `id` is the event id, `subject` the entity id, `time`
+    occurred_at, `sequence` (decimal digits) the position; `domain`, `previous` and `correlationid` are extensions.
     After a 503 send the same again: what was in already answers `duplicate` or `stale`.
     """
     service = service_of(request)
     correlation_id = given_correlation_id(request.scope["headers"])
-    if media_type(request, JSON, NDJSON) == NDJSON:
+    media = media_type(request, JSON, NDJSON, STRUCTURED, BATCH)
+    if media == NDJSON:
         if query.dry_run:
             raise InvalidInputError([Fault("#/query/dry_run", "a stream has no dry run; send an object or an array")])
         return await _take_stream(request, service, correlation_id)
     body = await read_body(request, service.settings.max_body)
-    if is_array(body):
-        return await answer_array(service, body, correlation_id, dry_run=query.dry_run)
-    event = read_one(body, correlation_id)
+    events, many = _events_of(body, media, request.scope["headers"])
+    events = _correlated(events, correlation_id)
+    if many:
+        return await _answer_many(service, events, dry_run=query.dry_run)
+    [event] = events
     if query.dry_run:
         [result] = await service.projector.foresee([event])
         return _render(result)
@@ -76,9 +86,12 @@ def is_array(body: bytes) -> bool:
     return body.lstrip()[:1] == b"["
 
 
-async def answer_array(service: Service, body: bytes, correlation_id: UUID | None, *, dry_run: bool) -> Response:
-    """Take in an array as one transaction, or say what would become of it."""
-    events = _correlated(read_events(body), correlation_id)
+async def answer_array(service: Service, body: bytes, correlation_id: UUID | None) -> Response:
+    """Take in an array as one transaction."""
+    return await _answer_many(service, _correlated(read_events(body), correlation_id), dry_run=False)
+
+
+async def _answer_many(service: Service, events: list[Event], *, dry_run: bool) -> Response:
     results = await _take(service, events, dry_run=dry_run, by_position=True)
     summary = Summary(received=len(events), **Counter(str(result.outcome) for result in results))
     return Response(encode({"summary": summary, "results": results}), media_type=JSON)
@@ -93,6 +106,19 @@ def render_one(service: Service, result: Result) -> Response:
     """Count one event that was taken in, and answer what became of it."""
     service.metrics.events(result.outcome, 1)
     return _render(result)
+
+
+def _events_of(body: bytes, media: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[Event], bool]:
+    """The events of a body, and whether they are many: an array, though it be of one."""
+    if media == BATCH:
+        return read_cloudevents(body), True
+    if media == STRUCTURED:
+        return [read_cloudevent(body)], False
+    if attributes := attributes_of(headers):
+        return [read_binary(attributes, body)], False
+    if is_array(body):
+        return read_events(body), True
+    return [read_event(body)], False
 
 
 async def _take(service: Service, events: list[Event], *, dry_run: bool, by_position: bool) -> list[Result]:
@@ -212,7 +238,10 @@ async def _take_chunk(service: Service, chunk: Sequence[_Line], counts: Counter[
         result = next(results)
         counts[result.outcome] += 1
         if result.outcome is not Outcome.APPLIED:
-            answer.write(encode({"line": line.number, **msgspec.structs.asdict(result)}) + b"\n")
+            told = {
+                name: value for name, value in msgspec.structs.asdict(result).items() if value is not msgspec.UNSET
+            }
+            answer.write(encode({"line": line.number, **told}) + b"\n")
 
 
 async def _contents(answer: IO[bytes]) -> AsyncIterator[bytes]:

@@ -38,7 +38,11 @@ EVENTS = events.PATH.encode()
 WORKFLOW = re.compile(rb"/v1/workflows/([A-Za-z0-9._~:@/-]{1,255})")  # with a key that needs no decoding
 MAX_BODY = 64 * 1024  # bytes; a longer body goes the usual way, which reads no faster than it works it off
 PLAIN = JSON.encode()
-NOT_PLAIN = {b"transfer-encoding", b"expect", b"upgrade"}  # headers that send a request the usual way
+NOT_PLAIN = {
+    b"transfer-encoding",
+    b"expect",
+    b"upgrade",
+}  # headers that send a request the usual way, as do those of CloudEvents
 
 # A question that is under way, and how its answer is put.
 Asked = tuple["asyncio.Future[Any]", Callable[[Any], Response]]
@@ -114,7 +118,7 @@ class HotProtocol(HttpToolsProtocol):
         for name, value in self.headers:
             if name == b"content-length":
                 length = value
-            elif name in NOT_PLAIN or (name == b"content-type" and value != PLAIN):
+            elif name in NOT_PLAIN or (name == b"content-type" and value != PLAIN) or name.startswith(b"ce-"):
                 return None
         if method == b"GET" and len(url) == ENTITY_LENGTH and url.startswith(ENTITY) and not length:
             try:
@@ -239,7 +243,7 @@ def _ask_for_entity(
 
 def _ask_for_outcome(service: Service, _headers: context.Headers, body: bytes, given: UUID | None) -> Asked:
     if events.is_array(body):
-        return asyncio.ensure_future(events.answer_array(service, body, given, dry_run=False)), _as_it_is
+        return asyncio.ensure_future(events.answer_array(service, body, given)), _as_it_is
     return service.writer.ask(events.read_one(body, given)), partial(events.render_one, service)
 
 

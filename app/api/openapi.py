@@ -13,7 +13,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 
 from app.api import schemas
+from app.cloudevents import BATCH, STRUCTURED
 from app.domain.events import EVENT_TYPES, Event
+from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Registration
 from app.domain.workflows import Provenance, Workflow
 from app.projector import Result
@@ -132,11 +134,13 @@ def operation(
 
 
 def events_operation() -> Operation:
-    """`POST /v1/events`, which reads and answers three shapes."""
+    """`POST /v1/events`, which reads events of our own form and CloudEvents: one, many, or a stream."""
     event = {"$ref": REFERENCE.format(name="Event")}
     asked = {
         JSON: {"schema": {"oneOf": [event, {"type": "array", "items": event, "maxItems": MAX_EVENTS}]}},
         NDJSON: _text("An event a line."),
+        STRUCTURED: _schema("CloudEvent"),
+        BATCH: {"schema": {"type": "array", "items": _schema("CloudEvent")["schema"], "maxItems": MAX_EVENTS}},
     }
     answered = {
         JSON: _schema("Result", "BatchAnswer"),
@@ -303,6 +307,7 @@ def _components() -> dict[str, Json]:
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)
     components["Event"] = {"title": "Event", "description": "One of the event types.", **written[-1]}
     components["Position"] = _position(components["Position"])
+    components["CloudEvent"] = _cloudevent()
     components["BatchAnswer"] = {
         "title": "BatchAnswer",
         "description": "What became of the events of an array, in the order sent.",
@@ -343,6 +348,39 @@ def _position(position: Json) -> Json:
     return {"title": "Position", "description": position["description"], "oneOf": kinds}
 
 
+def _cloudevent() -> Json:
+    """A CloudEvent in the JSON format, with our extensions. What is optional may be null."""
+    id_ = {"type": "string", "format": "uuid"}
+    digits = {"type": "string", "pattern": "^0*[0-9]{1,19}$", "description": "In decimal digits."}
+    number = {"anyOf": [digits, {"type": "integer", "minimum": 0, "maximum": MAX_NUMBER}]}
+    text = {"type": "string", "minLength": 1}
+    required: Json = {
+        "specversion": {"const": "1.0"},
+        "id": {**id_, "description": "The event id."},
+        "source": text,
+        "type": {"enum": list(EVENT_TYPES)},
+        "subject": {**id_, "description": "The entity id."},
+        "time": {"type": "string", "format": "date-time", "description": "When it happened, with a zone."},
+        "sequence": {**number, "description": "The position in the source."},
+    }
+    optional: Json = {
+        "previous": {**number, "description": "The sequence of the event before this one."},
+        "domain": {**text, "maxLength": 128},
+        "correlationid": id_,
+        "partitionkey": {**text, "description": "Checked, and not kept."},
+        "datacontenttype": {"type": "string", "description": "That of JSON."},
+        "data": {"type": "object", "description": "As in an Event of this type."},
+        "data_base64": {"type": "string", "contentEncoding": "base64", "description": "The data, as JSON in base64."},
+    }
+    return {
+        "title": "CloudEvent",
+        "description": "An event as a CloudEvent 1.0. Attributes that are not known are ignored.",
+        "type": "object",
+        "properties": required | {name: {"anyOf": [one, {"type": "null"}]} for name, one in optional.items()},
+        "required": list(required),
+    }
+
+
 # --- Examples ------------------------------------------------------------------------------------------------------
 
 
@@ -350,8 +388,9 @@ def _position(position: Json) -> Json:
 def examples() -> dict[str, Json]:
     """Requests, and what a real service answered to them.
 
-    `requests` has an event of each type, an array, and a lookup; `answers` are by the name of their schema, or by the
-    operation's id where that answers otherwise; `problems` by status, or by operation's id and status.
+    `requests` has an event of each type, an array, a CloudEvent, and a lookup; `answers` are by the name of their
+    schema, or by the operation's id where that answers otherwise, or by the id and `with` what is more in them;
+    `problems` by status, or by operation's id and status.
     `tests/api/test_examples.py` asks for all of them again and compares.
     """
     text = files("app.api").joinpath("examples.json").read_text(encoding="utf-8")
@@ -376,6 +415,8 @@ def _requests(content: Json, media: str) -> Json:
     requests = examples()["requests"]
     if media == NDJSON:
         return {"lines": "".join(json.dumps(event) + "\n" for event in requests["array"])}
+    if media == BATCH:
+        return {"batch": [requests["CloudEvent"]]}
     if "oneOf" in content["schema"]:
         return {name: requests[name] for name in (*EVENT_TYPES, "array")}
     return _by_schema(content, requests)
@@ -384,7 +425,10 @@ def _requests(content: Json, media: str) -> Json:
 def _answers(id_: str, content: Json, media: str) -> Json:
     answers = examples()["answers"]
     own = f"{id_} {media}" if media != JSON else id_
-    return {own: answers[own]} if own in answers else _by_schema(content, answers)
+    if own in answers:
+        return {own: answers[own]}
+    more = {name: answer for name, answer in answers.items() if name.startswith(f"{id_} with ")}
+    return {**_by_schema(content, answers), **more}
 
 
 def _by_schema(content: Json, known: Json) -> Json:

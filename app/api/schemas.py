@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.domain.events import DEFAULT_DOMAIN, Time
@@ -14,6 +14,7 @@ from app.domain.registration import Outcome, Registration
 from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State, Workflow
 from app.errors import Fault
+from app.projector import Followed
 from app.wire import EARLIEST, LATEST
 
 MAX_LIMIT = 1000  # rows in a page
@@ -265,6 +266,7 @@ class OrderProblem(Struct, frozen=True):
     current_state: RegistrationState | None
     version: int | None
     stands_at: Position | None
+    events: list[Followed] | UnsetType = UNSET
 
 
 class InterruptedProblem(Struct, frozen=True):

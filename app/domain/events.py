@@ -1,7 +1,10 @@
-"""The event envelope and the event types. msgspec decodes them straight from JSON; `app.wire` says what is wrong."""
+"""The event envelope and the event types, facts and triggers.
+
+msgspec decodes them straight from JSON; `app.wire` says what is wrong.
+"""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, get_args
 from uuid import UUID
 
 from msgspec import Meta, Struct
@@ -153,7 +156,26 @@ class Recorded(Envelope, frozen=True, kw_only=True, tag="registration.recorded")
     data: RecordedData
 
 
-Event = (
+class Introspected(Envelope, frozen=True, kw_only=True, tag="node.introspected"):
+    """The node says what it is, and wants to be registered."""
+
+    data: InitiatedData
+
+
+class RegistrationAcked(Envelope, frozen=True, kw_only=True, tag="node.registration_acked"):
+    """The node has heard that it is registered."""
+
+    data: NoData = NoData()
+
+
+class Deregistered(Envelope, frozen=True, kw_only=True, tag="node.deregistered"):
+    """The node leaves."""
+
+    data: NoData = NoData()
+
+
+# What evolve() takes: an event that says what has become of a registration.
+Fact = (
     Initiated
     | Accepted
     | AckRequested
@@ -165,17 +187,12 @@ Event = (
     | LivenessExpired
     | Recorded
 )
+# What decide() takes: an event that says what a node did, from which facts follow. A heartbeat is both.
+Trigger = Introspected | RegistrationAcked | Heartbeat | Deregistered
+# Everything that comes in.
+Event = Fact | Trigger
 
-EVENT_CLASSES: tuple[type[Event], ...] = (
-    Initiated,
-    Accepted,
-    AckRequested,
-    Rejected,
-    AckTimedOut,
-    AckReceived,
-    Activated,
-    Heartbeat,
-    LivenessExpired,
-    Recorded,
-)
+FACT_CLASSES: tuple[type[Fact], ...] = get_args(Fact)
+TRIGGER_CLASSES: tuple[type[Trigger], ...] = get_args(Trigger)
+EVENT_CLASSES: tuple[type[Event], ...] = get_args(Event)
 EVENT_TYPES: tuple[str, ...] = tuple(str(cls.__struct_config__.tag) for cls in EVENT_CLASSES)

@@ -16,6 +16,7 @@ from app.domain.events import (
     Activated,
     Capabilities,
     Event,
+    Fact,
     Heartbeat,
     Initiated,
     LivenessExpired,
@@ -87,7 +88,7 @@ class Ignored(Struct, frozen=True):
     reason: str
 
 
-def evolve(registration: Registration | None, event: Event, timing: Timing) -> Registration | Ignored:
+def evolve(registration: Registration | None, event: Fact, timing: Timing) -> Registration | Ignored:
     """What `event` makes of `registration` (None: no row yet), or why it changes nothing.
 
     Order is not looked at here; the caller has done that. What comes back has the event written down in it: its id,
@@ -148,7 +149,7 @@ _Changes = dict[str, object]
 
 
 def _transition(
-    registration: Registration, event: Event, target: RegistrationState, changes: _Changes
+    registration: Registration, event: Fact, target: RegistrationState, changes: _Changes
 ) -> Registration | Ignored:
     if not registration.current_state.can_transition_to(target):
         return Ignored(f"{event.type} needs {_sources(target)}; the state is {registration.current_state}")
@@ -191,7 +192,7 @@ def _recorded(registration: Registration | None, event: Recorded) -> Registratio
     return _row(registration, event, event.data)
 
 
-def _row(registration: Registration | None, event: Event, data: RecordedData) -> Registration:
+def _row(registration: Registration | None, event: Initiated | Recorded, data: RecordedData) -> Registration:
     """A whole row anew; of the present one only the count of its versions goes on."""
     return Registration(
         entity_id=event.entity_id,

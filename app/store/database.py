@@ -9,8 +9,8 @@ from typing import TypeVar, cast
 
 import asyncpg
 
+from app.breaker import CircuitBreaker
 from app.errors import DatabaseDownError, PoolExhaustedError, PqsError, SchemaMismatchError, UnavailableError
-from app.store.breaker import CircuitBreaker
 from app.store.schema import check_revision, libpq_address
 
 log = logging.getLogger(__name__)
@@ -23,10 +23,15 @@ ANSWER_GRACE = 2.0  # seconds beyond the statement time-out, after which a serve
 # Which of the rights that the service needs its role does not have.
 LACKING_RIGHTS = """
 SELECT string_agg(format('%s on %s', needed, name), ', ')
-FROM unnest(ARRAY['registration_projections', 'registration_state_counts', 'workflow_state', 'workflow_actions'])
-    AS name,
-unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed
-WHERE (needed <> 'DELETE' OR name = 'workflow_actions') AND NOT has_table_privilege(name, needed)
+FROM (VALUES
+    ('registration_projections', 'SELECT,INSERT,UPDATE'),
+    ('registration_state_counts', 'SELECT,INSERT,UPDATE'),
+    ('workflow_state', 'SELECT,INSERT,UPDATE'),
+    ('workflow_actions', 'SELECT,INSERT,UPDATE,DELETE'),
+    ('outbox', 'SELECT,INSERT,DELETE')
+) AS tables (name, rights),
+unnest(string_to_array(rights, ',')) AS needed
+WHERE NOT has_table_privilege(name, needed)
 """
 # What asyncpg raises for a connection that the server has closed. The last one is for a connection over which the
 # server said goodbye, before its end is noticed: https://github.com/MagicStack/asyncpg/issues/784

@@ -5,9 +5,11 @@ Each statement is built from the columns of the table, so that a new column need
 
 import functools
 import itertools
+import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from enum import IntEnum
 from operator import attrgetter
@@ -43,9 +45,14 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from app.domain.positions import Comparison, Position, compare
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
+from app.errors import RefusedValuesError
+from app.store import outbox
 from app.store.database import Connection, LostRaceError, Record
+from app.store.outbox import Message
 from app.store.statements import Statement
 from app.store.tables import ACK_DUE, LIVENESS_DUE, REGISTRATION_STATE, RegistrationProjection, StateCount
+
+log = logging.getLogger(__name__)
 
 Key = tuple[UUID, str]  # entity_id, domain
 
@@ -193,13 +200,13 @@ _names = {
 }
 
 
-def _save_statement(extent: Extent, *, counts: bool) -> Statement:
+def _save_statement(extent: Extent, *, counts: bool, sends: bool) -> Statement:
     """One statement that writes a batch, all of it or, by an error, nothing.
 
     `updated`: the known rows, each guarded by the version that was read. `inserted`: the new rows; one that somebody
-    else has inserted since is left alone. `counted`: what the counters gain and lose, after the rows. Where fewer
-    rows were written than there are, a division by zero rolls the statement back: that saves the two round trips of
-    a transaction around it.
+    else has inserted since is left alone. After the rows `sent`: the messages for the outbox, and `counted`: what the
+    counters gain and lose. Where fewer rows were written than there are, a division by zero rolls the statement
+    back: that saves the two round trips of a transaction around it.
     """
     changed = [_table.c[name] for name in WRITTEN[extent]]
     written = (*_keys, *changed)
@@ -226,6 +233,9 @@ def _save_statement(extent: Extent, *, counts: bool) -> Statement:
     complete = hits == bindparam("rows_to_write", type_=BigInteger())
     one, zero = literal_column("1", Integer()), literal_column("0", Integer())
     checked: ColumnElement[int] = one // case((complete, one), else_=zero)
+    statement = select(checked)
+    if sends:
+        statement = statement.add_cte(outbox.sending(complete))
     if counts:
         gains = _arrays(_counts.c.domain, _counts.c.current_state, _counts.c.slot, _counts.c.count, name="gains")
         counting = insert(_counts).from_select(
@@ -238,29 +248,31 @@ def _save_statement(extent: Extent, *, counts: bool) -> Statement:
             .returning(literal_column("1").label("one"))
             .cte("counted")
         )
-        return Statement(select(checked).add_cte(counted))
-    return Statement(select(checked))
+        statement = statement.add_cte(counted)
+    return Statement(statement)
 
 
-# By what a batch writes, and whether states change, which no heartbeat does.
+# By what a batch writes, whether states change, which no heartbeat does, and whether there is something to send.
 SAVE = {
-    (extent, counts): _save_statement(extent, counts=counts)
+    (extent, counts, sends): _save_statement(extent, counts=counts, sends=sends)
     for extent in Extent
     for counts in (False, True)
-    if not (extent is Extent.HEARTBEAT and counts)
+    for sends in (False, True)
+    if not (extent is Extent.HEARTBEAT and (counts or sends))
 }
 _slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
 
 
-async def save(connection: Connection, saves: Iterable[Save]) -> None:
-    """Write the rows, in the order of their keys, and what that does to the state counts; one statement.
+async def save(connection: Connection, saves: Iterable[Save], messages: Sequence[Message] = ()) -> None:
+    """Write the rows in the order of their keys, what that does to the state counts, and what is to be sent after it.
 
-    Raises LostRaceError when a row is not as it was read. Nothing is written then.
+    That is one statement. Messages keep the order given, and are written beside at least one row. Raises
+    LostRaceError when a row is not as it was read. Nothing is written then.
     """
     ordered = sorted(saves, key=lambda save: (save.registration.entity_id, save.registration.domain))
     if not ordered:
         return
-    extent = max(map(_extent, ordered))
+    extent = max(Extent.TRANSITION if messages else Extent.HEARTBEAT, *map(_extent, ordered))
     gains = _gains(ordered) if extent is not Extent.HEARTBEAT else {}
     sent = zip(*[_sent[extent](save.registration) for save in ordered], strict=True)
     given: dict[str, object] = dict(zip(_names[extent], sent, strict=True))
@@ -273,8 +285,10 @@ async def save(connection: Connection, saves: Iterable[Save]) -> None:
         given["gains_current_state"] = [state for _, state in gains]
         given["gains_slot"] = [next(_slots)] * len(gains)
         given["gains_count"] = list(gains.values())
+    if messages:
+        given |= outbox.given(messages)
     try:
-        await SAVE[extent, bool(gains)].value(connection, rows_to_write=len(ordered), **given)
+        await SAVE[extent, bool(gains), bool(messages)].value(connection, rows_to_write=len(ordered), **given)
     except asyncpg.DivisionByZeroError:
         raise LostRaceError("another writer changed a row that this batch had read") from None
 
@@ -513,3 +527,67 @@ async def rebase(
         offset=position.offset,
     )
     return before, _registration(moved)
+
+
+# --- One row, by the names of its columns ----------------------------------------------------------------------
+
+
+@functools.cache
+def update_statement(names: frozenset[str]) -> Statement:
+    """An update of these columns of one row that still has a version, and of the counters when its state changes.
+
+    When `last_heartbeat_at` is among them, the row's has to be older. The names are looked up in the table, so none
+    of a caller's text is in the statement.
+    """
+    new = {name: bindparam(f"to_{name}", type_=_table.c[name].type) for name in sorted(names)}
+    entity_id, domain = bindparam("of_entity", type_=Uuid()), bindparam("of_domain", type_=String())
+    is_row = _is_row_of(entity_id, domain) & (_table.c.version == bindparam("read_version", type_=BigInteger()))
+    newer = _table.c.last_heartbeat_at
+    guard = is_row & (newer.is_(None) | (newer < new["last_heartbeat_at"])) if newer.key in new else is_row
+    updated = update(_table).where(guard).values(new).returning(literal_column("1").label("one")).cte("updated")
+    hits = select(func.count()).select_from(updated).scalar_subquery()
+    if "current_state" not in new:
+        return Statement(select(hits))
+    # Both parts see the table as it was before: with this version the row was in the state that it leaves.
+    state, slot = new["current_state"], bindparam("slot", type_=_counts.c.slot.type)
+    left = select(_table.c.current_state, literal_column("-1").label("gain")).where(is_row)
+    moves = union_all(left, select(state.label("current_state"), literal_column("1"))).subquery("moves")
+    is_move = select(left.subquery("left").c.current_state).scalar_subquery() != state
+    counting = insert(_counts).from_select(
+        tuple(_counts.c),
+        select(domain, moves.c.current_state, slot, moves.c.gain)
+        .where(hits == literal_column("1"), is_move)
+        .order_by(moves.c.current_state),
+    )
+    counted = counting.on_conflict_do_update(
+        index_elements=_counts.primary_key, set_={"count": _counts.c.count + counting.excluded.count}
+    )
+    return Statement(select(hits).add_cte(counted.returning(literal_column("1").label("one")).cte("counted")))
+
+
+async def update_columns(connection: Connection, key: Key, read_version: int, changes: Mapping[str, object]) -> bool:
+    """Write some columns of the row that still has `read_version`; whether there was such a row.
+
+    It is left alone as well when `last_heartbeat_at` is given and not newer. Raises KeyError for a name that is no
+    column, and RefusedValuesError for values that the table does not take.
+    """
+    given = {f"to_{name}": value for name, value in changes.items()}
+    if "capabilities" in changes:
+        given["to_capabilities"] = msgspec.json.encode(changes["capabilities"]).decode()
+    if "current_state" in changes:
+        given["slot"] = next(_slots)
+    statement = update_statement(frozenset(changes))
+    with refused_values():
+        return bool(
+            await statement.value(connection, of_entity=key[0], of_domain=key[1], read_version=read_version, **given)
+        )
+
+
+@contextmanager
+def refused_values() -> Iterator[None]:
+    """Raise RefusedValuesError where the driver or a constraint is against a value; what they say goes to the log."""
+    try:
+        yield
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError) as error:
+        log.warning("a write was refused: %s", error)
+        raise RefusedValuesError("the table does not take these values; the log says why") from None

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Enum,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -169,3 +170,20 @@ class WorkflowAction(Base):
     provenance: Mapped[dict[str, object]] = mapped_column(JSONB())
 
     __table_args__ = (Index("workflow_actions_by_age", "committed_at"),)
+
+
+class OutboxMessage(Base):
+    """What is to be sent, and to whom, until they have it. `docs/registration-loop.md` says who writes and who sends.
+
+    The primary key is the order in which it is sent: by destination and slot, oldest first.
+    """
+
+    __tablename__ = "outbox"
+
+    destination: Mapped[str] = mapped_column(String(300), primary_key=True)
+    slot: Mapped[int] = mapped_column(SmallInteger(), primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger(), Identity(always=True), primary_key=True)
+    entity_id: Mapped[UUID]
+    domain: Mapped[str] = mapped_column(String(128))
+    envelope: Mapped[str] = mapped_column(Text())
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

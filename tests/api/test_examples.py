@@ -19,6 +19,7 @@ import httpx
 
 from app.api.bodies import JSON, NDJSON
 from app.api.events import CHUNK_LINES
+from app.cloudevents import BATCH, STRUCTURED
 from app.domain.events import EVENT_TYPES
 from app.settings import Settings
 from tests.api.conftest import service_on
@@ -31,6 +32,8 @@ FIRST = UUID("7a1c5f7e-9d53-4c58-8a3c-1f0e2d3c4b5a")
 SECOND = UUID("1d0f9e55-6a6b-4f0e-9f0c-52a7c7d0f3b1")
 THIRD = UUID("c2b8e7a4-0f3d-4e7c-8a55-9d1e6b4f2a10")
 FOURTH = UUID("e5a1b0c9-3c7d-4b8e-b1f2-6d8c0a9e7f43")
+FIFTH = UUID("b7d3c1e0-58a2-4f6d-8c4b-2e9f7a610d35")
+SIXTH = UUID("48d0a7f2-9c36-4e1b-b5a8-7f3d2c1e0b96")
 UNKNOWN = UUID("00000000-0000-4000-8000-000000000000")
 
 # In the order in which they are sent. The first node's way, then those of the others.
@@ -72,6 +75,22 @@ ARRAY = [
 LATER: dict[str, Json] = {
     "registration.ack_timed_out": event_json("registration.ack_timed_out", 40, entity_id=SECOND),
     "registration.liveness_expired": event_json("registration.liveness_expired", 120, entity_id=FIRST),
+    "node.introspected": event_json(
+        "node.introspected", 1, entity_id=FIFTH, data={"node_type": "gateway", "capabilities": {"tags": ["edge"]}}
+    ),
+    "node.registration_acked": event_json("node.registration_acked", 2, entity_id=FIFTH),
+    "node.deregistered": event_json("node.deregistered", 3, entity_id=FIFTH),
+}
+CLOUDEVENT: Json = {
+    "specversion": "1.0",
+    "id": "5e2d6c1b-7a49-4f30-8b1d-0c9e8f7a6b53",
+    "source": "/racks/12",
+    "type": "registration.initiated",
+    "subject": str(SIXTH),
+    "time": "2026-01-01T00:00:01Z",
+    "sequence": "0001",
+    "partitionkey": str(SIXTH),
+    "data": {"node_type": "compute"},
 }
 COMMIT = {
     "state": {"step": "paid", "items": [17, 4]},
@@ -81,7 +100,7 @@ WORKFLOW = "/v1/workflows/order-17"
 CREATING = {"If-None-Match": "*"}
 IF_1: Json = {"headers": {"If-Match": '"1"'}}
 NO_ACTION = {"state": {"step": "sent"}, "provenance": {"effect_id": "shipping", "timestamp": "2026-01-01T00:01:00Z"}}
-OTHERS = {"array", "Lookup", "WorkflowCommit"}  # requests that are no single event
+OTHERS = {"array", "CloudEvent", "Lookup", "WorkflowCommit"}  # requests that are no single event
 LOOKUP = {"entity_ids": [str(FIRST), str(UNKNOWN)]}
 
 READS = {
@@ -184,6 +203,7 @@ async def test_the_examples_are_what_the_service_answers(
         "requests": {
             **{name: requests[name] for name in EVENT_TYPES},
             "array": ARRAY,
+            "CloudEvent": CLOUDEVENT,
             "Lookup": LOOKUP,
             "WorkflowCommit": COMMIT,
         },
@@ -227,8 +247,14 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
         ("listEntities", "/v1/entities?state=active", NDJSON),
     ):
         answers[f"{name} {media}"] = (await client.get(path, headers={"Accept": media})).text
-    for event in LATER.values():
-        await _applied(client, event)
+    for name, event in LATER.items():
+        result = await _applied(client, event)
+        if name == "node.introspected":
+            answers["postEvents with events"] = result
+    taken = await client.post("/v1/events", json=CLOUDEVENT, headers={"Content-Type": STRUCTURED})
+    assert taken.json()["outcome"] == "applied", taken.text
+    batch = await client.post("/v1/events", json=[CLOUDEVENT], headers={"Content-Type": BATCH})
+    assert batch.json()["summary"]["duplicate"] == 1, batch.text
     metrics = (await client.get("/metrics")).text.splitlines(keepends=True)
     answers["getMetrics text/plain"] = "".join(line for line in metrics if "pqs_events_total" in line)
     return answers

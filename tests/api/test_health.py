@@ -4,8 +4,8 @@ import asyncpg
 import httpx
 import pytest
 
+from app.breaker import FAILURES
 from app.domain.registration import Outcome
-from app.store.breaker import FAILURES
 from app.store.schema import HEAD, REVISIONS
 from tests.api.conftest import service_on
 from tests.making import NODE, event_json, life, node

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from app.domain.events import EVENT_CLASSES, EVENT_TYPES, Event
+from app.domain.events import EVENT_CLASSES, EVENT_TYPES, FACT_CLASSES, TRIGGER_CLASSES, Event, Heartbeat
 from app.domain.positions import Position
 from tests.making import NODE, START, event, event_json
 
@@ -30,13 +30,23 @@ FIELDS = {
         "ack_timeout_emitted_at",
         "liveness_timeout_emitted_at",
     },
+    "node.introspected": {"node_type*", "node_version", "capabilities"},
+    "node.registration_acked": set(),
+    "node.deregistered": set(),
 }
 
 
-def test_there_are_ten_event_types() -> None:
-    """The types are those of the table, each with a class of its own that goes by that name."""
+def test_there_are_thirteen_event_types() -> None:
+    """The types are those of the tables, each with a class of its own that goes by that name."""
     assert list(EVENT_TYPES) == list(FIELDS)
     assert len(set(EVENT_CLASSES)) == len(EVENT_TYPES)
+
+
+def test_a_heartbeat_alone_is_both_a_fact_and_a_trigger() -> None:
+    """Ten types are facts and four are triggers; what comes in is one of either."""
+    assert (len(FACT_CLASSES), len(TRIGGER_CLASSES)) == (10, 4)
+    assert set(FACT_CLASSES) & set(TRIGGER_CLASSES) == {Heartbeat}
+    assert set(EVENT_CLASSES) == {*FACT_CLASSES, *TRIGGER_CLASSES}
 
 
 @pytest.mark.parametrize(("cls", "type_"), list(zip(EVENT_CLASSES, EVENT_TYPES, strict=True)), ids=EVENT_TYPES)

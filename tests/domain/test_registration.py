@@ -8,11 +8,11 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from app.domain.events import EVENT_TYPES, Event
+from app.domain.events import FACT_CLASSES, Fact
 from app.domain.positions import Position
 from app.domain.registration import Ignored, Registration, Timing, evolve, record
 from app.domain.states import RegistrationState
-from tests.making import NODE, START, Json, at, event
+from tests.making import Json, at, event, row, when
 
 PENDING_REGISTRATION = RegistrationState.PENDING_REGISTRATION
 ACCEPTED = RegistrationState.ACCEPTED
@@ -30,51 +30,23 @@ TIMING = Timing(
     liveness_window=timedelta(seconds=91),
 )
 CORRELATION = UUID("00000000-0000-4000-8000-00000000c0de")
+FACT_TYPES = [str(cls.__struct_config__.tag) for cls in FACT_CLASSES]
 SEQUENCE = 100  # of the event under test, and the second in which it occurs
-
-
-def when(seconds: float) -> datetime:
-    """A time, so many seconds after the start."""
-    return START + timedelta(seconds=seconds)
 
 
 OCCURRED_AT = when(SEQUENCE)
 
 
-def row(state: RegistrationState, **changes: object) -> Registration:
-    """A row in which every column has a value that no event here would give it."""
-    full = Registration(
-        entity_id=NODE,
-        domain="registration",
-        current_state=state,
-        node_type="storage",
-        node_version="9.9",
-        capabilities={"was": "here"},
-        ack_deadline=when(11),
-        liveness_deadline=when(12),
-        last_heartbeat_at=when(13),
-        ack_timeout_emitted_at=when(14),
-        liveness_timeout_emitted_at=when(15),
-        last_applied_event_id=UUID(int=16),
-        last_applied_partition=None,
-        last_applied_offset=None,
-        last_applied_sequence=17,
-        registered_at=when(18),
-        updated_at=when(19),
-        correlation_id=UUID(int=20),
-        version=21,
-    )
-    return msgspec.structs.replace(full, **changes)
-
-
-def sent(type_: str, data: Json | None = None, **fields: Any) -> Event:
+def sent(type_: str, data: Json | None = None, **fields: Any) -> Fact:
     """The event under test, with the least data that its type allows unless they are given."""
     if data is None and type_ == "registration.recorded":
         data = {"current_state": "active", "node_type": "compute", "registered_at": at(5)}
-    return event(type_, SEQUENCE, data=data, correlation_id=str(CORRELATION), **fields)
+    fact = event(type_, SEQUENCE, data=data, correlation_id=str(CORRELATION), **fields)
+    assert isinstance(fact, Fact)
+    return fact
 
 
-def recorded(before: Registration | None, cause: Event) -> dict[str, object]:
+def recorded(before: Registration | None, cause: Fact) -> dict[str, object]:
     """What every event that is recorded writes."""
     return {
         "last_applied_event_id": cause.event_id,
@@ -85,7 +57,7 @@ def recorded(before: Registration | None, cause: Event) -> dict[str, object]:
     }
 
 
-def changed(before: Registration, cause: Event) -> dict[str, object]:
+def changed(before: Registration, cause: Fact) -> dict[str, object]:
     """The columns that the event changes, beside those that recording it does."""
     after = evolve(before, cause, TIMING)
     assert isinstance(after, Registration)
@@ -147,12 +119,12 @@ EXPECTED = {
     "node.heartbeat": "a state that is not terminal",
     "registration.liveness_expired": "active",
 }
-CELLS = list(product(EVENT_TYPES, ANYTHING))
+CELLS = list(product(FACT_TYPES, ANYTHING))
 
 
 def test_the_table_is_whole() -> None:
     """There is a row for every event type, and a cell for every state and for no row."""
-    assert set(TABLE) == set(SETS) == set(EVENT_TYPES)
+    assert set(TABLE) == set(SETS) == set(FACT_TYPES)
     assert len(CELLS) == 10 * 9
 
 
@@ -180,7 +152,7 @@ def test_an_event_that_the_table_does_not_allow_is_ignored_with_a_reason(
     )
 
 
-@pytest.mark.parametrize("type_", [type_ for type_ in EVENT_TYPES if None not in TABLE[type_]])
+@pytest.mark.parametrize("type_", [type_ for type_ in FACT_TYPES if None not in TABLE[type_]])
 def test_an_event_that_begins_nothing_is_ignored_for_an_unknown_entity(type_: str) -> None:
     """Without a row only what begins a registration counts."""
     assert evolve(None, sent(type_), TIMING) == Ignored("unknown entity")

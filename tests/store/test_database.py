@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from app.breaker import FAILURES, CircuitBreaker
 from app.errors import (
     DatabaseDownError,
     PoolExhaustedError,
@@ -23,7 +24,6 @@ from app.errors import (
 )
 from app.store import database as database_module
 from app.store import schema
-from app.store.breaker import FAILURES, CircuitBreaker
 from app.store.database import Connection, Database, LostRaceError, Work
 from app.store.embedded import EmbeddedPostgres
 from app.store.registrations import get_entity_state, now

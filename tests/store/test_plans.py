@@ -364,14 +364,18 @@ async def known(connection: Connection, number: int, domain: str = "big") -> lis
     return [rows[key] for key in sorted(rows)]
 
 
-POINTS = {
+POINTS: dict[str, Statement] = {
     "read": registrations.READ,
     "lock": registrations.LOCK,
     "read state": registrations.READ_STATE,
     "rebase": registrations.REBASE,
-    **{f"save {extent.name.lower()}{', counts' if counts else ''}": SAVE[extent, counts] for extent, counts in SAVE},
+    "update": registrations.update_statement(frozenset({"current_state", "last_heartbeat_at", "version"})),
+    **{
+        f"save {extent.name.lower()}{', counts' if counts else ''}{', sends' if sends else ''}": save
+        for (extent, counts, sends), save in SAVE.items()
+    },
 }
-BATCHES = {name: statement for name, statement in POINTS.items() if name not in {"read state", "rebase"}}
+BATCHES = {name: statement for name, statement in POINTS.items() if name not in {"read state", "rebase", "update"}}
 WRITES = {name: statement for name, statement in POINTS.items() if name.startswith("save")}
 
 
@@ -390,6 +394,10 @@ def point_parameters(rows: list[Registration], *, new: bool = False) -> Paramete
         "asked_entity_id": columns["entity_id"],
         "asked_domain": columns["domain"],
         **{f"new_{name}": values for name, values in columns.items()},
+        **{f"messages_{name}": [] for name in ("destination", "slot", "entity_id", "domain", "envelope")},
+        **{f"to_{name}": values[0] for name, values in columns.items()},
+        "read_version": first.version,
+        "slot": 3,
         "new_read_version": [None if new else row.version for row in rows],
         "rows_to_write": len(rows),
         "gains_domain": ["big"] * len(WAITING),
@@ -495,7 +503,7 @@ async def test_a_write_reads_no_more_than_its_rows(points: Connection, statement
 async def test_an_insert_asks_the_key_alone(points: Connection) -> None:
     """Whether a new row is in the way of another is asked of the primary key."""
     rows = [replace(row, entity_id=uuid5(row.entity_id, "new")) for row in await known(points, 1000, "other")]
-    plan = await explain(points, SAVE[Extent.WHOLE, False], point_parameters(rows, new=True))
+    plan = await explain(points, SAVE[Extent.WHOLE, False, False], point_parameters(rows, new=True))
     inserted = next(node for node in nodes(plan) if node.get("Subplan Name") == "CTE inserted")
     assert inserted["Conflict Arbiter Indexes"] == [KEY]
     assert kinds({"Node Type": "", "Plans": inserted["Plans"]}) <= {"", "CTE Scan"}

@@ -7,16 +7,17 @@ from datetime import timedelta
 
 import pytest
 
+from app.breaker import FAILURES, OPEN_FOR, PROBE_PENDING, CircuitBreaker
 from app.errors import (
     ContentionError,
     DatabaseDownError,
+    EffectDownError,
     InvalidInputError,
     NotFoundError,
     PoolExhaustedError,
     SchemaMismatchError,
     UnavailableError,
 )
-from app.store.breaker import FAILURES, OPEN_FOR, PROBE_PENDING, CircuitBreaker
 
 DOWN = DatabaseDownError("down")
 # What the database answered with, or a caller did wrong: the database is up.
@@ -304,3 +305,13 @@ async def test_concurrent_failures_open_it_once(breaker: CircuitBreaker, clock: 
             await end(DOWN)
             clock.now += 1
     assert (await refusal(breaker)).retry_after == timedelta(seconds=60 - 16)
+
+
+async def test_a_breaker_may_be_for_something_else(clock: Clock) -> None:
+    """It counts the error that it is told, no other, and its refusal names the other side."""
+    breaker = CircuitBreaker(clock=clock, what="Consul", down=EffectDownError)
+    await fail(breaker, FAILURES)
+    assert not breaker.is_open
+    for _ in range(FAILURES):
+        await call(breaker, EffectDownError("down"))
+    assert str(await refusal(breaker)) == "Consul did not answer; it is not asked again yet"

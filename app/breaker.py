@@ -13,13 +13,14 @@ PROBE_PENDING = timedelta(seconds=1)  # what to wait while somebody else's probe
 
 
 class CircuitBreaker:
-    """Lets calls through while the database answers, and refuses them at once while it does not.
+    """Lets calls through while the other side answers, and refuses them at once while it does not.
 
-    Closed: every call goes through; `failures` DatabaseDownErrors in a row open it. Open: every call is refused with
-    UnavailableError, and how long to wait, for `open_for`. Then exactly one call, the probe, goes through: if it
-    ends well the breaker closes, if it fails the breaker is open anew, and if it is cancelled the next call probes.
+    The other side is `what`; calls that end in the error `down` are its failures. Closed: every call goes through;
+    `failures` in a row open it. Open: every call is refused with UnavailableError, and how long to wait, for
+    `open_for`. Then exactly one call, the probe, goes through: if it ends well the breaker closes, if it fails the
+    breaker is open anew, and if it is cancelled the next call probes.
 
-    Whatever is no DatabaseDownError (a client's mistake, a cancellation) is no failure. An error that the database
+    Whatever is no such error (a client's mistake, a cancellation) is no failure. An error that the other side
     answered with ends a row of failures; a cancellation, or a pool without a free connection, says nothing. What
     began before the breaker opened does not change it any more. `clock` is monotonic, in seconds.
     """
@@ -30,10 +31,14 @@ class CircuitBreaker:
         failures: int = FAILURES,
         open_for: timedelta = OPEN_FOR,
         clock: Callable[[], float] = time.monotonic,
+        what: str = "the database",
+        down: type[UnavailableError] = DatabaseDownError,
     ) -> None:
         self._limit = failures
         self._open_for = open_for.total_seconds()
         self._clock = clock
+        self._what = what
+        self._down = down
         self._failures = 0
         self._opened_at: float | None = None
         self._openings = 0
@@ -52,7 +57,7 @@ class CircuitBreaker:
         try:
             yield
             ended_well = True
-        except DatabaseDownError:
+        except self._down:
             ended_well = False
             raise
         except PoolExhaustedError:
@@ -70,7 +75,7 @@ class CircuitBreaker:
         left = self._opened_at + self._open_for - self._clock()
         if left > 0 or self._probing:
             wait = timedelta(seconds=left) if left > 0 else PROBE_PENDING
-            raise UnavailableError("the database did not answer; it is not asked again yet", retry_after=wait)
+            raise UnavailableError(f"{self._what} did not answer; it is not asked again yet", retry_after=wait)
         self._probing = True
         return True
 

@@ -1,0 +1,1 @@
+"""Who carries intents out, and how."""

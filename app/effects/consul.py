@@ -1,0 +1,106 @@
+"""The `consul.*` intents: nodes as services of a Consul agent.
+
+https://developer.hashicorp.com/consul/api-docs/agent/service: register and deregister. Both may be repeated.
+"""
+
+import asyncio
+import logging
+import random
+from datetime import timedelta
+from http import HTTPStatus
+from urllib.parse import quote
+
+import httpx
+
+from app.breaker import CircuitBreaker
+from app.domain.intents import DeregisterService, RegisterService
+from app.errors import EffectDownError, IntentError
+
+log = logging.getLogger(__name__)
+
+INTENTS = ("consul.register", "consul.deregister")
+
+TIMEOUT = timedelta(seconds=2)  # of each step of a request: to connect, to send, to hear
+ATTEMPTS = 3  # within one call
+BACKOFF = timedelta(milliseconds=100)  # at most, before the second attempt; twice that before the third
+# Answers of the 400s after which the same may be tried again: rights that somebody may give, and haste.
+PASSING = {
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+}
+
+
+class Consul:
+    """One Consul agent, behind a circuit breaker of its own."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: timedelta = TIMEOUT,
+        backoff: timedelta = BACKOFF,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
+        # The agent is on this machine or near it: no proxy of the environment is between.
+        self._client = httpx.AsyncClient(base_url=url, timeout=timeout.total_seconds(), trust_env=False)
+        self._backoff = backoff.total_seconds()
+        self.breaker = breaker or CircuitBreaker(what="Consul", down=EffectDownError)
+
+    async def handle(self, intent: object) -> None:
+        """Carry an intent out. When this returns, Consul has it.
+
+        Raises EffectDownError after ATTEMPTS without an answer that counts, UnavailableError at once while the
+        breaker is open (both: try again later, nothing is lost), and IntentError for what is no intent of Consul's or
+        what Consul refuses for good.
+        """
+        body: dict[str, object] | None = None
+        match intent:
+            case RegisterService():
+                call, body = "register", _service(intent)
+            case DeregisterService():
+                call = f"deregister/{quote(_id(intent), safe='')}"
+            case _:
+                raise IntentError(
+                    f"Consul takes a RegisterService or a DeregisterService, not {type(intent).__name__}"
+                )
+        with self.breaker.guard():
+            await self._put(call, body)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _put(self, call: str, body: dict[str, object] | None) -> None:
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(random.uniform(0, self._backoff * 2**attempt / 2))  # noqa: S311 - it spreads load
+            try:
+                answer = await self._client.put(f"/v1/agent/service/{call}", json=body)
+            except httpx.HTTPError as error:
+                log.warning("Consul does not answer: %s: %s", type(error).__name__, error)
+                continue
+            if answer.is_success:
+                return
+            if answer.status_code == HTTPStatus.NOT_FOUND and body is None:
+                return  # it knows no such service: that is what was asked for
+            log.warning("Consul answers %d: %.200s", answer.status_code, answer.text)
+            if answer.is_client_error and answer.status_code not in PASSING:
+                raise IntentError(f"Consul refuses the intent with status {answer.status_code}; the log says why")
+        raise EffectDownError("Consul does not answer as it should")
+
+
+def _id(intent: RegisterService | DeregisterService) -> str:
+    return f"{intent.domain}.{intent.entity_id}"
+
+
+def _service(intent: RegisterService) -> dict[str, object]:
+    """The body that registers a service."""
+    return {
+        "ID": _id(intent),
+        "Name": intent.node_type,
+        "Tags": list(intent.tags),
+        "Meta": {"domain": intent.domain, "version": str(intent.version)},
+    }

@@ -1,0 +1,70 @@
+"""The `postgres.*` intents: one row written as an intent says, in the caller's transaction.
+
+The projector writes the same changes in batches, by `registrations.save`. This is for one row at a time.
+"""
+
+import msgspec
+from msgspec import UNSET
+from msgspec.structs import asdict
+
+from app.domain.intents import Columns, UpdateRegistration, UpsertRegistration
+from app.domain.registration import Registration
+from app.errors import IntentError
+from app.store import registrations
+from app.store.database import Connection
+from app.store.registrations import Save
+
+INTENTS = ("postgres.upsert_registration", "postgres.update_registration")
+
+
+async def upsert_registration(connection: Connection, intent: object) -> bool:
+    """Write the whole row, if the one there still has the version that was read (None: if there is none).
+
+    Whether it was written. Raises IntentError, before any SQL, for what is no such intent or no row; with the
+    transaction broken off, RefusedValuesError when a constraint is against it, and LostRaceError when another one
+    has inserted the row meanwhile.
+    """
+    if not isinstance(intent, UpsertRegistration):
+        raise IntentError(f"postgres.upsert_registration takes an UpsertRegistration, not {type(intent).__name__}")
+    key = (intent.entity_id, intent.domain)
+    given = asdict(intent.registration)
+    if (given.pop("entity_id"), given.pop("domain")) != key:
+        raise IntentError("postgres.upsert_registration: the row is another entity's")
+    after = Registration(*key, **_columns(given))  # type: ignore[arg-type]  # Columns has the types of its fields
+    read = await registrations.get_entity_states(connection, [key], lock=True)
+    before = read.get(key)
+    if (None if before is None else before.version) != intent.read_version:
+        return False
+    with registrations.refused_values():
+        await registrations.save(connection, [Save(after, before)])
+    return True
+
+
+async def update_registration(connection: Connection, intent: object) -> bool:
+    """Write the columns that the intent names, if the row still has the version that was read.
+
+    When `last_heartbeat_at` is among them, it also has to be newer than the row's. The version rises by one, unless
+    the intent says to which. Whether it was written. Times, ids and states may be strings, as they are in JSON.
+
+    Raises IntentError, before any SQL, for what is no such intent, for an empty update, and for names and values that
+    the table cannot have; and RefusedValuesError, with the transaction broken off, when a constraint is against it.
+    """
+    if not isinstance(intent, UpdateRegistration):
+        raise IntentError(f"postgres.update_registration takes an UpdateRegistration, not {type(intent).__name__}")
+    changes = _columns(intent.changes)
+    if not changes:
+        raise IntentError("postgres.update_registration: there is nothing to update")
+    version = changes.setdefault("version", intent.read_version + 1)
+    if not isinstance(version, int) or version <= intent.read_version:
+        raise IntentError(f"postgres.update_registration: version {version} is not above {intent.read_version}")
+    key = (intent.entity_id, intent.domain)
+    return await registrations.update_columns(connection, key, intent.read_version, changes)
+
+
+def _columns(changes: object) -> dict[str, object]:
+    """The columns that are named and their values, in the types of the table."""
+    try:
+        columns = msgspec.convert(changes, Columns)
+    except msgspec.ValidationError as error:
+        raise IntentError(f"what is to be written is wrong: {error}") from None
+    return {name: value for name, value in asdict(columns).items() if value is not UNSET}

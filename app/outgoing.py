@@ -1,0 +1,80 @@
+"""What follows from triggers and deadlines, as messages for the outbox."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from uuid import uuid5
+
+import msgspec
+
+from app.bus.envelopes import Envelope
+from app.domain.decider import Decision
+from app.domain.events import Fact
+from app.domain.intents import Intent
+from app.store.outbox import EFFECT, TOPIC, Message
+
+SOURCE = "urn:pqs"  # in every envelope; with the id it names an event (CloudEvents 1.0, section 3.1)
+
+
+class Outgoing:
+    """Where what follows is sent: events to a topic of the bus, intents to their handlers, or nowhere."""
+
+    def __init__(self, topic: str | None = None, handlers: Mapping[str, str] | None = None) -> None:
+        """`topic` is None without a bus. `handlers` has the intents that are carried out after the transaction."""
+        self._topic = topic
+        self._handlers = handlers or {}
+
+    def messages(self, decisions: Iterable[Decision]) -> list[Message]:
+        """The messages of some decisions, in their order; for each the events, in theirs, and then the intents."""
+        return [message for decision in decisions for message in self._messages(decision)]
+
+    def _messages(self, decision: Decision) -> Iterator[Message]:
+        if self._topic is not None:
+            version = decision.registration.version - len(decision.events)
+            for sequence, event in enumerate(decision.events, start=version + 1):
+                yield _message(TOPIC + self._topic, event, event_envelope(event, sequence))
+        for intent in decision.intents:
+            handler = self._handlers.get(intent.name)
+            if handler is not None:
+                yield _message(EFFECT + handler, intent, _intent_envelope(intent, decision))
+
+
+def event_envelope(event: Fact, sequence: int) -> Envelope:
+    """An event as it leaves the service, without what it does not say. `sequence` is the row's version after it."""
+    named = ((name, getattr(event.data, name)) for name in event.data.__struct_fields__)
+    return Envelope(
+        id=event.event_id,
+        source=SOURCE,
+        type=event.type,
+        subject=str(event.entity_id),
+        time=event.occurred_at,
+        partitionkey=str(event.entity_id),
+        sequence=sequence,
+        data={
+            name: value.astimezone(UTC) if isinstance(value, datetime) else value
+            for name, value in named
+            if value is not None
+        },
+        domain=event.domain,
+        correlationid=event.correlation_id,
+    )
+
+
+def _intent_envelope(intent: Intent, decision: Decision) -> Envelope:
+    """An intent for its handler. Its id stays the same however often the decision is made."""
+    event = decision.events[-1]
+    return Envelope(
+        id=uuid5(event.event_id, intent.name),
+        source=SOURCE,
+        type=intent.name,
+        subject=str(intent.entity_id),
+        time=event.occurred_at,
+        partitionkey=str(intent.entity_id),
+        sequence=decision.registration.version,
+        data=msgspec.to_builtins(intent),
+        domain=intent.domain,
+        correlationid=event.correlation_id,
+    )
+
+
+def _message(destination: str, of: Fact | Intent, envelope: Envelope) -> Message:
+    return Message(destination, of.entity_id, of.domain, envelope.to_json().decode())

@@ -1,0 +1,73 @@
+"""Intents by name, and as they travel."""
+
+import msgspec
+import pytest
+
+from app.domain import intents
+from app.domain.decider import Deadline, Decision, decide, expire
+from app.domain.events import TRIGGER_CLASSES, Trigger
+from app.domain.intents import INTENTS, DeregisterService, Intent, RegisterService, UpdateRegistration
+from app.domain.registration import Timing
+from app.domain.states import RegistrationState
+from tests.making import NODE, event, row, when
+
+ACTIVE = RegistrationState.ACTIVE
+
+
+def test_there_are_four_intents() -> None:
+    """Two are the database's and two are Consul's."""
+    assert INTENTS == (
+        "postgres.upsert_registration",
+        "postgres.update_registration",
+        "consul.register",
+        "consul.deregister",
+    )
+
+
+def test_the_decider_emits_each_of_them_and_no_others() -> None:
+    """Over all triggers, states and deadlines, the names that come out are those that the contract is checked for."""
+    triggers = [event(str(cls.__struct_config__.tag), 100) for cls in TRIGGER_CLASSES]
+    rows = [row(state, ack_timeout_emitted_at=None, liveness_timeout_emitted_at=None) for state in RegistrationState]
+    decisions = [
+        decide(before, trigger, Timing())
+        for before in (None, *rows)
+        for trigger in triggers
+        if isinstance(trigger, Trigger)
+    ]
+    decisions += [expire(before, deadline, when(1000)) for before in rows for deadline in Deadline]
+    emitted = {intent.name for decision in decisions if isinstance(decision, Decision) for intent in decision.intents}
+    assert emitted == set(INTENTS)
+
+
+@pytest.mark.parametrize(
+    "intent",
+    [
+        intents.upsert(row(ACTIVE), None),
+        intents.upsert(row(ACTIVE), row(ACTIVE)),
+        intents.register(row(ACTIVE, capabilities={"tags": ["a"]})),
+        intents.deregister(row(ACTIVE)),
+    ],
+    ids=["upsert", "upsert of a known row", "register", "deregister"],
+)
+def test_an_intent_travels_as_json(intent: Intent) -> None:
+    """Its name is in it, and what is read is what was written."""
+    written = msgspec.json.encode(intent)
+    assert msgspec.json.decode(written)["intent"] == intent.name
+    assert msgspec.json.decode(written, type=Intent) == intent
+
+
+def test_an_update_names_what_is_different() -> None:
+    """Only the columns whose values differ are in it, and the version that was read."""
+    after = row(ACTIVE, node_type="x", version=22)
+    assert intents.update(after, row(ACTIVE)) == UpdateRegistration(
+        entity_id=NODE, domain="registration", changes={"node_type": "x", "version": 22}, read_version=21
+    )
+
+
+def test_consul_is_told_who_and_what() -> None:
+    """Entity, domain, type, tags and version to register; entity and domain to deregister."""
+    node = row(ACTIVE, domain="edge", node_type="gpu", capabilities={"tags": ["a", "b"]})
+    assert intents.register(node) == RegisterService(
+        entity_id=NODE, domain="edge", node_type="gpu", tags=("a", "b"), version=21
+    )
+    assert intents.deregister(node) == DeregisterService(entity_id=NODE, domain="edge")
