@@ -25,15 +25,19 @@ from uvicorn.supervisors import Multiprocess
 from app import log, main
 from app.api.context import correlation_id
 from app.api.metrics import SHARED_DIRECTORY
+from app.consumer import consuming
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.positions import MAX_NUMBER, Position
 from app.effects import contract
 from app.errors import PqsError, StartError
 from app.load import load_file, service_url
-from app.settings import PREFIX, Settings, read_settings
+from app.outgoing import outgoing_of
+from app.relay import relaying
+from app.settings import PREFIX, BusKind, Settings, read_settings
 from app.store import registrations, schema
 from app.store.database import Connection, Database, translated
 from app.store.embedded import EmbeddedPostgres, running_url
+from app.sweep import sweeping
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +186,104 @@ def verify(**given: str | None) -> None:
     click.echo("the state counts are what a full count gives")
 
 
+@pqs.command()
+@settings_options(
+    "database_url",
+    "data_dir",
+    "statement_timeout",
+    "kafka",
+    "bus",
+    "topic_out",
+    "consul_url",
+    "log_level",
+    "log_format",
+)
+def relay(**given: str | None) -> None:
+    """Send what waits in the outbox to the bus and to Consul, until stopped. Many may run, and share the work.
+
+    A service does the same within it, unless PQS_RELAY is off there.
+    """
+    settings = _command_settings(given)
+    if settings.bus is BusKind.MEMORY:
+        raise StartError("PQS_BUS=memory is a bus inside `pqs serve`: what this sent to one of its own would be lost")
+    if settings.bus is BusKind.OFF and settings.consul_url is None:
+        raise StartError("there is nowhere to send to; set PQS_KAFKA, PQS_CONSUL_URL or both")
+
+    async def work(url: str) -> None:
+        async with relaying(settings, url):
+            click.echo("relaying")
+            await _stopped()
+
+    with _database(settings) as url:
+        _run_to_its_end(work(url))
+
+
+@pqs.command()
+@settings_options(
+    "database_url",
+    "data_dir",
+    "statement_timeout",
+    "kafka",
+    "bus",
+    "topic_out",
+    "consul_url",
+    "log_level",
+    "log_format",
+)
+def sweep(**given: str | None) -> None:
+    """Turn passed deadlines into events, until stopped. Many may run, and share the work.
+
+    A service does the same within it where PQS_SWEEP is true. What follows goes to the outbox, as it does there, so
+    PQS_KAFKA, PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL are to be what the service has.
+    """
+    settings = _command_settings(given)
+    outgoing = outgoing_of(settings)
+
+    async def work(url: str) -> None:
+        async with sweeping(settings, url, outgoing):
+            click.echo("sweeping")
+            await _stopped()
+
+    with _database(settings) as url:
+        asyncio.run(work(url))
+
+
+@pqs.command()
+@settings_options(
+    "database_url",
+    "data_dir",
+    "statement_timeout",
+    "ack_timeout",
+    "liveness_interval",
+    "liveness_window",
+    "kafka",
+    "bus",
+    "topic_out",
+    "topics_in",
+    "consumer_group",
+    "consul_url",
+    "log_level",
+    "log_format",
+)
+def consume(**given: str | None) -> None:
+    """Read events from Kafka, until stopped. Many may run at once, and share the partitions of the topics."""
+    settings = _command_settings(given)
+
+    async def work(url: str) -> None:
+        async with consuming(settings, url) as consumer:
+            stop = asyncio.Event()
+            reading = asyncio.create_task(consumer.run(stop))
+            stopping = asyncio.create_task(_stopped())
+            click.echo(f"consuming {settings.topics_in}")
+            await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stop.set()
+            stopping.cancel()
+            await reading
+
+    with _database(settings) as url:
+        asyncio.run(work(url))
+
+
 @pqs.command("db-url")
 @settings_options("database_url", "data_dir")
 def db_url(**given: str | None) -> None:
@@ -260,6 +362,21 @@ def _stop_on_signals() -> None:
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # uvicorn knows that one
+
+
+def _run_to_its_end(work: Coroutine[None, None, None]) -> None:
+    """Run a worker on the event loop that `pqs serve` has: uvloop where it is installed."""
+    with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+        runner.run(work)
+
+
+async def _stopped() -> None:
+    """Wait for Ctrl-C or SIGTERM, which then stop nothing by themselves: what is under way can come to its end."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    for each in STOPPING:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            loop.add_signal_handler(each, stopped.set)
+    await stopped.wait()
 
 
 def _ignore_signals() -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
@@ -17,17 +17,30 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from app import log
-from app.api import context, counts, entities, events, health, openapi, overdue, problems, workflows
+from app.api import (
+    context,
+    counts,
+    dead_letters,
+    entities,
+    events,
+    health,
+    openapi,
+    overdue,
+    problems,
+    watermarks,
+    workflows,
+)
 from app.api.metrics import SHARED_DIRECTORY, Metrics
 from app.api.service import Service
 from app.batching import Reader, Writer
 from app.domain.registration import Timing
-from app.effects import contract
 from app.errors import StartError
-from app.outgoing import Outgoing
+from app.outgoing import outgoing_of
 from app.projector import Projector
-from app.settings import BusKind, Settings, read_settings
+from app.relay import relaying
+from app.settings import Settings, read_settings
 from app.store.database import Database
+from app.sweep import sweeping
 from app.workflows import Pruner, WorkflowStore
 
 
@@ -51,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     url = settings.database_url.get_secret_value()
     read_url = settings.database_read_url.get_secret_value() if settings.database_read_url else url
     metrics = Metrics()
-    routes = contract.routes_of(settings)
+    outgoing = outgoing_of(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -63,22 +76,27 @@ def create_app(settings: Settings) -> FastAPI:
             liveness_interval=timedelta(seconds=settings.liveness_interval),
             liveness_window=timedelta(seconds=settings.liveness_window),
         )
-        topic = None if settings.bus is BusKind.OFF else settings.topic_out
-        outgoing = Outgoing(topic, contract.after_the_transaction(routes))
         projector = Projector(database, timing, outgoing)
         reader = Reader(database, joining=settings.batching)
         writer = Writer(projector, joining=settings.batching)
         store = WorkflowStore(database, joining=settings.batching)
-        app.state.service = Service(settings, database, scans, reader, projector, writer, store, metrics)
+        app.state.service = Service(settings, database, scans, reader, projector, writer, store, outgoing, metrics)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         pruning = asyncio.create_task(pruner.run())
+        workers = AsyncExitStack()
         try:
+            if settings.relay:
+                relay = await workers.enter_async_context(relaying(settings, url))
+                outgoing.on_commit = relay.wake
+            if settings.sweep:
+                await workers.enter_async_context(sweeping(settings, url, outgoing, metrics.swept))
             yield
         finally:
             pruning.cancel()
             await asyncio.wait([pruning])
             await store.close()
             await writer.close()
+            await workers.aclose()
             await reader.close()
             await database.close()
             await scans.close()
@@ -91,7 +109,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a path is what the contract says, or it is unknown
     )
-    for resource in (events, entities, counts, overdue, workflows, health):
+    for resource in (events, entities, counts, overdue, workflows, watermarks, dead_letters, health):
         app.include_router(resource.router)
     problems.install(app)
     openapi.install(app)

@@ -1,6 +1,6 @@
 """What follows from triggers and deadlines, as messages for the outbox."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from datetime import UTC, datetime
 from uuid import uuid5
 
@@ -10,6 +10,8 @@ from app.bus.envelopes import Envelope
 from app.domain.decider import Decision
 from app.domain.events import Fact
 from app.domain.intents import Intent
+from app.effects import contract
+from app.settings import BusKind, Settings
 from app.store.outbox import EFFECT, TOPIC, Message
 
 SOURCE = "urn:pqs"  # in every envelope; with the id it names an event (CloudEvents 1.0, section 3.1)
@@ -22,10 +24,24 @@ class Outgoing:
         """`topic` is None without a bus. `handlers` has the intents that are carried out after the transaction."""
         self._topic = topic
         self._handlers = handlers or {}
+        self.on_commit: Callable[[], None] | None = (
+            None  # called when messages are in the outbox: by it a relay wakes
+        )
+
+    @property
+    def destinations(self) -> list[str]:
+        """Where messages go to."""
+        topics = [] if self._topic is None else [TOPIC + self._topic]
+        return topics + [EFFECT + handler for handler in dict.fromkeys(self._handlers.values())]
 
     def messages(self, decisions: Iterable[Decision]) -> list[Message]:
         """The messages of some decisions, in their order; for each the events, in theirs, and then the intents."""
         return [message for decision in decisions for message in self._messages(decision)]
+
+    def committed(self, decisions: Sized) -> None:
+        """Say that the messages of these decisions are in the outbox now, so that they are sent at once."""
+        if decisions and self.on_commit is not None:
+            self.on_commit()
 
     def _messages(self, decision: Decision) -> Iterator[Message]:
         if self._topic is not None:
@@ -36,6 +52,12 @@ class Outgoing:
             handler = self._handlers.get(intent.name)
             if handler is not None:
                 yield _message(EFFECT + handler, intent, _intent_envelope(intent, decision))
+
+
+def outgoing_of(settings: Settings) -> Outgoing:
+    """Where these settings send what follows. Raises StartError as `routes_of` does."""
+    topic = None if settings.bus is BusKind.OFF else settings.topic_out
+    return Outgoing(topic, contract.after_the_transaction(contract.routes_of(settings)))
 
 
 def event_envelope(event: Fact, sequence: int) -> Envelope:

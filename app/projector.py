@@ -1,7 +1,7 @@
 """Events in, outcomes out: order → evolve → upsert, one transaction."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import assert_never
 from uuid import UUID
 
@@ -50,6 +50,10 @@ class Result(Struct, frozen=True, gc=False):
     events: list[Followed] | UnsetType = UNSET
 
 
+# What else is done in the transaction that takes a batch in: it gets the results, and its errors roll all of it back.
+Also = Callable[[Connection, list[Result]], Awaitable[None]]
+
+
 class Fold(Struct, frozen=True):
     """What a batch makes of the rows that were read: a result for each event, the rows to write, what followed."""
 
@@ -67,27 +71,34 @@ class Projector:
         self._timing = timing
         self._outgoing = outgoing or Outgoing()
 
-    async def persist(self, events: Sequence[Event], *, by_position: bool = False) -> list[Result]:
+    async def persist(
+        self, events: Sequence[Event], *, by_position: bool = False, also: Also | None = None
+    ) -> list[Result]:
         """Take in a batch as one transaction, and return a result for each event, in the order given.
 
         The events of one entity are folded as they come, or, `by_position`, in the order of their positions. When
         other writers change the same rows meanwhile, the batch starts anew. Raises ContentionError when that
         happens ATTEMPTS times, and UnavailableError when the database does not answer; nothing is written then,
-        unless the connection broke in the commit itself.
+        unless the connection broke in the commit itself. `also` is done after the rows, once for each attempt.
         """
         for attempt in range(ATTEMPTS):
             lock = attempt > 0
 
-            async def work(connection: Connection, *, lock: bool = lock) -> list[Result]:
+            async def work(connection: Connection, *, lock: bool = lock) -> Fold:
                 folded = await self._fold(connection, events, by_position=by_position, lock=lock)
                 await registrations.save(connection, folded.saves, self._outgoing.messages(folded.decisions))
-                return folded.results
+                if also is not None:
+                    await also(connection, folded.results)
+                return folded
 
             try:
                 # Unlocked, there is one statement that writes, and it is guarded: it needs no transaction around it.
-                return await (self._database.write(work) if lock else self._database.write_alone(work))
+                alone = not lock and also is None
+                folded = await (self._database.write_alone(work) if alone else self._database.write(work))
             except LostRaceError:
                 continue
+            self._outgoing.committed(folded.decisions)
+            return folded.results
         raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
 
     async def foresee(self, events: Sequence[Event], *, by_position: bool = False) -> list[Result]:

@@ -88,7 +88,9 @@ def _http(url: SecretStr) -> SecretStr:
 
 HttpAddress = Annotated[SecretStr, AfterValidator(_http)]
 # What Kafka takes as the name of a topic.
-Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+_TOPIC = "[a-zA-Z0-9._-]{1,249}"
+Topic = Annotated[str, Field(pattern=rf"^{_TOPIC}$")]
+Topics = Annotated[str, Field(pattern=rf"^{_TOPIC}(,{_TOPIC})*$")]
 
 
 def _not_empty(path: object) -> object:
@@ -125,6 +127,9 @@ class Settings(BaseSettings):
     liveness_window: Duration = Field(90.0, description="How many seconds a node has after a heartbeat.")
     max_body: int = Field(8 * MIB, ge=1024, le=1024 * MIB, description="The largest body in bytes, NDJSON excepted.")
     batching: bool = Field(True, description="Join single requests that come at once into one statement.")
+    sweep: bool = Field(
+        False, description="Turn passed deadlines into events from within the service; `pqs sweep` does so in any case."
+    )
     action_retention: Duration = Field(
         7 * DAY, description="How many seconds an action of a workflow is remembered at least."
     )
@@ -133,7 +138,14 @@ class Settings(BaseSettings):
         default_factory=lambda given: BusKind.KAFKA if given.get("kafka") else BusKind.OFF,
         description="What carries events: kafka (the default where PQS_KAFKA is set), memory, or off (else).",
     )
+    relay: bool = Field(True, description="Send what leaves the service from within it; else `pqs relay` does.")
     topic_out: Topic = Field("registration-events", description="The topic that registration events are sent to.")
+    topics_in: Topics | None = Field(
+        None, description="The topics that `pqs consume` reads, as topic,topic: each event of a node in the same one."
+    )
+    consumer_group: str = Field(
+        "pqs", min_length=1, max_length=249, description="The consumer group in which it shares their partitions."
+    )
     consul_url: HttpAddress | None = Field(
         None, description="A Consul agent, as http://host:8500, that nodes are registered with."
     )

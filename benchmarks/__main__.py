@@ -13,7 +13,7 @@ from types import FrameType
 import asyncpg
 
 from app.errors import PqsError
-from benchmarks import growth, processes, rows, throughput
+from benchmarks import growth, processes, relay, rows, throughput
 from benchmarks.bench import FULL, MAIN, QUICK, Bench, Part
 from benchmarks.contenders import LeftOutError
 from benchmarks.load import need_wrk
@@ -30,12 +30,13 @@ PARTS: dict[str, Part] = {
     "lone": throughput.lone,
     "ingest1": throughput.ingest1,
     "ingest4": throughput.ingest4,
+    "relay": relay.relay,
     "memory": processes.memory,
     "start": processes.start,
     "idle": processes.idle,
 }
 BY_NAME_ALONE = {"growth10m"}
-NEED_NO_ROWS = {"start"}
+NEED_NO_ROWS = {"start", "relay"}
 FAILURES = (BenchmarkError, PqsError, OSError, HTTPException, asyncpg.PostgresError, asyncpg.InterfaceError)
 LIMIT = 15 * 60  # seconds for all parts
 LIMIT_NAMED = 90 * 60  # seconds for those that are asked for by name

@@ -2,14 +2,14 @@
 
 from app import main, settings
 from app.api import bodies, hot, schemas, workflows
-from app.bus import envelopes, kafka, memory
+from app.bus import envelopes, kafka
 from app.client.entities import Entities, Overdue
 from app.client.events import Events
 from app.domain import decider, events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
-from app.effects import consul, postgres
-from app.store import registrations, tables
+from app.effects import postgres
+from app.store import registrations, tables, watermarks
 
 _used_from_outside: list[object] = [
     # uvicorn imports it by name.
@@ -34,12 +34,8 @@ _used_from_outside: list[object] = [
     postgres.upsert_registration,
     postgres.update_registration,
     # What the relay and the sweep are built on.
-    consul.Consul.handle,
-    consul.Consul.close,
     decider.expire,
-    settings.Settings.kafka,
     kafka.KafkaBus.publish_envelope,
-    memory.MemoryBus,
     # Tests go through them.
     envelopes.Envelope.from_json,
     events.FACT_CLASSES,
@@ -47,7 +43,6 @@ _used_from_outside: list[object] = [
     # pydantic calls it.
     settings.Settings._kafka_has_servers,
     # Chosen by name, in the environment.
-    settings.BusKind.MEMORY,
     settings.LogLevel.DEBUG,
     settings.LogLevel.WARNING,
     settings.LogLevel.ERROR,
@@ -65,8 +60,10 @@ _used_from_outside: list[object] = [
     # Read by what decodes it.
     Provenance.effect_id,
     tables.OutboxMessage.created_at,
+    tables.Watermark.caught_up_at,
     # Fields of answers: encoded, never read.
     schemas.EntityPage.next_cursor,
+    watermarks.Watermark.caught_up_at,
     schemas.OverdueRegistration.overdue_seconds,
     schemas.OverduePage.next_deadline,
     schemas.Summary.applied,

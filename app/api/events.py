@@ -102,10 +102,10 @@ def read_one(body: bytes, correlation_id: UUID | None) -> Event:
     return _correlated([read_event(body)], correlation_id)[0]
 
 
-def render_one(service: Service, result: Result) -> Response:
+def render_one(service: Service, result: Result, *, instance: str = PATH) -> Response:
     """Count one event that was taken in, and answer what became of it."""
     service.metrics.events(result.outcome, 1)
-    return _render(result)
+    return _render(result, instance=instance)
 
 
 def _events_of(body: bytes, media: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[Event], bool]:
@@ -140,7 +140,7 @@ def _correlated(events: list[Event], correlation_id: UUID | None) -> list[Event]
     ]
 
 
-def _render(result: Result) -> Response:
+def _render(result: Result, *, instance: str = PATH) -> Response:
     if result.outcome not in TYPES:
         return json_answer(encode(result))
     type_, title = TYPES[result.outcome]
@@ -150,7 +150,7 @@ def _render(result: Result) -> Response:
         title=title,
         status=status,
         detail=result.reason or "",
-        instance=PATH,
+        instance=instance,
         **msgspec.structs.asdict(result),
     )
     return respond(problem, status, {"Retry-After": RETRY_EARLY} if result.outcome is Outcome.EARLY else None)

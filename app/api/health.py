@@ -1,5 +1,6 @@
 """Whether the process is up, whether the service is ready, and what it measured."""
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -8,6 +9,9 @@ from app.api import metrics, openapi
 from app.api.bodies import JSON
 from app.api.schemas import Health, NoQuery, Ready, encode
 from app.api.service import service_of
+from app.errors import UnavailableError
+from app.store import outbox
+from app.store.outbox import Backlog
 
 router = APIRouter(tags=["health"])
 
@@ -38,4 +42,9 @@ async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> 
     service = service_of(request)
     service.metrics.breaker("primary", is_open=service.database.breaker.is_open)
     service.metrics.breaker("scans", is_open=service.scans.breaker.is_open)
-    return Response(service.metrics.text(), media_type=metrics.MEDIA_TYPE)
+    backlogs: list[Backlog] = []
+    with suppress(UnavailableError):  # a database that is down takes these numbers away, and no others
+        backlogs = await service.database.read(outbox.backlogs)
+        waiting = {each.destination for each in backlogs}
+        backlogs += [Backlog(name, 0, 0.0) for name in service.outgoing.destinations if name not in waiting]
+    return Response(service.metrics.text(backlogs), media_type=metrics.MEDIA_TYPE)

@@ -1,20 +1,22 @@
 """What Prometheus reads: requests, events by outcome, the circuit breakers."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from app.domain.registration import Outcome
+from app.store.outbox import Backlog
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` when several processes answer for one service
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+LABELS = ("destination",)
 
 
 class Metrics:
@@ -46,6 +48,19 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livemax",
         )
+        self._swept = Counter(
+            "pqs_swept",
+            "Passed deadlines that this service has turned into events.",
+            ["kind"],
+            registry=self._registry,
+        )
+        self._lag = Gauge(
+            "pqs_sweep_lag_seconds",
+            "How late the latest of them were that were swept last; 0 when none were left.",
+            ["kind"],
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
         # Looking a labelled metric up takes longer than counting with it.
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._commit_outcomes = {name: self._commits.labels(name) for name in ("committed", "replayed", "conflict")}
@@ -69,17 +84,43 @@ class Metrics:
         """A commit of a workflow had this outcome: committed, replayed or conflict."""
         self._commit_outcomes[outcome].inc()
 
+    def swept(self, kind: str, count: int, late: float) -> None:
+        """So many passed deadlines became events, up to so many seconds late; told after each look, also without."""
+        self._swept.labels(kind).inc(count)
+        self._lag.labels(kind).set(late)
+
     def breaker(self, database: str, *, is_open: bool) -> None:
         """How a breaker stands now."""
         self._breaker.labels(database).set(is_open)
 
-    def text(self) -> bytes:
-        """Everything in Prometheus' text format; of all processes of the service where there are several."""
+    def text(self, backlogs: Sequence[Backlog] = ()) -> bytes:
+        """Everything in Prometheus' text format; of all processes of the service where there are several.
+
+        `backlogs` is what waits in the outbox now: that is in the database, and so the same for all processes.
+        """
         registry = self._registry
         if SHARED_DIRECTORY in os.environ:
             registry = CollectorRegistry()
             registry.register(_AllProcesses())
-        return generate_latest(registry)
+        return generate_latest(registry) + generate_latest(_Outbox(backlogs))
+
+
+class _Outbox(Collector):
+    """What waits in the outbox."""
+
+    def __init__(self, backlogs: Sequence[Backlog]) -> None:
+        self._backlogs = backlogs
+
+    def collect(self) -> Iterable[Metric]:
+        """Two gauges for each destination."""
+        waiting = GaugeMetricFamily(
+            "pqs_outbox_messages", "Messages that wait to be sent; an estimate where there are many.", labels=LABELS
+        )
+        oldest = GaugeMetricFamily("pqs_outbox_oldest_seconds", "How long the oldest of them waits.", labels=LABELS)
+        for each in self._backlogs:
+            waiting.add_metric([each.destination], each.messages)
+            oldest.add_metric([each.destination], each.oldest_seconds)
+        return [waiting, oldest]
 
 
 class _AllProcesses(Collector):

@@ -30,7 +30,7 @@ TEXT = "text/plain"
 
 WHY: dict[int, str] = {
     400: "The body is not JSON (the detail says where it breaks), or the cursor is bad.",
-    404: "There is no such entity, or workflow.",
+    404: "There is no such entity, workflow, or dead letter.",
     409: "The event is early, or in conflict with its entity's row.",
     412: "The workflow is not at the version that the headers ask for: the body has its row.",
     413: "The body is too large.",
@@ -55,6 +55,7 @@ TAGS = [
     {"name": "counts", "description": "How many are where."},
     {"name": "overdue", "description": "Deadlines that have passed."},
     {"name": "workflows", "description": "State of orchestrators, changed by compare-and-swap."},
+    {"name": "kafka", "description": "What comes in from Kafka: how far it is in, and what could not be taken in."},
     {"name": "health", "description": "For those who run the service."},
 ]
 
@@ -181,6 +182,22 @@ def commit_operation() -> Operation:
     return {"response_class": Response, "responses": responses, "openapi_extra": extra}
 
 
+def retry_operation() -> Operation:
+    """`POST /v1/dead-letters/{id}/retry`, which answers as an event that is posted."""
+    ok = {"description": "What became of the event.", "content": {JSON: _schema("Result")}, "headers": _headers()}
+    responses: dict[int | str, Json] = {200: ok, 409: _error(409, "OrderProblem")}
+    responses |= {status: _error(status) for status in (400, 404, 422, 503)}
+    responses[400]["description"] = "The message is not JSON: the detail says where it breaks."
+    return {"response_class": Response, "responses": responses, "openapi_extra": None}
+
+
+def removal_operation() -> Operation:
+    """`DELETE /v1/dead-letters/{id}`, which answers nothing."""
+    responses: dict[int | str, Json] = {204: {"description": "It is removed.", "headers": _headers()}}
+    responses |= {status: _error(status) for status in (404, 422, 503)}
+    return {"response_class": Response, "responses": responses, "openapi_extra": None}
+
+
 def metrics_operation() -> Operation:
     """`GET /metrics`, which answers text."""
     ok = {"description": "Prometheus' text format.", "content": {TEXT: _text("Metrics.")}, "headers": _headers()}
@@ -300,6 +317,8 @@ def _components() -> dict[str, Json]:
         Provenance,
         schemas.WorkflowCommit,
         schemas.WorkflowPage,
+        schemas.WatermarkList,
+        schemas.DeadLetterPage,
         schemas.StateProblem,
         schemas.ActionProblem,
         Event,

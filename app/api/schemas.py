@@ -15,6 +15,7 @@ from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State, Workflow
 from app.errors import Fault
 from app.projector import Followed
+from app.store.watermarks import Watermark
 from app.wire import EARLIEST, LATEST
 
 MAX_LIMIT = 1000  # rows in a page
@@ -73,6 +74,15 @@ class DomainQuery(BaseModel):
 
 class PageQuery(DomainQuery):
     """Which page of a list."""
+
+    limit: Limit = DEFAULT_LIMIT
+    cursor: Cursor | None = None
+
+
+class RowsQuery(BaseModel):
+    """Which page of a list that knows no domains."""
+
+    model_config = ConfigDict(extra="forbid")
 
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
@@ -236,6 +246,48 @@ class WorkflowPage(Struct, frozen=True):
     """A page of workflows, oldest change first, and the cursor of the next one, null on the last."""
 
     items: list[Workflow]
+    next_cursor: str | None
+
+
+class WatermarkList(Struct, frozen=True):
+    """How far each partition is read."""
+
+    items: list[Watermark]
+
+
+class Header(Struct, frozen=True):
+    """A header of a message: its value as text, or in base64 where it is none."""
+
+    name: str
+    value: str | None
+    value_base64: str | None
+
+
+class DeadMessage(Struct, frozen=True):
+    """A message that could not be taken in, or sent, and why.
+
+    `source` is `consumer`, or `relay` for one that was to go out, which has no partition and offset. Key and value
+    are there as text, or in base64 where they are none.
+    """
+
+    id: int
+    source: str
+    topic: str
+    partition: int | None
+    offset: int | None
+    error: str
+    created_at: datetime
+    key: str | None
+    key_base64: str | None
+    value: str | None
+    value_base64: str | None
+    headers: list[Header]
+
+
+class DeadLetterPage(Struct, frozen=True):
+    """A page of dead letters, oldest first, and the cursor of the next one, null on the last."""
+
+    items: list[DeadMessage]
     next_cursor: str | None
 
 

@@ -6,6 +6,7 @@ from fastapi import Request
 
 from app.api.metrics import Metrics
 from app.batching import Reader, Writer
+from app.outgoing import Outgoing
 from app.projector import Projector
 from app.settings import Settings
 from app.store.database import Database
@@ -26,6 +27,7 @@ class Service:
     projector: Projector
     writer: Writer
     workflows: WorkflowStore
+    outgoing: Outgoing
     metrics: Metrics
 
 

@@ -1,5 +1,6 @@
 """What a bus is, for those who publish: the relay and nobody else."""
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Protocol
@@ -14,6 +15,14 @@ class Bus(Protocol):
     which `publish` was called, as long as none of them fails. One that failed may be there nevertheless, and later
     ones may be there without it: who needs an order beyond failures awaits each message of a key before the next.
     """
+
+    @abstractmethod
+    def send(
+        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]
+    ) -> "asyncio.Future[None]":
+        """Take a message in, and say later what `publish` says. Nothing waits here for room: the caller bounds how
+        many messages are on their way at once.
+        """
 
     @abstractmethod
     async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:

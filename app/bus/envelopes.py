@@ -49,7 +49,8 @@ class Envelope(Struct, frozen=True, kw_only=True):
                 partitionkey=self.partitionkey,
                 sequence=f"{self.sequence:0{SEQUENCE_DIGITS}d}",
                 data=self.data,
-                domain=self.domain,
+                # msgspec leaves out what is the default itself; of a database, or of JSON, comes an equal text.
+                domain=DEFAULT_DOMAIN if self.domain == DEFAULT_DOMAIN else self.domain,
                 correlationid=self.correlationid,
             )
         )

@@ -67,22 +67,30 @@ class KafkaBus(Bus):
     async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:
         """Produce a message, and wait for its delivery report."""
         async with self._room:
-            if self._closed:
-                raise BusError("the bus is closed")
-            report: asyncio.Future[None] = self._loop.create_future()
-            try:
-                self._producer.produce(
-                    topic, value, key, headers=dict(headers), on_delivery=partial(self._reported, report)
-                )
-            except BufferError as error:
-                raise BusError("the Kafka client's queue is full") from error
-            except KafkaException as error:
-                self._look_in(SOONEST)  # a producer that has failed for good says so there
-                raise _failure(error.args[0]) from error
+            await self.send(topic, key, value, headers)
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]
+    ) -> "asyncio.Future[None]":
+        """Produce a message; the future is its delivery report."""
+        report: asyncio.Future[None] = self._loop.create_future()
+        if self._closed:
+            report.set_exception(BusError("the bus is closed"))
+            return report
+        try:
+            self._producer.produce(
+                topic, value, key, headers=dict(headers), on_delivery=partial(self._reported, report)
+            )
+        except BufferError:
+            report.set_exception(BusError("the Kafka client's queue is full"))
+        except KafkaException as error:
+            self._look_in(SOONEST)  # a producer that has failed for good says so there
+            report.set_exception(_failure(error.args[0]))
+        else:
             self._awaited += 1
             if self._wait > SOONEST:
                 self._look_in(SOONEST)
-            await report
+        return report
 
     def _reported(self, report: asyncio.Future[None], error: KafkaError | None, _: Message) -> None:
         """Called by a look, so on the event loop."""

@@ -1,5 +1,6 @@
 """A bus inside the process: for tests, and for a service that is tried out without a Kafka."""
 
+import asyncio
 from collections import defaultdict, deque
 from collections.abc import Mapping
 
@@ -33,14 +34,24 @@ class MemoryBus(Bus):
         self._kept: defaultdict[str, deque[Message]] = defaultdict(lambda: deque(maxlen=kept * partitions))
         self._closed = False
 
-    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:
+    def send(
+        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]
+    ) -> "asyncio.Future[None]":
         """Keep a message."""
+        report: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._closed:
-            raise BusError("the bus is closed")
+            report.set_exception(BusError("the bus is closed"))
+            return report
         ends = self._ends[topic]
         partition = sum(ends) % self._partitions if key is None else partition_of(key, self._partitions)
         self._kept[topic].append(Message(topic, partition, ends[partition], key, value, dict(headers)))
         ends[partition] += 1
+        report.set_result(None)
+        return report
+
+    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:
+        """Keep a message."""
+        await self.send(topic, key, value, headers)
 
     def messages(self, topic: str) -> list[Message]:
         """What was published to a topic, in the order in which it came."""

@@ -28,7 +28,9 @@ FROM (VALUES
     ('registration_state_counts', 'SELECT,INSERT,UPDATE'),
     ('workflow_state', 'SELECT,INSERT,UPDATE'),
     ('workflow_actions', 'SELECT,INSERT,UPDATE,DELETE'),
-    ('outbox', 'SELECT,INSERT,DELETE')
+    ('outbox', 'SELECT,INSERT,DELETE'),
+    ('watermarks', 'SELECT,INSERT,UPDATE'),
+    ('dead_letters', 'SELECT,INSERT,DELETE')
 ) AS tables (name, rights),
 unnest(string_to_array(rights, ',')) AS needed
 WHERE NOT has_table_privilege(name, needed)
@@ -243,6 +245,21 @@ class Database:
 
 async def _leave_as_it_is(_connection: object) -> None:
     """Sessions carry no settings, and asyncpg itself ends an open transaction: nothing is left to be reset."""
+
+
+@contextmanager
+def watched(connection: Connection, lost: Callable[[], None]) -> Iterator[None]:
+    """Call `lost` when the connection ends meanwhile, and with it what its session held."""
+
+    def tell(_connection: object) -> None:
+        lost()
+
+    connection.add_termination_listener(tell)
+    try:
+        yield
+    finally:
+        with suppress(*BROKEN):  # it has ended, and the pool has it back
+            connection.remove_termination_listener(tell)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import IntEnum
 from operator import attrgetter
 from typing import cast
@@ -42,6 +42,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 
+from app.domain.decider import Deadline
 from app.domain.positions import Comparison, Position, compare
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
@@ -87,6 +88,22 @@ class Overdue(Struct, frozen=True):
     next_deadline: datetime | None
 
 
+PassedKey = tuple[str, datetime, UUID]  # domain, deadline, entity_id: the order of what the sweep reads
+EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
+BEFORE_ALL: PassedKey = ("", EARLIEST, UUID(int=0))
+
+
+class Passed(Struct, frozen=True):
+    """A page of passed deadlines: the rows that may expire, the time of the read, and where the next page begins.
+
+    `after` is None when there is no next page.
+    """
+
+    items: list[Registration]
+    now: datetime
+    after: PassedKey | None
+
+
 # Not quoted: vulture would take the import for unused.
 _table = cast(Table, RegistrationProjection.__table__)  # noqa: TC006
 _counts = cast(Table, StateCount.__table__)  # noqa: TC006
@@ -130,6 +147,9 @@ READ = Statement(_READ_KEYS)
 # other instead of deadlocking.
 LOCK = Statement(_READ_KEYS.order_by(*_keys).with_for_update(of=_table))
 
+# The same, without those that somebody else has locked.
+LOCK_FREE = Statement(_READ_KEYS.order_by(*_keys).with_for_update(of=_table, skip_locked=True))
+
 # The state of one entity, and nothing else.
 READ_STATE = Statement(
     select(_table.c.current_state).where(
@@ -148,6 +168,18 @@ async def get_entity_states(
         asked_domain=[domain for _, domain in keys],
     )
     return {(row[0], row[1]): _registration(row) for row in rows}
+
+
+async def lock_unchanged(connection: Connection, read: Sequence[Registration]) -> list[Registration]:
+    """Those of the rows that are still as they were read, locked until the transaction ends.
+
+    It waits for nobody: a row that somebody else has locked is left out.
+    """
+    rows = await LOCK_FREE.rows(
+        connection, asked_entity_id=[each.entity_id for each in read], asked_domain=[each.domain for each in read]
+    )
+    versions = {(row["entity_id"], row["domain"]): row["version"] for row in rows}
+    return [each for each in read if versions.get((each.entity_id, each.domain)) == each.version]
 
 
 async def get_entity_state(connection: Connection, entity_id: UUID, domain: str) -> Registration | None:
@@ -434,6 +466,50 @@ async def verify_counts(connection: Connection) -> list[Miscount]:
 # --- Overdue scans ---------------------------------------------------------------------------------------------
 
 
+# Passed deadlines of all domains, in the order of the index: `domains` goes from each domain that has a deadline to
+# the next by one look, and `page` ends where it is full, so that it costs what a page costs, however many domains
+# there are. Of that page the rows that may expire; the last row is there in any case, to go on from. What stands on a
+# partition may expire when everything up to its deadline has been read from there.
+_PASSED = """
+WITH RECURSIVE domains AS (
+    (
+        SELECT domain FROM registration_projections
+        WHERE {due} AND domain >= CAST(:after_domain AS varchar)
+        ORDER BY domain LIMIT 1
+    )
+    UNION ALL
+    SELECT following.domain FROM domains CROSS JOIN LATERAL (
+        SELECT r.domain FROM registration_projections AS r
+        WHERE {due} AND r.domain > domains.domain
+        ORDER BY r.domain LIMIT 1
+    ) AS following
+), page AS MATERIALIZED (
+    SELECT overdue.*, row_number() OVER () AS place
+    FROM (
+        SELECT passed.* FROM domains CROSS JOIN LATERAL (
+            SELECT * FROM registration_projections AS r
+            WHERE r.domain = domains.domain AND {due} AND r.{deadline} < statement_timestamp()
+                AND (r.{deadline}, r.entity_id) > (
+                    CASE WHEN domains.domain = CAST(:after_domain AS varchar)
+                        THEN CAST(:after_deadline AS timestamptz) ELSE '-infinity' END,
+                    CAST(:after_id AS uuid)
+                )
+            ORDER BY r.{deadline}, r.entity_id LIMIT CAST(:most AS bigint)
+        ) AS passed
+        LIMIT CAST(:most AS bigint)
+    ) AS overdue
+), marks AS MATERIALIZED (
+    SELECT topic || '-' || partition AS partition, greatest(message_at, caught_up_at) AS reached FROM watermarks
+), judged AS MATERIALIZED (
+    SELECT
+        page.*, statement_timestamp() AS as_of, place = CAST(:most AS bigint) AS is_full,
+        page.last_applied_partition IS NULL OR coalesce(marks.reached > page.{deadline}, false) AS may_expire
+    FROM page LEFT JOIN marks ON marks.partition = page.last_applied_partition
+)
+SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_full ORDER BY place
+"""
+
+
 class _Scan:
     """The statements of one overdue scan. `due` is the predicate of its partial index, to the letter."""
 
@@ -455,10 +531,14 @@ class _Scan:
         self.after = Statement(first.where(tuple_(deadline, _table.c.entity_id) > place))
         # The earliest deadline that has not passed.
         self.next = Statement(select(func.min(deadline)).where(*rows, deadline >= as_of))
+        # The passed deadlines of all domains that may expire now.
+        names = ", ".join(str(c.key) for c in _columns)
+        self.passed = Statement(text(_PASSED.format(due=due, deadline=deadline.key, columns=names)))
 
 
 ACK_SCAN = _Scan(_table.c.ack_deadline, ACK_DUE)
 LIVENESS_SCAN = _Scan(_table.c.liveness_deadline, LIVENESS_DUE)
+_SCANS = {Deadline.ACK: ACK_SCAN, Deadline.LIVENESS: LIVENESS_SCAN}
 
 # The database's clock.
 NOW = Statement(select(func.clock_timestamp()))
@@ -493,6 +573,24 @@ async def _overdue(
         rows = await scan.after.rows(connection, limit=limit, after_deadline=after[0], after_id=after[1], **asked)
     next_deadline = cast("datetime | None", await scan.next.value(connection, **asked))
     return Overdue([_registration(row) for row in rows], next_deadline)
+
+
+async def get_passed(connection: Connection, deadline: Deadline, *, after: PassedKey, most: int) -> Passed:
+    """The nodes of all domains whose deadline has passed by the database's clock, and which may expire now.
+
+    They are in the order of domain, deadline and entity id, from `after` on. `most` rows are looked at, so there may
+    be fewer, or none, where there is a next page. What stands on a partition is left out until the partition's
+    watermark has passed the deadline; without a watermark it never has.
+    """
+    place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
+    rows = await _SCANS[deadline].passed.rows(connection, most=most, **place)
+    if not rows:
+        return Passed([], EARLIEST, None)
+    read = [_registration(cast("Record", row[: len(_columns)])) for row in rows]
+    items = [registration for registration, row in zip(read, rows, strict=True) if row["may_expire"]]
+    now, last = rows[-1]["as_of"], rows[-1]
+    end = (last["domain"], last[f"{deadline}_deadline"], last["entity_id"]) if last["is_full"] else None
+    return Passed(items, now, end)
 
 
 # --- By hand ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
+    UniqueConstraint,
     Uuid,
     text,
 )
@@ -187,3 +188,38 @@ class OutboxMessage(Base):
     domain: Mapped[str] = mapped_column(String(128))
     envelope: Mapped[str] = mapped_column(Text())
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class Watermark(Base):
+    """How far a partition of Kafka is read: everything up to this offset is applied, or is a dead letter."""
+
+    __tablename__ = "watermarks"
+
+    topic: Mapped[str] = mapped_column(String(249), primary_key=True)
+    partition: Mapped[int] = mapped_column(Integer(), primary_key=True, autoincrement=False)
+    offset: Mapped[int]
+    message_at: Mapped[datetime | None]
+    caught_up_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime]
+    consumer: Mapped[str] = mapped_column(String(300))
+
+    __table_args__ = (CheckConstraint('"partition" >= 0 AND "offset" >= 0', name="numbers_from_0"),)
+
+
+class DeadLetter(Base):
+    """A message that could not be taken in or sent, as it was, with its place and what was wrong."""
+
+    __tablename__ = "dead_letters"
+
+    id: Mapped[int] = mapped_column(BigInteger(), Identity(always=True), primary_key=True)
+    source: Mapped[str] = mapped_column(String(16))
+    topic: Mapped[str] = mapped_column(String(300))
+    partition: Mapped[int | None] = mapped_column(Integer())
+    offset: Mapped[int | None]
+    key: Mapped[bytes | None] = mapped_column(LargeBinary())
+    value: Mapped[bytes | None] = mapped_column(LargeBinary())
+    headers: Mapped[bytes] = mapped_column(LargeBinary())
+    error: Mapped[str] = mapped_column(Text())
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+    __table_args__ = (UniqueConstraint("topic", "partition", "offset", name="dead_letters_place"),)

@@ -112,6 +112,8 @@ READS = {
     "listOverdueAcks": "/v1/overdue/ack?as_of=2026-01-01T00:02:00Z",
     "Workflow": WORKFLOW,
     "WorkflowPage": "/v1/workflows?limit=1",
+    "WatermarkList": "/v1/watermarks",
+    "DeadLetterPage": "/v1/dead-letters?limit=1",
     "Health": "/livez",
     "Ready": "/readyz",
 }
@@ -119,6 +121,13 @@ READS = {
 BROKEN = '{"event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01"\n "type": "node.heartbeat"}'
 TOO_LARGE = " " * (Settings.model_fields["max_body"].default + 1)
 ZONELESS = event_json("node.heartbeat", 7, occurred_at="2026-01-01T00:00:07", data={"heartbeat": 1})
+
+# Dead letters: what is no JSON, what conflicts with the first node's row, and what is no event.
+DEAD = (
+    (4711, BROKEN, "not JSON: Expecting ',' delimiter at line 2 column 2"),
+    (4712, json.dumps(event_json("node.heartbeat", 6, entity_id=FIRST)), "conflict: the positions can't be compared"),
+    (4713, "{}", "#/type: this field is required"),
+)
 
 # What is refused: the name of the problem, and the request.
 REFUSED: dict[str, Json] = {
@@ -160,6 +169,15 @@ REFUSED: dict[str, Json] = {
     "listWorkflows 422": {"method": "GET", "url": "/v1/workflows?updated_since=yesterday"},
     "getWorkflow 404": {"method": "GET", "url": "/v1/workflows/order-18"},
     "getWorkflow 422": {"method": "GET", "url": f"/v1/workflows/{'x' * 256}"},
+    "listWatermarks 422": {"method": "GET", "url": "/v1/watermarks?topic=nodes"},
+    "listDeadLetters 400": {"method": "GET", "url": "/v1/dead-letters?cursor=damaged"},
+    "listDeadLetters 422": {"method": "GET", "url": "/v1/dead-letters?limit=0"},
+    "retryDeadLetter 400": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
+    "retryDeadLetter 404": {"method": "POST", "url": "/v1/dead-letters/4711/retry"},
+    "retryDeadLetter 409": {"method": "POST", "url": "/v1/dead-letters/2/retry"},
+    "retryDeadLetter 422": {"method": "POST", "url": "/v1/dead-letters/3/retry"},
+    "deleteDeadLetter 404": {"method": "DELETE", "url": "/v1/dead-letters/4711"},
+    "deleteDeadLetter 422": {"method": "DELETE", "url": "/v1/dead-letters/first"},
     "commitWorkflow 400": {"method": "PUT", "url": WORKFLOW, "content": "{", "headers": CREATING},
     "commitWorkflow 409": {"method": "PUT", "url": WORKFLOW, "json": COMMIT | {"state": {"step": "sent"}}, **IF_1},
     "commitWorkflow 412": {"method": "PUT", "url": WORKFLOW, "json": NO_ACTION, "headers": CREATING},
@@ -190,6 +208,10 @@ DOWN: dict[str, Json] = {
     "listWorkflows 503": {"method": "GET", "url": READS["WorkflowPage"]},
     "getWorkflow 503": {"method": "GET", "url": WORKFLOW},
     "commitWorkflow 503": {"method": "PUT", "url": WORKFLOW, "json": COMMIT, "headers": CREATING},
+    "listWatermarks 503": {"method": "GET", "url": READS["WatermarkList"]},
+    "listDeadLetters 503": {"method": "GET", "url": READS["DeadLetterPage"]},
+    "retryDeadLetter 503": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
+    "deleteDeadLetter 503": {"method": "DELETE", "url": "/v1/dead-letters/1"},
     "getReadiness 503": {"method": "GET", "url": READS["Ready"]},
 }
 
@@ -237,6 +259,19 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     assert created.status_code == 201, created.text
     connection = await asyncpg.connect(database_url)
     await connection.execute("UPDATE workflow_state SET updated_at = '2026-01-01T00:00:00.25Z'")  # it was the clock's
+    await connection.execute(
+        "INSERT INTO watermarks VALUES ('nodes', 0, 4713, '2026-01-01T00:00:05Z', '2026-01-01T00:00:07.5Z',"
+        " '2026-01-01T00:00:07.5Z', 'host:4711:1f0e2d3c')"
+    )
+    for offset, value, error in DEAD:
+        await connection.execute(
+            'INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error, created_at)'
+            " VALUES ('consumer', 'nodes', 0, $1, $2, $3, '[]', $4, '2026-01-01T00:00:02Z')",
+            offset,
+            str(FIRST).encode(),
+            value.encode(),
+            error,
+        )
     await connection.close()
     for name, path in READS.items():
         answer = await client.get(path)

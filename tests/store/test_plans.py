@@ -17,7 +17,17 @@ from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.store import registrations
 from app.store.database import Connection, Database
-from app.store.registrations import ACK_SCAN, LIVENESS_SCAN, SAVE, Extent, Save, get_entity_states, list_statement
+from app.store.registrations import (
+    ACK_SCAN,
+    BEFORE_ALL,
+    LIVENESS_SCAN,
+    SAVE,
+    Extent,
+    PassedKey,
+    Save,
+    get_entity_states,
+    list_statement,
+)
 from app.store.statements import Statement
 from tests.conftest import new_database
 from tests.making import NODE, START
@@ -290,6 +300,26 @@ async def test_the_next_deadline_is_one_look(scans: Connection, kind: str, domai
     assert buffers(plan) <= 10
 
 
+SWEPT = [
+    ("before all", BEFORE_ALL),
+    ("in the middle", ("big", START + timedelta(hours=30), MIDDLE)),
+    ("in the next domain", ("big", LATE, MIDDLE)),
+    ("at the end", ("tiny", LATE, MIDDLE)),
+]
+
+
+@pytest.mark.parametrize("after", [after for _, after in SWEPT], ids=[name for name, _ in SWEPT])
+@pytest.mark.parametrize("kind", ["ack", "liveness"])
+async def test_the_sweep_reads_a_page(scans: Connection, kind: str, after: PassedKey) -> None:
+    """Passed deadlines of all domains are read off their index, from where the last page ended to where this one does."""
+    scan, index = {"ack": (ACK_SCAN, ACK_DUE), "liveness": (LIVENESS_SCAN, LIVENESS_DUE)}[kind]
+    place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
+    plan = await explain(scans, scan.passed, {"most": 250, **place})
+    assert indexes(plan) == {index}
+    assert most_rows(plan) <= 250
+    assert buffers(plan) <= 3 * 250 + 50
+
+
 SEARCHES = [
     listing(BY_CAPABILITY, "big", ALL, 101, capabilities={"quantum": True}),
     listing(BY_CAPABILITY, "big", ACTIVE, 101, capabilities={"quantum": True}),
@@ -367,6 +397,7 @@ async def known(connection: Connection, number: int, domain: str = "big") -> lis
 POINTS: dict[str, Statement] = {
     "read": registrations.READ,
     "lock": registrations.LOCK,
+    "lock free": registrations.LOCK_FREE,
     "read state": registrations.READ_STATE,
     "rebase": registrations.REBASE,
     "update": registrations.update_statement(frozenset({"current_state", "last_heartbeat_at", "version"})),
@@ -525,7 +556,7 @@ async def test_locks_are_taken_in_the_order_of_keys(points: Connection) -> None:
 def test_every_statement_has_a_case() -> None:
     """The statements of the module are those whose plans are read here; the clock and a full count need none."""
     statements = {name for name, value in vars(registrations).items() if isinstance(value, Statement)}
-    covered = {"READ", "READ_STATE", "LOCK", "REBASE", "COUNT"}
+    covered = {"READ", "READ_STATE", "LOCK", "LOCK_FREE", "REBASE", "COUNT"}
     assert statements == covered | {"NOW", "VERIFY"}
     assert set(WRITES.values()) == set(SAVE.values())
     assert {name for name, value in vars(registrations).items() if isinstance(value, registrations._Scan)} == {

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 TABLE = "registration_projections"
 COUNTS = "registration_state_counts"
 STATE, ACTIONS, OUTBOX = "workflow_state", "workflow_actions", "outbox"
+WATERMARKS, DEAD_LETTERS = "watermarks", "dead_letters"
+TABLES = (TABLE, COUNTS, STATE, ACTIONS, OUTBOX, WATERMARKS, DEAD_LETTERS)
 LOCK_TIMEOUT = 5.0  # seconds, of the migrations
 
 Catalog = dict[str, list[tuple[object, ...]]]
@@ -160,9 +162,12 @@ async def test_every_index_is_valid(database_url: str) -> None:
     assert [(name, *valid) for name, _, *valid in indexes] == [
         (name, True, True)
         for name in (
+            f"{DEAD_LETTERS}_pkey",
+            f"{DEAD_LETTERS}_place",
             f"{OUTBOX}_pkey",
             *names,
             f"{COUNTS}_pkey",
+            f"{WATERMARKS}_pkey",
             f"{ACTIONS}_by_age",
             f"{ACTIONS}_pkey",
             f"{STATE}_by_change",
@@ -181,11 +186,11 @@ async def test_the_page_about_storage_is_complete(database_url: str) -> None:
         cells = [line.split("|") for line in sections[section].splitlines() if line.startswith("| `")]
         return {name.strip().strip("`"): rest for _, name, *rest in cells}
 
-    for table in (TABLE, COUNTS, STATE, ACTIONS, OUTBOX):
+    for table in TABLES:
         columns = {name: not required for of, _, name, _, required, _ in parts["columns"] if of == table}
         said = lines(f"The table `{table}`")
         assert {name: rest[1].strip() == "yes" for name, rest in said.items()} == columns
-    assert {of for of, *_ in parts["columns"]} == {TABLE, COUNTS, STATE, ACTIONS, OUTBOX}
+    assert {of for of, *_ in parts["columns"]} == set(TABLES)
     assert set(lines("The indexes")) == {name for name, *_ in parts["indexes"]}
     for of, name, kind, *_ in parts["constraints"]:
         assert kind != b"c" or f"`{str(name).removeprefix(f'{of}_')}`" in page
@@ -328,7 +333,10 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
         assert await migrated(empty_database_url) == (BASE, HEAD)
 
 
-@pytest.mark.parametrize(("locked", "reached"), [(OUTBOX, HEAD), (STATE, "0003"), (COUNTS, "0002"), (TABLE, "0001")])
+@pytest.mark.parametrize(
+    ("locked", "reached"),
+    [(WATERMARKS, HEAD), (OUTBOX, "0004"), (STATE, "0003"), (COUNTS, "0002"), (TABLE, "0001")],
+)
 async def test_a_migration_gives_up_on_a_locked_table(database_url: str, locked: str, reached: str) -> None:
     """A table that somebody keeps locked ends a migration soon, in one plain line, and its revision undone."""
     before = await catalog(database_url)

@@ -1,0 +1,141 @@
+"""Dead letters: messages that could not be taken in, to be looked at, tried again, or removed."""
+
+from base64 import b64encode
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from app.api import openapi
+from app.api.bodies import JSON
+from app.api.events import render_one
+from app.api.pages import next_link, read_cursor, write_cursor
+from app.api.schemas import DeadLetterPage, DeadMessage, Header, NoQuery, RowsQuery, encode
+from app.api.service import service_of
+from app.domain.positions import MAX_NUMBER
+from app.domain.registration import Outcome
+from app.errors import Fault, InvalidInputError, NotFoundError
+from app.incoming import Incoming, read_message
+from app.projector import Result
+from app.store import dead_letters
+from app.store.database import Connection
+from app.store.dead_letters import DeadLetter
+
+router = APIRouter(tags=["kafka"])
+
+ROUTE = "/v1/dead-letters"
+FILTERS = ["dead letters"]
+STILL_OUT = {Outcome.EARLY, Outcome.CONFLICT}
+
+Id = Annotated[int, Path(ge=1, le=MAX_NUMBER, description="The dead letter's id.")]
+
+
+class _Place(msgspec.Struct, array_like=True):
+    """Where a page ended."""
+
+    id: int
+
+
+@router.get(
+    ROUTE,
+    operation_id="listDeadLetters",
+    summary="List messages that could not be taken in",
+    **openapi.operation(DeadLetterPage, link=True, errors=(400, 422, 503)),
+)
+async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query()]) -> Response:
+    """Answer a page, oldest first. A page with large messages ends after some megabytes of them."""
+    after = 0 if query.cursor is None else read_cursor(query.cursor, FILTERS, _Place).id
+
+    async def work(connection: Connection) -> tuple[list[DeadLetter], bool]:
+        return await dead_letters.get_page(connection, after=after, limit=query.limit)
+
+    letters, more = await service_of(request).scans.read(work)
+    cursor = write_cursor(_Place(letters[-1].id), FILTERS) if more else None
+    headers = {} if cursor is None else next_link(request, cursor)
+    page = DeadLetterPage([_shown(each) for each in letters], cursor)
+    return Response(encode(page), headers=headers, media_type=JSON)
+
+
+@router.post(
+    ROUTE + "/{id}/retry",
+    operation_id="retryDeadLetter",
+    summary="Take a message in once more",
+    **openapi.retry_operation(),
+)
+async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
+    """Take the message's event in, at the place where it was read, and answer as `POST /v1/events` does.
+
+    When that is in, or not wanted any more (`applied`, `ignored`, `duplicate`, or `stale` because later events of
+    its entity are in), the dead letter is removed with it. Else it stays: 409 for a conflict, 400 and 422 for what
+    still can't be read, and 422 for one that the service was to send itself.
+    """
+    service = service_of(request)
+
+    async def find(connection: Connection) -> DeadLetter | None:
+        return await dead_letters.get(connection, id)
+
+    letter = await service.database.read(find)
+    if letter is None:
+        raise _unknown(id)
+    if letter.partition is None or letter.offset is None:
+        raise InvalidInputError([Fault("#/path/id", "this message was to go out: it has no place to come in at")])
+    place = (letter.topic, letter.partition, letter.offset)
+    event = read_message(Incoming(*place, letter.key, letter.value, letter.headers))
+
+    async def also(connection: Connection, results: list[Result]) -> None:
+        if results[0].outcome not in STILL_OUT:
+            await dead_letters.remove(connection, id)
+
+    [result] = await service.projector.persist([event], also=also)
+    return render_one(service, result, instance=request.url.path)
+
+
+@router.delete(
+    ROUTE + "/{id}",
+    operation_id="deleteDeadLetter",
+    summary="Remove a message that is not wanted",
+    **openapi.removal_operation(),
+)
+async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
+    """Remove the dead letter for good."""
+
+    async def work(connection: Connection) -> bool:
+        return await dead_letters.remove(connection, id)
+
+    if not await service_of(request).database.write_alone(work):
+        raise _unknown(id)
+    return Response(status_code=204)
+
+
+def _unknown(id_: int) -> NotFoundError:
+    return NotFoundError(f"there is no dead letter {id_}")
+
+
+def _shown(letter: DeadLetter) -> DeadMessage:
+    """A dead letter for people: as text what is text."""
+    key, key_base64 = _text(letter.key)
+    value, value_base64 = _text(letter.value)
+    return DeadMessage(
+        id=letter.id,
+        source=letter.source,
+        topic=letter.topic,
+        partition=letter.partition,
+        offset=letter.offset,
+        error=letter.error,
+        created_at=letter.created_at,
+        key=key,
+        key_base64=key_base64,
+        value=value,
+        value_base64=value_base64,
+        headers=[Header(name, *_text(data)) for name, data in letter.headers],
+    )
+
+
+def _text(data: bytes | None) -> tuple[str | None, str | None]:
+    """Bytes as text, or else in base64."""
+    if data is None:
+        return None, None
+    try:
+        return data.decode(), None
+    except UnicodeDecodeError:
+        return None, b64encode(data).decode()

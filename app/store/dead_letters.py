@@ -1,0 +1,141 @@
+"""Every statement over `dead_letters`: messages that could not be taken in or sent, as they were."""
+
+from collections.abc import Collection
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import text
+
+from app.store.database import Connection, Record
+from app.store.statements import Statement
+
+CONSUMER = "consumer"  # the sources: a message that came in,
+RELAY = "relay"  # or one that was to go out
+MAX_ERROR = 4000  # characters
+PAGE_BYTES = 4 * 1024 * 1024  # of values, after which a page ends
+
+Headers = list[tuple[str, bytes | None]]
+
+
+class Letter(Struct, frozen=True, kw_only=True):
+    """A message as it was, with its place, and what was wrong. One that was to go out has no place."""
+
+    source: str = CONSUMER
+    topic: str
+    partition: int | None = None
+    offset: int | None = None
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    error: str
+
+
+class DeadLetter(Letter, frozen=True, kw_only=True):
+    """The same, kept."""
+
+    id: int
+    created_at: datetime
+
+
+_headers = msgspec.json.Decoder(Headers).decode
+
+
+def _letter(row: Record) -> DeadLetter:
+    """The columns in the order of the statements below."""
+    id_, created_at, source, topic, partition, offset, key, value, headers, error, *_ = row
+    return DeadLetter(
+        id=id_,
+        created_at=created_at,
+        source=source,
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        key=key,
+        value=value,
+        headers=_headers(headers),
+        error=error,
+    )
+
+
+# Keeps messages. One that was read again, because its partition was, is there already.
+ADD = Statement(
+    text("""
+INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error)
+SELECT * FROM unnest(
+    CAST(:sources AS varchar[]), CAST(:topics AS varchar[]), CAST(:partitions AS integer[]),
+    CAST(:offsets AS bigint[]), CAST(:keys AS bytea[]), CAST(:values AS bytea[]), CAST(:headers AS bytea[]),
+    CAST(:errors AS text[])
+)
+ON CONFLICT (topic, partition, "offset") DO NOTHING
+""")
+)
+
+
+async def add(connection: Connection, letters: Collection[Letter]) -> None:
+    """Keep messages, each place once."""
+    await ADD.rows(
+        connection,
+        sources=[each.source for each in letters],
+        topics=[each.topic for each in letters],
+        partitions=[each.partition for each in letters],
+        offsets=[each.offset for each in letters],
+        keys=[each.key for each in letters],
+        values=[each.value for each in letters],
+        headers=[msgspec.json.encode(each.headers) for each in letters],
+        errors=[_storable(each.error) for each in letters],
+    )
+
+
+def _storable(error: str) -> str:
+    """What PostgreSQL's text can hold: an error may quote NUL, or half a character, from the message."""
+    return error[:MAX_ERROR].encode("utf-8", "replace").decode().replace("\0", "\\u0000")
+
+
+# A page, oldest first. It ends at a number of rows, or when the values before a row make up a number of bytes.
+LIST = Statement(
+    text("""
+SELECT id, created_at, source, topic, partition, "offset", key, value, headers, error, found
+FROM (
+    SELECT
+        *, count(*) OVER () AS found,
+        coalesce(sum(octet_length(value)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING), 0)
+            - coalesce(octet_length(value), 0) AS bytes_before
+    FROM (
+        SELECT * FROM dead_letters WHERE id > CAST(:after AS bigint) ORDER BY id LIMIT CAST(:limit AS bigint) + 1
+    ) AS beginning
+) AS page
+WHERE bytes_before < CAST(:most_bytes AS bigint)
+ORDER BY id LIMIT CAST(:limit AS bigint)
+""")
+)
+
+
+async def get_page(connection: Connection, *, after: int, limit: int) -> tuple[list[DeadLetter], bool]:
+    """The first messages after an id, up to `limit` of them and about PAGE_BYTES, and whether more follow."""
+    rows = await LIST.rows(connection, after=after, limit=limit, most_bytes=PAGE_BYTES)
+    return [_letter(row) for row in rows], bool(rows) and rows[0][-1] > len(rows)
+
+
+# One message by its id.
+READ = Statement(
+    text("""
+SELECT id, created_at, source, topic, partition, "offset", key, value, headers, error
+FROM dead_letters WHERE id = CAST(:id AS bigint)
+""")
+)
+
+
+async def get(connection: Connection, id_: int) -> DeadLetter | None:
+    """One message, or None."""
+    rows = await READ.rows(connection, id=id_)
+    return _letter(rows[0]) if rows else None
+
+
+# The end of one message: it is in, or not wanted.
+REMOVE = Statement(text("DELETE FROM dead_letters WHERE id = CAST(:id AS bigint) RETURNING id"))
+
+
+async def remove(connection: Connection, id_: int) -> bool:
+    """Remove one message. False: there was none."""
+    return await REMOVE.value(connection, id=id_) is not None

@@ -1,0 +1,129 @@
+"""How fast the relay empties the outbox, beside what the Kafka client alone produces."""
+
+import asyncio
+import time
+from uuid import UUID
+
+import asyncpg
+import uvloop
+from confluent_kafka import KafkaError, Message, Producer
+
+from app.bus.envelopes import HEADERS, Envelope
+from app.bus.kafka import KafkaBus
+from app.relay import relaying
+from app.settings import read_settings
+from app.store.outbox import slot_of
+from benchmarks.bench import Bench
+from benchmarks.machine import BenchmarkError
+from benchmarks.report import Row, compared
+from tests.broker import some_broker
+from tests.making import START, node
+
+DATABASE = "relayed"
+TOPIC = "relayed"
+EACH = 3  # messages of a node, as after its introspection
+LEFT = "SELECT EXISTS (SELECT FROM outbox)"
+LOOK = 0.005  # seconds between two looks at whether the outbox is empty
+PATIENCE = 120.0  # seconds
+FILL = """
+    INSERT INTO outbox (destination, slot, entity_id, domain, envelope)
+    SELECT $1, slot, entity_id, 'registration', envelope
+    FROM unnest($2::smallint[], $3::uuid[], $4::text[]) WITH ORDINALITY AS m (slot, entity_id, envelope, place)
+    ORDER BY place
+"""
+
+Messages = list[tuple[UUID, bytes]]
+
+
+def relay(bench: Bench) -> list[Row]:
+    """One relay that finds a full outbox, against a producer with the same settings that has the messages at hand."""
+    machine, count = bench.machine, bench.size.stream_events
+    machine.ask("postgres", f"CREATE DATABASE {DATABASE}")
+    machine.pqs("migrate", database=DATABASE)
+    url = machine.url(DATABASE)
+    messages = _messages(count)
+    with some_broker() as broker:
+        broker.create_topic(TOPIC)
+
+        def ours() -> float:
+            _fill(bench, messages)
+            return len(messages) / uvloop.run(_relayed(url, broker.servers))
+
+        def client() -> float:
+            return len(messages) / uvloop.run(_produced(broker.servers, messages))
+
+        ours()
+        client()
+        measured = bench.turns({"ours": ours, "client": client})
+    what = f"relay, {EACH} messages a node"
+    return [compared(what, measured["ours"], "the Kafka client alone", measured["client"], "messages/s", 0.2)]
+
+
+def _messages(count: int) -> Messages:
+    """Envelopes as they are in the outbox, each node's one after the other."""
+    messages: Messages = []
+    for number in range(count // EACH):
+        entity_id = node(number)
+        for sequence in range(1, EACH + 1):
+            envelope = Envelope(
+                id=node(-number * EACH - sequence),
+                source="urn:pqs",
+                type="registration.initiated",
+                subject=str(entity_id),
+                time=START,
+                partitionkey=str(entity_id),
+                sequence=sequence,
+                data={"node_type": "compute", "node_version": "1.0.0", "capabilities": {"gpu": True}},
+            )
+            messages.append((entity_id, envelope.to_json()))
+    return messages
+
+
+def _fill(bench: Bench, messages: Messages) -> None:
+    ids = [entity_id for entity_id, _ in messages]
+    slots = [slot_of(entity_id) for entity_id in ids]
+    envelopes = [value.decode() for _, value in messages]
+    bench.machine.ask(DATABASE, FILL, f"topic:{TOPIC}", slots, ids, envelopes)
+    bench.machine.rest(DATABASE)
+
+
+async def _relayed(url: str, servers: str) -> float:
+    """Seconds until the outbox is empty."""
+    connection = await asyncpg.connect(url)
+    try:
+        began = time.perf_counter()
+        settings = read_settings({"database_url": url, "kafka": servers, "topic_out": TOPIC})
+        async with relaying(settings, url), asyncio.timeout(PATIENCE):
+            while await connection.fetchval(LEFT):  # noqa: ASYNC110 - it is PostgreSQL that knows
+                await asyncio.sleep(LOOK)
+            return time.perf_counter() - began
+    finally:
+        await connection.close()
+
+
+async def _produced(servers: str, messages: Messages) -> float:
+    """Seconds until the client has a delivery report for each message."""
+    bus = KafkaBus(servers)
+    producer = Producer(bus._settings)  # noqa: SLF001 - the same ones, whatever they become
+    await bus.close()
+    delivered = 0
+
+    def reported(error: KafkaError | None, _: Message) -> None:
+        nonlocal delivered
+        delivered += error is None
+
+    began = time.perf_counter()
+    for entity_id, value in messages:
+        while True:
+            try:
+                producer.produce(TOPIC, value, str(entity_id).encode(), headers=dict(HEADERS), on_delivery=reported)
+                break
+            except BufferError:
+                producer.poll(LOOK)
+        producer.poll(0)
+    producer.flush(PATIENCE)
+    took = time.perf_counter() - began
+    producer.close()
+    if delivered != len(messages):
+        raise BenchmarkError(f"{delivered} of {len(messages)} messages were delivered")
+    return took

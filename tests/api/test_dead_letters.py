@@ -1,0 +1,203 @@
+"""Watermarks and dead letters over HTTP: listed, tried again, removed."""
+
+from base64 import b64encode
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from app.domain.positions import MAX_NUMBER
+from app.store import dead_letters, watermarks
+from app.store.database import Connection, Database
+from app.store.dead_letters import RELAY, Letter
+from app.store.watermarks import Advance
+from tests.making import NODE, Json, event_json, node, when
+
+LIST = "/v1/dead-letters"
+INITIATED = event_json("registration.initiated", 1)
+
+
+def letter(offset: int | None, value: Json | bytes | None, **fields: Any) -> Letter:
+    """A message that could not be taken in."""
+    encoded = msgspec.json.encode(value) if isinstance(value, dict) else value
+    place: Json = {"topic": "nodes", "partition": 3, "offset": offset, "key": b"key", "headers": []}
+    return Letter(**{**place, "value": encoded, "error": "unreadable", **fields})
+
+
+Add = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def add(database: Database) -> Add:
+    """Puts letters among the dead ones."""
+
+    async def add(*letters: Letter) -> None:
+        async def work(connection: Connection) -> None:
+            await dead_letters.add(connection, letters)
+
+        await database.write(work)
+
+    return add
+
+
+async def listed(client: httpx.AsyncClient) -> list[Json]:
+    """All dead letters."""
+    items: list[Json] = (await client.get(LIST)).json()["items"]
+    return items
+
+
+async def test_a_dead_letter_is_shown_as_it_was(client: httpx.AsyncClient, add: Add) -> None:
+    """Place, error, key, value and headers are there; bytes that are no text come in base64."""
+    await add(letter(7, b"\xff\0", headers=[("a", b"text"), ("b", b"\xfe"), ("c", None)], error="bad\0 \ud800"))
+    [shown] = await listed(client)
+    assert shown.pop("created_at")
+    assert shown == {
+        "id": 1,
+        "source": "consumer",
+        "topic": "nodes",
+        "partition": 3,
+        "offset": 7,
+        "error": "bad\\u0000 ?",
+        "key": "key",
+        "key_base64": None,
+        "value": None,
+        "value_base64": b64encode(b"\xff\0").decode(),
+        "headers": [
+            {"name": "a", "value": "text", "value_base64": None},
+            {"name": "b", "value": None, "value_base64": "/g=="},
+            {"name": "c", "value": None, "value_base64": None},
+        ],
+    }
+
+
+async def test_pages_lead_to_the_end(client: httpx.AsyncClient, add: Add) -> None:
+    """Links lead through all of them once, oldest first, and pages end before they are too large."""
+    await add(*(letter(offset, b"x" * (dead_letters.PAGE_BYTES // 2)) for offset in range(5)))
+    url, offsets, pages = f"{LIST}?limit=3", list[int](), 0
+    while url:
+        answer = await client.get(url)
+        pages += 1
+        offsets += [each["offset"] for each in answer.json()["items"]]
+        url = answer.links.get("next", {}).get("url", "")
+        assert bool(url) == (answer.json()["next_cursor"] is not None)
+    assert (offsets, pages) == ([0, 1, 2, 3, 4], 3)
+
+
+async def test_a_message_is_kept_once(client: httpx.AsyncClient, add: Add) -> None:
+    """One that is read again, because its partition was, is there already; one without a place is always new."""
+    out = letter(None, b"", partition=None, source=RELAY)
+    await add(letter(7, b"x"), letter(7, b"x"), out, out)
+    await add(letter(7, b"x"))
+    assert [each["offset"] for each in await listed(client)] == [7, None, None]
+
+
+@pytest.mark.parametrize(
+    ("before", "outcome"),
+    [
+        ((), "applied"),
+        ((("registration.initiated", 6, "x"),), "ignored"),
+        ((("registration.initiated", 7, None),), "duplicate"),
+        ((("registration.initiated", 9, "x"),), "stale"),
+    ],
+)
+async def test_what_is_in_is_removed(
+    client: httpx.AsyncClient, add: Add, before: tuple[tuple[str, int, str | None], ...], outcome: str
+) -> None:
+    """A retry takes the event in at the place where it was read, answers as a POST does, and removes the letter."""
+    for type_, offset, other in before:
+        event = event_json(type_, 1, position={"partition": "nodes-3", "offset": offset})
+        await client.post("/v1/events", json=event | ({"event_id": str(node(99))} if other else {}))
+    await add(letter(7, INITIATED))
+    answer = await client.post(f"{LIST}/1/retry")
+    assert (answer.status_code, answer.json()["outcome"]) == (200, outcome)
+    assert answer.json()["stands_at"]["partition"] == "nodes-3"
+    assert await listed(client) == []
+
+
+async def test_what_conflicts_stays(client: httpx.AsyncClient, add: Add) -> None:
+    """A conflict is a 409 with the fields of an event's, and the letter is still there; after a rebase it gets in."""
+    await client.post("/v1/events", json=INITIATED)
+    await add(letter(7, event_json("registration.accepted", 2)))
+    answer = await client.post(f"{LIST}/1/retry")
+    told = answer.json()
+    assert (answer.status_code, told["outcome"], told["entity_id"]) == (409, "conflict", str(NODE))
+    assert told["instance"] == f"{LIST}/1/retry"
+    assert len(await listed(client)) == 1
+
+
+@pytest.mark.parametrize(
+    ("letter_", "status"),
+    [
+        (letter(7, b"{"), 400),
+        (letter(7, b"\xff"), 400),
+        (letter(7, b"{}"), 422),
+        (letter(7, None), 422),
+        (letter(None, INITIATED, partition=None, source=RELAY), 422),
+    ],
+)
+async def test_what_still_cannot_be_read_stays(
+    client: httpx.AsyncClient, add: Add, letter_: Letter, status: int
+) -> None:
+    """An unreadable message, and one that was to go out, is a problem and stays."""
+    await add(letter_)
+    answer = await client.post(f"{LIST}/1/retry")
+    assert (answer.status_code, answer.json()["status"]) == (status, status)
+    assert len(await listed(client)) == 1
+
+
+async def test_headers_count_in_a_retry_too(client: httpx.AsyncClient, add: Add) -> None:
+    """A CloudEvent in binary mode is read by the headers that were kept."""
+    attributes = {
+        "specversion": "1.0",
+        "id": str(node(1)),
+        "source": "x",
+        "type": "registration.initiated",
+        "subject": str(NODE),
+        "time": "2026-01-01T00:00:00Z",
+    }
+    headers = [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
+    await add(letter(7, {"node_type": "compute"}, headers=headers))
+    assert (await client.post(f"{LIST}/1/retry")).json()["outcome"] == "applied"
+
+
+async def test_a_dead_letter_can_be_removed(client: httpx.AsyncClient, add: Add) -> None:
+    """DELETE removes one, and says when there is none any more."""
+    await add(letter(7, b"{"))
+    answer = await client.delete(f"{LIST}/1")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert (await client.delete(f"{LIST}/1")).status_code == 404
+    assert (await client.post(f"{LIST}/1/retry")).status_code == 404
+
+
+@pytest.mark.parametrize("id_", ["0", "x", str(MAX_NUMBER + 1)])
+async def test_what_is_no_id_is_refused(shared: httpx.AsyncClient, id_: str) -> None:
+    """An id is a number from 1 to 2^63-1."""
+    for answer in (await shared.delete(f"{LIST}/{id_}"), await shared.post(f"{LIST}/{id_}/retry")):
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["pointer"] == "#/path/id"
+
+
+async def test_watermarks_are_listed(client: httpx.AsyncClient, database: Database) -> None:
+    """Each partition has its offset, and the later one of the two times by which everything is in."""
+
+    async def work(connection: Connection) -> None:
+        advances = [
+            Advance(topic="nodes", partition=10, expected=None, offset=4, message_at=when(1)),
+            Advance(topic="nodes", partition=9, expected=None, offset=0, message_at=when(1), caught_up=0.0),
+            Advance(topic="a", partition=0, expected=None, offset=1),
+        ]
+        await watermarks.advance(connection, advances, "me")
+
+    await database.write(work)
+    items = (await client.get("/v1/watermarks")).json()["items"]
+    assert [(each["topic"], each["partition"], each["offset"]) for each in items] == [
+        ("a", 0, 1),
+        ("nodes", 9, 0),
+        ("nodes", 10, 4),
+    ]
+    assert items[0]["as_of"] is None
+    assert items[1]["as_of"] == items[1]["caught_up_at"] > items[1]["message_at"]
+    assert items[2]["as_of"] == items[2]["message_at"] == "2026-01-01T00:00:01Z"
+    assert {each["consumer"] for each in items} == {"me"}

@@ -1,0 +1,60 @@
+"""Watermarks move from where they are known to stand, and not otherwise."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from app.store import watermarks
+from app.store.database import Connection, Database
+from app.store.watermarks import Advance, LostPlaceError, Watermark
+from tests.making import when
+
+
+def advance(expected: int | None, offset: int, **fields: Any) -> Advance:
+    """A move of one watermark."""
+    return Advance(**{"topic": "nodes", "partition": 0, "expected": expected, "offset": offset, **fields})
+
+
+async def move(database: Database, advances: Sequence[Advance]) -> list[Watermark]:
+    """All watermarks after a transaction that moves some."""
+
+    async def work(connection: Connection) -> list[Watermark]:
+        await watermarks.advance(connection, advances, "me")
+        return await watermarks.get_all(connection)
+
+    return await database.write(work)
+
+
+async def test_a_watermark_moves_on_from_where_it_stands(database: Database) -> None:
+    """Each move says from where, and the place is there to be read on from."""
+    await move(database, [advance(None, 4)])
+    [moved] = await move(database, [advance(4, 9, message_at=when(3))])
+    assert (moved.offset, moved.message_at, moved.as_of) == (9, when(3), when(3))
+    asked = [("nodes", 0), ("nodes", 1), ("other", 0)]
+    assert await database.read(lambda connection: watermarks.read(connection, asked)) == {("nodes", 0): 9}
+
+
+@pytest.mark.parametrize("expected", [None, 3, 5])
+async def test_a_watermark_elsewhere_takes_all_of_it_back(database: Database, expected: int | None) -> None:
+    """When one of them does not stand as expected nothing is written."""
+    before = await move(database, [advance(None, 4)])
+    with pytest.raises(LostPlaceError):
+        await move(database, [advance(None, 1, partition=1), advance(expected, 9)])
+    assert await database.read(watermarks.get_all) == before
+
+
+async def test_a_watermark_that_was_removed_is_not_made_anew(database: Database) -> None:
+    """Whoever removes a watermark to have a partition read again is not overruled by a consumer that still runs."""
+    with pytest.raises(LostPlaceError):
+        await move(database, [advance(4, 9)])
+    assert await database.read(watermarks.get_all) == []
+
+
+async def test_to_be_caught_up_changes_nothing_else(database: Database) -> None:
+    """A watermark that is confirmed where it stands keeps its message's time, and its time does not go back."""
+    [before] = await move(database, [advance(None, 4, message_at=when(3), caught_up=10.0**9)])
+    assert before.caught_up_at is not None
+    [after] = await move(database, [advance(4, 4, caught_up=0.0)])
+    assert (after.offset, after.message_at) == (4, when(3))
+    assert after.caught_up_at == before.caught_up_at
