@@ -1,5 +1,6 @@
 """Events in, outcomes out: order → evolve → upsert, one transaction."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import assert_never
@@ -11,7 +12,7 @@ from app.domain.events import Event
 from app.domain.positions import Comparison, Position, compare, in_order
 from app.domain.registration import Outcome, Registration, Timing, evolve, record
 from app.domain.states import RegistrationState
-from app.errors import ContentionError
+from app.errors import ContentionError, UnavailableError
 from app.store import registrations
 from app.store.database import Connection, Database, LostRaceError
 from app.store.registrations import Key, Save
@@ -49,19 +50,30 @@ class Projector:
         self._database = database
         self._timing = timing
 
-    async def persist(self, events: Sequence[Event], *, by_position: bool = False) -> list[Result]:
+    async def persist(
+        self,
+        events: Sequence[Event],
+        *,
+        by_position: bool = False,
+        after: "asyncio.Task[list[Result]] | None" = None,
+    ) -> list[Result]:
         """Take in a batch as one transaction, and return a result for each event, in the order given.
 
         The events of one entity are folded as they come, or, `by_position`, in the order of their positions. When
         other writers change the same rows meanwhile, the batch starts anew. Raises ContentionError when that
         happens ATTEMPTS times, and UnavailableError when the database does not answer; nothing is written then,
-        unless the connection broke in the commit itself.
+        unless the connection broke in the commit itself. `after` is a batch that has no entity in common with this
+        one: this one is read and folded meanwhile, and written when that one is in; else not at all.
         """
         for attempt in range(ATTEMPTS):
             lock = attempt > 0
 
             async def work(connection: Connection, *, lock: bool = lock) -> list[Result]:
                 folded = await self._fold(connection, events, by_position=by_position, lock=lock)
+                if after is not None:
+                    await asyncio.wait([after])
+                    if after.exception() is not None:
+                        raise UnavailableError("what comes before this is not in")
                 await registrations.save(connection, folded.saves)
                 return folded.results
 
