@@ -99,7 +99,7 @@ def serve(**given: str | None) -> None:
     try:
         with _listen(settings.host, settings.port) as listener, _own_database(settings) as url:
             if settings.database_url is None:
-                asyncio.run(_migrate(url, schema.HEAD))
+                asyncio.run(_bring_up_to_date(url))
             _export(settings.model_copy(update={"database_url": url}))
             contract.log_what_is_off(routes)  # here once, and not in every worker
             _announce(settings, listener)
@@ -397,6 +397,13 @@ def _database(settings: Settings, *, create: bool = False) -> Iterator[str]:
             raise StartError(f"there is no database in {settings.data_dir}; is PQS_DATA_DIR what `pqs serve` has?")
     with _own_database(settings) as own:
         yield own
+
+
+async def _bring_up_to_date(url: str) -> None:
+    with translated():
+        current = await schema.is_current(url)
+    if not current:
+        await _migrate(url, schema.HEAD)
 
 
 async def _migrate(url: str, target: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Events in, outcomes out: order → evolve → upsert, one transaction."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import assert_never
@@ -12,7 +13,7 @@ from app.domain.events import Deregistered, Event, Introspected, RegistrationAck
 from app.domain.positions import Comparison, Position, compare, in_order
 from app.domain.registration import Ignored, Outcome, Registration, Timing, evolve, record
 from app.domain.states import RegistrationState
-from app.errors import ContentionError
+from app.errors import ContentionError, UnavailableError
 from app.outgoing import Outgoing
 from app.store import registrations
 from app.store.database import Connection, Database, LostRaceError
@@ -72,7 +73,12 @@ class Projector:
         self._outgoing = outgoing or Outgoing()
 
     async def persist(
-        self, events: Sequence[Event], *, by_position: bool = False, also: Also | None = None
+        self,
+        events: Sequence[Event],
+        *,
+        by_position: bool = False,
+        also: Also | None = None,
+        after: "asyncio.Task[list[Result]] | None" = None,
     ) -> list[Result]:
         """Take in a batch as one transaction, and return a result for each event, in the order given.
 
@@ -80,12 +86,18 @@ class Projector:
         other writers change the same rows meanwhile, the batch starts anew. Raises ContentionError when that
         happens ATTEMPTS times, and UnavailableError when the database does not answer; nothing is written then,
         unless the connection broke in the commit itself. `also` is done after the rows, once for each attempt.
+        `after` is a batch that has no entity in common with this one: this one is read and folded meanwhile, and
+        written when that one is in; else not at all.
         """
         for attempt in range(ATTEMPTS):
             lock = attempt > 0
 
             async def work(connection: Connection, *, lock: bool = lock) -> Fold:
                 folded = await self._fold(connection, events, by_position=by_position, lock=lock)
+                if after is not None:
+                    await asyncio.wait([after])
+                    if after.exception() is not None:
+                        raise UnavailableError("what comes before this is not in")
                 await registrations.save(connection, folded.saves, self._outgoing.messages(folded.decisions))
                 if also is not None:
                     await also(connection, folded.results)

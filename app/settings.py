@@ -128,7 +128,8 @@ class Settings(BaseSettings):
     max_body: int = Field(8 * MIB, ge=1024, le=1024 * MIB, description="The largest body in bytes, NDJSON excepted.")
     batching: bool = Field(True, description="Join single requests that come at once into one statement.")
     sweep: bool = Field(
-        False, description="Turn passed deadlines into events from within the service; `pqs sweep` does so in any case."
+        False,
+        description="Turn passed deadlines into events from within the service; `pqs sweep` does so in any case.",
     )
     action_retention: Duration = Field(
         7 * DAY, description="How many seconds an action of a workflow is remembered at least."

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import NoReturn, get_type_hints
 from urllib.parse import quote
 
 import msgspec
@@ -24,6 +24,12 @@ LATEST = datetime(9998, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 _EVENT = msgspec.json.Decoder(Event)
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 _NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# The times in the data of each type, by its class.
+_TIMES = {
+    data: tuple(name for name, type_ in get_type_hints(data).items() if type_ in {datetime, datetime | None})
+    for data in (get_type_hints(cls)["data"] for cls in EVENT_CLASSES)
+}
+BEYOND = "a time lies in the years 1900 to 9998, in UTC"
 _CLASSES = dict(zip(EVENT_TYPES, EVENT_CLASSES, strict=True))
 
 
@@ -159,9 +165,13 @@ def _known_fields(pointer: str, value: object) -> str:
 
 def _fault_beyond_shape(event: Event, body: bytes) -> Fault | None:
     """What is wrong with an event of the right shape, or None."""
-    for pointer, time in _times(event):
-        if not EARLIEST <= time <= LATEST:
-            return Fault(pointer, "a time lies in the years 1900 to 9998, in UTC")
+    if not EARLIEST <= event.occurred_at <= LATEST:
+        return Fault("#/occurred_at", BEYOND)
+    data = event.data
+    for name in _TIMES[type(data)]:
+        time = getattr(data, name)
+        if time is not None and not EARLIEST <= time <= LATEST:
+            return Fault(f"#/data/{name}", BEYOND)
     if b"\\u0000" in body:
         nul_at = find_nul(msgspec.json.decode(body), "#")
         if nul_at is not None:
@@ -169,14 +179,6 @@ def _fault_beyond_shape(event: Event, body: bytes) -> Fault | None:
     if body.count(b"{") + body.count(b"[") > MAX_NESTING and depth(msgspec.json.decode(body)) > MAX_NESTING:
         return Fault("#/data", f"nested deeper than {MAX_NESTING} levels")
     return None
-
-
-def _times(event: Event) -> Iterator[tuple[str, datetime]]:
-    yield "#/occurred_at", event.occurred_at
-    for name in event.data.__struct_fields__:
-        value = getattr(event.data, name)
-        if isinstance(value, datetime):
-            yield f"#/data/{name}", value
 
 
 def find_nul(value: object, pointer: str) -> str | None:

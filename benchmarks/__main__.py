@@ -13,7 +13,7 @@ from types import FrameType
 import asyncpg
 
 from app.errors import PqsError
-from benchmarks import growth, processes, relay, rows, throughput
+from benchmarks import growth, layers, processes, relay, rows, throughput, workflows
 from benchmarks.bench import FULL, MAIN, QUICK, Bench, Part
 from benchmarks.contenders import LeftOutError
 from benchmarks.load import need_wrk
@@ -27,11 +27,14 @@ PARTS: dict[str, Part] = {
     "growth": growth.growth,
     "growth10m": growth.growth10m,
     "post": throughput.post,
+    "commit": workflows.commit,
+    "hotkey": workflows.hotkey,
     "lone": throughput.lone,
     "ingest1": throughput.ingest1,
     "ingest4": throughput.ingest4,
     "relay": relay.relay,
     "memory": processes.memory,
+    "layers": layers.layers,
     "start": processes.start,
     "idle": processes.idle,
 }

@@ -39,7 +39,7 @@ def need_wrk() -> str:
 
 
 def wrk(machine: Machine, port: int, what: str, source: Source, *, connections: int, seconds: float) -> Load:
-    """Send `lookup` or `post` requests for so long. Raises BenchmarkError when one of them fails."""
+    """Send `lookup`, `post` or `commit` requests for so long. Raises BenchmarkError when one of them fails."""
     whole = max(1, round(seconds))  # wrk knows no fractions
     stamp = source.stamps(whole * PER_SECOND)
     command = [need_wrk(), "--threads", "1", "--connections", str(connections), "--duration", f"{whole}s"]
@@ -58,7 +58,7 @@ def pgbench(machine: Machine, database: str, script: str, source: Source, *, cli
     whole = max(1, round(seconds))
     command: list[str | Path] = [binary("pgbench"), "--no-vacuum", "--protocol=prepared"]
     command += [f"--client={clients}", "--jobs=2", f"--time={whole}", f"--define=rows={source.rows}"]
-    command += [f"--file={HERE / 'peers' / 'pgbench' / script}.sql", f"--host={machine.socket_dir}"]
+    command += ["--define=n=-1", f"--file={HERE / 'peers' / 'pgbench' / script}.sql", f"--host={machine.socket_dir}"]
     said = machine.run([*command, "--username=postgres", database], timeout=whole + REQUEST_TIMEOUT)
     rate = re.search(r"tps = ([\d.]+)", said)
     answers = re.search(r"actually processed: (\d+)", said)

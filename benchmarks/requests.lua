@@ -1,12 +1,14 @@
--- The requests that wrk sends. Arguments: `lookup` or `post`, the number of rows, and a stamp.
+-- The requests that wrk sends. Arguments: `lookup`, `post` or `commit`, the number of rows, and a stamp.
 -- lookup: random entities. post: a heartbeat for one living entity after the other; the stamp, in microseconds since
 -- 1970, is position and time, so that no event is ever behind its entity's row. The ids are those of rows.py.
 
 local ALIVE, STEP = 91, 611953
+local KEYS = 10000 -- workflows; commit goes through all of them, one version up each time
 local HEAD = " HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 local format, floor, random = string.format, math.floor, math.random
 local what, rows, alive, stamp
 local second, second_text
+local commits = 0
 
 local function entity(number)
   return format("%08x-0000-4000-8000-%012x", number * 618033989 % 4294967296, number)
@@ -41,8 +43,18 @@ local function post()
   return "POST /v1/events" .. HEAD .. "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body
 end
 
+local function commit()
+  local key, version = commits % KEYS, floor(commits / KEYS) + 1
+  local body = format(
+    '{"state":{"step":%d},"provenance":{"effect_id":"bench","timestamp":"2026-01-01T00:00:00Z"}}', commits)
+  commits = commits + 1
+  return "PUT /v1/workflows/bench-" .. key .. HEAD .. 'If-Match: "' .. version .. '"\r\n'
+    .. "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body
+end
+
 function request()
   if what == "post" then return post() end
+  if what == "commit" then return commit() end
   return lookup()
 end
 

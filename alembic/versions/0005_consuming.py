@@ -48,6 +48,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Consumers begin anew at the first message; dead letters are lost: stop the consumers, and look into them before."""
+    """Consumers begin anew at the first message, and dead letters are lost: stop the consumers before."""
     op.drop_table(DEAD_LETTERS)
     op.drop_table(WATERMARKS)

@@ -2,8 +2,8 @@
 
 import asyncio
 import tempfile
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable
 from http import HTTPStatus
 from typing import IO, Annotated
 from uuid import UUID
@@ -31,6 +31,7 @@ PATH = "/v1/events"
 MAX_LINE = 1024 * 1024  # bytes
 CHUNK_LINES = 1000  # lines that one transaction takes in
 CHUNK_BYTES = 4 * 1024 * 1024  # of lines that are held for one transaction
+CHUNKS_AT_ONCE = 2  # of one stream: the database works on one while the other is folded
 ANSWER_IN_MEMORY = 1024 * 1024  # bytes of a stream's answer, before it goes to a file
 RETRY_EARLY = "1"  # seconds; what is missing is most likely on its way
 
@@ -92,7 +93,10 @@ async def answer_array(service: Service, body: bytes, correlation_id: UUID | Non
 
 
 async def _answer_many(service: Service, events: list[Event], *, dry_run: bool) -> Response:
-    results = await _take(service, events, dry_run=dry_run, by_position=True)
+    if dry_run:
+        results = await service.projector.foresee(events, by_position=True)
+    else:
+        results = await _take(service, events, by_position=True)
     summary = Summary(received=len(events), **Counter(str(result.outcome) for result in results))
     return Response(encode({"summary": summary, "results": results}), media_type=JSON)
 
@@ -121,10 +125,14 @@ def _events_of(body: bytes, media: str, headers: Iterable[tuple[bytes, bytes]]) 
     return [read_event(body)], False
 
 
-async def _take(service: Service, events: list[Event], *, dry_run: bool, by_position: bool) -> list[Result]:
-    if dry_run:
-        return await service.projector.foresee(events, by_position=by_position)
-    results = await service.projector.persist(events, by_position=by_position)
+async def _take(
+    service: Service,
+    events: list[Event],
+    *,
+    by_position: bool = False,
+    after: "asyncio.Task[list[Result]] | None" = None,
+) -> list[Result]:
+    results = await service.projector.persist(events, by_position=by_position, after=after)
     for outcome, count in Counter(result.outcome for result in results).items():
         service.metrics.events(outcome, count)
     return results
@@ -166,33 +174,46 @@ class _Line(msgspec.Struct, frozen=True):
     read: Event | list[Fault]
 
 
+class _Taking(msgspec.Struct, frozen=True):
+    """A chunk that the database is taking in."""
+
+    chunk: list[_Line]
+    last: int  # the number of its last line
+    entities: set[UUID]
+    results: "asyncio.Task[list[Result]]"
+
+
 async def _take_stream(request: Request, service: Service, correlation_id: UUID | None) -> Response:
     """Read the whole body before the first byte of the answer, so that a client may send all before it reads.
 
-    While the database takes a chunk in, the next one is read and decoded; it waits for the one before it to commit.
+    While the database writes a chunk, the next one is read and folded, unless they have an entity in common; chunks
+    commit one by one.
     """
     counts: Counter[str] = Counter()
     committed = 0
-    taking: asyncio.Task[None] | None = None
+    under_way: deque[_Taking] = deque()
     answer: IO[bytes] = tempfile.SpooledTemporaryFile(ANSWER_IN_MEMORY)  # noqa: SIM115 - closed by _contents, or below
     try:
-        taken = 0
         async for chunk, last in _chunks(request, correlation_id):
-            if taking is not None:
-                await taking
-            committed, taken = taken, last
-            taking = asyncio.create_task(_take_chunk(service, chunk, counts, answer))
-        if taking is not None:
-            await taking
+            events = [line.read for line in chunk if not isinstance(line.read, list)]
+            entities = {event.entity_id for event in events}
+            while under_way and (
+                len(under_way) == CHUNKS_AT_ONCE or not all(entities.isdisjoint(each.entities) for each in under_way)
+            ):
+                committed = await _finish(service, under_way, counts, answer)
+            before = under_way[-1].results if under_way else None
+            taking = asyncio.create_task(_take(service, events, after=before))
+            under_way.append(_Taking(chunk, last, entities, taking))
+        while under_way:
+            committed = await _finish(service, under_way, counts, answer)
         summary = StreamSummary(received=counts.total(), **counts)
         answer.write(encode({"summary": summary}) + b"\n")
-    except UnavailableError as error:
+    except BaseException as error:
+        # What was begun is not left halfway.
+        await asyncio.gather(*(each.results for each in under_way), return_exceptions=True)
         answer.close()
-        raise IngestInterruptedError(error, committed) from error
-    except BaseException:
-        if taking is not None:
-            await asyncio.wait([taking])  # the client is gone; what was begun is not left halfway
-        answer.close()
+        if isinstance(error, UnavailableError):
+            raise IngestInterruptedError(error, committed) from error
         raise
     return StreamingResponse(_contents(answer), media_type=NDJSON)
 
@@ -225,11 +246,13 @@ def _read(line: bytes, correlation_id: UUID | None) -> Event | list[Fault]:
     return event if correlation_id is None else _correlated([event], correlation_id)[0]
 
 
-async def _take_chunk(service: Service, chunk: Sequence[_Line], counts: Counter[str], answer: IO[bytes]) -> None:
-    """Take in a chunk, and write what became of its lines, but for those that were applied."""
-    events = [line.read for line in chunk if not isinstance(line.read, list)]
-    results = iter(await _take(service, events, dry_run=False, by_position=False) if events else ())
-    for line in chunk:
+async def _finish(service: Service, under_way: deque[_Taking], counts: Counter[str], answer: IO[bytes]) -> int:
+    """Wait for the oldest chunk, write what became of its lines, but for those that were applied, and return the
+    number of its last one. A chunk that fails stays under way."""
+    oldest = under_way[0]
+    results = iter(await oldest.results)
+    under_way.popleft()
+    for line in oldest.chunk:
         if isinstance(line.read, list):
             counts["invalid"] += 1
             service.metrics.events("invalid", 1)
@@ -242,6 +265,7 @@ async def _take_chunk(service: Service, chunk: Sequence[_Line], counts: Counter[
                 name: value for name, value in msgspec.structs.asdict(result).items() if value is not msgspec.UNSET
             }
             answer.write(encode({"line": line.number, **told}) + b"\n")
+    return oldest.last
 
 
 async def _contents(answer: IO[bytes]) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import IntEnum
 from operator import attrgetter
-from typing import cast
+from typing import NamedTuple, cast
 from uuid import UUID
 
 import asyncpg
@@ -203,7 +203,7 @@ async def is_stale(connection: Connection, entity_id: UUID, domain: str, positio
 
 
 class Extent(IntEnum):
-    """How much of its rows a batch writes. What every row of it leaves as it is, is not sent to the database."""
+    """How much of the known rows a batch writes. What all of them keep as it is, is not sent to the database."""
 
     HEARTBEAT = 0
     TRANSITION = 1
@@ -216,23 +216,29 @@ _CLEARED = "liveness_timeout_emitted_at"  # by a heartbeat
 _steady = attrgetter(*_STEADY)
 _calm = attrgetter(*_CALM)
 
-
-# The columns beside the key that are sent for each.
-WRITTEN = {
-    extent: tuple(str(c.key) for c in _columns if not c.primary_key and c.key not in kept)
+# The columns that are sent for each: the key, and what is written.
+_SENT = {
+    extent: tuple(str(c.key) for c in _columns if c.key not in kept)
     for extent, kept in {
         Extent.HEARTBEAT: {*_STEADY, *_CALM, _CLEARED},
         Extent.TRANSITION: {*_STEADY},
         Extent.WHOLE: set[str](),
     }.items()
 }
-_sent = {extent: attrgetter("entity_id", "domain", *names) for extent, names in WRITTEN.items()}
-_names = {
-    extent: ["new_entity_id", "new_domain", *(f"new_{name}" for name in names)] for extent, names in WRITTEN.items()
-}
+_values = {extent: attrgetter(*names) for extent, names in _SENT.items()}
 
 
-def _save_statement(extent: Extent, *, counts: bool, sends: bool) -> Statement:
+class Writes(NamedTuple):
+    """What a batch writes: to known rows (None: there are none), new rows, counters, and messages to send."""
+
+    known: Extent | None
+    new: bool
+    counts: bool
+    sends: bool = False
+
+
+@functools.cache
+def save_statement(writes: Writes) -> Statement:
     """One statement that writes a batch, all of it or, by an error, nothing.
 
     `updated`: the known rows, each guarded by the version that was read. `inserted`: the new rows; one that somebody
@@ -240,35 +246,40 @@ def _save_statement(extent: Extent, *, counts: bool, sends: bool) -> Statement:
     counters gain and lose. Where fewer rows were written than there are, a division by zero rolls the statement
     back: that saves the two round trips of a transaction around it.
     """
-    changed = [_table.c[name] for name in WRITTEN[extent]]
-    written = (*_keys, *changed)
-    cleared = {_table.c[_CLEARED]: null()} if extent is Extent.HEARTBEAT else {}
-    new = select(_arrays(*written, cast("ColumnElement[object]", column("read_version", BigInteger())), name="new"))
-    rows = new.cte("new")
-    updated = (
-        update(_table)
-        .where(_is_row_of(rows.c.entity_id, rows.c.domain), _table.c.version == rows.c.read_version)
-        .values({c: rows.c[str(c.key)] for c in changed} | cleared)
-        .returning(literal_column("1").label("one"))
-        .cte("updated")
-    )
-    hits: ColumnElement[int] = select(func.count()).select_from(updated).scalar_subquery()
-    if extent is Extent.WHOLE:
-        inserted = (
+    written = []
+    if writes.known is not None:
+        sent = [_table.c[name] for name in _SENT[writes.known]]
+        read_version = cast("ColumnElement[object]", column("read_version", BigInteger()))
+        known = _arrays(*sent, read_version, name="known")
+        changes = {c: known.c[str(c.key)] for c in sent if not c.primary_key}
+        cleared = {_table.c[_CLEARED]: null()} if writes.known is Extent.HEARTBEAT else {}
+        written.append(
+            update(_table)
+            .where(_is_row_of(known.c.entity_id, known.c.domain), _table.c.version == known.c.read_version)
+            .values(changes | cleared)
+            .returning(literal_column("1").label("one"))
+            .cte("updated")
+        )
+    if writes.new:
+        new = _arrays(*_columns, name="new")
+        written.append(
             insert(_table)
-            .from_select(_columns, select(*(rows.c[c.key] for c in _columns)).where(rows.c.read_version.is_(None)))
+            .from_select(_columns, select(*new.c))
             .on_conflict_do_nothing(index_elements=_keys)
             .returning(literal_column("1").label("one"))
             .cte("inserted")
         )
-        hits = hits + select(func.count()).select_from(inserted).scalar_subquery()
+    first, *others = (select(func.count()).select_from(rows).scalar_subquery() for rows in written)
+    hits: ColumnElement[int] = first
+    for other in others:
+        hits = hits + other
     complete = hits == bindparam("rows_to_write", type_=BigInteger())
     one, zero = literal_column("1", Integer()), literal_column("0", Integer())
     checked: ColumnElement[int] = one // case((complete, one), else_=zero)
     statement = select(checked)
-    if sends:
+    if writes.sends:
         statement = statement.add_cte(outbox.sending(complete))
-    if counts:
+    if writes.counts:
         gains = _arrays(_counts.c.domain, _counts.c.current_state, _counts.c.slot, _counts.c.count, name="gains")
         counting = insert(_counts).from_select(
             tuple(_counts.c), select(*gains.c).where(complete).order_by(gains.c.domain, gains.c.current_state)
@@ -284,14 +295,6 @@ def _save_statement(extent: Extent, *, counts: bool, sends: bool) -> Statement:
     return Statement(statement)
 
 
-# By what a batch writes, whether states change, which no heartbeat does, and whether there is something to send.
-SAVE = {
-    (extent, counts, sends): _save_statement(extent, counts=counts, sends=sends)
-    for extent in Extent
-    for counts in (False, True)
-    for sends in (False, True)
-    if not (extent is Extent.HEARTBEAT and (counts or sends))
-}
 _slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
 
 
@@ -304,14 +307,16 @@ async def save(connection: Connection, saves: Iterable[Save], messages: Sequence
     ordered = sorted(saves, key=lambda save: (save.registration.entity_id, save.registration.domain))
     if not ordered:
         return
-    extent = max(Extent.TRANSITION if messages else Extent.HEARTBEAT, *map(_extent, ordered))
-    gains = _gains(ordered) if extent is not Extent.HEARTBEAT else {}
-    sent = zip(*[_sent[extent](save.registration) for save in ordered], strict=True)
-    given: dict[str, object] = dict(zip(_names[extent], sent, strict=True))
-    if extent is Extent.WHOLE:
-        encoded = [msgspec.json.encode(save.registration.capabilities).decode() for save in ordered]
-        given["new_capabilities"] = encoded
-    given["new_read_version"] = [None if save.read is None else save.read.version for save in ordered]
+    known = [save for save in ordered if save.read is not None]
+    new = [save for save in ordered if save.read is None] if len(known) < len(ordered) else []
+    extent = max(map(_extent, known), default=None)
+    gains = _gains(ordered) if new or extent is not Extent.HEARTBEAT else {}
+    given: dict[str, object] = {"rows_to_write": len(ordered)}
+    if extent is not None:
+        given |= _arrays_of(known, extent, "known")
+        given["known_read_version"] = [save.read.version for save in known if save.read is not None]
+    if new:
+        given |= _arrays_of(new, Extent.WHOLE, "new")
     if gains:
         given["gains_domain"] = [domain for domain, _ in gains]
         given["gains_current_state"] = [state for _, state in gains]
@@ -320,18 +325,28 @@ async def save(connection: Connection, saves: Iterable[Save], messages: Sequence
     if messages:
         given |= outbox.given(messages)
     try:
-        await SAVE[extent, bool(gains), bool(messages)].value(connection, rows_to_write=len(ordered), **given)
+        await save_statement(Writes(extent, bool(new), bool(gains), bool(messages))).value(connection, **given)
     except asyncpg.DivisionByZeroError:
         raise LostRaceError("another writer changed a row that this batch had read") from None
 
 
 def _extent(save: Save) -> Extent:
     registration, read = save.registration, save.read
-    if read is None or _steady(registration) != _steady(read):
+    if _steady(registration) != _steady(read):
         return Extent.WHOLE
     if registration.liveness_timeout_emitted_at is not None or _calm(registration) != _calm(read):
         return Extent.TRANSITION
     return Extent.HEARTBEAT
+
+
+def _arrays_of(saves: Sequence[Save], extent: Extent, name: str) -> dict[str, object]:
+    """An array for each column that is sent."""
+    columns = zip(*[_values[extent](save.registration) for save in saves], strict=True)
+    given: dict[str, object] = {f"{name}_{key}": values for key, values in zip(_SENT[extent], columns, strict=True)}
+    if extent is Extent.WHOLE:
+        encode = msgspec.json.encode
+        given[f"{name}_capabilities"] = [encode(save.registration.capabilities).decode() for save in saves]
+    return given
 
 
 def _gains(saves: Sequence[Save]) -> dict[tuple[str, RegistrationState], int]:

@@ -60,6 +60,17 @@ def script_location() -> Path:
     return installed if installed.is_dir() else package.parent / "alembic"
 
 
+async def is_current(url: str) -> bool:
+    """Whether the schema is the newest that this code knows. Asked first, it saves a start what Alembic costs."""
+    connection = await asyncpg.connect(libpq_address(url), timeout=CONNECT_TIMEOUT)
+    try:
+        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+            return False
+        return bool(await connection.fetchval("SELECT version_num FROM alembic_version") == HEAD)
+    finally:
+        await connection.close()
+
+
 async def migrate(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
     """Bring the database to revision `target`, up or down, and return where it was and where it is.
 

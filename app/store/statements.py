@@ -2,8 +2,10 @@
 
 SQLAlchemy's own execution costs more than the database: for one row by key 490 µs of processor time against 77 for
 asyncpg alone, for 32 rows 36 µs a row against 6 (`docs/decisions/0006-asyncpg.md`). So a statement is compiled once,
-when its module is read, and handed to asyncpg as text.
+when it is first run, and handed to asyncpg as text.
 """
+
+import functools
 
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import ClauseElement
@@ -17,14 +19,24 @@ class Statement:
     """A statement of SQLAlchemy Core. Its bound parameters are given by name; arrays as lists, jsonb as text."""
 
     def __init__(self, statement: ClauseElement) -> None:
-        compiled = statement.compile(dialect=_DIALECT)
-        self.text = str(compiled)
-        self._names: tuple[str, ...] = tuple(getattr(compiled, "positiontup", None) or ())
-        self._own = {name: value for name, value in compiled.params.items() if value is not None}
+        self._statement = statement
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[str, tuple[str, ...], dict[str, object]]:
+        """Text, names in the order of the text, and values of its own. Put off: a start needs few statements."""
+        compiled = self._statement.compile(dialect=_DIALECT)
+        own = {name: value for name, value in compiled.params.items() if value is not None}
+        return str(compiled), tuple(getattr(compiled, "positiontup", None) or ()), own
+
+    @property
+    def text(self) -> str:
+        """The statement as asyncpg takes it."""
+        return self._compiled[0]
 
     def arguments(self, given: dict[str, object]) -> list[object]:
         """The parameters in the order in which the text counts them. Raises KeyError for one that is missing."""
-        return [given[name] if name in given else self._own[name] for name in self._names]
+        _, names, own = self._compiled
+        return [given[name] if name in given else own[name] for name in names]
 
     async def rows(self, connection: Connection, **given: object) -> list[Record]:
         """All rows."""

@@ -100,7 +100,7 @@ SELECT
     coalesce(committed_at, stood_updated_at),
     CASE found WHEN 'replayed' THEN schema_version ELSE stood_schema_version END,
     coalesce(action_provenance, stood_provenance)
-FROM asked
+FROM asked WHERE found <> 'free'
 """)
 )
 
@@ -130,7 +130,7 @@ async def commit(connection: Connection, commits: Sequence[Commit]) -> list[Outc
     for place, found, *row in rows:
         if found == "committed":
             outcomes[id(tried[row[0]])] = Committed(_workflow(row))
-        elif found != "free":
+        else:
             each = ordered[place - 1]
             outcomes[id(each)] = _not_written(each, found, row)
     return [outcomes.get(id(each)) for each in commits]

@@ -21,10 +21,10 @@ from app.store.registrations import (
     ACK_SCAN,
     BEFORE_ALL,
     LIVENESS_SCAN,
-    SAVE,
     Extent,
     PassedKey,
     Save,
+    Writes,
     get_entity_states,
     list_statement,
 )
@@ -187,14 +187,16 @@ async def databases() -> AsyncIterator[Databases]:
 @asynccontextmanager
 async def undone(database: Database) -> AsyncIterator[Connection]:
     """One of its connections, whose changes are rolled back."""
-    pool = await database._open()
-    async with pool.acquire() as connection:
+    connection = await database._take()
+    try:
         transaction = connection.transaction()
         await transaction.start()
         try:
             yield connection
         finally:
             await transaction.rollback()
+    finally:
+        await database._give_back(connection)
 
 
 @pytest.fixture
@@ -311,7 +313,7 @@ SWEPT = [
 @pytest.mark.parametrize("after", [after for _, after in SWEPT], ids=[name for name, _ in SWEPT])
 @pytest.mark.parametrize("kind", ["ack", "liveness"])
 async def test_the_sweep_reads_a_page(scans: Connection, kind: str, after: PassedKey) -> None:
-    """Passed deadlines of all domains are read off their index, from where the last page ended to where this one does."""
+    """Passed deadlines of all domains are read off their index, from where the last page ended."""
     scan, index = {"ack": (ACK_SCAN, ACK_DUE), "liveness": (LIVENESS_SCAN, LIVENESS_DUE)}[kind]
     place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
     plan = await explain(scans, scan.passed, {"most": 250, **place})
@@ -394,6 +396,14 @@ async def known(connection: Connection, number: int, domain: str = "big") -> lis
     return [rows[key] for key in sorted(rows)]
 
 
+EVERY_WRITE = [
+    Writes(known, new, counts, sends)
+    for known in (None, *Extent)
+    for new in (False, True)
+    for counts in (False, True)
+    for sends in (False, True)
+    if known is not None or new
+]
 POINTS: dict[str, Statement] = {
     "read": registrations.READ,
     "lock": registrations.LOCK,
@@ -401,13 +411,10 @@ POINTS: dict[str, Statement] = {
     "read state": registrations.READ_STATE,
     "rebase": registrations.REBASE,
     "update": registrations.update_statement(frozenset({"current_state", "last_heartbeat_at", "version"})),
-    **{
-        f"save {extent.name.lower()}{', counts' if counts else ''}{', sends' if sends else ''}": save
-        for (extent, counts, sends), save in SAVE.items()
-    },
+    **{f"save {writes}": registrations.save_statement(writes) for writes in EVERY_WRITE},
 }
+FINDING = {name: statement for name, statement in POINTS.items() if "known=None" not in name}  # rows that are there
 BATCHES = {name: statement for name, statement in POINTS.items() if name not in {"read state", "rebase", "update"}}
-WRITES = {name: statement for name, statement in POINTS.items() if name.startswith("save")}
 
 
 def named(statements: dict[str, Statement]) -> pytest.MarkDecorator:
@@ -415,8 +422,8 @@ def named(statements: dict[str, Statement]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("statement", statements.values(), ids=statements)
 
 
-def point_parameters(rows: list[Registration], *, new: bool = False) -> Parameters:
-    """What any of the statements above may be given for these rows: known ones, one version on, or new ones."""
+def point_parameters(rows: list[Registration], writes: Writes = EVERY_WRITE[0]) -> Parameters:
+    """What any of the statements above may be given for these rows: known ones, one version on, and new ones."""
     first = rows[0]
     columns = {name: [getattr(row, name) for row in rows] for name in Registration.__struct_fields__}
     columns["capabilities"] = [msgspec.json.encode(row.capabilities).decode() for row in rows]
@@ -429,8 +436,10 @@ def point_parameters(rows: list[Registration], *, new: bool = False) -> Paramete
         **{f"to_{name}": values[0] for name, values in columns.items()},
         "read_version": first.version,
         "slot": 3,
-        "new_read_version": [None if new else row.version for row in rows],
-        "rows_to_write": len(rows),
+        "new_entity_id": [uuid5(row.entity_id, "new") for row in rows],
+        **{f"known_{name}": values for name, values in columns.items()},
+        "known_read_version": [row.version for row in rows],
+        "rows_to_write": len(rows) * ((writes.known is not None) + writes.new),
         "gains_domain": ["big"] * len(WAITING),
         "gains_current_state": list(WAITING),
         "gains_slot": [3] * len(WAITING),
@@ -446,7 +455,7 @@ def point_parameters(rows: list[Registration], *, new: bool = False) -> Paramete
 
 
 @pytest.mark.parametrize("number", [1, 100, 1000])
-@named(POINTS)
+@named(FINDING)
 async def test_point_statements_go_by_the_key(points: Connection, statement: Statement, number: int) -> None:
     """Planned for what they are given, reads, locks and writes find each row in the primary key."""
     plan = await explain(points, statement, point_parameters(await known(points, number)), run=False)
@@ -454,7 +463,7 @@ async def test_point_statements_go_by_the_key(points: Connection, statement: Sta
     assert "Seq Scan" not in kinds(plan)
 
 
-@named(POINTS)
+@named(FINDING)
 async def test_prepared_point_statements_go_by_the_key(points: Connection, statement: Statement) -> None:
     """The plan that is kept for a prepared statement, whatever it is given, goes by the primary key too."""
     plan = await explain_generic(points, statement)
@@ -520,25 +529,22 @@ async def test_the_largest_lookup_reads_what_it_asks_for(points: Connection) -> 
     assert buffers(plan) <= 4 * 1000
 
 
-@named(WRITES)
-async def test_a_write_reads_no_more_than_its_rows(points: Connection, statement: Statement) -> None:
-    """A thousand known rows are updated, each found once; the counters are found by their primary key."""
-    plan = await explain(points, statement, point_parameters(await known(points, 1000, "other")))
-    updated = next(node for node in nodes(plan) if node.get("Subplan Name") == "CTE updated")
-    assert (updated["Operation"], updated["Actual Rows"], updated["Relation Name"]) == ("Update", 1000, TABLE)
+@pytest.mark.parametrize("writes", EVERY_WRITE, ids=str)
+async def test_a_write_reads_no_more_than_its_rows(points: Connection, writes: Writes) -> None:
+    """A thousand known rows are updated, each found once; new rows and counters ask their primary keys alone."""
+    given = point_parameters(await known(points, 1000, "other"), writes)
+    plan = await explain(points, registrations.save_statement(writes), given)
+    parts = {node["Subplan Name"]: node for node in nodes(plan) if "Subplan Name" in node}
+    if writes.known is not None:
+        updated = parts["CTE updated"]
+        assert (updated["Operation"], updated["Actual Rows"], updated["Relation Name"]) == ("Update", 1000, TABLE)
+    if writes.new:
+        inserted = parts["CTE inserted"]
+        assert inserted["Conflict Arbiter Indexes"] == [KEY]
+        assert kinds({"Node Type": "", "Plans": inserted["Plans"]}) <= {"", "Function Scan"}
+        assert inserted["Tuples Inserted"] == 1000
     arbiters = [node["Conflict Arbiter Indexes"] for node in nodes(plan) if "Conflict Arbiter Indexes" in node]
-    assert [COUNTS_KEY] in arbiters or COUNTS not in tables(plan)
-    assert ([KEY] in arbiters) == any(node.get("Subplan Name") == "CTE inserted" for node in nodes(plan))
-
-
-async def test_an_insert_asks_the_key_alone(points: Connection) -> None:
-    """Whether a new row is in the way of another is asked of the primary key."""
-    rows = [replace(row, entity_id=uuid5(row.entity_id, "new")) for row in await known(points, 1000, "other")]
-    plan = await explain(points, SAVE[Extent.WHOLE, False, False], point_parameters(rows, new=True))
-    inserted = next(node for node in nodes(plan) if node.get("Subplan Name") == "CTE inserted")
-    assert inserted["Conflict Arbiter Indexes"] == [KEY]
-    assert kinds({"Node Type": "", "Plans": inserted["Plans"]}) <= {"", "CTE Scan"}
-    assert inserted["Tuples Inserted"] == 1000
+    assert ([COUNTS_KEY] in arbiters) == writes.counts == (COUNTS in tables(plan))
 
 
 async def test_locks_are_taken_in_the_order_of_keys(points: Connection) -> None:
@@ -558,7 +564,6 @@ def test_every_statement_has_a_case() -> None:
     statements = {name for name, value in vars(registrations).items() if isinstance(value, Statement)}
     covered = {"READ", "READ_STATE", "LOCK", "LOCK_FREE", "REBASE", "COUNT"}
     assert statements == covered | {"NOW", "VERIFY"}
-    assert set(WRITES.values()) == set(SAVE.values())
     assert {name for name, value in vars(registrations).items() if isinstance(value, registrations._Scan)} == {
         "ACK_SCAN",
         "LIVENESS_SCAN",

@@ -1,0 +1,62 @@
+"""`pqs serve` with a sampling profiler in it: SIGUSR1 starts it, SIGUSR2 ends it and writes what it saw.
+
+The timer counts the processor time of this process. A sample belongs to the layer of the innermost Python function
+that is part of one: what a C function does is its caller's.
+"""
+
+import json
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+
+from app.cli import pqs
+
+EVERY = 0.001  # seconds of processor time; the kernel may round it up to its own tick
+LOOP = "event loop, sockets"
+LAYERS = (  # parts of a file's path, and the layer that it is of; the first that fits
+    ("/asyncpg/", "driver"),
+    ("/uvicorn/", "HTTP parsing"),
+    ("/app/api/metrics.py", "metrics"),
+    ("/prometheus_client/", "metrics"),
+    ("/app/api/", "request and answer"),
+    ("/app/wire.py", "decoding"),
+    ("/app/batching.py", "joining"),
+    ("/app/domain/", "order and evolve"),
+    ("/app/projector.py", "order and evolve"),
+    ("/app/store/", "statements and rows"),
+)
+
+
+def main() -> None:
+    """Serve; the first argument is the file to write, the others are those of `pqs`."""
+    path, *arguments = sys.argv[1:]
+    seen: Counter[str] = Counter()
+
+    def sample(_number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            file = frame.f_code.co_filename
+            for part, layer in LAYERS:
+                if part in file:
+                    seen[layer if frame.f_code.co_name != "_write" else "writing the answer"] += 1
+                    return
+            frame = frame.f_back
+        seen[LOOP] += 1
+
+    def begin(_number: int, _frame: FrameType | None) -> None:
+        seen.clear()
+        signal.setitimer(signal.ITIMER_PROF, EVERY, EVERY)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        Path(path).write_text(json.dumps(seen))
+
+    signal.signal(signal.SIGPROF, sample)
+    signal.signal(signal.SIGUSR1, begin)
+    signal.signal(signal.SIGUSR2, end)
+    pqs(arguments)
+
+
+if __name__ == "__main__":
+    main()

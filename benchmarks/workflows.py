@@ -1,0 +1,117 @@
+"""How many commits a second: on many workflows, and on one that everybody wants to change."""
+
+import asyncio
+import threading
+import time
+from functools import partial
+
+from app.client import Client
+from benchmarks.bench import MAIN, Bench
+from benchmarks.contenders import serving
+from benchmarks.load import pgbench, wrk
+from benchmarks.machine import BenchmarkError
+from benchmarks.report import Row, compared
+
+CONNECTIONS = 32
+PGBENCH_CLIENTS = 8
+KEYS = 10_000  # requests.lua and commit.sql count with the same
+HOT_CLIENTS = 32
+HOT_SECONDS = 3.0  # times what one round of any other load takes
+FILL = """
+INSERT INTO workflow_state (workflow_key, version, state, updated_at, provenance)
+SELECT 'bench-' || i, 1, '{"step": 0}', now(), '{"effect_id": "bench", "timestamp": "2026-01-01T00:00:00Z"}'
+FROM generate_series(0, $1::int - 1) AS i
+"""
+EFFECT = {"effect_id": "bench", "timestamp": "2026-01-01T00:00:00Z"}
+
+
+def commit(bench: Bench) -> list[Row]:
+    """Commits that meet nobody, each on the version before it, against the same UPDATE straight on the database."""
+    machine, source, seconds = bench.machine, bench.source, bench.size.seconds
+    with serving(machine, source, MAIN, ["ours"], bench.notes) as ports:
+
+        def fresh() -> None:
+            machine.ask(MAIN, "TRUNCATE workflow_state, workflow_actions")
+            machine.ask(MAIN, FILL, KEYS)
+            machine.ask(MAIN, "VACUUM (ANALYZE) workflow_state")
+
+        def committed() -> int:
+            return int(str(machine.ask(MAIN, "SELECT sum(version - 1) FROM workflow_state")))
+
+        def ours() -> float:
+            fresh()
+            load = wrk(machine, ports["ours"], "commit", source, connections=CONNECTIONS, seconds=seconds)
+            if not load.answers <= committed() <= load.answers + CONNECTIONS:
+                raise BenchmarkError(f"{load.answers} commits were answered, and {committed()} are in the table")
+            return load.rate
+
+        def direct() -> float:
+            fresh()
+            load = pgbench(machine, MAIN, "commit", source, clients=PGBENCH_CLIENTS, seconds=seconds)
+            if committed() != load.answers:
+                raise BenchmarkError(f"pgbench made {load.answers} commits, and {committed()} are in the table")
+            return load.rate
+
+        contenders = {"ours": ours, "pgbench": direct}
+        for measure in contenders.values():
+            measure()
+        measured = bench.turns(contenders)
+    what = f"commit to one of {KEYS:,} workflows, {CONNECTIONS} connections"
+    other = f"pgbench, {PGBENCH_CLIENTS} clients"
+    return [compared(what, measured["ours"], other, measured["pgbench"], "/s", 0.8)]
+
+
+def hotkey(bench: Bench) -> list[Row]:
+    """One workflow that many clients count up with `update`, against one client alone. No increment is lost."""
+    seconds = bench.size.seconds * HOT_SECONDS
+    with serving(bench.machine, bench.source, MAIN, ["ours"], bench.notes) as ports:
+        base_url = f"http://127.0.0.1:{ports['ours']}"
+
+        def counted(clients: int) -> float:
+            result: list[float] = []
+            thread = threading.Thread(
+                target=lambda: result.append(asyncio.run(_count_up(base_url, clients, seconds)))
+            )
+            thread.start()  # a loop of its own: the harness has none
+            thread.join()
+            if not result:
+                raise BenchmarkError(f"{clients} clients on one workflow failed; see above")
+            return result[0]
+
+        measured = bench.turns({"many": partial(counted, HOT_CLIENTS), "one": partial(counted, 1)})
+    what = f"updates of one hot workflow, {HOT_CLIENTS} clients"
+    return [compared(what, measured["many"], "one client", measured["one"], "/s", 0.5)]
+
+
+async def _count_up(base_url: str, clients: int, seconds: float) -> float:
+    """Updates a second. Raises BenchmarkError unless each of them is in the count, once."""
+    key = f"hot-{time.time_ns()}"
+    opened = [Client(base_url) for _ in range(clients)]
+    for client in opened:
+        await client.__aenter__()
+        await client.ready()
+    try:
+        await opened[0].workflows.create(key, {"count": 0}, EFFECT)
+        began = time.perf_counter()
+        end = began + seconds
+
+        async def count(client: Client) -> int:
+            done = 0
+            while time.perf_counter() < end:
+                await client.workflows.update(key, _next)
+                done += 1
+            return done
+
+        updates = sum(await asyncio.gather(*(count(client) for client in opened)))
+        took = time.perf_counter() - began
+        row = await opened[0].workflows.get(key)
+    finally:
+        for client in opened:
+            await client.__aexit__(None, None, None)
+    if row.state != {"count": updates} or row.version != updates + 1:
+        raise BenchmarkError(f"{updates} updates led to {row.state}, version {row.version}")
+    return updates / took
+
+
+def _next(state: dict[str, object]) -> dict[str, object]:
+    return {"count": int(str(state["count"])) + 1}
