@@ -14,7 +14,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import log
 from app.api import (
@@ -50,6 +51,11 @@ class Application(FastAPI):
     def __init__(self, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
         self._outermost = context.RequestContext(super().__call__, metrics, problems.answer_to)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """FastAPI's, less its outermost, which would answer unforeseen errors and broken bodies before ours does."""
+        outermost = super().build_middleware_stack()
+        return outermost.app if isinstance(outermost, ServerErrorMiddleware) else outermost
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

@@ -21,6 +21,7 @@ HEADER = b"x-correlation-id"
 DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that is still read, so that the answer arrives
 DRAIN_SECONDS = 10.0
 GONE = 499  # in log and metrics: the client went away before its request was at its end
+UNKNOWN = "unknown"  # in metrics: the route of a request that is answered without one
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # what a label may be
 
 Message = MutableMapping[str, Any]  # ASGI's own type
@@ -114,7 +115,7 @@ class RequestContext:
                 raise
             await answer(scope, body.receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path_format", "unknown")
+            route = getattr(scope.get("route"), "path_format", UNKNOWN)
             account(self._metrics, scope["method"], scope["path"], route, status, began)
             correlation_id.set(before)
 

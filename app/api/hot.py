@@ -17,6 +17,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 from uuid import UUID
@@ -31,6 +32,7 @@ from app.api.bodies import JSON
 from app.api.problems import answer_to
 from app.api.service import Service
 from app.domain.events import DEFAULT_DOMAIN
+from app.errors import InvalidInputError
 
 ENTITY = b"/v1/entities/"
 ENTITY_LENGTH = len(ENTITY) + 36  # with a UUID in its usual form
@@ -102,6 +104,12 @@ class HotProtocol(HttpToolsProtocol):
             return
         cycle.go_on(turn=True)
 
+    def on_response_complete(self) -> None:
+        """An answer is written. Uvicorn reads on after each; while requests wait, their number would grow by that."""
+        super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, perhaps in the middle of its request."""
         super().connection_lost(exc)
@@ -172,23 +180,38 @@ class HotCycle:
         if self.more_body or not self._has_its_turn:
             return
         self._began = time.perf_counter()
-        given = None
+        before = context.correlation_id.get()  # of the request in whose task this one's turn comes, or of none
+        future: asyncio.Future[Any]
         try:
-            try:
-                given = context.given_correlation_id(self._headers)
-            finally:
-                self._id = context.begin(given)
-            future, self._render = self._ask(self._protocol.service, self._headers, self.body, given)
+            future, self._render = self._ask(self._protocol.service, self._headers, self.body, self._begin())
         except Exception as error:  # noqa: BLE001 - it is answered, as FastAPI's handlers would answer it
-            self._write(self._problem(error))
-            return
+            # No sooner than any other: uvicorn relies on no answer being complete while a request is being read.
+            future = self._protocol.loop.create_future()
+            future.set_exception(error)
         future.add_done_callback(self._on_done)
+        context.correlation_id.set(before)
 
     def break_off(self) -> None:
         """The client is gone. What was asked goes on; nobody hears of it."""
-        if self.more_body:
+        if self.more_body and self._has_its_turn:
             self._began = time.perf_counter()
+            before = context.correlation_id.get()
+            with suppress(InvalidInputError):
+                self._begin()
             self._account(context.GONE)
+            context.correlation_id.set(before)
+
+    def _begin(self) -> UUID | None:
+        """Set the correlation id, and return the client's. Raises InvalidInputError when that is no UUID."""
+        given = None
+        try:
+            given = context.given_correlation_id(self._headers)
+        except InvalidInputError:
+            self._route = context.UNKNOWN  # it is refused before there is a route
+            raise
+        finally:
+            self._id = context.begin(given)
+        return given
 
     def _on_done(self, future: asyncio.Future[Any]) -> None:
         if future.cancelled():  # by a stop that nobody waits for any longer
@@ -196,11 +219,15 @@ class HotCycle:
             self._account(0)
             return
         try:
-            answer = self._render(future.result())
+            result = future.result()
+            answer = self._render(result)
         except Exception as error:  # noqa: BLE001 - as above
             answer = self._problem(error)
         if self._protocol.flow.write_paused and not self.disconnected:
-            self._protocol.tasks.add(asyncio.create_task(self._write_later(answer)))
+            tasks = self._protocol.tasks  # which a stop waits for
+            task = asyncio.create_task(self._write_later(answer))
+            task.add_done_callback(tasks.discard)
+            tasks.add(task)
         else:
             self._write(answer)
 
@@ -210,9 +237,9 @@ class HotCycle:
         self._write(answer)
 
     def _write(self, answer: Response) -> None:
-        """All of the answer at once."""
+        """All of the answer at once. Of a connection that broke, uvicorn tells the last of its requests alone."""
         protocol = self._protocol
-        if not self.disconnected:
+        if not (self.disconnected or protocol.transport.is_closing()):
             head = [STATUS_LINE[answer.status_code], protocol.rendered_defaults()]
             head += [b"%s: %s\r\n" % header for header in answer.raw_headers]
             closing = b"" if self.keep_alive else b"connection: close\r\n"
