@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from decimal import Decimal
 
 import msgspec
 
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 10  # times that a commit is sent again because it met another one
 LARGEST = 100  # commits, or reads, that one statement joins: of states of 1 MiB it may have to carry all
+MAX_PROVENANCE = 64 * 1024  # bytes as compact JSON: it is kept with the action, too
+LONG = 1024  # digits that exponents may add without being counted
 PRUNE_EVERY = 60.0  # seconds between two looks at what need not be kept any more; less where the retention is less
 PRUNE_LEAST = 1.0  # seconds between them at least
 
@@ -121,9 +125,11 @@ def _checked(
     if not 1 <= schema_version <= MAX_SCHEMA_VERSION:
         faults.append(Fault("#/schema_version", "a number from 1 to 2^31-1 was expected"))
     encoded_state = _encoded(state, "#/state", faults)
-    if len(encoded_state) > MAX_STATE:
-        faults.append(Fault("#/state", f"larger than {MAX_STATE:,} bytes as compact JSON"))
+    if len(encoded_state) + _spelt_out(encoded_state, state) > MAX_STATE:
+        faults.append(Fault("#/state", f"larger than {MAX_STATE:,} bytes as compact JSON, numbers without exponents"))
     encoded = _encoded(provenance, "#/provenance", faults)
+    if len(encoded) + _spelt_out(encoded, provenance) > MAX_PROVENANCE:
+        faults.append(Fault("#/provenance", f"larger than {MAX_PROVENANCE:,} bytes as compact JSON"))
     action_id = None
     try:
         read = msgspec.json.decode(encoded, type=Provenance)
@@ -164,6 +170,21 @@ def _encoded(value: Mapping[str, object], pointer: str, faults: list[Fault]) -> 
     if encoded.count(b"{") + encoded.count(b"[") > MAX_NESTING and depth(value) > MAX_NESTING:
         faults.append(Fault(pointer, f"nested deeper than {MAX_NESTING} levels"))
     return encoded
+
+
+_EXPONENT = re.compile(rb"[0-9]e[+-]?([0-9]{1,3})")
+
+
+def _spelt_out(encoded: bytes, value: object) -> int:
+    """How many bytes its numbers take beyond `encoded` as PostgreSQL gives them back: 1e300 has 301 digits there."""
+    if sum(int(exponent) for exponent in _EXPONENT.findall(encoded)) < LONG:
+        return 0
+    longer, level = 0, [value]
+    while level:
+        longer += sum(len(f"{Decimal(repr(each)):f}") - len(repr(each)) for each in level if isinstance(each, float))
+        containers = [each for each in level if isinstance(each, Mapping | list | tuple)]
+        level = [one for each in containers for one in (each.values() if isinstance(each, Mapping) else each)]
+    return longer
 
 
 # --- Old actions ---------------------------------------------------------------------------------------------------

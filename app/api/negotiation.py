@@ -43,7 +43,7 @@ def unchanged(headers: Headers, etag: str) -> bool:
     if not given:
         return False
     header = b",".join(given).decode("latin-1").strip()
-    return header == "*" or etag in _TAG.findall(header)
+    return header == "*" or (_LIST.fullmatch(header) is not None and etag in _TAG.findall(header))
 
 
 _ANY = "*"

@@ -1,7 +1,7 @@
 """Error type → problem details (RFC 9457). The one place where an error gets a status."""
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from http import HTTPStatus
 from math import ceil
 from typing import Any
@@ -11,6 +11,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from app.api.schemas import ActionProblem, InterruptedProblem, Problem, encode
 from app.errors import (
@@ -134,6 +135,15 @@ def _summary(error: PqsError, faults: list[Fault] | None) -> str:
     return f"{faults[0].pointer}: {faults[0].detail}{more}"
 
 
+def _routes(router: object) -> Iterator[Route]:
+    """All routes of a router and of those that it includes, which FastAPI keeps as they are."""
+    for route in getattr(router, "routes", ()):
+        if isinstance(route, Route):
+            yield route
+        else:
+            yield from _routes(getattr(route, "original_router", None))
+
+
 async def _on_bad_parameter(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
@@ -156,8 +166,18 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if status is HTTPStatus.NOT_FOUND:
         detail = f"there is nothing at {request.url.path}; /docs shows what there is"
     elif status is HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = _allowed(request, error)
         detail = f"{request.method} does not work here" + (f"; {allowed} does" if allowed else "")
+        return problem(request, status, detail, headers={"Allow": allowed})
     else:
         detail = str(error.detail)
     return problem(request, status, detail, headers=dict(error.headers or {}))
+
+
+def _allowed(request: Request, error: HTTPException) -> str:
+    """The methods of all routes of this path (RFC 9110, section 10.2.1); Starlette names those of the first alone."""
+    matching = [route for route in _routes(request.app) if route.matches(request.scope)[0] is not Match.NONE]
+    same = [route for route in matching if route.path == matching[0].path and route.include_in_schema]
+    if len(same) < 2:
+        return (error.headers or {}).get("Allow", "")
+    return ", ".join(sorted(set[str]().union(*(route.methods or () for route in same))))

@@ -56,8 +56,8 @@ Text = Annotated[str, AfterValidator(_no_nul)]
 Instant = Annotated[datetime, BeforeValidator(_instant)]
 Limit = Annotated[
     int,
-    BeforeValidator(_cut),
     Field(ge=1, description=f"How many rows a page has at most; more than {MAX_LIMIT:,} is cut to that."),
+    BeforeValidator(_cut),
 ]
 Cursor = Annotated[str, Field(description="`next_cursor` of the page before this one, beside the same filters.")]
 

@@ -6,6 +6,7 @@ again when no answer came. One without is not: it may have been applied, and wou
 
 import asyncio
 import copy
+import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import overload
@@ -132,13 +133,16 @@ class Workflows:
         It is a plain function, because what is awaited between read and commit only makes conflicts likelier.
 
         A workflow that does not exist is NotFoundError, unless `initial` says what the reducer gets then; {} will do.
-        `provenance` goes with the commit; effect_id, timestamp and action_id are made where it has none, and the
-        schema version stays as it is.
+        `provenance` goes with the commit; effect_id and timestamp are made where it has none, the action id always:
+        what is computed anew is another action, so ValueError is raised for one that is given. The schema version
+        stays as it is. ValueError too for NaN and Infinity, which are no JSON.
 
         Updates of one key by one client take turns. After a conflict an update computes again at once, from the row
         that the conflict has; after every second one it waits a random share of a growing time, and reads again.
         Raises PreconditionFailedError after `patience` seconds of conflicts.
         """
+        if provenance is not None and "action_id" in provenance:
+            raise ValueError("an update makes its own action id; `commit` takes one")
         turn = self._turns.setdefault(key, asyncio.Lock())
         async with turn:  # updates of one client would only be in each other's way
             return await self._update(key, reducer, initial, provenance or {}, schema_version, patience)
@@ -197,6 +201,7 @@ class Workflows:
         condition: dict[str, str],
     ) -> Committed:
         body = {"state": state, "provenance": provenance, "schema_version": schema_version}
+        json.dumps(body, allow_nan=False, default=str)  # msgspec alone would make null of NaN and Infinity
         response = await self._connection.call(
             "PUT",
             _path(key),

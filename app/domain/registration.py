@@ -23,6 +23,7 @@ from app.domain.events import (
     Recorded,
     RecordedData,
     Rejected,
+    Time,
 )
 from app.domain.positions import Position
 from app.domain.states import SOURCES, RegistrationState
@@ -58,17 +59,17 @@ class Registration(Struct, frozen=True, gc=False):
     node_type: str
     node_version: str
     capabilities: Capabilities
-    ack_deadline: datetime | None
-    liveness_deadline: datetime | None
-    last_heartbeat_at: datetime | None
-    ack_timeout_emitted_at: datetime | None
-    liveness_timeout_emitted_at: datetime | None
+    ack_deadline: Time | None
+    liveness_deadline: Time | None
+    last_heartbeat_at: Time | None
+    ack_timeout_emitted_at: Time | None
+    liveness_timeout_emitted_at: Time | None
     last_applied_event_id: UUID
     last_applied_partition: str | None
     last_applied_offset: int | None
     last_applied_sequence: int | None
-    registered_at: datetime
-    updated_at: datetime
+    registered_at: Time
+    updated_at: Time
     correlation_id: UUID | None
     version: int
 

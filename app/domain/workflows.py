@@ -1,6 +1,5 @@
 """Workflow state: the row of one workflow, who wrote it, and what can become of a commit."""
 
-from datetime import datetime
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -30,7 +29,7 @@ class Workflow(Struct, frozen=True):
     workflow_key: str
     version: int
     state: dict[str, object]
-    updated_at: datetime
+    updated_at: Time
     schema_version: int
     provenance: dict[str, object]
 

@@ -10,6 +10,7 @@ import pytest
 from app.api.pages import write_cursor
 from app.domain.workflows import MAX_STATE
 from app.settings import Settings
+from app.workflows import MAX_PROVENANCE
 from tests.api.conftest import service_on
 from tests.conftest import application
 from tests.making import START, Json
@@ -55,6 +56,13 @@ async def test_a_workflow_is_created_and_changed(client: httpx.AsyncClient) -> N
     read = await client.get("/v1/workflows/a")
     assert (read.status_code, read.headers["etag"], read.text) == (200, '"2"', changed.text)
     assert read.json()["schema_version"] == 7
+
+
+@pytest.mark.parametrize("tags", ['x"2"y', 'w/"2"', '*, "2"', '"1"'])
+async def test_what_names_no_version_of_a_row_reads_it(client: httpx.AsyncClient, tags: str) -> None:
+    """A read with other tags, or with what is no list of tags, has the row."""
+    await create(client, "a", versions=2)
+    assert (await client.get("/v1/workflows/a", headers={"If-None-Match": tags})).status_code == 200
 
 
 @pytest.mark.parametrize("tags", ['"2"', 'W/"2"', '"1", "2"', '"x",W/"2"', "*"])
@@ -118,8 +126,9 @@ async def test_what_is_no_key(shared: httpx.AsyncClient, path: str, query: str) 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "PATCH"])
 async def test_other_methods(shared: httpx.AsyncClient, method: str) -> None:
-    """What can't be done to a workflow is a 405."""
-    assert (await shared.request(method, "/v1/workflows/a")).status_code == 405
+    """What can't be done to a workflow is a 405, which names all that can."""
+    answer = await shared.request(method, "/v1/workflows/a")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, PUT")
 
 
 async def test_unknown_parameters(shared: httpx.AsyncClient) -> None:
@@ -284,6 +293,8 @@ MISTAKES: dict[str, tuple[str, Json]] = {
     ),
     "an action that is a number": ("#/provenance/action_id", {"provenance": PROVENANCE | {"action_id": 1}}),
     "a large state": ("#/state", {"state": {"x": "x" * MAX_STATE}}),
+    "a state that is large when its numbers are spelt out": ("#/state", {"state": {"x": [1e308] * 3500}}),
+    "a large provenance": ("#/provenance", {"provenance": PROVENANCE | {"note": "x" * MAX_PROVENANCE}}),
     "NUL in the state": ("#/state/a/0", {"state": {"a": ["\0"]}}),
     "NUL in the provenance": ("#/provenance/note", {"provenance": PROVENANCE | {"note": "\0"}}),
     "a deep state": ("#/state", {"state": {"a": json.loads("[" * 64 + "]" * 64)}}),

@@ -1,6 +1,7 @@
 """Workflows read and changed with the client, by many at once, through a proxy that loses answers."""
 
 import asyncio
+import math
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -162,6 +163,18 @@ async def test_an_update_has_the_provenance_that_it_is_given(pqs: Client) -> Non
     row = await pqs.workflows.update("key", counted, initial={}, provenance={"effect_id": "count", "by": "test"})
     assert (row.provenance["effect_id"], row.provenance["by"]) == ("count", "test")
     assert row.provenance["action_id"]
+
+
+async def test_an_update_makes_its_own_action_id(pqs: Client) -> None:
+    """What is computed anew is another action, so an id that is given is refused before anything is sent."""
+    with pytest.raises(ValueError, match="action id"):
+        await pqs.workflows.update("key", counted, initial={}, provenance={"action_id": "mine"})
+
+
+async def test_what_is_no_json_is_not_sent(pqs: Client) -> None:
+    """NaN is refused, and does not become null on its way."""
+    with pytest.raises(ValueError, match="JSON"):
+        await pqs.workflows.update("key", lambda _: {"number": math.nan}, initial={})
 
 
 async def test_an_update_of_nothing_needs_an_initial_state(pqs: Client) -> None:
