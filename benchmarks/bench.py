@@ -26,7 +26,7 @@ class Size:
     asks: int  # of each kind and table size, in the growth part
 
 
-FULL = Size(1_000_000, 5, 4, 80_000, 500_000, 7, 200)
+FULL = Size(1_000_000, 5, 3, 80_000, 500_000, 7, 200)
 QUICK = Size(20_000, 2, 1, 4_000, 20_000, 2, 20)
 MEMORY_EVENTS = 5_000_000  # when that part is asked for by name
 GROWTH_ROWS = 10_000_000
