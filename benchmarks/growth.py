@@ -35,13 +35,14 @@ def _growth(bench: Bench, sizes: list[int]) -> list[Row]:
     """The largest against the smallest."""
     machine = bench.machine
     with ExitStack() as stack:
-        clients: dict[int, Client] = {}
-        paths: dict[int, dict[str, str]] = {}
-        for rows in sizes:
-            database = MAIN if rows == bench.size.rows else f"{MAIN}_{rows}"
+        databases = {rows: MAIN if rows == bench.size.rows else f"{MAIN}_{rows}" for rows in sizes}
+        for rows, database in databases.items():
             if database != MAIN:
                 table.load(machine, database, rows, bench.as_of)
                 stack.callback(machine.ask, "postgres", f"DROP DATABASE {database}")
+        clients: dict[int, Client] = {}
+        paths: dict[int, dict[str, str]] = {}
+        for rows, database in databases.items():
             child, port = start_ours(machine, database, workers=1)
             stack.callback(child.stop)
             child.answers(port, "/readyz")

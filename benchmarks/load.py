@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import select
 import shutil
 import socket
 import time
@@ -120,7 +121,11 @@ class Client:
     """One connection that stays open, with next to no work of its own between request and answer."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=REQUEST_TIMEOUT)
+        self._port = port
+        self._open()
+
+    def _open(self) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=REQUEST_TIMEOUT)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> "Client":
@@ -130,7 +135,10 @@ class Client:
         self._socket.close()
 
     def get(self, path: str) -> Answer:
-        """Ask for a path."""
+        """Ask for a path. A connection that was closed meanwhile, because it was idle, is opened again before."""
+        if select.select([self._socket], [], [], 0)[0]:  # nothing is awaited, so this is its end
+            self._socket.close()
+            self._open()
         return self._ask(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
 
     def post(self, path: str, body: bytes) -> Answer:
