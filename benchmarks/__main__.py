@@ -13,7 +13,7 @@ from types import FrameType
 import asyncpg
 
 from app.errors import PqsError
-from benchmarks import growth, layers, processes, relay, rows, throughput, workflows
+from benchmarks import growth, layers, loop, processes, relay, rows, throughput, workflows
 from benchmarks.bench import FULL, MAIN, QUICK, Bench, Part
 from benchmarks.contenders import LeftOutError
 from benchmarks.load import need_wrk
@@ -32,14 +32,17 @@ PARTS: dict[str, Part] = {
     "lone": throughput.lone,
     "ingest1": throughput.ingest1,
     "ingest4": throughput.ingest4,
+    "triggers": loop.triggers,
+    "consume": loop.consume,
+    "deadlines": loop.deadlines,
     "relay": relay.relay,
     "memory": processes.memory,
     "layers": layers.layers,
     "start": processes.start,
     "idle": processes.idle,
 }
-BY_NAME_ALONE = {"growth10m"}
-NEED_NO_ROWS = {"start", "relay"}
+BY_NAME_ALONE = {"growth10m", "deadlines"}
+NEED_NO_ROWS = {"start", "relay", "deadlines"}
 FAILURES = (BenchmarkError, PqsError, OSError, HTTPException, asyncpg.PostgresError, asyncpg.InterfaceError)
 LIMIT = 15 * 60  # seconds for all parts
 LIMIT_NAMED = 90 * 60  # seconds for those that are asked for by name

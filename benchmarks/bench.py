@@ -10,6 +10,7 @@ from benchmarks.report import Row
 from benchmarks.rows import Source
 
 MAIN = "bench"  # the database of the large table
+WARM = 1.0  # seconds of a load that does not count
 MISSED = 0.01  # of pgbench's guarded UPDATEs may lose a race: it picks its entities by chance
 
 
@@ -44,6 +45,17 @@ class Bench:
     quick: bool
     notes: list[str] = field(default_factory=list)
     curves: dict[str, dict[str, float]] = field(default_factory=dict)  # of the part that runs: ms by number of rows
+    seconds: float = 0.0  # that one load takes now
+
+    def __post_init__(self) -> None:
+        self.seconds = self.size.seconds
+
+    def warm(self, contenders: Mapping[str, Callable[[], float]]) -> None:
+        """A short round that does not count: connections are opened, statements prepared, pages read."""
+        self.seconds = WARM
+        for measure in contenders.values():
+            measure()
+        self.seconds = self.size.seconds
 
     def turns(self, contenders: Mapping[str, Callable[[], float]], rounds: int = 0) -> dict[str, list[float]]:
         """What each measures, round by round. They take turns, and every second round goes backwards."""

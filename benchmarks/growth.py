@@ -80,8 +80,7 @@ def _measure(bench: Bench, clients: dict[int, Client], paths: dict[int, str]) ->
         return statistics.median(waits)
 
     contenders: dict[str, Callable[[], float]] = {str(rows): partial(wait, rows) for rows in clients}
-    for measure in contenders.values():
-        measure()
+    bench.warm(contenders)
     return {int(rows): waits for rows, waits in bench.turns(contenders).items()}
 
 

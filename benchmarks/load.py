@@ -40,7 +40,7 @@ def need_wrk() -> str:
 
 
 def wrk(machine: Machine, port: int, what: str, source: Source, *, connections: int, seconds: float) -> Load:
-    """Send `lookup`, `post` or `commit` requests for so long. Raises BenchmarkError when one of them fails."""
+    """Send `lookup`, `post`, `commit` or `trigger` requests for so long. Raises BenchmarkError when one fails."""
     whole = max(1, round(seconds))  # wrk knows no fractions
     stamp = source.stamps(whole * PER_SECOND)
     command = [need_wrk(), "--threads", "1", "--connections", str(connections), "--duration", f"{whole}s"]

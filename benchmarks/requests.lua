@@ -1,14 +1,20 @@
--- The requests that wrk sends. Arguments: `lookup`, `post` or `commit`, the number of rows, and a stamp.
+-- The requests that wrk sends. Arguments: `lookup`, `post`, `commit` or `trigger`, the number of rows, and a stamp.
 -- lookup: random entities. post: a heartbeat for one living entity after the other; the stamp, in microseconds since
 -- 1970, is position and time, so that no event is ever behind its entity's row. The ids are those of rows.py.
 
 local ALIVE, STEP = 91, 611953
 local KEYS = 10000 -- workflows; commit goes through all of them, one version up each time
+local NODES = 2000 -- trigger goes through all of them, each time with the next of TRIGGERS
+local TRIGGERS = {
+  [0] = '"type":"node.introspected","data":{"node_type":"compute","capabilities":{"cpu":16,"tags":["rack-7"]}}',
+  [1] = '"type":"node.registration_acked"',
+  [2] = '"type":"node.deregistered"',
+}
 local HEAD = " HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 local format, floor, random = string.format, math.floor, math.random
 local what, rows, alive, stamp
 local second, second_text
-local commits = -1 -- wrk asks for one request that it does not send, to see how they are made
+local count = -1 -- wrk asks for one request that it does not send, to see how they are made
 
 local function entity(number)
   return format("%08x-0000-4000-8000-%012x", number * 618033989 % 4294967296, number)
@@ -44,18 +50,31 @@ local function post()
 end
 
 local function commit()
-  local number = commits < 0 and 0 or commits
+  local number = count < 0 and 0 or count
   local key, version = number % KEYS, floor(number / KEYS) + 1
   local body = format(
     '{"state":{"step":%d},"provenance":{"effect_id":"bench","timestamp":"2026-01-01T00:00:00Z"}}', number)
-  commits = commits + 1
+  count = count + 1
   return "PUT /v1/workflows/bench-" .. key .. HEAD .. 'If-Match: "' .. version .. '"\r\n'
     .. "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body
+end
+
+local function trigger()
+  local number = count < 0 and 0 or count
+  local at, id = stamp + number, stamp + number % NODES
+  local body = format(
+    '{"event_id":"%08x-0000-4000-a000-%012x","entity_id":"%08x-0000-4000-b000-%012x",'
+      .. '"position":{"sequence":%d},"occurred_at":"%s",%s}',
+    at * 618033989 % 4294967296, at % 281474976710656, id % 4294967296, id % 281474976710656,
+    at, time(at), TRIGGERS[floor(number / NODES) % 3])
+  count = count + 1
+  return "POST /v1/events" .. HEAD .. "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body
 end
 
 function request()
   if what == "post" then return post() end
   if what == "commit" then return commit() end
+  if what == "trigger" then return trigger() end
   return lookup()
 end
 

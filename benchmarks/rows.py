@@ -25,7 +25,8 @@ LOAD = f"""
 INSERT INTO registration_projections (
     entity_id, domain, current_state, node_type, node_version, capabilities,
     ack_deadline, liveness_deadline, last_heartbeat_at, ack_timeout_emitted_at, liveness_timeout_emitted_at,
-    last_applied_event_id, last_applied_sequence, registered_at, updated_at, version)
+    last_applied_event_id, last_applied_sequence, last_applied_partition, last_applied_offset,
+    registered_at, updated_at, version)
 SELECT
     (lpad(to_hex(i * {SCATTER} % 4294967296), 8, '0') || '-0000-4000-8000-' || lpad(to_hex(i), 12, '0'))::uuid,
     'registration',
@@ -46,7 +47,7 @@ SELECT
     CASE WHEN s < 70 OR s >= 94 THEN as_of - 2 * day END,
     CASE WHEN s BETWEEN 87 AND 90 THEN as_of - day END,
     CASE WHEN s >= 94 THEN as_of - day END,
-    gen_random_uuid(), 5, as_of - 30 * day, as_of - 2 * day, 5
+    gen_random_uuid(), CASE WHEN $3::text IS NULL THEN 5 END, $3, 0 * length($3), as_of - 30 * day, as_of - 2 * day, 5
 FROM generate_series(0, $1::bigint - 1) AS i,
      LATERAL (SELECT i % 100 AS s, $2::timestamptz AS as_of, interval '1 day' AS day, interval '1 second' AS second) c
 """
@@ -57,11 +58,13 @@ WHERE schemaname = 'public' AND tablename = 'registration_projections' AND index
 """
 
 
-def load(machine: Machine, database: str, rows: int, as_of: datetime) -> None:
+def load(machine: Machine, database: str, rows: int, as_of: datetime, *, partition: str | None = None) -> None:
     """Make a database of `rows` registrations, a multiple of 400.
 
-    They are loaded at the first revision, and later ones find them: whatever a revision keeps beside the rows, such
-    as counters, it has to fill anyhow.
+    They stand at sequence 5, or at the first offset of a partition.
+
+    The rows are loaded at the first revision, and later ones find them: whatever a revision keeps beside the rows,
+    such as counters, it has to fill anyhow.
     """
     machine.ask("postgres", f"CREATE DATABASE {database}")
     machine.pqs("migrate", "--to", REVISIONS[0], database=database)
@@ -69,7 +72,7 @@ def load(machine: Machine, database: str, rows: int, as_of: datetime) -> None:
     assert isinstance(indexes, list)
     for index in indexes:
         machine.ask(database, f"DROP INDEX {index.split()[2]}")
-    machine.ask(database, LOAD, rows, as_of)
+    machine.ask(database, LOAD, rows, as_of, partition)
     for index in indexes:
         machine.ask(database, index)
     machine.pqs("migrate", database=database)

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from benchmarks.bench import MAIN, Bench
@@ -22,15 +22,17 @@ RATE = "/s"
 
 def lookup(bench: Bench) -> list[Row]:
     """Point lookups of random entities."""
-    machine, source, seconds = bench.machine, bench.source, bench.size.seconds
+    machine, source = bench.machine, bench.source
     with serving(machine, source, MAIN, ["ours", "plain", "node", "empty"], bench.notes) as ports:
 
         def ask(port: int) -> float:
-            return wrk(machine, port, "lookup", source, connections=LOOKUP_CONNECTIONS, seconds=seconds).rate
+            return wrk(machine, port, "lookup", source, connections=LOOKUP_CONNECTIONS, seconds=bench.seconds).rate
 
         contenders: dict[str, Callable[[], float]] = {name: partial(ask, port) for name, port in ports.items()}
-        contenders["pgbench"] = lambda: pgbench(machine, MAIN, "lookup", source, clients=8, seconds=seconds).rate
-        _warm(contenders)
+        contenders["pgbench"] = lambda: (
+            pgbench(machine, MAIN, "lookup", source, clients=8, seconds=bench.seconds).rate
+        )
+        bench.warm(contenders)
         measured = bench.turns(contenders)
     targets = {"plain": 8.0, "node": 1.0}
     what = f"point lookup, {LOOKUP_CONNECTIONS} connections"
@@ -40,19 +42,21 @@ def lookup(bench: Bench) -> list[Row]:
 
 def post(bench: Bench) -> list[Row]:
     """Single heartbeats, each applied, each durable before its answer."""
-    machine, source, seconds = bench.machine, bench.source, bench.size.seconds
+    machine, source = bench.machine, bench.source
     with serving(machine, source, MAIN, ["ours", "plain", "node"], bench.notes) as ports:
 
         def send(port: int) -> float:
-            load = partial(wrk, machine, port, "post", source, connections=POST_CONNECTIONS, seconds=seconds)
+            load = partial(wrk, machine, port, "post", source, connections=POST_CONNECTIONS, seconds=bench.seconds)
             return bench.written(load)
 
         def direct(clients: int) -> float:
-            return bench.written(partial(pgbench, machine, MAIN, "upsert", source, clients=clients, seconds=seconds))
+            return bench.written(
+                partial(pgbench, machine, MAIN, "upsert", source, clients=clients, seconds=bench.seconds)
+            )
 
         contenders: dict[str, Callable[[], float]] = {name: partial(send, port) for name, port in ports.items()}
         contenders |= {f"pgbench, {clients} clients": partial(direct, clients) for clients in PGBENCH_CLIENTS}
-        _warm(contenders)
+        bench.warm(contenders)
         measured = bench.turns(contenders)
     what = f"POST of a heartbeat, {POST_CONNECTIONS} connections"
     ours = measured.pop("ours")
@@ -72,12 +76,6 @@ def post(bench: Bench) -> list[Row]:
     ]
 
 
-def _warm(contenders: Mapping[str, Callable[[], float]]) -> None:
-    """A round that does not count: connections are opened, statements prepared, pages read."""
-    for measure in contenders.values():
-        measure()
-
-
 def ingest1(bench: Bench) -> list[Row]:
     """One stream of lines against one connection that upserts the same rows."""
     return _ingest(bench, "NDJSON ingest, one stream", 1)
@@ -90,23 +88,23 @@ def ingest4(bench: Bench) -> list[Row]:
 
 def _ingest(bench: Bench, what: str, lanes: int) -> list[Row]:
     machine, source = bench.machine, bench.source
-    count = bench.size.stream_events // (1 if lanes == 1 else 2)
+    count = bench.size.stream_events // lanes
     with serving(machine, source, MAIN, ["ours"], bench.notes) as ports:
 
         def ours() -> float:
-            return count * lanes / _stream(ports["ours"], source.events(count, lanes=lanes), count)
+            return count * lanes / stream(ports["ours"], source.events(count, lanes=lanes), count)
 
         def theirs() -> float:
             events: list[Iterable[Event]] = [*source.events(count, lanes=lanes)]
             return count * lanes / asyncio.run(raw.measure(machine.url(MAIN), events))
 
-        _warm({"ours": ours, "raw": theirs})
+        bench.warm({"ours": ours, "raw": theirs})
         measured = bench.turns({"ours": ours, "raw": theirs})
     other = f"raw, {lanes} connection{'s' if lanes > 1 else ''}"
     return [compared(what, measured["ours"], other, measured["raw"], "events/s", 0.6)]
 
 
-def _stream(port: int, lanes: Iterable[Iterable[Event]], count: int) -> float:
+def stream(port: int, lanes: Iterable[Iterable[Event]], count: int) -> float:
     """Send a body a lane at once, and return how many seconds it took. Every event must be applied."""
     bodies = ["".join(f"{event.json()}\n" for event in lane).encode() for lane in lanes]
     applied: list[int] = []
@@ -128,7 +126,7 @@ def _stream(port: int, lanes: Iterable[Iterable[Event]], count: int) -> float:
 
 def lone(bench: Bench) -> list[Row]:
     """One client on one connection: what it waits (p50), with joining and without."""
-    machine, source, seconds = bench.machine, bench.source, bench.size.seconds
+    machine, source = bench.machine, bench.source
     if not knows_batching(machine):
         raise LeftOutError("lone is left out: this service has no setting PQS_BATCHING to switch joining off with")
     rows = []
@@ -136,10 +134,10 @@ def lone(bench: Bench) -> list[Row]:
         for what in ("lookup", "post"):
 
             def wait(port: int, what: str = what) -> float:
-                return wrk(machine, port, what, source, connections=1, seconds=seconds).p50
+                return wrk(machine, port, what, source, connections=1, seconds=bench.seconds).p50
 
             contenders = {name: partial(wait, port) for name, port in ports.items()}
-            _warm(contenders)
+            bench.warm(contenders)
             measured = bench.turns(contenders)
             said = f"lone client, p50 of {what}"
             rows.append(

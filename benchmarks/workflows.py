@@ -28,7 +28,7 @@ EFFECT = {"effect_id": "bench", "timestamp": "2026-01-01T00:00:00Z"}
 
 def commit(bench: Bench) -> list[Row]:
     """Commits that meet nobody, each on the version before it, against the same UPDATE straight on the database."""
-    machine, source, seconds = bench.machine, bench.source, bench.size.seconds
+    machine, source = bench.machine, bench.source
     with serving(machine, source, MAIN, ["ours"], bench.notes) as ports:
 
         def fresh() -> None:
@@ -41,21 +41,20 @@ def commit(bench: Bench) -> list[Row]:
 
         def ours() -> float:
             fresh()
-            load = wrk(machine, ports["ours"], "commit", source, connections=CONNECTIONS, seconds=seconds)
+            load = wrk(machine, ports["ours"], "commit", source, connections=CONNECTIONS, seconds=bench.seconds)
             if not load.answers <= committed() <= load.answers + CONNECTIONS:
                 raise BenchmarkError(f"{load.answers} commits were answered, and {committed()} are in the table")
             return load.rate
 
         def direct() -> float:
             fresh()
-            load = pgbench(machine, MAIN, "commit", source, clients=PGBENCH_CLIENTS, seconds=seconds)
+            load = pgbench(machine, MAIN, "commit", source, clients=PGBENCH_CLIENTS, seconds=bench.seconds)
             if committed() != load.answers:
                 raise BenchmarkError(f"pgbench made {load.answers} commits, and {committed()} are in the table")
             return load.rate
 
         contenders = {"ours": ours, "pgbench": direct}
-        for measure in contenders.values():
-            measure()
+        bench.warm(contenders)
         measured = bench.turns(contenders)
     what = f"commit to one of {KEYS:,} workflows, {CONNECTIONS} connections"
     other = f"pgbench, {PGBENCH_CLIENTS} clients"
