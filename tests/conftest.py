@@ -1,4 +1,7 @@
-"""A real PostgreSQL for all tests, migrated for real, and a fresh database for each test that asks for one."""
+"""A real PostgreSQL for all tests, migrated for real, and a database as new for each test that asks for one.
+
+How a test comes by its database is in `databases.py`.
+"""
 
 import asyncio
 import os
@@ -8,10 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 
@@ -21,13 +22,12 @@ from app.projector import Projector
 from app.settings import PREFIX, Settings, read_settings
 from app.store.database import Database
 from app.store.embedded import EmbeddedPostgres
-from app.store.schema import create_engine, migrate
 from tests.broker import Broker, some_broker
+from tests.databases import SERVER, bare_database, drop_free, make_template, new_database
 
-SERVER = "TESTS_POSTGRES"  # the server's address, for the worker processes
-TEMPLATE = "pqs_template"
-# Durability is tested by killing processes, not by cutting the power: the kernel keeps what was written.
-PARAMETERS = {"fsync": "off", "max_connections": "300", "shared_buffers": "64MB"}
+# Durability is tested by killing processes, not by cutting the power: the kernel keeps what was written. And as
+# databases are used again, nothing but the test at hand is to come to one, not even a vacuum.
+PARAMETERS = {"fsync": "off", "autovacuum": "off", "max_connections": "300", "shared_buffers": "64MB"}
 
 _running: list[tuple[EmbeddedPostgres, Path]] = []
 
@@ -45,48 +45,16 @@ def pytest_configure(config: pytest.Config) -> None:
         _running.append((server, folder))
         url = server.start()
     os.environ[SERVER] = url
-    asyncio.run(_make_template(url))
+    asyncio.run(make_template(url))
 
 
 def pytest_unconfigure() -> None:
     """Stop it, and leave nothing behind."""
+    asyncio.run(drop_free())
     for server, folder in _running:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
     _running.clear()
-
-
-def on_server(url: str, database: str) -> str:
-    """The address of another database on the same server."""
-    return urlsplit(url)._replace(path=f"/{database}").geturl()
-
-
-async def _make_template(url: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(f"DROP DATABASE IF EXISTS {TEMPLATE}")
-        await connection.execute(f"CREATE DATABASE {TEMPLATE}")
-    finally:
-        await connection.close()
-    engine = create_engine(on_server(url, TEMPLATE), pool_size=2)
-    try:
-        await migrate(engine)
-    finally:
-        await engine.dispose()
-
-
-@asynccontextmanager
-async def new_database(template: str = TEMPLATE) -> AsyncIterator[str]:
-    """The address of a database of one's own, dropped at the end."""
-    server = os.environ[SERVER]
-    name = f"test_{uuid4().hex}"
-    connection = await asyncpg.connect(server)
-    try:
-        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        yield on_server(server, name)
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    finally:
-        await connection.close()
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +73,7 @@ async def database_url() -> AsyncIterator[str]:
 @pytest.fixture
 async def empty_database_url() -> AsyncIterator[str]:
     """The address of a database without a schema."""
-    async with new_database("template0") as url:
+    async with bare_database() as url:
         yield url
 
 

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from app.domain.positions import Position
 from app.store.embedded import binary
-from tests.conftest import new_database
+from tests.databases import new_database
 from tests.making import Json
 from tests.processes import DATA, serving, until
 

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from app.settings import read_settings
-from tests.conftest import application, new_database
+from tests.conftest import application
+from tests.databases import new_database
 
 
 @asynccontextmanager

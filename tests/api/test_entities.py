@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.states import RegistrationState
 from tests.api.conftest import service_on
-from tests.conftest import new_database
+from tests.databases import new_database
 from tests.making import NODE, Json, at, event_json, life, node
 
 COLUMNS = [

@@ -23,7 +23,7 @@ from app.cloudevents import BATCH, STRUCTURED
 from app.domain.events import EVENT_TYPES
 from app.settings import Settings
 from tests.api.conftest import service_on
-from tests.conftest import on_server
+from tests.databases import on_server
 from tests.making import Json, event_json, node
 
 EXAMPLES = Path(__file__).parents[2] / "app" / "api" / "examples.json"

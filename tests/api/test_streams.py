@@ -22,7 +22,7 @@ import pytest
 
 from app.api.events import CHUNK_LINES
 from app.store.tables import RegistrationProjection
-from tests.conftest import new_database, on_server
+from tests.databases import new_database, on_server
 from tests.making import Json, event_json, node
 from tests.processes import Service, serving, until
 

@@ -10,7 +10,7 @@ from app import main
 from app.client import Client
 from app.settings import Settings
 from tests.client.proxy import Proxy
-from tests.conftest import new_database
+from tests.databases import new_database
 from tests.processes import Service, serving
 
 

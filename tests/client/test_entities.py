@@ -11,7 +11,7 @@ from app.domain.positions import Position
 from app.domain.states import RegistrationState
 from app.settings import read_settings
 from tests.client.conftest import client_in_process
-from tests.conftest import new_database
+from tests.databases import new_database
 from tests.making import NODE, START, Json, at, event_json, life, node
 
 NODES = 7  # in the shared service's domain `many`, all of them overdue

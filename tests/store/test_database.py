@@ -28,7 +28,7 @@ from app.store.database import Connection, Database, LostRaceError, Work
 from app.store.embedded import EmbeddedPostgres
 from app.store.registrations import get_entity_state, now
 from app.store.schema import HEAD
-from tests.conftest import on_server
+from tests.databases import on_server
 from tests.making import NODE
 
 QUICK = timedelta(seconds=0.3)  # a statement time-out that a test can wait for

@@ -16,7 +16,7 @@ from app.domain.states import RegistrationState
 from app.store import registrations
 from app.store.database import Connection, Database, LostRaceError, Work
 from app.store.registrations import DueKey, EntityFilter, Key, Overdue, Save
-from tests.conftest import new_database
+from tests.databases import new_database
 from tests.making import START, node
 
 DOMAIN = "registration"

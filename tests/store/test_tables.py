@@ -16,7 +16,7 @@ from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.store.schema import create_engine
 from app.store.tables import Base, RegistrationProjection, StateCount
-from tests.conftest import new_database
+from tests.databases import new_database
 from tests.making import START, node
 
 TABLE = "registration_projections"

@@ -16,7 +16,7 @@ from app.store.database import Connection, Database
 from app.store.statements import Statement
 from app.store.tables import WorkflowState
 from app.wire import EARLIEST
-from tests.conftest import new_database
+from tests.databases import new_database
 from tests.making import START
 from tests.store.test_plans import (
     Parameters,
