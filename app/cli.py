@@ -1,30 +1,21 @@
 """The `pqs` command."""
 
 import asyncio
-import errno
 import json
 import logging
-import os
-import signal
 import socket
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import timedelta
-from types import FrameType
 from typing import TypeVar
 from uuid import UUID
 
 import click
 import msgspec
-import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from app import log, main
 from app.api.context import correlation_id
-from app.api.metrics import SHARED_DIRECTORY
 from app.consumer import consuming
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.positions import MAX_NUMBER, Position
@@ -32,19 +23,29 @@ from app.effects import contract
 from app.errors import PqsError, StartError
 from app.load import load_file, service_url
 from app.outgoing import outgoing_of
+from app.process import database_of, own_database, run_worker
 from app.relay import relaying
+from app.server import export, listening, run
 from app.settings import PREFIX, BusKind, Settings, read_settings
 from app.store import registrations, schema
 from app.store.database import Connection, Database, translated
-from app.store.embedded import EmbeddedPostgres, running_url
+from app.store.embedded import running_url
 from app.sweep import sweeping
 
 logger = logging.getLogger(__name__)
 
-SHUTDOWN = 10  # seconds that open requests have to end
-WATCH = 1.0  # seconds between two looks at whether the own PostgreSQL is still there
-KEEP_ALIVE = 30  # seconds that an idle connection stays open
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The settings of every worker.
+WORKER = (
+    "database_url",
+    "data_dir",
+    "statement_timeout",
+    "kafka",
+    "bus",
+    "topic_out",
+    "consul_url",
+    "log_level",
+    "log_format",
+)
 
 F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
@@ -97,13 +98,13 @@ def serve(**given: str | None) -> None:
     log.configure(settings.log_level, settings.log_format, correlation_id.get)
     routes = contract.routes_of(settings)
     try:
-        with _listen(settings.host, settings.port) as listener, _own_database(settings) as url:
+        with listening(settings.host, settings.port) as listener, own_database(settings) as url:
             if settings.database_url is None:
                 asyncio.run(_bring_up_to_date(url))
-            _export(settings.model_copy(update={"database_url": url}))
+            export(settings.model_copy(update={"database_url": url}))
             contract.log_what_is_off(routes)  # here once, and not in every worker
             _announce(settings, listener)
-            _run(settings, listener)
+            run(settings, listener)
     except KeyboardInterrupt:
         click.echo("stopped")
 
@@ -116,7 +117,7 @@ def serve(**given: str | None) -> None:
 def migrate(target: str, **given: str | None) -> None:
     """Bring the database's schema to the revision that this release expects. Safe to repeat, and twice at once."""
     settings = _command_settings(given)
-    with _database(settings, create=True) as url:
+    with database_of(settings, create=True) as url:
         was, is_ = asyncio.run(_migrate(url, target))
     click.echo(f"the schema was at {was} and is at {is_}" if was != is_ else f"the schema is at {is_} already")
 
@@ -166,7 +167,7 @@ def rebase(
         before, after = moved
         return f"{entity_id} stood at {before.position}, and stands at {after.position}, version {after.version}"
 
-    with _database(settings) as url:
+    with database_of(settings) as url:
         said = asyncio.run(_transaction(url, settings, work))
     logger.warning("rebased: %s in domain %s", said, domain)
     click.echo(said)
@@ -177,7 +178,7 @@ def rebase(
 def verify(**given: str | None) -> None:
     """Compare the state counts with a full count, and say what differs. Status 1 when something does."""
     settings = _command_settings(given)
-    with _database(settings) as url:
+    with database_of(settings) as url:
         differing = asyncio.run(_transaction(url, settings, registrations.verify_counts))
     for each in differing:
         click.echo(f"domain {each.domain}, {each.state}: kept {each.kept:,}, counted {each.counted:,}")
@@ -187,17 +188,7 @@ def verify(**given: str | None) -> None:
 
 
 @pqs.command()
-@settings_options(
-    "database_url",
-    "data_dir",
-    "statement_timeout",
-    "kafka",
-    "bus",
-    "topic_out",
-    "consul_url",
-    "log_level",
-    "log_format",
-)
+@settings_options(*WORKER)
 def relay(**given: str | None) -> None:
     """Send what waits in the outbox to the bus and to Consul, until stopped. Many may run, and share the work.
 
@@ -209,27 +200,16 @@ def relay(**given: str | None) -> None:
     if settings.bus is BusKind.OFF and settings.consul_url is None:
         raise StartError("there is nowhere to send to; set PQS_KAFKA, PQS_CONSUL_URL or both")
 
-    async def work(url: str) -> None:
+    async def work(url: str, stop: asyncio.Event) -> None:
         async with relaying(settings, url):
             click.echo("relaying")
-            await _stopped()
+            await stop.wait()
 
-    with _database(settings) as url:
-        _run_to_its_end(work(url))
+    run_worker(settings, work)
 
 
 @pqs.command()
-@settings_options(
-    "database_url",
-    "data_dir",
-    "statement_timeout",
-    "kafka",
-    "bus",
-    "topic_out",
-    "consul_url",
-    "log_level",
-    "log_format",
-)
+@settings_options(*WORKER)
 def sweep(**given: str | None) -> None:
     """Turn passed deadlines into events, until stopped. Many may run, and share the work.
 
@@ -239,49 +219,30 @@ def sweep(**given: str | None) -> None:
     settings = _command_settings(given)
     outgoing = outgoing_of(settings)
 
-    async def work(url: str) -> None:
+    async def work(url: str, stop: asyncio.Event) -> None:
         async with sweeping(settings, url, outgoing):
             click.echo("sweeping")
-            await _stopped()
+            await stop.wait()
 
-    with _database(settings) as url:
-        asyncio.run(work(url))
+    run_worker(settings, work)
 
 
 @pqs.command()
-@settings_options(
-    "database_url",
-    "data_dir",
-    "statement_timeout",
-    "ack_timeout",
-    "liveness_interval",
-    "liveness_window",
-    "kafka",
-    "bus",
-    "topic_out",
-    "topics_in",
-    "consumer_group",
-    "consul_url",
-    "log_level",
-    "log_format",
-)
+@settings_options(*WORKER, "ack_timeout", "liveness_interval", "liveness_window", "topics_in", "consumer_group")
 def consume(**given: str | None) -> None:
-    """Read events from Kafka, until stopped. Many may run at once, and share the partitions of the topics."""
+    """Read events from Kafka, until stopped. Many may run at once, and share the partitions of the topics.
+
+    What follows goes to the outbox, as it does in a service, so PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL are to be
+    what the service has: what is for a topic that no relay has waits there. PQS_TOPICS_IN is not to have that topic.
+    """
     settings = _command_settings(given)
 
-    async def work(url: str) -> None:
+    async def work(url: str, stop: asyncio.Event) -> None:
         async with consuming(settings, url) as consumer:
-            stop = asyncio.Event()
-            reading = asyncio.create_task(consumer.run(stop))
-            stopping = asyncio.create_task(_stopped())
             click.echo(f"consuming {settings.topics_in}")
-            await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
-            stop.set()
-            stopping.cancel()
-            await reading
+            await consumer.run(stop)
 
-    with _database(settings) as url:
-        asyncio.run(work(url))
+    run_worker(settings, work)
 
 
 @pqs.command("db-url")
@@ -323,82 +284,6 @@ def _command_settings(given: dict[str, str | None]) -> Settings:
     return settings
 
 
-@contextmanager
-def _own_database(settings: Settings) -> Iterator[str]:
-    """The address of the database: the one that is set, or that of a PostgreSQL which lives as long as this."""
-    _stop_on_signals()
-    if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
-        return
-    server = EmbeddedPostgres(settings.data_dir)
-    with server as url:
-        ended = threading.Event()
-        threading.Thread(target=_end_with, args=[server, ended], daemon=True).start()
-        try:
-            yield url
-        finally:
-            ended.set()
-            _ignore_signals()
-            if not server.is_running():
-                raise StartError(f"the PostgreSQL in {settings.data_dir} has ended; postgres.log there says why")
-
-
-def _end_with(server: EmbeddedPostgres, ended: threading.Event) -> None:
-    """End this command when its PostgreSQL ends: without that, no request would ever be answered again."""
-    while not ended.wait(WATCH):
-        if not server.is_running():
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-
-
-def _stop_on_signals() -> None:
-    """Turn Ctrl-C, SIGTERM and a closed terminal into a KeyboardInterrupt, once: see _ignore_signals."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        _ignore_signals()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # uvicorn knows that one
-
-
-def _run_to_its_end(work: Coroutine[None, None, None]) -> None:
-    """Run a worker on the event loop that `pqs serve` has: uvloop where it is installed."""
-    with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
-        runner.run(work)
-
-
-async def _stopped() -> None:
-    """Wait for Ctrl-C or SIGTERM, which then stop nothing by themselves: what is under way can come to its end."""
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    for each in STOPPING:
-        if signal.getsignal(each) is not signal.SIG_IGN:
-            loop.add_signal_handler(each, stopped.set)
-    await stopped.wait()
-
-
-def _ignore_signals() -> None:
-    """From here on the database is being stopped; an impatient second Ctrl-C would leave it running."""
-    for each in STOPPING:
-        signal.signal(each, signal.SIG_IGN)
-
-
-@contextmanager
-def _database(settings: Settings, *, create: bool = False) -> Iterator[str]:
-    """The same for a command beside a running service, whose PostgreSQL it shares. Only `create` makes a new one."""
-    if settings.database_url is None:
-        url = running_url(settings.data_dir)
-        if url is not None:
-            yield url
-            return
-        if not create and not (settings.data_dir / "postgres").exists():
-            raise StartError(f"there is no database in {settings.data_dir}; is PQS_DATA_DIR what `pqs serve` has?")
-    with _own_database(settings) as own:
-        yield own
-
-
 async def _bring_up_to_date(url: str) -> None:
     with translated():
         current = await schema.is_current(url)
@@ -421,62 +306,6 @@ async def _transaction(url: str, settings: Settings, work: Callable[[Connection]
         return await database.write(work)
     finally:
         await database.close()
-
-
-@contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens, before anything else starts: a port in use is said at once."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        reason = "it is already in use" if error.errno == errno.EADDRINUSE else error.strerror
-        raise StartError(
-            f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
-        ) from None
-    with listener:
-        yield listener
-
-
-def _export(settings: Settings) -> None:
-    """Hand the settings down to the worker processes."""
-    for name in Settings.model_fields:
-        value = getattr(settings, name)
-        if value is not None:
-            os.environ[PREFIX + name.upper()] = str(getattr(value, "get_secret_value", lambda value=value: value)())
-
-
-class _Server(uvicorn.Server):
-    """A server that closes what the lifespan opened even when a second Ctrl-C has cut its open requests off."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop taking requests, let the open ones end, and end the lifespan."""
-        await super().shutdown(sockets)
-        if self.force_exit:
-            await self.lifespan.shutdown()
-
-
-def _run(settings: Settings, listener: socket.socket) -> None:
-    config = uvicorn.Config(
-        "app.main:from_environment",
-        factory=True,
-        workers=settings.workers,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        http="app.api.hot:HotProtocol",  # by name: this process may serve nothing itself
-        ws="none",
-        proxy_headers=False,  # nothing here depends on who asks, or by which scheme
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=SHUTDOWN,
-    )
-    if settings.workers == 1:
-        _Server(config).run(sockets=[listener])
-        return
-    with tempfile.TemporaryDirectory(prefix="pqs-metrics-") as shared:
-        os.environ[SHARED_DIRECTORY] = shared
-        Multiprocess(config, sockets=[listener]).run()
 
 
 def _announce(settings: Settings, listener: socket.socket) -> None:

@@ -1,6 +1,7 @@
 """create_app(): the ASGI application, and the lifespan in which its parts are built and closed."""
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import shutil
@@ -86,7 +87,10 @@ def create_app(settings: Settings) -> FastAPI:
         reader = Reader(database, joining=settings.batching)
         writer = Writer(projector, joining=settings.batching)
         store = WorkflowStore(database, joining=settings.batching)
-        app.state.service = Service(settings, database, scans, reader, projector, writer, store, outgoing, metrics)
+        breakers = {"primary": database.breaker, "scans": scans.breaker}
+        app.state.service = Service(
+            settings, database, scans, reader, projector, writer, store, outgoing, metrics, breakers
+        )
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         pruning = asyncio.create_task(pruner.run())
         workers = AsyncExitStack()
@@ -94,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
             if settings.relay:
                 relay = await workers.enter_async_context(relaying(settings, url))
                 outgoing.on_commit = relay.wake
+                breakers |= relay.breakers
             if settings.sweep:
                 await workers.enter_async_context(sweeping(settings, url, outgoing, metrics.swept))
             yield
@@ -129,7 +134,9 @@ def from_environment() -> FastAPI:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=[parent], daemon=True).start()
-    return create_app(settings)
+    app = create_app(settings)
+    gc.freeze()  # what has been imported stays: the garbage collector need not walk through it each time
+    return app
 
 
 def _end_with(parent: BaseProcess) -> None:
