@@ -49,6 +49,7 @@ class Agent:
         self.requests = 0
         self.wrong: list[str] = []  # what the documentation does not allow
         self.answers: list[int] = []  # statuses of the next answers, in place of what the agent would say
+        self.forbidden: set[str] = set()  # ids of services that nobody has the right to register
         self.silent = False  # says nothing until `released`
         self.released = threading.Event()
 
@@ -81,6 +82,8 @@ class Agent:
         if wrong:
             self.wrong += wrong
             return 400, "; ".join(wrong)
+        if service["ID"] in self.forbidden:
+            return 403, "Permission denied"
         self.services[service.get("ID") or service["Name"]] = service
         return 200, ""
 

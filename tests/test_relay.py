@@ -1,29 +1,35 @@
 """The relay: what the outbox holds arrives, in each entity's order, whatever happens to relays and the other side."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from uuid import UUID
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from app import relay as relay_module
 from app.bus.envelopes import Envelope
 from app.bus.kafka import KafkaBus
 from app.bus.memory import MemoryBus
+from app.delivery import Delivery, Destination, Rests, in_tasks, to_handler, to_topic
 from app.domain.registration import Timing
 from app.effects.consul import Consul
-from app.errors import BusError, IntentError, MessageRefusedError
+from app.errors import BusError, IntentError, MessageRefusedError, NotNowError
 from app.outgoing import Outgoing
 from app.projector import Projector
-from app.relay import LANES, Destination, Relay, to_handler, to_topic
+from app.relay import LANES, Relay
+from app.settings import BusKind, Settings
 from app.store import dead_letters, outbox
-from app.store.database import Database
+from app.store.database import Connection, Database
 from app.store.outbox import Backlog, Pending
 from tests.broker import Broker, built_in_broker, read_topic
+from tests.conftest import application
 from tests.consul import consul
-from tests.making import event, node
+from tests.making import START, event, node
 
 TOPIC = "registration-events"
 EVENTS, EFFECTS = f"topic:{TOPIC}", "effect:consul"
@@ -95,7 +101,7 @@ class Hand:
         self.calls = 0
         self.open = asyncio.Event()  # while it is not set, nothing is answered
         self.open.set()
-        self.destination = Destination(name, lambda message: asyncio.ensure_future(self.take(message)), 100)
+        self.destination = Destination(name, in_tasks(self.take), 100)
 
     async def take(self, message: Pending) -> None:
         """Take a message."""
@@ -224,13 +230,70 @@ async def test_what_is_refused_for_good_is_set_aside(
     assert {(each.source, each.topic, each.error) for each in letters} == {("relay", EVENTS, str(error))}
 
 
+async def test_nodes_that_consul_forbids_hold_up_no_other(database: Database, database_url: str) -> None:
+    """More forbidden nodes than a pass takes messages rest; the others are registered, and so are they later."""
+    in_one_slot = [UUID(int=number * outbox.SLOTS) for number in range(1, 25)]
+    forbidden, allowed = in_one_slot[:12], in_one_slot[12:]
+    with consul() as agent:
+        agent.forbidden = {f"registration.{each}" for each in forbidden}
+        handler = Consul(agent.url, backoff=timedelta(0))
+        await send(Projector(database, Timing(), Outgoing(None, CONSUL)), forbidden + allowed, types=WAY[:1])
+        small = replace(to_handler("consul", handler.handle), page=5)
+        async with relaying(database_url, small):
+
+            async def the_allowed_are_there() -> bool:
+                return len(agent.services) == len(allowed)
+
+            await until(the_allowed_are_there, "the others are registered")
+            assert not handler.breaker.is_open
+            agent.forbidden.clear()
+            await drained(database)
+        await handler.close()
+    assert sorted(agent.services) == sorted(f"registration.{each}" for each in forbidden + allowed)
+
+
+async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, database: Database) -> None:
+    """Until its message gets through; a rest has a limit, and so has the number of those that rest."""
+    await send(to_bus, NODES[:1])
+
+    async def work(connection: Connection) -> list[Pending]:
+        return await outbox.read(connection, EVENTS, range(outbox.SLOTS), most=1)
+
+    [message] = await database.read(work)
+    rests, now, waits = Rests(EVENTS), 0.0, list[float]()
+    for _ in range(9):
+        delivery = await delivered(message, NotNowError("not now"))
+        rests.learn(delivery, now)
+        began = now
+        while rests.at(now):
+            now += 0.5
+        waits.append(now - began)
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    rests.learn(await delivered(message, None), now)
+    rests.learn(await delivered(message, NotNowError("not now")), now)
+    assert rests.at(now + 0.5) == [message.entity_id]
+    assert rests.at(now + 1.0) == []
+
+
+async def delivered(message: Pending, error: Exception | None) -> Delivery:
+    """What became of a message that was answered with an error, or taken."""
+
+    async def take(_: Pending) -> None:
+        if error is not None:
+            raise error
+
+    delivery = Delivery(Destination(EVENTS, in_tasks(take), 1), [message])
+    await delivery.end()
+    return delivery
+
+
 async def test_a_consul_that_is_down_does_not_hold_up_the_bus(
     sending: Projector, database: Database, database_url: str
 ) -> None:
     """Events go out while Consul fails; what Consul missed is carried out when it is there again, in order."""
     bus = MemoryBus()
     with consul() as agent:
-        agent.answers = [500] * 1000
+        agent.answers = [503] * 1000
         handler = Consul(agent.url, backoff=timedelta(0))
         async with relaying(database_url, to_topic(bus, TOPIC), to_handler("consul", handler.handle)):
             await send(sending, NODES[:4])
@@ -274,8 +337,58 @@ async def test_a_broker_that_comes_back_gets_its_backlog(
             broker.come_up()
             await drained(database)
         await bus.close()
-        values = [each.value for each in read_topic(broker, TOPIC, len(NODES) * len(SEQUENCES))]
+        values = [each.value for each in read_topic(broker, TOPIC)]
     assert told(values) == ALL
+
+
+HOUR = 3600  # seconds
+BACKLOG_NODES, STEPS = 1000, 20
+
+
+async def an_hour_of_messages(database_url: str) -> None:
+    """Fill the outbox as an hour would, in which all nodes took turns; the oldest message is an hour old."""
+    template = Envelope(id=node(0), source="", type="x", subject="", time=START, partitionkey="", sequence=0)
+    rows = []
+    for sequence in range(1, STEPS + 1):
+        for number in range(BACKLOG_NODES):
+            id_ = node(number)
+            envelope = replace(template, subject=str(id_), partitionkey=str(id_), sequence=sequence, id=uuid4())
+            written_at = datetime.now(UTC) - timedelta(seconds=HOUR * (STEPS - sequence + 1) / STEPS)
+            value = envelope.to_json().decode()
+            rows.append((EVENTS, outbox.slot_of(id_), id_, "registration", value, written_at))
+    columns = ("destination", "slot", "entity_id", "domain", "envelope", "created_at")
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.copy_records_to_table("outbox", records=rows, columns=columns)
+    finally:
+        await connection.close()
+
+
+async def test_a_service_drains_the_backlog_of_an_hour(settings: Settings, database_url: str) -> None:
+    """While the broker is down the metrics tell how much waits, and how long; then all of it arrives, in order."""
+    await an_hour_of_messages(database_url)
+    with built_in_broker() as broker:
+        broker.create_topic(TOPIC, partitions=8)
+        broker.go_down()
+        changes = {"bus": BusKind.KAFKA, "kafka": broker.servers, "topic_out": TOPIC}
+        async with application(settings.model_copy(update=changes)) as client:
+
+            async def told_of(name: str) -> float:
+                lines = (await client.get("/metrics")).text.splitlines()
+                [line] = [each for each in lines if each.startswith(f'{name}{{destination="{EVENTS}"}}')]
+                return float(line.rpartition(" ")[2])
+
+            assert await told_of("pqs_outbox_messages") == BACKLOG_NODES * STEPS
+            assert await told_of("pqs_outbox_oldest_seconds") >= HOUR
+            broker.come_up()
+
+            async def is_drained() -> bool:
+                return await told_of("pqs_outbox_messages") == 0
+
+            await until(is_drained, "nothing waits any more")
+            assert await told_of("pqs_outbox_oldest_seconds") == 0
+        values = [each.value for each in read_topic(broker, TOPIC)]  # the client's attempts may have left repeats
+    assert told(values) == {str(node(each)): list(range(1, STEPS + 1)) for each in range(BACKLOG_NODES)}
 
 
 async def test_a_relay_that_loses_its_database_begins_anew(
@@ -333,6 +446,42 @@ async def test_what_does_not_end_is_given_up_when_closing(
         await until(one_is_through, "one node is through, the other one is not")
     assert hand.told == {str(NODES[1]): [1, 2, 3]}
     assert [each.messages for each in await waiting(database)] == [3]
+
+
+async def test_what_is_given_up_when_closing_is_no_trouble(
+    to_bus: Projector,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A relay that is closed says nothing of messages that wait: it has let go of them itself."""
+    monkeypatch.setattr(relay_module, "GRACE", 0.2)
+    await send(to_bus, NODES[:1], types=WAY[:1])
+    hand = Hand()
+    hand.held = {NODES[0]}
+    with caplog.at_level(logging.INFO, logger="app.relay"):
+        async with relaying(database_url, hand.destination):
+
+            async def is_sending() -> bool:
+                return hand.calls > 0
+
+            await until(is_sending, "the message is on its way")
+    assert caplog.messages == []
+
+
+async def test_a_report_that_was_cancelled_is_no_trouble(to_bus: Projector, database: Database) -> None:
+    """The message stays where it is, and the pass has nothing to say about it."""
+    await send(to_bus, NODES[:1], types=WAY[:1])
+
+    async def work(connection: Connection) -> list[Pending]:
+        return await outbox.read(connection, EVENTS, range(outbox.SLOTS), most=1)
+
+    async def cancelled(_: Pending) -> None:
+        raise asyncio.CancelledError
+
+    delivery = Delivery(Destination(EVENTS, in_tasks(cancelled), 1), await database.read(work))
+    await delivery.end()
+    assert (delivery.arrived, delivery.refused, delivery.not_now, delivery.trouble) == ([], [], [], None)
 
 
 async def test_an_idle_relay_wakes_for_what_this_process_writes(

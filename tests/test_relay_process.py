@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
@@ -23,6 +24,7 @@ from tests.processes import COMMAND, PATIENCE, Service, environment, pqs, refusa
 WAY = ("node.introspected", "node.registration_acked", "node.deregistered")
 EVENTS = 6  # that follow from one such way
 KILLS = 5
+WAITERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 NODES = 300  # that come and go before each kill
 
 
@@ -103,6 +105,39 @@ async def test_killed_relays_lose_and_reorder_nothing(
         ids.setdefault((envelope.subject, envelope.sequence), set()).add(envelope.id)
     assert told == {str(node(each)): list(range(1, EVENTS + 1)) for each in range(KILLS * NODES)}
     assert all(len(each) == 1 for each in ids.values())
+
+
+async def test_what_a_killed_relay_had_sent_is_sent_again_with_its_id(
+    database: Database, database_url: str, kafka: Broker, topic: str
+) -> None:
+    """Killed between the sending and the removal, a relay leaves its messages to the next one, and their ids."""
+    settings = {"database_url": database_url, "kafka": kafka.servers, "topic_out": topic}
+    projector = Projector(database, Timing(), Outgoing(topic))
+    some = [node(each) for each in range(20)]
+    await projector.persist([event("node.introspected", 1, entity_id=each) for each in some])
+    written = await left(database)
+    connection = await asyncpg.connect(database_url)
+    async with connection.transaction():
+        await connection.execute("SELECT FROM outbox FOR UPDATE")
+        with relay(**settings) as process:
+            await is_at_work(process)
+            async with asyncio.timeout(PATIENCE):
+                # Asked for outside of the transaction, which would see the same answer each time.
+                while not await database.read(lambda other: other.fetchval(WAITERS)):  # noqa: ASYNC110 - it waits there
+                    await asyncio.sleep(0.02)
+            process.kill()
+            await asyncio.to_thread(process.wait, PATIENCE)
+    await connection.close()
+    assert await left(database) == written
+    with relay(**settings):
+        await drained(database)
+    read = [Envelope.from_json(each.value) for each in read_topic(kafka, topic, length(kafka, topic))]
+    ids: dict[tuple[str, int], list[object]] = {}
+    for envelope in read:
+        ids.setdefault((envelope.subject, envelope.sequence), []).append(envelope.id)
+    assert sorted(ids) == sorted((str(each), number) for each in some for number in (1, 2, 3))
+    assert all(len(set(each)) == 1 for each in ids.values())
+    assert len(read) > written
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

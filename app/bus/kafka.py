@@ -1,7 +1,6 @@
 """The bus that is a Kafka."""
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -9,16 +8,16 @@ from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from app.bus.bus import Bus
+from app.bus.bus import Bus, Reported
+from app.bus.client_log import client_log
 from app.errors import BusError, MessageRefusedError, StartError
-
-log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 10_000  # messages that await their report; further ones wait for one of those
 SOONEST = 0.001  # seconds until the next look for reports, after one that found some
 SLOWER = 1.2  # times longer is each wait, while looks find none
 LATEST_BUSY = 0.05  # seconds until the next look, while reports are awaited
 LATEST_IDLE = 1.0  # seconds until the next look otherwise: for what the library has to say
+LARGEST = 100_000_000  # bytes of a message: it is the broker that says what is too large, of what is compressed
 GRACE = timedelta(seconds=5)  # for what is on its way when the bus is closed
 
 # The fault is the message's, not the broker's or the moment's: trying again changes nothing.
@@ -48,9 +47,10 @@ class KafkaBus(Bus):
             "partitioner": "murmur2_random",  # as Kafka's Java client has it, and partitioner.py
             "compression.type": "lz4",
             "linger.ms": 2,
+            "message.max.bytes": LARGEST,
             "message.timeout.ms": round(delivery_timeout.total_seconds() * 1000),
             **(options or {}),
-            "logger": log,
+            "logger": client_log,
         }
         try:
             self._producer = Producer(self._settings)
@@ -67,40 +67,33 @@ class KafkaBus(Bus):
     async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:
         """Produce a message, and wait for its delivery report."""
         async with self._room:
-            await self.send(topic, key, value, headers)
+            await super().publish(topic, key, value, headers)
 
     def send(
-        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]
-    ) -> "asyncio.Future[None]":
-        """Produce a message; the future is its delivery report."""
-        report: asyncio.Future[None] = self._loop.create_future()
+        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes], reported: Reported
+    ) -> None:
+        """Produce a message, and tell its delivery report."""
         if self._closed:
-            report.set_exception(BusError("the bus is closed"))
-            return report
+            self._loop.call_soon(reported, BusError("the bus is closed"))
+            return
         try:
             self._producer.produce(
-                topic, value, key, headers=dict(headers), on_delivery=partial(self._reported, report)
+                topic, value, key, headers=dict(headers), on_delivery=partial(self._delivered, reported)
             )
         except BufferError:
-            report.set_exception(BusError("the Kafka client's queue is full"))
+            self._loop.call_soon(reported, BusError("the Kafka client's queue is full"))
         except KafkaException as error:
             self._look_in(SOONEST)  # a producer that has failed for good says so there
-            report.set_exception(_failure(error.args[0]))
+            self._loop.call_soon(reported, _failure(error.args[0]))
         else:
             self._awaited += 1
             if self._wait > SOONEST:
                 self._look_in(SOONEST)
-        return report
 
-    def _reported(self, report: asyncio.Future[None], error: KafkaError | None, _: Message) -> None:
+    def _delivered(self, reported: Reported, error: KafkaError | None, _: Message) -> None:
         """Called by a look, so on the event loop."""
         self._awaited -= 1
-        if report.done():  # its caller is gone
-            return
-        if error is None:
-            report.set_result(None)
-        else:
-            report.set_exception(_failure(error))
+        reported(None if error is None else _failure(error))
 
     def _look(self) -> None:
         """Fetch the reports that are there, and come again: soon when there were some, else ever later.

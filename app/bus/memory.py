@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from app.bus.bus import Bus
+from app.bus.bus import Bus, Reported
 from app.bus.partitioner import partition_of
 from app.errors import BusError
 
@@ -35,23 +35,18 @@ class MemoryBus(Bus):
         self._closed = False
 
     def send(
-        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]
-    ) -> "asyncio.Future[None]":
+        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes], reported: Reported
+    ) -> None:
         """Keep a message."""
-        report: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
         if self._closed:
-            report.set_exception(BusError("the bus is closed"))
-            return report
+            loop.call_soon(reported, BusError("the bus is closed"))
+            return
         ends = self._ends[topic]
         partition = sum(ends) % self._partitions if key is None else partition_of(key, self._partitions)
         self._kept[topic].append(Message(topic, partition, ends[partition], key, value, dict(headers)))
         ends[partition] += 1
-        report.set_result(None)
-        return report
-
-    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:
-        """Keep a message."""
-        await self.send(topic, key, value, headers)
+        loop.call_soon(reported, None)
 
     def messages(self, topic: str) -> list[Message]:
         """What was published to a topic, in the order in which it came."""

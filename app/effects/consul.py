@@ -4,7 +4,6 @@ https://developer.hashicorp.com/consul/api-docs/agent/service: register and dere
 """
 
 import asyncio
-import logging
 import random
 from datetime import timedelta
 from http import HTTPStatus
@@ -14,23 +13,28 @@ import httpx
 
 from app.breaker import CircuitBreaker
 from app.domain.intents import DeregisterService, RegisterService
-from app.errors import EffectDownError, IntentError
-
-log = logging.getLogger(__name__)
+from app.errors import EffectDownError, IntentError, NotNowError, PqsError
 
 INTENTS = ("consul.register", "consul.deregister")
 
 TIMEOUT = timedelta(seconds=2)  # of each step of a request: to connect, to send, to hear
 ATTEMPTS = 3  # within one call
 BACKOFF = timedelta(milliseconds=100)  # at most, before the second attempt; twice that before the third
-# Answers of the 400s after which the same may be tried again: rights that somebody may give, and haste.
+# Answers of the 400s after which the same may be tried again: rights that somebody may give, haste, and a proxy or a
+# path that somebody may put right: Consul itself has this path for every service.
 PASSING = {
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.TOO_EARLY,
     HTTPStatus.TOO_MANY_REQUESTS,
 }
+# Answers that a proxy gives for a Consul that does not answer.
+SILENCE = {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
+UNKNOWN = "unknown service"  # in what Consul says when it is to deregister what it does not have: 404, once 500
+SAID = 200  # characters of an answer that an error quotes
 
 
 class Consul:
@@ -52,8 +56,9 @@ class Consul:
     async def handle(self, intent: object) -> None:
         """Carry an intent out. When this returns, Consul has it.
 
-        Raises EffectDownError after ATTEMPTS without an answer that counts, UnavailableError at once while the
-        breaker is open (both: try again later, nothing is lost), and IntentError for what is no intent of Consul's or
+        Raises EffectDownError after ATTEMPTS when there is no answer, UnavailableError at once while the breaker is
+        open, and NotNowError after ATTEMPTS when Consul answers and does not do it, which says nothing about other
+        intents (all three: try again later, nothing is lost). Raises IntentError for what is no intent of Consul's or
         what Consul refuses for good.
         """
         body: dict[str, object] | None = None
@@ -80,16 +85,18 @@ class Consul:
             try:
                 answer = await self._client.put(f"/v1/agent/service/{call}", json=body)
             except httpx.HTTPError as error:
-                log.warning("Consul does not answer: %s: %s", type(error).__name__, error)
+                trouble: PqsError = EffectDownError(f"Consul does not answer: {type(error).__name__}: {error}")
                 continue
-            if answer.is_success:
-                return
-            if answer.status_code == HTTPStatus.NOT_FOUND and body is None:
-                return  # it knows no such service: that is what was asked for
-            log.warning("Consul answers %d: %.200s", answer.status_code, answer.text)
+            if answer.is_success or (body is None and UNKNOWN in answer.text.lower()):
+                return  # a service that it does not know is what was asked for
+            said = f"status {answer.status_code}: {answer.text[:SAID]!r}"
             if answer.is_client_error and answer.status_code not in PASSING:
-                raise IntentError(f"Consul refuses the intent with status {answer.status_code}; the log says why")
-        raise EffectDownError("Consul does not answer as it should")
+                raise IntentError(f"Consul refuses {call} with {said}")
+            if answer.status_code in SILENCE:
+                trouble = EffectDownError(f"Consul does not answer: {said}")
+            else:
+                trouble = NotNowError(f"Consul does not {call} now: {said}")
+        raise trouble
 
 
 def _id(intent: RegisterService | DeregisterService) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Literal
 
 import msgspec
@@ -46,10 +47,37 @@ class Route(Struct, frozen=True):
     after: bool
 
 
-def read_contract() -> Contract:
-    """The contract as it is shipped."""
-    text = files("app.effects").joinpath("contract.yaml").read_bytes()
-    return msgspec.yaml.decode(text, type=Contract)
+class _Written(Struct, forbid_unknown_fields=True):
+    """A contract whose entries are still to be read, each by its name."""
+
+    handlers: dict[str, object]
+    intents: dict[str, object]
+
+
+def read_contract(file: Traversable | None = None) -> Contract:
+    """The contract as it is shipped, or another one. Raises StartError, with file and place, for what is none."""
+    file = file or files("app.effects").joinpath("contract.yaml")
+    at = "$"
+    try:
+        written = msgspec.yaml.decode(file.read_bytes(), type=_Written)
+        handlers: dict[str, Terms] = {}
+        intents: dict[str, str] = {}
+        for name, terms in written.handlers.items():
+            at = f"$.handlers.{name}"
+            handlers[name] = msgspec.convert(terms, Terms)
+        for name, handler in written.intents.items():
+            at = f"$.intents.{name}"
+            intents[name] = msgspec.convert(handler, str)
+    except (msgspec.DecodeError, ValueError) as error:
+        # What is said of YAML has several lines.
+        said = " ".join(str(error).split()).replace(' in "<byte string>",', " at")
+        if isinstance(error, msgspec.ValidationError):
+            said, _, place = said.partition(" - at ")
+            said += f" at `{at}{place.strip('`').removeprefix('$')}`"
+        if "`bool`" in said:
+            said += '; in YAML an unquoted off is a bool: "off" is text'
+        raise StartError(f"the contract of intents cannot be read: {file}: {said}") from None
+    return Contract(handlers, intents)
 
 
 def route(contract: Contract, present: Collection[str], emitted: Collection[str] = INTENTS) -> list[Route]:

@@ -11,7 +11,7 @@ from app.domain.intents import Columns, UpdateRegistration, UpsertRegistration
 from app.domain.registration import Registration
 from app.errors import IntentError
 from app.store import registrations
-from app.store.database import Connection
+from app.store.database import Connection, refused_values
 from app.store.registrations import Save
 
 INTENTS = ("postgres.upsert_registration", "postgres.update_registration")
@@ -35,7 +35,7 @@ async def upsert_registration(connection: Connection, intent: object) -> bool:
     before = read.get(key)
     if (None if before is None else before.version) != intent.read_version:
         return False
-    with registrations.refused_values():
+    with refused_values():
         await registrations.save(connection, [Save(after, before)])
     return True
 

@@ -64,6 +64,29 @@ def given(messages: Sequence[Message]) -> dict[str, object]:
     return {f"messages_{c.key}": [getattr(message, str(c.key)) for message in messages] for c in _given}
 
 
+# A message by itself, at the end of its slot.
+ADD = Statement(
+    text("""
+INSERT INTO outbox (destination, slot, entity_id, domain, envelope) VALUES (
+    CAST(:destination AS varchar), CAST(:slot AS smallint), CAST(:entity_id AS uuid), CAST(:domain AS varchar),
+    CAST(:envelope AS text)
+)
+""")
+)
+
+
+async def add(connection: Connection, message: Message) -> None:
+    """Let a message be sent that no change of a row brings with it."""
+    await ADD.rows(
+        connection,
+        destination=message.destination,
+        slot=message.slot,
+        entity_id=message.entity_id,
+        domain=message.domain,
+        envelope=message.envelope,
+    )
+
+
 # --- Sending -------------------------------------------------------------------------------------------------------
 
 
@@ -120,18 +143,21 @@ FROM unnest(CAST(:slots AS smallint[])) AS taken (slot)
 CROSS JOIN LATERAL (
     SELECT * FROM outbox
     WHERE destination = CAST(:destination AS varchar) AND slot = taken.slot
+        AND entity_id <> ALL(CAST(:resting AS uuid[]))
     ORDER BY id LIMIT CAST(:most AS bigint)
 ) AS o
 """)
 )
 
 
-async def read(connection: Connection, destination: str, slots: Sequence[int], *, most: int) -> list[Pending]:
-    """The oldest messages of these slots, up to `most` of each; those of one entity in their order.
+async def read(
+    connection: Connection, destination: str, slots: Sequence[int], *, most: int, but: Collection[UUID] = ()
+) -> list[Pending]:
+    """The oldest messages of these slots, up to `most` of each, `but` those of some entities; each entity's in order.
 
     For whoever has taken the slots, in a statement of its own: it has to see what the last one removed.
     """
-    rows = await READ.rows(connection, destination=destination, slots=slots, most=most)
+    rows = await READ.rows(connection, destination=destination, slots=slots, most=most, resting=but)
     return [Pending(*row) for row in rows]
 
 

@@ -12,7 +12,7 @@ import pytest
 from app.breaker import FAILURES, CircuitBreaker
 from app.domain.intents import DeregisterService, RegisterService, UpdateRegistration
 from app.effects.consul import ATTEMPTS, Consul
-from app.errors import EffectDownError, IntentError, UnavailableError
+from app.errors import EffectDownError, IntentError, NotNowError, UnavailableError
 from tests.consul import Agent, consul
 from tests.making import NODE, node
 
@@ -78,7 +78,7 @@ async def test_an_intent_may_be_repeated(agent: Agent) -> None:
     assert agent.services == {}
 
 
-@pytest.mark.parametrize("status", [0, 301, 401, 403, 408, 425, 429, 500, 502, 503])
+@pytest.mark.parametrize("status", [0, 301, 401, 403, 404, 405, 408, 425, 429, 500, 502, 503])
 async def test_what_may_pass_is_tried_again(agent: Agent, status: int) -> None:
     """An answer that does not count, or none, is followed by another attempt."""
     agent.answers = [status] * (ATTEMPTS - 1)
@@ -87,19 +87,45 @@ async def test_what_may_pass_is_tried_again(agent: Agent, status: int) -> None:
     assert (list(agent.services), agent.requests) == ([ID], ATTEMPTS)
 
 
-@pytest.mark.parametrize("status", [0, 403, 500])
-async def test_what_does_not_pass_is_left_for_later(agent: Agent, status: int) -> None:
-    """After the last attempt the error says to come again, and nothing of what Consul said."""
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (0, r"^Consul does not answer: "),
+        (502, r"^Consul does not answer: status 502: 'as the test wants it'$"),
+        (503, r"^Consul does not answer: status 503: "),
+        (504, r"^Consul does not answer: status 504: "),
+    ],
+)
+async def test_an_agent_that_is_down_is_left_for_later(agent: Agent, status: int, error: str) -> None:
+    """After the last attempt the error says to come again, and it counts as a failure of Consul's."""
     agent.answers = [status] * ATTEMPTS
-    async with handler(agent.url) as consul:
-        with pytest.raises(EffectDownError, match=r"^Consul does not answer as it should$"):
+    async with handler(agent.url, breaker=breaker_of_one()) as consul:
+        with pytest.raises(EffectDownError, match=error):
             await consul.handle(REGISTER)
         assert agent.requests == ATTEMPTS
+        assert consul.breaker.is_open
+
+
+@pytest.mark.parametrize("intent", [REGISTER, DEREGISTER])
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 429, 500])
+async def test_one_that_is_not_carried_out_now_is_nobody_elses_concern(
+    agent: Agent, intent: RegisterService | DeregisterService, status: int
+) -> None:
+    """The error quotes what Consul said, and the breaker stays closed: another intent may well get through."""
+    agent.answers = [status] * ATTEMPTS
+    async with handler(agent.url, breaker=breaker_of_one()) as consul:
+        with pytest.raises(NotNowError, match=f"now: status {status}: 'as the test wants it'$"):
+            await consul.handle(intent)
         await consul.handle(REGISTER)
     assert list(agent.services) == [ID]
 
 
-@pytest.mark.parametrize(("intent", "status"), [(REGISTER, 400), (REGISTER, 404), (DEREGISTER, 400)])
+def breaker_of_one() -> CircuitBreaker:
+    """A breaker that opens at the first failure."""
+    return CircuitBreaker(failures=1, what="Consul", down=EffectDownError)
+
+
+@pytest.mark.parametrize(("intent", "status"), [(REGISTER, 400), (REGISTER, 413), (DEREGISTER, 400)])
 async def test_what_consul_refuses_is_not_tried_again(
     agent: Agent, intent: RegisterService | DeregisterService, status: int
 ) -> None:
@@ -108,7 +134,7 @@ async def test_what_consul_refuses_is_not_tried_again(
     async with handler(agent.url) as consul:
         for attempt in range(1, FAILURES + 2):
             with pytest.raises(
-                IntentError, match=f"^Consul refuses the intent with status {status}; the log says why"
+                IntentError, match=f"^Consul refuses .* with status {status}: 'as the test wants it'$"
             ):
                 await consul.handle(intent)
             assert agent.requests == attempt
@@ -144,7 +170,7 @@ async def test_one_probe_closes_the_breaker_again(agent: Agent) -> None:
     """When its time is over and Consul is back, the next intent goes through, and so do those after it."""
     now = [0.0]
     breaker = CircuitBreaker(failures=1, clock=lambda: now[0], what="Consul", down=EffectDownError)
-    agent.answers = [500] * ATTEMPTS
+    agent.answers = [503] * ATTEMPTS
     async with handler(agent.url, breaker=breaker) as consul:
         with pytest.raises(EffectDownError):
             await consul.handle(REGISTER)
@@ -166,7 +192,7 @@ async def test_attempts_are_spread(agent: Agent, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("random.uniform", uniform)
     agent.answers = [500] * ATTEMPTS
     async with handler(agent.url, backoff=timedelta(seconds=1)) as consul:
-        with pytest.raises(EffectDownError):
+        with pytest.raises(NotNowError):
             await consul.handle(REGISTER)
     assert [low for low, _ in bounds] == [0.0] * (ATTEMPTS - 1)
     assert bounds[0][1] == 1.0

@@ -1,6 +1,8 @@
 """The contract of intents: what is shipped, and what is refused at start-up."""
 
 import logging
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +105,29 @@ def test_a_contract_that_cannot_be_kept_is_refused(broken: Contract, present: se
         route(broken, present)
     assert str(refused.value).startswith("the contract of intents cannot be kept: ")
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "said"),
+    [
+        ("handlers:", "handlers: x: y", "at line 5, column 12"),
+        ("runs: after", "runs: later", "Invalid enum value 'later' at `$.handlers.consul.runs`"),
+        ('without: "off"', "without: off", "got `bool` at `$.handlers.consul.without`; in YAML an unquoted off"),
+        ("consul.register: consul", "consul.register: off", "got `bool` at `$.intents.consul.register`; in YAML an"),
+        ("needs: consul", "neds: consul", "unknown field `neds` at `$.handlers.consul`"),
+        ("intents:", "effects:", "unknown field `effects` at `$`"),
+    ],
+)
+def test_a_file_that_is_no_contract_is_named(tmp_path: Path, written: str, instead: str, said: str) -> None:
+    """The message has the file, what is wrong, and where in the file that is."""
+    shipped = files("app.effects").joinpath("contract.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "contract.yaml"
+    file.write_text(shipped.replace(f"{written}\n", f"{instead}\n", 1))
+    with pytest.raises(StartError) as refused:
+        read_contract(file)
+    assert str(refused.value).startswith(f"the contract of intents cannot be read: {file}: ")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_everything_that_is_wrong_is_named_at_once() -> None:

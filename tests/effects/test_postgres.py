@@ -222,7 +222,7 @@ async def test_what_the_table_refuses_is_said_without_its_words(
         await carry_out(database, update(changes))
     assert str(refused.value) == "the table does not take these values; the log says why"
     assert refused.value.__suppress_context__
-    assert [record.name for record in caplog.records if record.levelname == "WARNING"] == ["app.store.registrations"]
+    assert [record.name for record in caplog.records if record.levelname == "WARNING"] == ["app.store.database"]
     assert await row_of(database) == row(ACTIVE)
 
 

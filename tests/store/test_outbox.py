@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -112,12 +113,19 @@ async def test_a_large_backlog_is_estimated(database: Database, monkeypatch: pyt
 
 STATEMENTS: dict[str, tuple[Statement, dict[str, object]]] = {
     "take": (TAKE, {"destination": "topic:a", "slots": SLOTS, "most": 16}),
-    "read": (READ, {"destination": "topic:a", "slots": [1, 2, 3], "most": 100}),
+    "read": (READ, {"destination": "topic:a", "slots": [1, 2, 3], "most": 100, "resting": []}),
+    "read but some": (READ, {"destination": "topic:a", "slots": [1], "most": 100, "resting": [UUID(int=1)] * 500}),
     "remove": (REMOVE, {"destination": "topic:a", "slots": [1] * 100, "ids": list(range(2, 12_802, 128))}),
     "backlogs": (BACKLOGS, {"slots": SLOTS, "counted": 20}),
 }
 # Pages of 8 kB that each may touch: for each way down the key, and for each message.
-MOST_PAGES = {"take": 64 * 5 + 20, "read": 3 * 110, "remove": 100 * 10, "backlogs": 2 * 64 * 60}
+MOST_PAGES = {
+    "take": 64 * 5 + 20,
+    "read": 3 * 110,
+    "read but some": 3 * 110,
+    "remove": 100 * 10,
+    "backlogs": 2 * 64 * 60,
+}
 
 
 @pytest.mark.parametrize("name", STATEMENTS)

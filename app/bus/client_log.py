@@ -1,0 +1,34 @@
+"""The log of the Kafka client, without its repeats: with a broker away it says the same many times a second."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+
+SILENCE = 30.0  # seconds in which the same is said once
+KINDS = 1000  # of messages that are remembered; then it is forgotten what was said
+
+_VARIES = re.compile(r"\d+")  # ports, times and counts: what else differs in two lines that say the same
+
+
+class Seldom(logging.Filter):
+    """Lets a message through once in `SILENCE` seconds, whatever numbers it has. `clock` is monotonic, in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be written."""
+        now, kind = self._clock(), _VARIES.sub("0", record.getMessage())
+        if now < self._said.get(kind, float("-inf")) + SILENCE:
+            return False
+        if len(self._said) >= KINDS:
+            self._said.clear()
+        self._said[kind] = now
+        return True
+
+
+client_log = logging.getLogger("app.bus.librdkafka")
+client_log.addFilter(Seldom())
