@@ -5,58 +5,45 @@ written after it, for whoever looks at the group's lag. A batch moves its waterm
 them to stand. So whatever two consumers believe, each message is taken in once and in its place, and whoever has lost
 a partition writes nothing of it.
 
-librdkafka is asked in a thread, by one call at a time: `_Reading`. Decoding and writing are on the event loop.
+librdkafka is asked in a thread, by one call at a time: `app/reading.py`. Decoding and writing are on the event loop.
 """
 
 import asyncio
 import logging
 import os
 import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from typing import TypeVar, cast
+from datetime import timedelta
+from typing import TypeVar
 from uuid import uuid4
 
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    OFFSET_END,
-    TIMESTAMP_NOT_AVAILABLE,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-)
-from confluent_kafka import Consumer as Client
-from confluent_kafka import Message as ClientMessage
-from msgspec import Struct
+from confluent_kafka import KafkaException
 
 from app.breaker import CircuitBreaker
+from app.bus.client_log import client_log
 from app.domain.events import Event
 from app.domain.registration import Outcome, Timing
-from app.effects import contract
-from app.errors import InvalidInputError, StartError, UnavailableError, UnreadableError
+from app.errors import InvalidInputError, RefusedValuesError, StartError, UnavailableError, UnreadableError
 from app.incoming import Incoming, read_message
-from app.outgoing import Outgoing
+from app.outgoing import outgoing_of
 from app.projector import Projector, Result
+from app.reading import BATCH, Batch, Places, Reading
 from app.settings import BusKind, Settings
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import Letter
-from app.store.watermarks import Advance, LostPlaceError, Partition
+from app.store.watermarks import LostPlaceError, Partition
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 2  # one for batches, one to look watermarks up
-BATCH = 1000  # messages that one transaction takes in
-IDLE = 0.2  # seconds that the thread waits for a first message, before it looks up
 DECODED_AT_ONCE = 50  # messages, before the event loop turns to what the database has answered
-LOOK = 0.5  # seconds between two looks at whether a partition that was read to its end still ends there
-ANSWER = 1.0  # seconds that a broker has to say where a partition ends
-HANDOVER = timedelta(seconds=10)  # that a partition which is taken away waits for what is being written of it
 SOONEST, LATEST = 0.1, 5.0  # seconds until the database is asked again that did not answer
-LAST_TIME = 253_370_764_799_999  # milliseconds since 1970: the end of the year 9998
+REFUSED = "refused: PostgreSQL does not take what this would write; the log of `pqs consume` has its words"
+HEADERLESS = (
+    "it had headers, which are not kept: one of their names is not UTF-8, and the Kafka client gives none then"
+)
 
 T = TypeVar("T")
 
@@ -65,19 +52,22 @@ T = TypeVar("T")
 async def consuming(settings: Settings, url: str) -> AsyncIterator["Consumer"]:
     """A consumer as the settings name it. `url` is the database's.
 
-    Raises StartError where a setting is missing.
+    Raises StartError where a setting is missing, or the service's own topic is among those to read.
     """
     if settings.kafka is None:
         raise StartError("PQS_KAFKA is not set: the servers to read from, as host:port,host:port")
     if settings.topics_in is None:
         raise StartError("PQS_TOPICS_IN is not set: the topics to read, as topic,topic")
+    topics = settings.topics_in.split(",")
+    if settings.bus is BusKind.KAFKA and settings.topic_out in topics:
+        raise StartError(
+            f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
+        )
     timing = Timing(
         ack_timeout=timedelta(seconds=settings.ack_timeout),
         liveness_interval=timedelta(seconds=settings.liveness_interval),
         liveness_window=timedelta(seconds=settings.liveness_window),
     )
-    topic = None if settings.bus is BusKind.OFF else settings.topic_out
-    outgoing = Outgoing(topic, contract.after_the_transaction(contract.routes_of(settings)))
     database = Database(
         url,
         pool_size=CONNECTIONS,
@@ -87,27 +77,21 @@ async def consuming(settings: Settings, url: str) -> AsyncIterator["Consumer"]:
     try:
         yield Consumer(
             database,
-            Projector(database, timing, outgoing),
+            Projector(database, timing, outgoing_of(settings)),
             servers=settings.kafka,
-            topics=settings.topics_in.split(","),
+            topics=topics,
             group=settings.consumer_group,
         )
     finally:
         await database.close()
 
 
-class Batch(Struct, frozen=True):
-    """What was read in one go, and how that moves the watermarks of its partitions."""
-
-    messages: list[Incoming]
-    advances: list[Advance]
-
-
 class Consumer:
     """Reads topics in a consumer group, each partition from its watermark on, and takes in what they hold.
 
     It waits for a database or a broker that is down, and begins anew at the watermarks when another consumer has
-    moved one of them. `options` are librdkafka's, and override what is set here.
+    moved one of them. `options` are librdkafka's, and override what is set here; `batch` is how many messages one
+    transaction takes in at most.
     """
 
     def __init__(
@@ -119,10 +103,12 @@ class Consumer:
         topics: Sequence[str],
         group: str,
         options: Mapping[str, str | int] | None = None,
+        batch: int = BATCH,
     ) -> None:
         self._database = database
         self._projector = projector
         self._topics = list(topics)
+        self._batch = batch
         self._name = f"{socket.gethostname()[:200]}:{os.getpid()}:{uuid4().hex[:8]}"
         self._settings: dict[str, object] = {
             "bootstrap.servers": servers,
@@ -137,17 +123,18 @@ class Consumer:
             "auto.offset.reset": "earliest",  # where Kafka no longer has what the watermark says
             "topic.metadata.refresh.interval.ms": 10_000,  # until a topic that is made later is found
             **(options or {}),
-            "logger": log,
+            "logger": client_log,
         }
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read until `stop`; then write the batch that is under way, and leave the group.
 
         A database that does not answer by then does not hold this up: what was not written is read again by who
-        comes next. Raises StartError for settings that librdkafka refuses.
+        comes next. Raises StartError for settings that librdkafka refuses, and RefusedValuesError where PostgreSQL
+        refuses a dead letter, too.
         """
         while not stop.is_set():
-            reading = _Reading(self._settings, self._topics, self._places_for(stop))
+            reading = Reading(self._settings, self._topics, self._places_for(stop), batch=self._batch)
             try:
                 await self._read(reading, stop)
             except LostPlaceError as error:
@@ -160,7 +147,7 @@ class Consumer:
             finally:
                 await asyncio.to_thread(reading.close)
 
-    def _places_for(self, stop: asyncio.Event) -> "_Places":
+    def _places_for(self, stop: asyncio.Event) -> Places:
         """What the thread calls to learn where to read on from."""
         loop = asyncio.get_running_loop()
 
@@ -172,7 +159,7 @@ class Consumer:
 
         return places
 
-    async def _read(self, reading: "_Reading", stop: asyncio.Event) -> None:
+    async def _read(self, reading: Reading, stop: asyncio.Event) -> None:
         """Three things at once: one batch is fetched, the one before it is decoded, and that before it is written."""
         fetching = asyncio.create_task(asyncio.to_thread(reading.fetch))
         writing: asyncio.Task[None] | None = None
@@ -193,17 +180,36 @@ class Consumer:
             await asyncio.wait([each for each in (fetching, writing) if each is not None])
 
     async def _write(
-        self, reading: "_Reading", batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event
+        self, reading: Reading, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event
     ) -> None:
-        """Take a batch in: its events, its dead letters and its watermarks, in one transaction."""
+        """Take a batch in, and tell Kafka."""
         try:
             if batch.advances:
-                await _tried(lambda: self._take(batch, decoded), stop)
+                await self._take(batch, decoded, stop)
             reading.is_written(batch)
         finally:
             reading.is_done()
 
-    async def _take(self, batch: Batch, decoded: "Sequence[Event | str]") -> None:
+    async def _take(self, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event) -> None:
+        """Take a batch in as one transaction; what PostgreSQL refuses, by halves, down to the message that it is.
+
+        That one becomes a dead letter. Raises RefusedValuesError when it can't be that either.
+        """
+        try:
+            await _tried(lambda: self._take_at_once(batch, decoded), stop)
+        except RefusedValuesError:
+            if len(batch.messages) > 1:
+                first, second = batch.halves()
+                middle = len(first.messages)
+                await self._take(first, decoded[:middle], stop)
+                await self._take(second, decoded[middle:], stop)
+            elif batch.messages and decoded != [REFUSED]:
+                await self._take(batch, [REFUSED], stop)
+            else:
+                raise
+
+    async def _take_at_once(self, batch: Batch, decoded: "Sequence[Event | str]") -> None:
+        """Write a batch: its events, its dead letters and its watermarks, in one transaction."""
         events = [each for each in decoded if not isinstance(each, str)]
         dead: list[Letter] = []
 
@@ -239,6 +245,8 @@ def _dead(messages: Sequence[Incoming], decoded: "Sequence[Event | str]", result
     for message, each in zip(messages, decoded, strict=True):
         error = each if isinstance(each, str) else _refusal(next(of_events))
         if error is not None:
+            if message.headers is None:
+                error = f"{error}; {HEADERLESS}"
             letters.append(
                 Letter(
                     topic=message.topic,
@@ -246,7 +254,7 @@ def _dead(messages: Sequence[Incoming], decoded: "Sequence[Event | str]", result
                     offset=message.offset,
                     key=message.key,
                     value=message.value,
-                    headers=message.headers,
+                    headers=message.headers or [],
                     error=error,
                 )
             )
@@ -278,182 +286,3 @@ async def _passed(stop: asyncio.Event, seconds: float) -> bool:
     await asyncio.wait([waiting], timeout=seconds)
     waiting.cancel()
     return stop.is_set()
-
-
-_Places = Callable[[Sequence[Partition]], dict[Partition, int]]
-
-
-class _Reading:
-    """One membership in the group, and how far each partition is read in it. Its methods are called in a thread, one
-    at a time; `is_written`, `is_done` and `end` by the event loop meanwhile."""
-
-    def __init__(self, settings: Mapping[str, object], topics: list[str], places: _Places) -> None:
-        try:
-            self._client = Client(dict(settings))
-        except KafkaException as error:
-            raise StartError(f"the Kafka client refuses its settings: {error.args[0]}") from error
-        self._watermarks = places
-        self._places: dict[Partition, int | None] = {}  # the offset up to which each of ours is read
-        self._ends: dict[Partition, int] = {}  # the offset after the last message, of those that were read to it
-        self._looked_at = 0.0  # by the monotonic clock
-        self._held: list[ClientMessage] = []
-        self._written: dict[Partition, int] = {}  # and not committed to Kafka yet
-        self._under_way = 0  # batches that were fetched and are not written
-        self._ended = False
-        self._change = threading.Condition()
-        self._client.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked)
-
-    # --- On the event loop
-
-    def is_written(self, batch: Batch) -> None:
-        """Say that a batch is in the database."""
-        with self._change:
-            self._written |= {(each.topic, each.partition): each.offset for each in batch.advances}
-
-    def is_done(self) -> None:
-        """Say that nothing more will be done for a batch."""
-        with self._change:
-            self._under_way -= 1
-            self._change.notify_all()
-
-    def end(self) -> None:
-        """Say that no batch will be written any more, whatever is still fetched."""
-        with self._change:
-            self._ended = True
-            self._change.notify_all()
-
-    # --- In the thread
-
-    def fetch(self) -> Batch:
-        """The next messages, as many as are there, at most BATCH; after a while without any, none."""
-        self._commit()
-        self._held = self._client.consume(1, IDLE)
-        if self._held:
-            self._held += self._client.consume(BATCH - 1, 0)
-        messages, last = [], {}
-        for each in self._held:
-            partition = (str(each.topic()), each.partition() or 0)
-            error = each.error()
-            if error is not None:
-                self._failed(partition, each, error)
-            elif partition in self._places:
-                last[partition] = each
-                self._ends.pop(partition, None)
-                messages.append(_incoming(each))
-        self._held = []
-        batch = Batch(messages, self._advances(last))
-        with self._change:
-            self._under_way += 1
-        return batch
-
-    def _failed(self, partition: Partition, message: ClientMessage, error: KafkaError) -> None:
-        if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - that is its public name
-            log.warning("Kafka: %s", error)
-        elif partition in self._places:
-            self._ends[partition] = message.offset() or 0
-
-    def _advances(self, last: Mapping[Partition, ClientMessage]) -> list[Advance]:
-        """How the watermarks move by these messages, the last ones of their partitions, and by what has no more."""
-        caught_up = self._look()
-        advances = []
-        for partition in dict.fromkeys([*last, *caught_up]):
-            place, message = self._places[partition], last.get(partition)
-            offset = place if message is None else message.offset()
-            if offset is None:  # nothing was ever read of it
-                continue
-            if place is not None and offset < place:
-                log.warning("%s-%d has offsets again that it had before: was the topic made anew?", *partition)
-                offset = place
-            advances.append(
-                Advance(
-                    topic=partition[0],
-                    partition=partition[1],
-                    expected=place,
-                    offset=offset,
-                    message_at=None if message is None else _time_of(message),
-                    caught_up=caught_up.get(partition),
-                )
-            )
-            self._places[partition] = offset
-        return advances
-
-    def _look(self) -> dict[Partition, float]:
-        """Which partitions have nothing that was not read, and since when that is sure, by the monotonic clock.
-
-        That librdkafka came to the end is not enough: since then it may have waited for a broker that is away.
-        """
-        now = time.monotonic()
-        if now < self._looked_at + LOOK:
-            return {}
-        self._looked_at = now
-        asked = [TopicPartition(*each, OFFSET_END) for each in self._ends if self._places[each] is not None]
-        try:
-            ends = self._client.offsets_for_times(asked, timeout=ANSWER) if asked else []
-        except KafkaException as error:
-            log.warning("Kafka does not say where its partitions end: %s", error)
-            return {}
-        found = {(each.topic, each.partition): each for each in ends}
-        return {
-            partition: now
-            for partition, each in found.items()
-            if each.error is None and 0 <= each.offset <= self._ends.get(partition, -1)
-        }
-
-    def _assigned(self, client: Client, partitions: list[TopicPartition]) -> None:
-        """Read new partitions from their watermarks on."""
-        ours = [(each.topic, each.partition) for each in partitions]
-        try:
-            places = self._watermarks(ours)
-        except UnavailableError:  # and it is to stop
-            return
-        log.info("reading %s", ", ".join(f"{topic}-{number}" for topic, number in ours) or "no new partition")
-        for each in partitions:
-            place = places.get((each.topic, each.partition))
-            each.offset = OFFSET_BEGINNING if place is None else place + 1
-            self._places[each.topic, each.partition] = place
-        client.incremental_assign(partitions)
-
-    def _revoked(self, client: Client, partitions: list[TopicPartition]) -> None:
-        """Give partitions away once all that was fetched is written: then nobody reads it a second time."""
-        theirs = {(each.topic, each.partition) for each in partitions}
-        self._held[:] = [each for each in self._held if (each.topic(), each.partition()) not in theirs]
-        for partition in theirs:
-            self._places.pop(partition, None)
-            self._ends.pop(partition, None)
-        with self._change:
-            self._change.wait_for(lambda: self._ended or not self._under_way, HANDOVER.total_seconds())
-        self._commit()
-
-    def _commit(self) -> None:
-        """Tell Kafka what is in the database. When it does not hear it, nothing is lost."""
-        with self._change:
-            written, self._written = self._written, {}
-        if written:
-            offsets = [TopicPartition(*partition, offset + 1) for partition, offset in written.items()]
-            try:
-                self._client.commit(offsets=offsets, asynchronous=True)
-            except KafkaException as error:
-                log.debug("not committed: %s", error)
-
-    def close(self) -> None:
-        """Leave the group."""
-        self._commit()
-        self._client.close()
-
-
-def _incoming(message: ClientMessage) -> Incoming:
-    try:
-        headers = message.headers() or []
-    except UnicodeDecodeError:  # names that are no text are none that say anything here
-        headers = []
-    # What the client's types call optional is there in every message that came from a broker.
-    place = cast("tuple[str, int, int]", (message.topic(), message.partition(), message.offset()))
-    return Incoming(*place, message.key(), message.value(), cast("dead_letters.Headers", headers))
-
-
-def _time_of(message: ClientMessage) -> datetime | None:
-    """A message's time, None where it has none, or one that no calendar has."""
-    kind, milliseconds = message.timestamp()
-    if kind == TIMESTAMP_NOT_AVAILABLE or not 0 <= milliseconds <= LAST_TIME:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -100,12 +100,16 @@ class IntentError(PqsError):
     """An intent that cannot be carried out as it is, now or later."""
 
 
-class RefusedValuesError(IntentError):
-    """The table does not take the values that an intent is to write. Nothing was written."""
+class RefusedValuesError(PqsError):
+    """A table does not take values that were to be written, now or later. Nothing was written."""
 
 
 class EffectDownError(UnavailableError):
     """The other side of an effect, such as Consul, does not answer: this is what its circuit breaker counts."""
+
+
+class NotNowError(PqsError):
+    """The other side of an effect has answered, and has not carried this one out: try it again later."""
 
 
 class BusError(PqsError):

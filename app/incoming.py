@@ -22,14 +22,15 @@ _NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Incoming(Struct, frozen=True, gc=False):
-    """A message of a topic, as it came."""
+    """A message of a topic, as it came. `headers` is None where one has a name that is not UTF-8: the Kafka client
+    then gives none of them."""
 
     topic: str
     partition: int
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes | None]]
+    headers: list[tuple[str, bytes | None]] | None
 
     @property
     def position(self) -> Position:
@@ -58,7 +59,7 @@ def read_message(message: Incoming) -> Event:
 def _texts(message: Incoming) -> dict[str, str]:
     """The headers that have a value, by name in lower case."""
     texts: dict[str, str] = {}
-    for header, value in message.headers:
+    for header, value in message.headers or ():
         name = header.lower()
         if value is None or not (name == CONTENT_TYPE or name.startswith(HEADER)):
             continue

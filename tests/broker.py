@@ -121,13 +121,34 @@ def some_broker() -> Iterator[Broker]:
         broker.close()
 
 
-def read_topic(broker: Broker, topic: str, count: int) -> list[Message]:
-    """The first `count` messages of a topic, each partition in its order."""
+def produce_raw(broker: Broker, topic: str, value: bytes, header: bytes) -> None:
+    """Write a message to partition 0 with a header of any name, which the Python client does not do."""
+    topic_, partition_, value_, flags, header_, end = 1, 3, 4, 7, 9, 0  # RD_KAFKA_VTYPE_ in rdkafka.h
+    copy, size = 2, ctypes.c_size_t
+    library = ctypes.CDLL(cimpl.__file__)
+    for name in ("conf_new", "new"):
+        getattr(library, f"rd_kafka_{name}").restype = ctypes.c_void_p
+    configuration, error = ctypes.c_void_p(library.rd_kafka_conf_new()), ctypes.create_string_buffer(512)
+    for option, setting in ((b"bootstrap.servers", broker.servers.encode()), (b"log_level", b"0")):
+        library.rd_kafka_conf_set(configuration, option, setting, error, size(len(error)))
+    client = ctypes.c_void_p(library.rd_kafka_new(0, configuration, error, size(len(error))))
+    place = (topic_, topic.encode(), partition_, ctypes.c_int32(0), flags, copy)
+    content = (value_, value, size(len(value)), header_, header, b"value", size(5))
+    assert library.rd_kafka_producev(client, *place, *content, end) == 0
+    assert library.rd_kafka_flush(client, int(PATIENCE * 1000)) == 0
+    library.rd_kafka_destroy(client)
+
+
+def read_topic(broker: Broker, topic: str, count: int | None = None) -> list[Message]:
+    """The first `count` messages of a topic, or all that are there now, each partition in its order."""
     settings = {"bootstrap.servers": broker.servers, "group.id": "tests", "enable.auto.commit": False, "log_level": 0}
     consumer = Consumer(settings)
     try:
         partitions = consumer.list_topics(topic, timeout=PATIENCE).topics[topic].partitions
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        places = [TopicPartition(topic, partition, 0) for partition in partitions]
+        if count is None:
+            count = sum(consumer.get_watermark_offsets(place, timeout=PATIENCE)[1] for place in places)
+        consumer.assign(places)
         messages: list[Message] = []
         while len(messages) < count:
             some = consumer.consume(count - len(messages), timeout=PATIENCE)

@@ -5,9 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from itertools import repeat
 from typing import Any
 
 import asyncpg
@@ -18,6 +19,7 @@ from app.breaker import CircuitBreaker
 from app.consumer import Consumer
 from app.domain.registration import Timing
 from app.projector import Projector
+from app.reading import BATCH
 from app.store.database import Database
 from tests.broker import PATIENCE, Broker
 from tests.making import Json
@@ -34,12 +36,29 @@ OPTIONS: Mapping[str, str | int] = {
 ROWS = "SELECT * FROM registration_projections ORDER BY entity_id, domain"
 WATERMARKS = 'SELECT partition, "offset" FROM watermarks ORDER BY topic, partition'
 POLL = 0.02  # seconds
+NOW = 0  # what the client takes for the time of the call
 
 
-def consumer_on(database: Database, servers: str, topic: str, group: str, **options: str | int) -> Consumer:
+def consumer_on(
+    database: Database,
+    servers: str,
+    topic: str,
+    group: str,
+    *,
+    batch: int = BATCH,
+    projector: Projector | None = None,
+    options: Mapping[str, str | int] = OPTIONS,
+) -> Consumer:
     """A consumer of one topic."""
-    projector = Projector(database, Timing())
-    return Consumer(database, projector, servers=servers, topics=[topic], group=group, options={**OPTIONS, **options})
+    return Consumer(
+        database,
+        projector or Projector(database, Timing()),
+        servers=servers,
+        topics=[topic],
+        group=group,
+        options=options,
+        batch=batch,
+    )
 
 
 @asynccontextmanager
@@ -68,12 +87,13 @@ def produce(
     *,
     partition: int | None = None,
     headers: Mapping[str, bytes] | None = None,
+    timestamps: Iterable[int] | None = None,
     **more: Any,
 ) -> None:
-    """Write messages, by default to the partition of their entity."""
+    """Write messages, by default to the partition of their entity and at this time; `timestamps` are milliseconds."""
     failed: list[object] = []
     producer = Producer({"bootstrap.servers": broker.servers, "partitioner": "murmur2_random", "log_level": 0})
-    for value in values:
+    for value, timestamp in zip(values, timestamps or repeat(NOW), strict=timestamps is not None):
         key = str(value["entity_id"]).encode() if isinstance(value, dict) else b"key"
         encoded = msgspec.json.encode(value) if isinstance(value, dict) else value
         place: Json = {} if partition is None else {"partition": partition}
@@ -84,6 +104,7 @@ def produce(
             headers=dict(headers or {}),
             on_delivery=lambda error, _: failed.append(error) if error else None,
             **place,
+            timestamp=timestamp,
             **more,
         )
         producer.poll(0)
@@ -120,9 +141,11 @@ def taken(count: int) -> tuple[str, int]:
 
 
 @contextmanager
-def process(url: str, servers: str, topic: str, group: str) -> Iterator["subprocess.Popen[bytes]"]:
+def process(
+    url: str, servers: str, topic: str, group: str, *, batch: int = BATCH
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A consumer as a process of its own; killed at the end."""
-    command = [sys.executable, "-m", "tests.consuming", url, servers, topic, group]
+    command = [sys.executable, "-m", "tests.consuming", url, servers, topic, group, str(batch)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
         try:
             yield child
@@ -140,15 +163,15 @@ def command(*arguments: str, **settings: object) -> Iterator["subprocess.Popen[b
             child.kill()
 
 
-async def _main(url: str, servers: str, topic: str, group: str) -> None:
+async def _main(url: str, servers: str, topic: str, group: str, batch: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     database = patient_database(url)
     try:
-        await consumer_on(database, servers, topic, group).run(stop)
+        await consumer_on(database, servers, topic, group, batch=int(batch)).run(stop)
     finally:
         await database.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(*sys.argv[1:5]))
+    asyncio.run(_main(*sys.argv[1:6]))

@@ -11,12 +11,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import asyncpg
 import pytest
 from msgspec.structs import replace
 
 from app.bus.envelopes import Envelope
 from app.domain.decider import Deadline, expiry_id
-from app.domain.registration import Outcome, Registration
+from app.domain.registration import Outcome, Registration, Timing
 from app.domain.states import RegistrationState
 from app.outgoing import Outgoing
 from app.projector import Projector
@@ -31,6 +32,7 @@ from tests.processes import COMMAND, PATIENCE, environment
 TOPIC = "registration-events"
 CONSUL = {"consul.register": "consul", "consul.deregister": "consul"}
 POLL = 0.02  # seconds
+GATE = 7  # an advisory lock, for who is to be held up
 BOTH = pytest.mark.parametrize("deadline", Deadline)
 STATES = {
     Deadline.ACK: RegistrationState.ACK_TIMED_OUT,
@@ -363,7 +365,7 @@ async def test_a_node_expires_or_is_heard_of_and_never_both(
 @contextmanager
 def sweep_processes(count: int, url: str, folder: Path) -> Iterator[list["subprocess.Popen[bytes]"]]:
     """So many `pqs sweep`; at the end none is left."""
-    settings: Json = {"database_url": url, "bus": "memory", "topic_out": TOPIC}
+    settings: Json = {"database_url": url, "bus": "memory", "topic_out": TOPIC, "statement_timeout": PATIENCE}
     processes = []
     for number in range(count):
         with (folder / f"sweep-{number}.log").open("wb") as log:
@@ -377,17 +379,38 @@ def sweep_processes(count: int, url: str, folder: Path) -> Iterator[list["subpro
             each.wait(PATIENCE)
 
 
+async def until_work_waits(database: Database, count: int) -> None:
+    """Wait until so many sessions wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+    async def waits() -> bool:
+        return bool(await database.read(lambda connection: connection.fetchval(query)) == count)
+
+    await until(waits)
+
+
 async def test_each_deadline_becomes_one_event_though_a_sweep_is_killed(
     projector: Projector, database: Database, database_url: str, tmp_path: Path
 ) -> None:
-    """Three processes, one of them killed at its work: the others leave nothing undone, and do nothing twice."""
+    """Three processes, each in the middle of its pages when one is killed: nothing is left undone, or done twice."""
     nodes = [node(number) for number in range(3000)]
     for start in range(0, len(nodes), 1000):
         deadline = (Deadline.ACK, Deadline.LIVENESS)[start == 2000]
         await register(projector, nodes[start : start + 1000], deadline)
+    await execute(
+        database,
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NULL; END $$",
+        "CREATE TRIGGER wait AFTER UPDATE ON registration_projections EXECUTE FUNCTION wait()",
+    )
+    gate = await asyncpg.connect(database_url)
+    await gate.execute(f"SELECT pg_advisory_lock({GATE})")
     with sweep_processes(3, database_url, tmp_path) as processes:
-        await until_expired(database, 1)
+        await until_work_waits(database, 3 * len(Deadline))  # both of each have written a page, and not committed it
         processes[0].kill()
+        processes[0].wait(PATIENCE)
+        assert await expired(database) == 0
+        await gate.close()
         await until_expired(database, len(nodes))
         for each in processes[1:]:
             each.send_signal(signal.SIGTERM)
@@ -401,6 +424,37 @@ async def test_each_deadline_becomes_one_event_though_a_sweep_is_killed(
         ("registration.ack_timed_out", 4),
         ("registration.liveness_expired", 6),
     }
+
+
+async def test_each_of_a_thousand_deadlines_a_second_becomes_one_event(
+    projector: Projector, database: Database, database_url: str, tmp_path: Path
+) -> None:
+    """While 2,000 deadlines pass in two seconds, one process turns each into an event, once, and none too early."""
+    nodes = [node(number) for number in range(2000)]
+    timeout = Timing().ack_timeout
+    with sweep_processes(1, database_url, tmp_path) as [process]:
+
+        async def sweeps() -> bool:
+            return "sweeping" in (tmp_path / "sweep-0.log").read_text()
+
+        await until(sweeps)
+        first = datetime.now(UTC) + timedelta(seconds=1)
+        due = {each: first + timedelta(milliseconds=number) for number, each in enumerate(nodes)}
+        await projector.persist(
+            [
+                event("node.introspected", 1, entity_id=each, occurred_at=(time - timeout).isoformat())
+                for each, time in due.items()
+            ]
+        )
+        await until_expired(database, len(nodes))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    messages = [envelope for _, envelope in await sent(database)]
+    assert sorted(each.subject for each in messages) == sorted(map(str, nodes))
+    assert all(due[UUID(each.subject)] < each.time for each in messages)
+    query = "SELECT DISTINCT current_state::text, version FROM registration_projections"
+    found = await database.read(lambda connection: connection.fetch(query))
+    assert [tuple(row) for row in found] == [("ack_timed_out", 4)]
 
 
 async def test_a_sweep_outlives_its_connections(projector: Projector, database: Database, scans: Database) -> None:

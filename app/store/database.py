@@ -10,7 +10,14 @@ from typing import TypeVar, cast
 import asyncpg
 
 from app.breaker import CircuitBreaker
-from app.errors import DatabaseDownError, PoolExhaustedError, PqsError, SchemaMismatchError, UnavailableError
+from app.errors import (
+    DatabaseDownError,
+    PoolExhaustedError,
+    PqsError,
+    RefusedValuesError,
+    SchemaMismatchError,
+    UnavailableError,
+)
 from app.store.schema import check_revision, libpq_address
 
 log = logging.getLogger(__name__)
@@ -50,6 +57,14 @@ POINTS = {
     "enable_mergejoin": "off",
 }
 SCANS = {"plan_cache_mode": "force_custom_plan", "random_page_cost": "1.1"}
+
+# What is said of values: of a wrong type or range, against a constraint or a trigger, or too large.
+REFUSED = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.PLPGSQLError,
+    asyncpg.ProgramLimitExceededError,
+)
 
 T = TypeVar("T")
 Record = asyncpg.Record
@@ -272,6 +287,21 @@ def translated() -> Iterator[None]:
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         # A connection that can't be made, that breaks, or over which nothing comes any more.
         raise _down(error) from error
+
+
+@contextmanager
+def refused_values() -> Iterator[None]:
+    """Raise RefusedValuesError where PostgreSQL or its driver is against a value; what they say goes to the log."""
+    try:
+        yield
+    except REFUSED as error:
+        log.warning("a write was refused: %s", error)
+        raise RefusedValuesError("the table does not take these values; the log says why") from None
+
+
+async def check_constraints(connection: Connection) -> None:
+    """Have PostgreSQL check now what it would check at the commit: constraints that are deferred."""
+    await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
 
 # Being shut down, crashed, starting up; no such database.

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from datetime import datetime
+from typing import Literal, cast
 
 import msgspec
 from msgspec import Struct
@@ -10,9 +11,11 @@ from sqlalchemy import text
 from app.store.database import Connection, Record
 from app.store.statements import Statement
 
-CONSUMER = "consumer"  # the sources: a message that came in,
-RELAY = "relay"  # or one that was to go out
+Source = Literal["consumer", "relay"]
+CONSUMER: Source = "consumer"  # a message that came in,
+RELAY: Source = "relay"  # or one that was to go out
 MAX_ERROR = 4000  # characters
+COUNTED = 10_000  # messages that are counted one by one; how many more there are is an estimate
 PAGE_BYTES = 4 * 1024 * 1024  # of values, after which a page ends
 
 Headers = list[tuple[str, bytes | None]]
@@ -21,7 +24,7 @@ Headers = list[tuple[str, bytes | None]]
 class Letter(Struct, frozen=True, kw_only=True):
     """A message as it was, with its place, and what was wrong. One that was to go out has no place."""
 
-    source: str = CONSUMER
+    source: Source = CONSUMER
     topic: str
     partition: int | None = None
     offset: int | None = None
@@ -115,6 +118,28 @@ async def get_page(connection: Connection, *, after: int, limit: int) -> tuple[l
     """The first messages after an id, up to `limit` of them and about PAGE_BYTES, and whether more follow."""
     rows = await LIST.rows(connection, after=after, limit=limit, most_bytes=PAGE_BYTES)
     return [_letter(row) for row in rows], bool(rows) and rows[0][-1] > len(rows)
+
+
+# How many there are. The first ones are counted; how many follow is estimated: as close by their ids as those.
+COUNT = Statement(
+    text("""
+SELECT CAST(CASE
+    WHEN first.counted < CAST(:counted AS bigint) THEN first.counted
+    ELSE 1 + (first.counted - 1) * (last.id - first.from_id) / CAST(first.to_id - first.from_id AS float)
+END AS bigint)
+FROM (
+    SELECT count(*) AS counted, min(id) AS from_id, max(id) AS to_id
+    FROM (SELECT id FROM dead_letters ORDER BY id LIMIT CAST(:counted AS bigint)) AS beginning
+) AS first
+LEFT JOIN (SELECT id FROM dead_letters ORDER BY id DESC LIMIT 1) AS last ON true
+""")
+)
+
+
+async def count(connection: Connection) -> int:
+    """How many messages there are: exact as long as there are fewer than COUNTED, and an estimate beyond, so that it
+    costs the same however many there are."""
+    return cast("int", await COUNT.value(connection, counted=COUNTED))
 
 
 # One message by its id.

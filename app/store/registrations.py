@@ -5,11 +5,9 @@ Each statement is built from the columns of the table, so that a new column need
 
 import functools
 import itertools
-import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
 from operator import attrgetter
@@ -46,14 +44,11 @@ from app.domain.decider import Deadline
 from app.domain.positions import Comparison, Position, compare
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.errors import RefusedValuesError
 from app.store import outbox
-from app.store.database import Connection, LostRaceError, Record
+from app.store.database import Connection, LostRaceError, Record, refused_values
 from app.store.outbox import Message
 from app.store.statements import Statement
 from app.store.tables import ACK_DUE, LIVENESS_DUE, REGISTRATION_STATE, RegistrationProjection, StateCount
-
-log = logging.getLogger(__name__)
 
 Key = tuple[UUID, str]  # entity_id, domain
 
@@ -694,13 +689,3 @@ async def update_columns(connection: Connection, key: Key, read_version: int, ch
         return bool(
             await statement.value(connection, of_entity=key[0], of_domain=key[1], read_version=read_version, **given)
         )
-
-
-@contextmanager
-def refused_values() -> Iterator[None]:
-    """Raise RefusedValuesError where the driver or a constraint is against a value; what they say goes to the log."""
-    try:
-        yield
-    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError) as error:
-        log.warning("a write was refused: %s", error)
-        raise RefusedValuesError("the table does not take these values; the log says why") from None

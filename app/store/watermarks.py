@@ -7,6 +7,7 @@ from datetime import datetime
 from msgspec import Struct
 from sqlalchemy import text
 
+from app.domain.events import Time
 from app.errors import PqsError
 from app.store.database import Connection
 from app.store.statements import Statement
@@ -21,9 +22,9 @@ class LostPlaceError(PqsError):
 class Advance(Struct, frozen=True, kw_only=True):
     """A watermark that moves on, or is confirmed where it is.
 
-    `expected` is the offset that it stands at, None where there is none yet. `message_at` is the time of the message
-    at `offset`, None when that is not known. `caught_up` is when the partition was found to end there, in seconds by
-    the monotonic clock, None when it was not.
+    `expected` is the offset that it stands at, None where there is none yet. What came before `message_at` is in, as
+    far as the times of the messages up to `offset` tell; None when that is not known. `caught_up` is when the
+    partition was found to end there, in seconds by the monotonic clock, None when it was not.
     """
 
     topic: str
@@ -37,18 +38,20 @@ class Advance(Struct, frozen=True, kw_only=True):
 class Watermark(Struct, frozen=True):
     """How far a partition is read: every message up to `offset` is applied, or is a dead letter.
 
-    `as_of`: what was in the partition by then is in. It is the later one of `message_at`, the time of the message at
-    `offset`, and of `caught_up_at`, when there was last seen to be nothing after it; null when neither is known.
+    `as_of`: what was in the partition by then is in. It is the later one of `message_at` and of `caught_up_at`, when
+    there was last seen to be nothing after `offset`; null when neither is known. `message_at` is the time of the
+    message at `offset`, where times do not go back; else the newest time up to there, less the most by which one was
+    seen to go back. It is older than it was when one goes back further than any before.
     `updated_at` and `consumer`: when it was last written, and by whom.
     """
 
     topic: str
     partition: int
     offset: int
-    as_of: datetime | None
-    message_at: datetime | None
-    caught_up_at: datetime | None
-    updated_at: datetime
+    as_of: Time | None
+    message_at: Time | None
+    caught_up_at: Time | None
+    updated_at: Time
     consumer: str
 
 
@@ -70,7 +73,8 @@ async def read(connection: Connection, partitions: Collection[Partition]) -> dic
     return {(topic, number): offset for topic, number, offset in rows}
 
 
-# Moves watermarks on from where they are known to stand. A message from the future does not make it later than now.
+# Moves watermarks on from where they are known to stand. A time that is still to come is a wrong clock's, and says
+# nothing about what is in. An older time than the present one counts as well: the present one has been found wrong.
 # The time by which a partition was caught up is the transaction's, less what has passed since: never too late.
 ADVANCE = Statement(
     text("""
@@ -84,7 +88,7 @@ WITH new AS (
     SET "offset" = new."offset",
         message_at = CASE
             WHEN new."offset" = new.expected THEN w.message_at
-            WHEN new.message_at IS NOT NULL THEN least(new.message_at, now())
+            WHEN new.message_at <= now() THEN new.message_at
         END,
         caught_up_at = greatest(w.caught_up_at, now() - make_interval(secs => new.caught_up_for)),
         updated_at = now(), consumer = CAST(:consumer AS varchar)
@@ -94,7 +98,7 @@ WITH new AS (
 ), inserted AS (
     INSERT INTO watermarks (topic, partition, "offset", message_at, caught_up_at, updated_at, consumer)
     SELECT
-        topic, partition, "offset", CASE WHEN message_at IS NOT NULL THEN least(message_at, now()) END,
+        topic, partition, "offset", CASE WHEN message_at <= now() THEN message_at END,
         now() - make_interval(secs => caught_up_for), now(), CAST(:consumer AS varchar)
     FROM new WHERE expected IS NULL
     ORDER BY topic, partition
@@ -139,3 +143,28 @@ FROM watermarks ORDER BY topic, partition
 async def get_all(connection: Connection) -> list[Watermark]:
     """Every watermark, by topic and partition."""
     return [Watermark(*row) for row in await LIST.rows(connection)]
+
+
+class Age(Struct, frozen=True):
+    """For how many seconds it is not known that what came into a partition is in."""
+
+    topic: str
+    partition: int
+    seconds: float
+
+
+# How far behind each partition may be. One of which no time is known is left out.
+AGES = Statement(
+    text("""
+SELECT
+    topic, partition,
+    CAST(greatest(0, extract(epoch FROM clock_timestamp() - greatest(message_at, caught_up_at))) AS float)
+FROM watermarks WHERE message_at IS NOT NULL OR caught_up_at IS NOT NULL
+ORDER BY topic, partition
+""")
+)
+
+
+async def ages(connection: Connection) -> list[Age]:
+    """How long ago `as_of` is, of every watermark that has one, by topic and partition."""
+    return [Age(*row) for row in await AGES.rows(connection)]

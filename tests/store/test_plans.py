@@ -1,4 +1,7 @@
-"""The plan of every statement over the registrations, among 60,000 rows: which index it reads, and how much of it."""
+"""The plan of every statement over registrations, watermarks and dead letters: which index it reads, and how much.
+
+They are read among 60,000 registrations, 20,000 dead letters and, but for scans, 5,000 partitions.
+"""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +18,7 @@ from msgspec.structs import replace
 
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store import registrations
+from app.store import dead_letters, registrations, watermarks
 from app.store.database import Connection, Database
 from app.store.registrations import (
     ACK_SCAN,
@@ -29,7 +32,7 @@ from app.store.registrations import (
     list_statement,
 )
 from app.store.statements import Statement
-from tests.conftest import new_database
+from tests.databases import new_database
 from tests.making import NODE, START
 
 TABLE = "registration_projections"
@@ -81,6 +84,19 @@ FILL_COUNTS = f"""
         unnest(enum_range(NULL::registration_state)) AS current_state,
         generate_series(0, {registrations.SLOTS - 1}) AS slot
     ORDER BY md5(domain || current_state || slot)
+"""
+
+PARTITIONS = 5000
+FILL_WATERMARKS = f"""
+    INSERT INTO watermarks (topic, partition, "offset", message_at, updated_at, consumer)
+    SELECT 'nodes ' || i % 50, i / 50, i, now(), now(), 'me' FROM generate_series(0, {PARTITIONS - 1}) AS i
+    ORDER BY md5(i::text)
+"""
+LETTERS = 20_000
+FILL_LETTERS = f"""
+    INSERT INTO dead_letters (source, topic, partition, "offset", value, headers, error)
+    SELECT 'consumer', 'nodes ' || i % 50, i % 7, i, convert_to(repeat('x', 500), 'UTF8'), '[]', 'unreadable'
+    FROM generate_series(0, {LETTERS - 1}) AS i
 """
 
 ALL = tuple(RegistrationState)
@@ -169,8 +185,13 @@ async def databases() -> AsyncIterator[Databases]:
     timeout = timedelta(seconds=60)
 
     async def fill(connection: Connection) -> None:
-        for statement in (FILL, FILL_COUNTS, f"VACUUM ANALYZE {TABLE}, {COUNTS}"):
+        fills = (FILL, FILL_COUNTS, FILL_LETTERS)
+        for statement in (*fills, f"VACUUM ANALYZE {TABLE}, {COUNTS}, dead_letters"):
             await connection.execute(statement)
+
+    async def fill_watermarks(connection: Connection) -> None:
+        await connection.execute(FILL_WATERMARKS)
+        await connection.execute("VACUUM ANALYZE watermarks")
 
     async with new_database() as scans_url, new_database() as points_url:
         made = Databases(
@@ -179,6 +200,7 @@ async def databases() -> AsyncIterator[Databases]:
         )
         await made.scans.write_alone(fill)
         await made.points.write_alone(fill)
+        await made.points.write_alone(fill_watermarks)
         yield made
         await made.scans.close()
         await made.points.close()
@@ -556,11 +578,92 @@ async def test_locks_are_taken_in_the_order_of_keys(points: Connection) -> None:
     assert below["Sort Key"] == [f"{TABLE}.entity_id", f"{TABLE}.domain"]
 
 
+# --- Watermarks and dead letters -------------------------------------------------------------------------------
+
+WATERMARKS_KEY, LETTERS_KEY = "watermarks_pkey", "dead_letters_pkey"
+ASKED = 100  # partitions at a time
+TOPICS, NUMBERS = [f"nodes {each % 50}" for each in range(ASKED)], [each // 50 for each in range(ASKED)]
+MOVES: Parameters = {
+    "topics": TOPICS,
+    "partitions": NUMBERS,
+    "expected": list(range(ASKED)),
+    "offsets": list(range(1, ASKED + 1)),
+    "messages_at": [START] * ASKED,
+    "caught_up_for": [1.0] * ASKED,
+    "consumer": "me",
+}
+NEW: Parameters = {
+    "sources": ["consumer"] * ASKED,
+    "topics": TOPICS,
+    "partitions": NUMBERS,
+    "offsets": list(range(LETTERS, LETTERS + ASKED)),
+    "keys": [None] * ASKED,
+    "values": [b"x"] * ASKED,
+    "headers": [b"[]"] * ASKED,
+    "errors": ["unreadable"] * ASKED,
+}
+# And the most rows that one of its steps may give, and the most pages that it may touch.
+OF_PARTITIONS = [
+    (Case("read", watermarks.READ, WATERMARKS_KEY, {"topics": TOPICS, "partitions": NUMBERS}), ASKED, 4 * ASKED),
+    (Case("advance", watermarks.ADVANCE, WATERMARKS_KEY, MOVES), ASKED, 20 * ASKED),
+    (Case("letter", dead_letters.READ, LETTERS_KEY, {"id": LETTERS // 2}), 1, 5),
+    (Case("remove", dead_letters.REMOVE, LETTERS_KEY, {"id": LETTERS // 2}), 1, 20),
+    (Case("count", dead_letters.COUNT, LETTERS_KEY, {"counted": 1000}), 1000, 200),
+]
+
+
+@pytest.mark.parametrize(("case", "rows", "pages"), OF_PARTITIONS, ids=str)
+async def test_a_consumers_statements_go_by_the_key(points: Connection, case: Case, rows: int, pages: int) -> None:
+    """Watermarks and dead letters are found in their primary keys, as planned for these values and for any."""
+    plan = await explain(points, case.statement, case.given)
+    generic = await explain_generic(points, case.statement)
+    for each in (plan, generic):
+        assert indexes(each) == {case.index}
+        assert "Seq Scan" not in kinds(each)
+    assert most_rows(plan) <= rows
+    assert buffers(plan) <= pages
+
+
+async def test_new_dead_letters_ask_for_their_places_alone(points: Connection) -> None:
+    """Whether a message is there already is asked of the index over the places, once for each."""
+    plan = await explain(points, dead_letters.ADD, NEW)
+    assert plan["Conflict Arbiter Indexes"] == ["dead_letters_place"]
+    assert plan["Tuples Inserted"] == ASKED
+    assert kinds(plan) == {"ModifyTable", "Function Scan"}
+    assert buffers(plan) <= 20 * ASKED
+
+
+@pytest.mark.parametrize("after", [0, LETTERS // 2, LETTERS - 1])
+@pytest.mark.parametrize("limit", [1, 100, 1000])
+async def test_a_page_of_dead_letters_costs_what_a_page_costs(scans: Connection, after: int, limit: int) -> None:
+    """It is read off the primary key from where the last one ended, and one row further than to its end."""
+    given: Parameters = {"after": after, "limit": limit, "most_bytes": dead_letters.PAGE_BYTES}
+    plan = await explain(scans, dead_letters.LIST, given)
+    assert indexes(plan) == {LETTERS_KEY}
+    assert "Seq Scan" not in kinds(plan)
+    assert most_rows(plan) <= limit + 1
+    assert buffers(plan) <= limit + 20
+
+
+@pytest.mark.parametrize("statement", [watermarks.LIST, watermarks.AGES], ids=["list", "ages"])
+async def test_all_watermarks_are_read_once(points: Connection, statement: Statement) -> None:
+    """There is no page: what is asked for is every partition, and nothing else is read."""
+    plan = await explain(points, statement, {})
+    assert tables(plan) == {"watermarks"}
+    assert most_rows(plan) == PARTITIONS
+
+
 # --- No more, and no less --------------------------------------------------------------------------------------
 
 
 def test_every_statement_has_a_case() -> None:
-    """The statements of the module are those whose plans are read here; the clock and a full count need none."""
+    """The statements of the modules are those whose plans are read here; the clock and a full count need none."""
+    named = {
+        module: {name for name, value in vars(module).items() if isinstance(value, Statement)}
+        for module in (watermarks, dead_letters)
+    }
+    assert named[watermarks] == {"READ", "ADVANCE", "LIST", "AGES"}
+    assert named[dead_letters] == {"ADD", "LIST", "COUNT", "READ", "REMOVE"}
     statements = {name for name, value in vars(registrations).items() if isinstance(value, Statement)}
     covered = {"READ", "READ_STATE", "LOCK", "LOCK_FREE", "REBASE", "COUNT"}
     assert statements == covered | {"NOW", "VERIFY"}

@@ -58,3 +58,19 @@ async def test_to_be_caught_up_changes_nothing_else(database: Database) -> None:
     [after] = await move(database, [advance(4, 4, caught_up=0.0)])
     assert (after.offset, after.message_at) == (4, when(3))
     assert after.caught_up_at == before.caught_up_at
+
+
+async def test_a_time_that_was_wrong_goes_back(database: Database) -> None:
+    """When a batch shows that a partition is not read as far as was thought, the earlier time counts."""
+    await move(database, [advance(None, 4, message_at=when(600))])
+    [moved] = await move(database, [advance(4, 9, message_at=when(3))])
+    assert (moved.message_at, moved.as_of) == (when(3), when(3))
+
+
+async def test_a_time_that_is_still_to_come_says_nothing(database: Database) -> None:
+    """Neither in a new watermark nor in one that moves on does a wrong clock count as read up to now."""
+    [made] = await move(database, [advance(None, 4, message_at=when(10.0**9))])
+    assert (made.offset, made.message_at, made.as_of) == (4, None, None)
+    await move(database, [advance(4, 5, message_at=when(3))])
+    [moved] = await move(database, [advance(5, 6, message_at=when(10.0**9))])
+    assert (moved.offset, moved.message_at, moved.as_of) == (6, None, None)
