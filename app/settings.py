@@ -89,8 +89,26 @@ def _http(url: SecretStr) -> SecretStr:
 HttpAddress = Annotated[SecretStr, AfterValidator(_http)]
 # What Kafka takes as the name of a topic.
 _TOPIC = "[a-zA-Z0-9._-]{1,249}"
-Topic = Annotated[str, Field(pattern=rf"^{_TOPIC}$")]
-Topics = Annotated[str, Field(pattern=rf"^{_TOPIC}(,{_TOPIC})*$")]
+_SERVER = r"([a-zA-Z_]+://)?([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?"
+
+
+def _of_form(form: str, expected: str) -> AfterValidator:
+    """Text that is `form` from its beginning to its end; the error says what was expected."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(form, value) is None:
+            raise ValueError(f"{expected} expected, and not {value!r}")
+        return value
+
+    return AfterValidator(check)
+
+
+Topic = Annotated[str, _of_form(_TOPIC, "a topic (up to 249 letters, digits, dots, underscores or hyphens) was")]
+Topics = Annotated[
+    str,
+    _of_form(rf"{_TOPIC}(,{_TOPIC})*", "topics as topic,topic (letters, digits, dots, underscores, hyphens) were"),
+]
+Servers = Annotated[str, _of_form(rf"{_SERVER}(,{_SERVER})*|", "servers as host:port,host:port were")]
 
 
 def _not_empty(path: object) -> object:
@@ -134,7 +152,7 @@ class Settings(BaseSettings):
     action_retention: Duration = Field(
         7 * DAY, description="How many seconds an action of a workflow is remembered at least."
     )
-    kafka: str | None = Field(None, description="Kafka's bootstrap servers, as host:port,host:port.")
+    kafka: Servers | None = Field(None, description="Kafka's bootstrap servers, as host:port,host:port.")
     bus: BusKind = Field(
         default_factory=lambda given: BusKind.KAFKA if given.get("kafka") else BusKind.OFF,
         description="What carries events: kafka (the default where PQS_KAFKA is set), memory, or off (else).",
@@ -176,5 +194,9 @@ def read_settings(given: Mapping[str, object] | None = None) -> Settings:
     try:
         return Settings.model_validate({name: value for name, value in (given or {}).items() if value is not None})
     except ValidationError as error:
-        wrong = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
+        wrong = [
+            f"{PREFIX}{str(each['loc'][0]).upper()}: {each['msg']}"
+            for each in error.errors()
+            if each["type"] != "default_factory_not_called"  # which is so only because something else is wrong
+        ]
         raise StartError("; ".join(wrong).replace("Value error, ", "")) from None

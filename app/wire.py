@@ -126,6 +126,10 @@ def _lone_surrogates(text: str) -> Iterator[int]:
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _TYPE = re.compile(r"Invalid value (.*)", re.DOTALL)
+_A_CLOUDEVENT = (
+    "; with a specversion it looks like a CloudEvent: the content type of one is application/cloudevents+json, of an "
+    "array of them application/cloudevents-batch+json"
+)
 
 
 def fault_of(error: msgspec.ValidationError, value: object) -> Fault:
@@ -152,6 +156,8 @@ def _known_fields(pointer: str, value: object) -> str:
     """Which fields the object at `pointer` may have; `value` is the event that it is in. Empty when it is none."""
     if pointer == "#/position":
         return "; known are sequence, partition, offset, previous"
+    if pointer == "#" and isinstance(value, dict) and "specversion" in value:
+        return _A_CLOUDEVENT
     tag = value.get("type") if isinstance(value, dict) else None
     if not isinstance(tag, str) or tag not in _CLASSES:
         return ""

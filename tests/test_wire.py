@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app.domain.events import EVENT_TYPES, Initiated
 from app.errors import Fault, InvalidInputError, UnreadableError
 from app.wire import MAX_EVENTS, read_event, read_events
-from tests.making import Json, at, event_json
+from tests.making import NODE, Json, at, event_json
 from tests.strategies import bodies, json_values, logs, pure
 
 KNOWN = ", ".join(EVENT_TYPES)
@@ -66,6 +66,21 @@ def faults_of_array(sent: bytes) -> list[Fault]:
     with pytest.raises(InvalidInputError) as raised:
         read_events(sent)
     return raised.value.faults
+
+
+@pytest.mark.parametrize("first", [{"specversion": "1.0"}, {"id": str(NODE), "specversion": "1.0"}])
+def test_a_cloudevent_as_json_is_told_its_content_type(first: Json) -> None:
+    """What has a specversion is most likely a CloudEvent: whatever field is the first that is not known says so."""
+    cloudevent = {**first, "source": "x", "type": "node.heartbeat", "subject": str(NODE), "time": at(1)}
+    name = next(iter(first))
+    for [fault], pointer in (
+        (faults(body(cloudevent)), f"#/{name}"),
+        (faults_of_array(b"[%s]" % body(cloudevent)), f"#/0/{name}"),
+    ):
+        assert fault.pointer == pointer
+        assert fault.detail.startswith("unknown field; ")
+        assert "application/cloudevents+json" in fault.detail
+        assert "application/cloudevents-batch+json" in fault.detail
 
 
 # --- Not readable --------------------------------------------------------------------------------------------------

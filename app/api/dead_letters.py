@@ -1,7 +1,9 @@
 """Dead letters: messages that could not be taken in, to be looked at, tried again, or removed."""
 
 from base64 import b64encode
+from functools import partial
 from typing import Annotated
+from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -12,14 +14,16 @@ from app.api.events import render_one
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import DeadLetterPage, DeadMessage, Header, NoQuery, RowsQuery, encode
 from app.api.service import service_of
+from app.bus.envelopes import Envelope
 from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Outcome
-from app.errors import Fault, InvalidInputError, NotFoundError
+from app.errors import NotFoundError
 from app.incoming import Incoming, read_message
 from app.projector import Result
-from app.store import dead_letters
+from app.store import dead_letters, outbox
 from app.store.database import Connection
 from app.store.dead_letters import DeadLetter
+from app.store.outbox import Message
 
 router = APIRouter(tags=["kafka"])
 
@@ -67,7 +71,8 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
 
     When that is in, or not wanted any more (`applied`, `ignored`, `duplicate`, or `stale` because later events of
     its entity are in), the dead letter is removed with it. Else it stays: 409 for a conflict, 400 and 422 for what
-    still can't be read, and 422 for one that the service was to send itself.
+    still can't be read, and 422 for one that PostgreSQL still refuses. A message that was to go out (`source` is
+    `relay`) goes back to the outbox instead, behind what waits there of its entity: 202.
     """
     service = service_of(request)
 
@@ -78,7 +83,9 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     if letter is None:
         raise _unknown(id)
     if letter.partition is None or letter.offset is None:
-        raise InvalidInputError([Fault("#/path/id", "this message was to go out: it has no place to come in at")])
+        if not await service.database.write(partial(_send_again, letter)):
+            raise _unknown(id)
+        return Response(status_code=202)
     place = (letter.topic, letter.partition, letter.offset)
     event = read_message(Incoming(*place, letter.key, letter.value, letter.headers))
 
@@ -92,6 +99,7 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
 
 @router.delete(
     ROUTE + "/{id}",
+    status_code=204,
     operation_id="deleteDeadLetter",
     summary="Remove a message that is not wanted",
     **openapi.removal_operation(),
@@ -105,6 +113,16 @@ async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery
     if not await service_of(request).database.write_alone(work):
         raise _unknown(id)
     return Response(status_code=204)
+
+
+async def _send_again(letter: DeadLetter, connection: Connection) -> bool:
+    """Move a message back to the outbox. False: somebody else just did."""
+    envelope = Envelope.from_json(letter.value or b"")
+    message = Message(letter.topic, UUID(envelope.subject), envelope.domain, envelope.to_json().decode())
+    if not await dead_letters.remove(connection, letter.id):
+        return False
+    await outbox.add(connection, message)
+    return True
 
 
 def _unknown(id_: int) -> NotFoundError:

@@ -21,7 +21,14 @@ from app.api.service import Service, service_of
 from app.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.domain.events import Event
 from app.domain.registration import Outcome
-from app.errors import Fault, IngestInterruptedError, InvalidInputError, UnavailableError, UnreadableError
+from app.errors import (
+    Fault,
+    IngestInterruptedError,
+    InvalidInputError,
+    RefusedValuesError,
+    UnavailableError,
+    UnreadableError,
+)
 from app.projector import Result
 from app.wire import read_event, read_events
 
@@ -61,6 +68,7 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
     **CloudEvents 1.0**, structured (`application/cloudevents+json`), batched (`application/cloudevents-batch+json`)
     and binary (`ce-` headers), are the same events: `id` is the event id, `subject` the entity id, `time`
     occurred_at, `sequence` (decimal digits) the position; `domain`, `previous` and `correlationid` are extensions.
+    An event that the database alone refuses (a constraint of its operator's) is answered like one that is invalid.
     After a 503 send the same again: what was in already answers `duplicate` or `stale`.
     """
     service = service_of(request)
@@ -96,7 +104,7 @@ async def _answer_many(service: Service, events: list[Event], *, dry_run: bool) 
     if dry_run:
         results = await service.projector.foresee(events, by_position=True)
     else:
-        results = await _take(service, events, by_position=True)
+        results = await _take(service, events)
     summary = Summary(received=len(events), **Counter(str(result.outcome) for result in results))
     return Response(encode({"summary": summary, "results": results}), media_type=JSON)
 
@@ -125,17 +133,20 @@ def _events_of(body: bytes, media: str, headers: Iterable[tuple[bytes, bytes]]) 
     return [read_event(body)], False
 
 
-async def _take(
-    service: Service,
-    events: list[Event],
-    *,
-    by_position: bool = False,
-    after: "asyncio.Task[list[Result]] | None" = None,
-) -> list[Result]:
-    results = await service.projector.persist(events, by_position=by_position, after=after)
-    for outcome, count in Counter(result.outcome for result in results).items():
-        service.metrics.events(outcome, count)
+async def _take(service: Service, events: list[Event]) -> list[Result]:
+    try:
+        results = await service.projector.persist(events, by_position=True)
+    except RefusedValuesError as error:
+        index = await service.projector.find_refused(events, by_position=True)
+        raise InvalidInputError([Fault(f"#/{index}", str(error))]) from error
+    _count(service, results)
     return results
+
+
+def _count(service: Service, results: Iterable[Result | RefusedValuesError]) -> None:
+    outcomes = ("invalid" if isinstance(each, RefusedValuesError) else each.outcome for each in results)
+    for outcome, count in Counter(outcomes).items():
+        service.metrics.events(outcome, count)
 
 
 def _correlated(events: list[Event], correlation_id: UUID | None) -> list[Event]:
@@ -180,7 +191,7 @@ class _Taking(msgspec.Struct, frozen=True):
     chunk: list[_Line]
     last: int  # the number of its last line
     entities: set[UUID]
-    results: "asyncio.Task[list[Result]]"
+    results: "asyncio.Task[list[Result | RefusedValuesError]]"
 
 
 async def _take_stream(request: Request, service: Service, correlation_id: UUID | None) -> Response:
@@ -202,7 +213,7 @@ async def _take_stream(request: Request, service: Service, correlation_id: UUID 
             ):
                 committed = await _finish(service, under_way, counts, answer)
             before = under_way[-1].results if under_way else None
-            taking = asyncio.create_task(_take(service, events, after=before))
+            taking = asyncio.create_task(_take_fitting(service, events, before))
             under_way.append(_Taking(chunk, last, entities, taking))
         while under_way:
             committed = await _finish(service, under_way, counts, answer)
@@ -216,6 +227,14 @@ async def _take_stream(request: Request, service: Service, correlation_id: UUID 
             raise IngestInterruptedError(error, committed) from error
         raise
     return StreamingResponse(_contents(answer), media_type=NDJSON)
+
+
+async def _take_fitting(
+    service: Service, events: list[Event], after: asyncio.Task[object] | None
+) -> list[Result | RefusedValuesError]:
+    results = await service.projector.persist_fitting(events, after=after)
+    _count(service, results)
+    return results
 
 
 async def _chunks(request: Request, correlation_id: UUID | None) -> AsyncIterator[tuple[list[_Line], int]]:
@@ -254,11 +273,13 @@ async def _finish(service: Service, under_way: deque[_Taking], counts: Counter[s
     under_way.popleft()
     for line in oldest.chunk:
         if isinstance(line.read, list):
-            counts["invalid"] += 1
             service.metrics.events("invalid", 1)
-            answer.write(encode({"line": line.number, "outcome": "invalid", "errors": line.read}) + b"\n")
+            _write_invalid(line.number, line.read, counts, answer)
             continue
         result = next(results)
+        if isinstance(result, RefusedValuesError):
+            _write_invalid(line.number, [Fault("#", str(result))], counts, answer)
+            continue
         counts[result.outcome] += 1
         if result.outcome is not Outcome.APPLIED:
             told = {
@@ -266,6 +287,11 @@ async def _finish(service: Service, under_way: deque[_Taking], counts: Counter[s
             }
             answer.write(encode({"line": line.number, **told}) + b"\n")
     return oldest.last
+
+
+def _write_invalid(number: int, faults: list[Fault], counts: Counter[str], answer: IO[bytes]) -> None:
+    counts["invalid"] += 1
+    answer.write(encode({"line": number, "outcome": "invalid", "errors": faults}) + b"\n")
 
 
 async def _contents(answer: IO[bytes]) -> AsyncIterator[bytes]:

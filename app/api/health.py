@@ -7,10 +7,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.api import metrics, openapi
 from app.api.bodies import JSON
+from app.api.metrics import Kept
 from app.api.schemas import Health, NoQuery, Ready, encode
 from app.api.service import service_of
 from app.errors import UnavailableError
-from app.store import outbox
+from app.store import dead_letters, outbox, watermarks
+from app.store.database import Connection
 from app.store.outbox import Backlog
 
 router = APIRouter(tags=["health"])
@@ -40,11 +42,16 @@ async def readyz(request: Request, _query: Annotated[NoQuery, Query()]) -> Respo
 async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer in Prometheus' text format; of all worker processes together."""
     service = service_of(request)
-    service.metrics.breaker("primary", is_open=service.database.breaker.is_open)
-    service.metrics.breaker("scans", is_open=service.scans.breaker.is_open)
-    backlogs: list[Backlog] = []
-    with suppress(UnavailableError):  # a database that is down takes these numbers away, and no others
-        backlogs = await service.database.read(outbox.backlogs)
+    for name, breaker in service.breakers.items():
+        service.metrics.breaker(name, is_open=breaker.is_open)
+
+    async def work(connection: Connection) -> Kept:
+        backlogs = await outbox.backlogs(connection)
         waiting = {each.destination for each in backlogs}
         backlogs += [Backlog(name, 0, 0.0) for name in service.outgoing.destinations if name not in waiting]
-    return Response(service.metrics.text(backlogs), media_type=metrics.MEDIA_TYPE)
+        return Kept(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))
+
+    kept = Kept()
+    with suppress(UnavailableError):  # a database that is down takes these numbers away, and no others
+        kept = await service.database.read(work)
+    return Response(service.metrics.text(kept), media_type=metrics.MEDIA_TYPE)

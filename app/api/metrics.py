@@ -1,9 +1,10 @@
-"""What Prometheus reads: requests, events by outcome, the circuit breakers."""
+"""What Prometheus reads: requests, events by outcome, the circuit breakers, and what the database has to tell."""
 
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -12,11 +13,20 @@ from prometheus_client.registry import Collector
 
 from app.domain.registration import Outcome
 from app.store.outbox import Backlog
+from app.store.watermarks import Age
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` when several processes answer for one service
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 LABELS = ("destination",)
+
+
+class Kept(Struct, frozen=True):
+    """What the database has to tell, the same for all processes; None: it was not asked, or did not answer."""
+
+    backlogs: Sequence[Backlog] = ()
+    ages: Sequence[Age] = ()
+    dead_letters: int | None = None
 
 
 class Metrics:
@@ -43,7 +53,7 @@ class Metrics:
         )
         self._breaker = Gauge(
             "pqs_breaker_open",
-            "1 while the circuit breaker keeps requests from this database.",
+            "1 while the circuit breaker keeps requests from this database, or from Consul.",
             ["database"],
             registry=self._registry,
             multiprocess_mode="livemax",
@@ -89,38 +99,45 @@ class Metrics:
         self._swept.labels(kind).inc(count)
         self._lag.labels(kind).set(late)
 
-    def breaker(self, database: str, *, is_open: bool) -> None:
-        """How a breaker stands now."""
-        self._breaker.labels(database).set(is_open)
+    def breaker(self, name: str, *, is_open: bool) -> None:
+        """How a breaker stands now: that of a database, or of Consul."""
+        self._breaker.labels(name).set(is_open)
 
-    def text(self, backlogs: Sequence[Backlog] = ()) -> bytes:
-        """Everything in Prometheus' text format; of all processes of the service where there are several.
-
-        `backlogs` is what waits in the outbox now: that is in the database, and so the same for all processes.
-        """
+    def text(self, kept: Kept | None = None) -> bytes:
+        """Everything in Prometheus' text format; of all processes of the service where there are several."""
         registry = self._registry
         if SHARED_DIRECTORY in os.environ:
             registry = CollectorRegistry()
             registry.register(_AllProcesses())
-        return generate_latest(registry) + generate_latest(_Outbox(backlogs))
+        return generate_latest(registry) + generate_latest(_Kept(kept or Kept()))
 
 
-class _Outbox(Collector):
-    """What waits in the outbox."""
+class _Kept(Collector):
+    """The same as gauges."""
 
-    def __init__(self, backlogs: Sequence[Backlog]) -> None:
-        self._backlogs = backlogs
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
 
     def collect(self) -> Iterable[Metric]:
-        """Two gauges for each destination."""
+        """Two for each destination, one for each partition, and one."""
         waiting = GaugeMetricFamily(
             "pqs_outbox_messages", "Messages that wait to be sent; an estimate where there are many.", labels=LABELS
         )
         oldest = GaugeMetricFamily("pqs_outbox_oldest_seconds", "How long the oldest of them waits.", labels=LABELS)
-        for each in self._backlogs:
+        for each in self._kept.backlogs:
             waiting.add_metric([each.destination], each.messages)
             oldest.add_metric([each.destination], each.oldest_seconds)
-        return [waiting, oldest]
+        behind = GaugeMetricFamily(
+            "pqs_watermark_age_seconds",
+            "How long ago it is that all which had come into a partition of Kafka was in.",
+            labels=("topic", "partition"),
+        )
+        for age in self._kept.ages:
+            behind.add_metric([age.topic, str(age.partition)], age.seconds)
+        dead = GaugeMetricFamily("pqs_dead_letters", "Dead letters; an estimate where there are many.")
+        if self._kept.dead_letters is not None:
+            dead.add_metric([], self._kept.dead_letters)
+        return [waiting, oldest, behind, dead]
 
 
 class _AllProcesses(Collector):

@@ -6,6 +6,7 @@ from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any, TypedDict
+from uuid import UUID
 
 import msgspec
 from fastapi import FastAPI
@@ -14,7 +15,7 @@ from fastapi.responses import Response
 
 from app.api import schemas
 from app.cloudevents import BATCH, STRUCTURED
-from app.domain.events import EVENT_TYPES, Event
+from app.domain.events import DEFAULT_DOMAIN, EVENT_TYPES, Event
 from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Registration
 from app.domain.workflows import Provenance, Workflow
@@ -159,7 +160,7 @@ def events_operation() -> Operation:
         422: _error(422),
         503: _error(503, "Problem", "InterruptedProblem"),
     }
-    extra = {"requestBody": {"required": True, "content": asked}}
+    extra: Json = {"requestBody": {"required": True, "content": asked}, "parameters": _attributes()}
     return {"response_class": Response, "responses": responses, "openapi_extra": extra}
 
 
@@ -183,9 +184,10 @@ def commit_operation() -> Operation:
 
 
 def retry_operation() -> Operation:
-    """`POST /v1/dead-letters/{id}/retry`, which answers as an event that is posted."""
+    """`POST /v1/dead-letters/{id}/retry`, which answers as an event that is posted does."""
     ok = {"description": "What became of the event.", "content": {JSON: _schema("Result")}, "headers": _headers()}
-    responses: dict[int | str, Json] = {200: ok, 409: _error(409, "OrderProblem")}
+    out = {"description": "It was to go out, and waits in the outbox again.", "headers": _headers()}
+    responses: dict[int | str, Json] = {200: ok, 202: out, 409: _error(409, "OrderProblem")}
     responses |= {status: _error(status) for status in (400, 404, 422, 503)}
     responses[400]["description"] = "The message is not JSON: the detail says where it breaks."
     return {"response_class": Response, "responses": responses, "openapi_extra": None}
@@ -398,6 +400,34 @@ def _cloudevent() -> Json:
         "properties": required | {name: {"anyOf": [one, {"type": "null"}]} for name, one in optional.items()},
         "required": list(required),
     }
+
+
+def _attributes() -> list[Json]:
+    """The headers of a CloudEvent in binary mode: none of them, or all that a CloudEvent must have."""
+    told = {
+        "specversion": ("Of a CloudEvent in binary mode, whose body is its `data` alone: `1.0`.", "1.0"),
+        "id": ("The event id, a UUID.", "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1d02"),
+        "source": ("Where it comes from. Checked, and not kept.", "/racks/12"),
+        "type": ("The event type.", "registration.accepted"),
+        "subject": ("The entity id, a UUID.", "2f4d6b8a-7c53-4c58-8a3c-1f0e2d3c4b5a"),
+        "time": ("When it happened, with a zone.", "2026-01-01T12:00:02Z"),
+        "sequence": ("The position in the source, in decimal digits.", "0002"),
+        "previous": ("The sequence of the event before this one; may be left out.", "0001"),
+        "domain": ("The domain; `registration` where it is left out.", DEFAULT_DOMAIN),
+        "correlationid": ("A UUID to be kept with the event; may be left out.", str(UUID(int=1))),
+        "partitionkey": ("Checked, and not kept; may be left out.", "2f4d6b8a-7c53-4c58-8a3c-1f0e2d3c4b5a"),
+    }
+    return [
+        {
+            "name": f"ce-{name}",
+            "in": "header",
+            "required": False,
+            "description": description,
+            "schema": {"type": "string"},
+            "example": example,
+        }
+        for name, (description, example) in told.items()
+    ]
 
 
 # --- Examples ------------------------------------------------------------------------------------------------------

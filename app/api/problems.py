@@ -23,6 +23,7 @@ from app.errors import (
     NotFoundError,
     PqsError,
     PreconditionRequiredError,
+    RefusedValuesError,
     TooLargeError,
     UnavailableError,
     UnreadableError,
@@ -38,6 +39,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     UnreadableError: HTTPStatus.BAD_REQUEST,
     BadCursorError: HTTPStatus.BAD_REQUEST,
     InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    RefusedValuesError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -102,6 +104,8 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 def _to_ours(request: Request, error: PqsError) -> Response:
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     headers = retry_after(error) if isinstance(error, UnavailableError) else None
+    if isinstance(error, RefusedValuesError):
+        error = InvalidInputError([Fault("#", str(error))])
     if isinstance(error, IngestInterruptedError):
         body = InterruptedProblem(
             NO_TYPE,

@@ -15,6 +15,7 @@ from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State, Workflow
 from app.errors import Fault
 from app.projector import Followed
+from app.store.dead_letters import Source
 from app.store.watermarks import Watermark
 from app.wire import EARLIEST, LATEST
 
@@ -206,10 +207,10 @@ class OverdueRegistration(Registration, frozen=True):
 class OverduePage(Struct, frozen=True):
     """A page of overdue registrations, oldest deadline first; `next_deadline` is the earliest one still to come."""
 
-    as_of: datetime
+    as_of: Time
     items: list[OverdueRegistration]
     next_cursor: str | None
-    next_deadline: datetime | None
+    next_deadline: Time | None
 
 
 class Summary(Struct, frozen=True):
@@ -271,12 +272,12 @@ class DeadMessage(Struct, frozen=True):
     """
 
     id: int
-    source: str
+    source: Source
     topic: str
     partition: int | None
     offset: int | None
     error: str
-    created_at: datetime
+    created_at: Time
     key: str | None
     key_base64: str | None
     value: str | None

@@ -6,6 +6,7 @@ from fastapi import Request
 
 from app.api.metrics import Metrics
 from app.batching import Reader, Writer
+from app.breaker import CircuitBreaker
 from app.outgoing import Outgoing
 from app.projector import Projector
 from app.settings import Settings
@@ -18,6 +19,7 @@ class Service:
     """The parts. `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans.
 
     `reader` and `writer` join what comes one by one; arrays and streams go to the projector as they are.
+    `breakers` are named for the metrics by what they keep requests from.
     """
 
     settings: Settings
@@ -29,6 +31,7 @@ class Service:
     workflows: WorkflowStore
     outgoing: Outgoing
     metrics: Metrics
+    breakers: dict[str, CircuitBreaker]
 
 
 def service_of(request: Request) -> Service:

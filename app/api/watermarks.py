@@ -23,7 +23,8 @@ async def list_watermarks(request: Request, _query: Annotated[NoQuery, Query()])
     """Answer a watermark for each partition of which something was read, by topic and partition.
 
     Every message up to `offset` is applied, or is a dead letter. What was in the partition by `as_of` is in the
-    projection: it is now, within a second, while a consumer has caught up, else the time of the last message.
+    projection: it is now, within a second, while a consumer has caught up, else the time of the last message, or an
+    earlier one where the times of a partition's messages go back, because their producers' clocks differ.
     """
     items = await service_of(request).scans.read(watermarks.get_all)
     return Response(encode(WatermarkList(items)), media_type=JSON)

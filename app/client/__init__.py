@@ -10,8 +10,12 @@ import httpx
 
 from app.client.answers import (
     BatchResult,
+    DeadLetter,
+    DeadLetterPage,
     EntityPage,
     EventResult,
+    Followed,
+    Header,
     LineResult,
     Lookup,
     OverduePage,
@@ -20,9 +24,12 @@ from app.client.answers import (
     StateCounts,
     StreamSummary,
     Summary,
+    Watermark,
+    WatermarkList,
     WorkflowPage,
 )
 from app.client.connection import KEEP_IDLE, Connection, Retry
+from app.client.dead_letters import DeadLetters
 from app.client.entities import Entities, Overdue
 from app.client.events import Events
 from app.client.problems import (
@@ -52,9 +59,13 @@ __all__ = [
     "Committed",
     "ConflictError",
     "ConnectionFailedError",
+    "DeadLetter",
+    "DeadLetterPage",
     "EarlyError",
     "EntityPage",
     "EventResult",
+    "Followed",
+    "Header",
     "InterruptedStreamError",
     "InvalidError",
     "LineResult",
@@ -74,6 +85,7 @@ __all__ = [
     "UnavailableError",
     "UnexpectedAnswerError",
     "UnreadableError",
+    "Watermark",
     "Workflow",
     "WorkflowPage",
 ]
@@ -114,6 +126,7 @@ class Client:
         self.overdue = Overdue(self._connection)
         self.events = Events(self._connection)
         self.workflows = Workflows(self._connection)
+        self.dead_letters = DeadLetters(self._connection)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -126,6 +139,10 @@ class Client:
         traceback: TracebackType | None = None,
     ) -> None:
         await self._http.__aexit__(exc_type, exc_value, traceback)
+
+    async def watermarks(self) -> list[Watermark]:
+        """How far each partition of Kafka is read, by topic and partition. It is repeatable."""
+        return (await self._connection.get("/v1/watermarks", WatermarkList)).items
 
     async def ready(self) -> Ready:
         """Whether the service can answer, asked once: raises UnavailableError, which says what is missing, if not."""

@@ -53,8 +53,18 @@ class OverduePage(Struct, frozen=True):
     next_deadline: datetime | None
 
 
+class Followed(Struct, frozen=True):
+    """An event that followed from a trigger."""
+
+    event_id: UUID
+    type: str
+
+
 class EventResult(Struct, frozen=True):
-    """What became of one event, and how its entity's row stands after it (None: there is no row)."""
+    """What became of one event, and how its entity's row stands after it (None: there is no row).
+
+    `events` is what followed from a trigger, in its order: empty where nothing did, None for what is no trigger.
+    """
 
     event_id: UUID
     outcome: Outcome
@@ -64,6 +74,7 @@ class EventResult(Struct, frozen=True):
     current_state: RegistrationState | None
     version: int | None
     stands_at: Position | None
+    events: list[Followed] | None = None
 
 
 class Summary(Struct, frozen=True):
@@ -110,6 +121,67 @@ class WorkflowPage(Struct, frozen=True):
     """A page of workflows, oldest change first; `next_cursor` is None on the last one."""
 
     items: list[Workflow]
+    next_cursor: str | None
+
+
+class Watermark(Struct, frozen=True):
+    """How far a partition of Kafka is read: every message up to `offset` is applied, or is a dead letter.
+
+    What was in the partition by `as_of` is in; that is the later one of `message_at` and of `caught_up_at`, when
+    there was last seen to be nothing after `offset`. `message_at` is the time of the message at `offset`, where times
+    do not go back; else the newest time up to there, less the most by which one was seen to go back. None: it is not
+    known.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    as_of: datetime | None
+    message_at: datetime | None
+    caught_up_at: datetime | None
+    updated_at: datetime
+    consumer: str
+
+
+class WatermarkList(Struct, frozen=True):
+    """A watermark for each partition of which something was read, by topic and partition."""
+
+    items: list[Watermark]
+
+
+class Header(Struct, frozen=True):
+    """A header of a message: its value as text, or in base64 where it is none; both are None when it has none."""
+
+    name: str
+    value: str | None
+    value_base64: str | None
+
+
+class DeadLetter(Struct, frozen=True):
+    """A message that could not be taken in (`source` is `consumer`), or sent (`relay`), and why.
+
+    One that was to go out has no partition and offset, and its destination as `topic`. Key and value are there as
+    text, or in base64 where they are none.
+    """
+
+    id: int
+    source: str
+    topic: str
+    partition: int | None
+    offset: int | None
+    error: str
+    created_at: datetime
+    key: str | None
+    key_base64: str | None
+    value: str | None
+    value_base64: str | None
+    headers: list[Header]
+
+
+class DeadLetterPage(Struct, frozen=True):
+    """A page of dead letters, oldest first; `next_cursor` is None on the last one."""
+
+    items: list[DeadLetter]
     next_cursor: str | None
 
 

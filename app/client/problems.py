@@ -60,7 +60,7 @@ class UnreadableError(ProblemError):
 
 
 class NotFoundError(ProblemError):
-    """404: there is no such entity, or workflow."""
+    """404: there is no such entity, workflow or dead letter."""
 
 
 class ConflictError(ProblemError):

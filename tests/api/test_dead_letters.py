@@ -1,5 +1,6 @@
 """Watermarks and dead letters over HTTP: listed, tried again, removed."""
 
+import asyncio
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,10 +10,12 @@ import msgspec
 import pytest
 
 from app.domain.positions import MAX_NUMBER
-from app.store import dead_letters, watermarks
+from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
+from app.store.outbox import Pending
 from app.store.watermarks import Advance
+from tests.bus.test_envelopes import envelope
 from tests.making import NODE, Json, event_json, node, when
 
 LIST = "/v1/dead-letters"
@@ -134,17 +137,49 @@ async def test_what_conflicts_stays(client: httpx.AsyncClient, add: Add) -> None
         (letter(7, b"\xff"), 400),
         (letter(7, b"{}"), 422),
         (letter(7, None), 422),
-        (letter(None, INITIATED, partition=None, source=RELAY), 422),
     ],
 )
 async def test_what_still_cannot_be_read_stays(
     client: httpx.AsyncClient, add: Add, letter_: Letter, status: int
 ) -> None:
-    """An unreadable message, and one that was to go out, is a problem and stays."""
+    """An unreadable message is a problem and stays."""
     await add(letter_)
     answer = await client.post(f"{LIST}/1/retry")
     assert (answer.status_code, answer.json()["status"]) == (status, status)
     assert len(await listed(client)) == 1
+
+
+async def test_what_was_to_go_out_waits_in_the_outbox_again(
+    client: httpx.AsyncClient, add: Add, database: Database
+) -> None:
+    """Its destination, entity and envelope are what they were, and it is no dead letter any more."""
+    value = envelope(domain="other").to_json()
+    await add(letter(None, value, topic="effect:consul", partition=None, source=RELAY))
+    answers = await asyncio.gather(*(client.post(f"{LIST}/1/retry") for _ in range(4)))
+    assert sorted(answer.status_code for answer in answers) == [202, 404, 404, 404]
+    assert await listed(client) == []
+
+    async def work(connection: Connection) -> list[Pending]:
+        return await outbox.read(connection, "effect:consul", range(outbox.SLOTS), most=9)
+
+    [waiting] = await database.read(work)
+    assert (str(waiting.entity_id), waiting.envelope) == (envelope().subject, value.decode())
+
+
+async def test_what_postgresql_still_refuses_stays(client: httpx.AsyncClient, add: Add, database: Database) -> None:
+    """A retry that a constraint is against is a 422 without PostgreSQL's words; without the constraint it gets in."""
+
+    async def execute(statement: str) -> None:
+        await database.write(lambda connection: connection.execute(statement))
+
+    await execute("ALTER TABLE registration_projections ADD CONSTRAINT ours CHECK (node_type <> 'compute')")
+    await add(letter(7, INITIATED))
+    answer = await client.post(f"{LIST}/1/retry")
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "#")
+    assert "ours" not in answer.text
+    assert len(await listed(client)) == 1
+    await execute("ALTER TABLE registration_projections DROP CONSTRAINT ours")
+    assert (await client.post(f"{LIST}/1/retry")).json()["outcome"] == "applied"
 
 
 async def test_headers_count_in_a_retry_too(client: httpx.AsyncClient, add: Add) -> None:

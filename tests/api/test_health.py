@@ -1,14 +1,23 @@
 """Liveness, readiness and metrics."""
 
+import asyncio
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+
 import asyncpg
 import httpx
 import pytest
 
 from app.breaker import FAILURES
 from app.domain.registration import Outcome
+from app.store import dead_letters, watermarks
+from app.store.database import Connection, Database
+from app.store.dead_letters import Letter
 from app.store.schema import HEAD, REVISIONS
+from app.store.watermarks import Advance
 from tests.api.conftest import service_on
-from tests.making import NODE, event_json, life, node
+from tests.consul import consul
+from tests.making import NODE, Json, event_json, life, node
 
 READS = [
     f"/v1/entities/{NODE}",
@@ -18,6 +27,9 @@ READS = [
     "/v1/overdue/ack",
     "/v1/overdue/liveness",
 ]
+
+
+PATIENCE = 60.0  # seconds; only a test that fails waits that long
 
 
 async def set_revision(url: str, revision: str | None) -> None:
@@ -191,6 +203,63 @@ async def test_the_breaker_is_a_gauge(unreachable_url: str) -> None:
     names = ['pqs_breaker_open{database="primary"}', 'pqs_breaker_open{database="scans"}']
     assert [before[name] for name in names] == [0, 0]
     assert [after[name] for name in names] == [0, 1]
+
+
+async def test_consuls_breaker_is_a_gauge(database_url: str) -> None:
+    """Where the service speaks to Consul its breaker is among the others: 1 once Consul has not answered often."""
+    name = 'pqs_breaker_open{database="consul"}'
+    with consul() as agent:
+        agent.answers = [503] * 1000
+        async with service_on(database_url, consul_url=agent.url) as client:
+            assert (await metrics(client))[name] == 0
+            nodes = [event_json("node.introspected", 1, entity_id=node(number)) for number in range(FAILURES)]
+            assert (await client.post("/v1/events", json=nodes)).status_code == 200
+            async with asyncio.timeout(PATIENCE):
+                while (await metrics(client))[name] == 0:  # noqa: ASYNC110 - it opens in the relay's own time
+                    await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("given", [{}, {"consul_url": "http://127.0.0.1:1", "relay": False}])
+async def test_without_consul_its_breaker_is_no_gauge(database_url: str, given: Json) -> None:
+    """A service that does not speak to Consul, because there is none or another process does, says nothing of it."""
+    async with service_on(database_url, **given) as client:
+        assert [name for name in await metrics(client) if "consul" in name and "breaker" in name] == []
+
+
+async def test_partitions_and_dead_letters_are_gauges(client: httpx.AsyncClient, database: Database) -> None:
+    """A partition that lags says by how many seconds, one of which no time is known says nothing."""
+    assert (await metrics(client))["pqs_dead_letters"] == 0
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+
+    async def work(connection: Connection) -> None:
+        advances = [
+            Advance(topic="nodes", partition=0, expected=None, offset=4, message_at=an_hour_ago),
+            Advance(
+                topic="nodes", partition=1, expected=None, offset=4, message_at=an_hour_ago, caught_up=monotonic()
+            ),
+            Advance(topic="nodes", partition=2, expected=None, offset=4),
+        ]
+        await watermarks.advance(connection, advances, "me")
+        await dead_letters.add(
+            connection, [Letter(topic="nodes", key=None, value=None, headers=[], error="") for _ in range(3)]
+        )
+
+    await database.write(work)
+    told = await metrics(client)
+    ages = [told.get(f'pqs_watermark_age_seconds{{partition="{each}",topic="nodes"}}') for each in range(3)]
+    assert ages[0] is not None
+    assert ages[1] is not None
+    assert ages[0] >= 3600 > ages[1] >= 0
+    assert ages[2] is None
+    assert told["pqs_dead_letters"] == 3
+
+
+async def test_a_database_that_is_down_takes_its_own_gauges_alone(unreachable_url: str) -> None:
+    """What the process counts itself is there, and what the database would tell is left out."""
+    async with service_on(unreachable_url) as client:
+        told = await metrics(client)
+    assert 'pqs_breaker_open{database="primary"}' in told
+    assert [name for name in told if name.startswith(("pqs_outbox", "pqs_watermark", "pqs_dead_letters"))] == []
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])

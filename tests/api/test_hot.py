@@ -27,7 +27,7 @@ from app.api.context import GONE, correlation_id
 from app.api.hot import MAX_BODY, HotCycle, HotProtocol
 from app.settings import read_settings
 from app.store.tables import Base, RegistrationProjection
-from tests.conftest import new_database
+from tests.databases import new_database
 from tests.making import NODE, Json, event_json, life, node
 
 PATIENCE = 20.0  # seconds
@@ -604,17 +604,38 @@ async def test_the_smallest_limit_counts(database_url: str) -> None:
     assert served.ways == [True, False]
 
 
+BREAKS = """
+CREATE FUNCTION ours() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN RAISE 'on fire' USING ERRCODE = 'internal_error'; END $$;
+"""
+# What stands in the way of an event, how it is removed, and the status meanwhile.
+IN_THE_WAY = {
+    "refused": (
+        f"ALTER TABLE {TABLE} ADD CONSTRAINT ours CHECK (version < 6)",
+        f"ALTER TABLE {TABLE} DROP CONSTRAINT ours",
+        422,
+    ),
+    "nobody foresaw it": (
+        BREAKS + f"CREATE TRIGGER ours BEFORE UPDATE ON {TABLE} EXECUTE FUNCTION ours()",
+        "DROP FUNCTION ours CASCADE",
+        500,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
 @pytest.mark.parametrize("ask", [ASKS["an event"], ASKS["an event with a charset"]], ids=["hot", "usual"])
-async def test_an_error_that_nobody_foresaw(hot: Served, client: Client, access: Access, ask: Ask) -> None:
-    """It is a 500 that names the correlation id, and the connection stays."""
+async def test_an_error_of_postgresqls(hot: Served, client: Client, access: Access, ask: Ask, kind: str) -> None:
+    """It is a 422 or, when nobody foresaw it, a 500, each with the correlation id; and the connection stays."""
+    put_there, remove, status = IN_THE_WAY[kind]
     async with connected(hot.url) as connection:
-        await connection.execute(f"ALTER TABLE {TABLE} ADD CONSTRAINT nobody_foresaw CHECK (version < 6)")
+        await connection.execute(put_there)
         try:
             answer = await client.ask(ask)
         finally:
-            await connection.execute(f"ALTER TABLE {TABLE} DROP CONSTRAINT nobody_foresaw")
-    assert (answer.status, answer.header("content-type")) == (500, "application/problem+json")
-    assert await access.next() == (answer.header("x-correlation-id"), "POST", EVENTS, 500)
+            await connection.execute(remove)
+    assert (answer.status, answer.header("content-type")) == (status, "application/problem+json")
+    assert await access.next() == (answer.header("x-correlation-id"), "POST", EVENTS, status)
     assert (await client.ask(ask)).status == 200
 
 

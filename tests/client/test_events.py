@@ -31,6 +31,25 @@ async def test_an_event_goes_as_a_value_or_as_json(pqs: Client, make: Making) ->
     assert (await pqs.events.send(make("registration.activated", 2))).outcome is Outcome.IGNORED
 
 
+async def test_a_trigger_names_what_followed(pqs: Client) -> None:
+    """The events are there in their order, none for a trigger that was ignored, and None for what is no trigger."""
+    first = await pqs.events.send(event_json("node.introspected", 1))
+    assert first.events is not None
+    assert [each.type for each in first.events] == [
+        "registration.initiated",
+        "registration.accepted",
+        "registration.ack_requested",
+    ]
+    assert len({each.event_id for each in first.events}) == 3
+    assert (await pqs.events.send(event_json("node.introspected", 2))).events == []
+    assert (await pqs.events.send(event_json("node.heartbeat", 3))).events is None
+    batch = await pqs.events.send_all([event_json("node.registration_acked", 4)])
+    assert [each.type for each in batch.results[0].events or []] == [
+        "registration.ack_received",
+        "registration.activated",
+    ]
+
+
 @pytest.mark.parametrize("type_", EVENT_TYPES)
 async def test_every_event_type_is_read_as_it_was_sent(pqs: Client, type_: str) -> None:
     """Events of each type, as values, are what the service reads: in a dry run none of them is invalid."""

@@ -1,0 +1,131 @@
+"""Dead letters and watermarks through the client, from the whole application."""
+
+import msgspec
+import pytest
+
+from app.client import Client, ConflictError, ConnectionFailedError, Header, InvalidError, NotFoundError
+from app.domain.positions import Position
+from app.domain.registration import Outcome
+from app.store import dead_letters, outbox, watermarks
+from app.store.database import Connection, Database
+from app.store.dead_letters import RELAY, Letter
+from app.store.watermarks import Advance
+from tests.bus.test_envelopes import envelope
+from tests.client.proxy import Proxy
+from tests.making import NODE, event_json, when
+
+INITIATED = msgspec.json.encode(event_json("registration.initiated", 1))
+
+
+def letter(offset: int, value: bytes = INITIATED) -> Letter:
+    """A message that could not be taken in."""
+    headers: dead_letters.Headers = [("text", b"x"), ("bytes", b"\xff"), ("none", None)]
+    return Letter(
+        topic="nodes", partition=3, offset=offset, key=b"\xff", value=value, headers=headers, error="unreadable"
+    )
+
+
+async def add(database: Database, *letters: Letter) -> None:
+    """Put letters among the dead ones."""
+    await database.write(lambda connection: dead_letters.add(connection, letters))
+
+
+async def ids(pqs: Client, limit: int | None = None) -> list[list[int]]:
+    """The ids on each page."""
+    return [[item.id for item in page.items] async for page in pqs.dead_letters.pages(limit=limit)]
+
+
+async def test_a_dead_letter_is_a_value(pqs: Client, database: Database) -> None:
+    """Place, error and contents are there, as text or in base64."""
+    await add(
+        database, letter(7), Letter(source=RELAY, topic="effect:consul", key=None, value=None, headers=[], error="")
+    )
+    [page] = [page async for page in pqs.dead_letters.pages()]
+    came_in, goes_out = page.items
+    assert (came_in.source, came_in.topic, came_in.partition, came_in.offset) == ("consumer", "nodes", 3, 7)
+    assert (came_in.error, came_in.created_at.tzinfo is None) == ("unreadable", False)
+    assert (came_in.key, came_in.key_base64) == (None, "/w==")
+    assert (came_in.value, came_in.value_base64) == (INITIATED.decode(), None)
+    assert came_in.headers == [Header("text", "x", None), Header("bytes", None, "/w=="), Header("none", None, None)]
+    assert (goes_out.source, goes_out.topic, goes_out.partition, goes_out.value) == (
+        "relay",
+        "effect:consul",
+        None,
+        None,
+    )
+
+
+async def test_pages_of_dead_letters_are_followed_to_the_end(pqs: Client, database: Database) -> None:
+    """Each is there once, oldest first, and no more than the limit a page; a cursor begins further on."""
+    await add(database, *(letter(offset) for offset in range(5)))
+    assert await ids(pqs, limit=2) == [[1, 2], [3, 4], [5]]
+    first = await anext(pqs.dead_letters.pages(limit=2))
+    [rest] = [page async for page in pqs.dead_letters.pages(cursor=first.next_cursor)]
+    assert [item.id for item in rest.items] == [3, 4, 5]
+
+
+async def test_a_retry_says_what_became_of_the_event(pqs: Client, database: Database) -> None:
+    """The event is in at its own place, and the letter is gone."""
+    await add(database, letter(7))
+    result = await pqs.dead_letters.retry(1)
+    assert result is not None
+    assert (result.outcome, result.entity_id) == (Outcome.APPLIED, NODE)
+    assert result.stands_at == Position(partition="nodes-3", offset=7)
+    assert await ids(pqs) == [[]]
+
+
+async def test_a_retry_of_what_was_to_go_out_has_no_outcome(pqs: Client, database: Database) -> None:
+    """It waits in the outbox again, the letter is gone, and there is no event of which something became."""
+    value = envelope().to_json()
+    await add(database, Letter(source=RELAY, topic="effect:consul", key=None, value=value, headers=[], error=""))
+    assert await pqs.dead_letters.retry(1) is None
+    assert await ids(pqs) == [[]]
+    [waiting] = await database.read(outbox.backlogs)
+    assert (waiting.destination, waiting.messages) == ("effect:consul", 1)
+
+
+async def test_what_still_is_not_taken_in_stays(pqs: Client, database: Database) -> None:
+    """A conflict, and what is no event, are errors that say so, and the letters are still there."""
+    await pqs.events.send(event_json("registration.initiated", 1))
+    await add(database, letter(7), letter(8, b"{}"))
+    with pytest.raises(ConflictError) as conflict:
+        await pqs.dead_letters.retry(1)
+    assert conflict.value.stands_at == Position(sequence=1)
+    with pytest.raises(InvalidError):
+        await pqs.dead_letters.retry(2)
+    assert await ids(pqs) == [[1, 2]]
+
+
+async def test_a_dead_letter_is_removed(pqs: Client, database: Database) -> None:
+    """It is gone, and to remove or try it once more is a NotFoundError."""
+    await add(database, letter(7))
+    await pqs.dead_letters.delete(1)
+    assert await ids(pqs) == [[]]
+    with pytest.raises(NotFoundError, match="there is no dead letter 1"):
+        await pqs.dead_letters.delete(1)
+    with pytest.raises(NotFoundError):
+        await pqs.dead_letters.retry(1)
+
+
+@pytest.mark.parametrize("call", ["retry", "delete"])
+async def test_what_takes_a_letter_away_is_sent_once(proxy: Proxy, call: str) -> None:
+    """When its answer is lost it may have been done; sent again it would find none."""
+    proxy.lose_answers = 1
+    async with Client(proxy.url) as client:
+        with pytest.raises(ConnectionFailedError) as caught:
+            await getattr(client.dead_letters, call)(1)
+    assert caught.value.perhaps_done
+
+
+async def test_watermarks_are_values(pqs: Client, database: Database) -> None:
+    """Each partition says how far it is read, and until when all that was in it is in."""
+    assert await pqs.watermarks() == []
+
+    async def work(connection: Connection) -> None:
+        advance = Advance(topic="nodes", partition=3, expected=None, offset=4, message_at=when(1))
+        await watermarks.advance(connection, [advance], "me")
+
+    await database.write(work)
+    [watermark] = await pqs.watermarks()
+    assert (watermark.topic, watermark.partition, watermark.offset, watermark.consumer) == ("nodes", 3, 4, "me")
+    assert (watermark.as_of, watermark.message_at, watermark.caught_up_at) == (when(1), when(1), None)
