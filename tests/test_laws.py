@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from app.batching import Writer
 from app.domain.events import FACT_CLASSES, Event, Recorded
 from app.domain.registration import Outcome, Timing
 from app.projector import Projector
@@ -102,6 +103,19 @@ async def test_law_1_a_log_read_with_rewinds_and_repeats_ends_in_the_rows_of_one
     domain = str(uuid4())
     for batch in batches:
         await projector.persist(in_domain(batch, domain), by_position=by_position)
+    assert await rows(database, domain) == await one_pass(projector, database, log)
+
+
+@given(reread_logs())
+@stored
+async def test_law_1_holds_for_single_events_that_are_joined(
+    projector: Projector, database: Database, read: tuple[list[Event], list[Batches]]
+) -> None:
+    """Sent one by one and all at once, events are joined into transactions of any size, and the rows are the same."""
+    log, [batches] = read
+    domain, writer = str(uuid4()), Writer(projector, joining=True)
+    await asyncio.gather(*(writer.ask(event) for batch in batches for event in in_domain(batch, domain)))
+    await writer.close()
     assert await rows(database, domain) == await one_pass(projector, database, log)
 
 
