@@ -137,6 +137,7 @@ class Relay:
 
     async def _pass(self, destination: Destination, share: int) -> Passed:
         rests, loop = self._rests[destination.name], asyncio.get_running_loop()
+        refused: list[tuple[Pending, str]] = []
 
         async def work(connection: Connection) -> Passed:
             slots = await outbox.take(connection, destination.name, most=share)
@@ -147,24 +148,21 @@ class Relay:
                 return Passed()
             delivery = await self._send(connection, destination, messages)
             rests.learn(delivery, loop.time())
-            letters = [_letter(destination.name, message, why) for message, why in delivery.refused]
-            if letters:
-                await dead_letters.add(connection, letters)
-            gone = delivery.arrived + [message for message, _ in delivery.refused]
+            refused[:] = delivery.refused
+            if refused:
+                await dead_letters.add(connection, [_letter(destination.name, *each) for each in refused])
+            gone = delivery.arrived + [message for message, _ in refused]
             await outbox.remove(connection, destination.name, gone)
-            for message, why in delivery.refused:
-                log.error(
-                    "a message for %s is refused for good, and a dead letter now: %s: %s",
-                    destination.name,
-                    message.entity_id,
-                    why,
-                )
             return Passed(bool(gone), len(messages) >= destination.page // FULL, delivery.trouble)
 
         try:
-            return await self._database.write(work)
+            passed = await self._database.write(work)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end this for good
             return Passed(trouble=error)
+        said = "a message for %s is refused for good, and a dead letter now: %s: %s"
+        for message, why in refused:
+            log.error(said, destination.name, message.entity_id, why)
+        return passed
 
     async def _send(self, connection: Connection, destination: Destination, messages: Sequence[Pending]) -> Delivery:
         delivery = Delivery(destination, messages)
