@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The tests start some two hundred Pythons: compiled once is enough.
+# The tests start Python some hundred and fifty times: compiled once is enough.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help

@@ -24,9 +24,8 @@ class Bus(Protocol):
     def send(
         self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes], reported: Reported
     ) -> None:
-        """Take a message in, and tell `reported` later what `publish` says: never within this call, and a callback
-        because a future for each message is a third of what a message costs. Nothing waits here for room: the caller
-        bounds how many messages are on their way at once.
+        """Take a message in, and tell `reported` later what `publish` says, never within this call. Nothing waits
+        here for room: the caller bounds how many messages are on their way at once.
         """
 
     async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:
