@@ -5,6 +5,7 @@ Everything listens on the loopback or on a Unix socket, and is gone when `Machin
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -200,10 +201,11 @@ class Machine:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A port of the loopback that is free now, and is none of those that the kernel gives to whoever connects."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def resident(pid: int, *, peak: bool = False) -> int:
