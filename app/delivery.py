@@ -18,7 +18,7 @@ from app.store.outbox import EFFECT, TOPIC, Pending
 
 log = logging.getLogger(__name__)
 
-PAGE = 4000  # messages that one pass sends to the bus at most
+PAGE = 4000  # entries whose messages one pass sends to the bus at most
 EFFECTS_PAGE = 500  # intents that one pass hands to a handler at most,
 EFFECTS_AT_ONCE = 16  # and so many of them at a time
 REST = 1.0  # seconds that an entity rests whose message alone did not get through; each further time twice as long,

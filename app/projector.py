@@ -104,7 +104,7 @@ class Projector:
                     await asyncio.wait([after])
                     if after.exception() is not None:
                         raise UnavailableError("what comes before this is not in")
-                await registrations.save(connection, folded.saves, self._outgoing.messages(folded.decisions))
+                await registrations.save(connection, folded.saves, self._outgoing.entries(folded.decisions))
                 if also is not None:
                     await also(connection, folded.results)
                 return folded

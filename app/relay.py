@@ -21,7 +21,7 @@ from app.settings import BusKind, Settings
 from app.store import dead_letters, outbox
 from app.store.database import Connection, Database, watched
 from app.store.dead_letters import RELAY, Letter
-from app.store.outbox import Pending
+from app.store.outbox import Pending, Place
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,7 @@ class Relay:
         """Pass after pass, until the relay is closed. Lanes after the first one help while its passes are full."""
         in_trouble, share = False, self._share
         while not self._closing.is_set():
+            called = woken.is_set()
             woken.clear()
             passed = await self._pass(destination, share)
             share = self._share if passed.full else outbox.SLOTS
@@ -128,10 +129,10 @@ class Relay:
                     lane.set()
             elif not first:
                 await woken.wait()
-            elif passed.moved:
-                await _either(self._closing, PAUSE)
-            elif passed.trouble is not None:
+            elif passed.trouble is not None and not passed.moved:
                 await _either(self._closing, RETRY)
+            elif passed.moved or called:  # or what it was called for is another relay's by now
+                await _either(self._closing, PAUSE)
             else:
                 await _either(woken, POLL)
 
@@ -148,11 +149,10 @@ class Relay:
                 return Passed()
             delivery = await self._send(connection, destination, messages)
             rests.learn(delivery, loop.time())
-            refused[:] = delivery.refused
+            gone, refused[:] = _through(messages, delivery)
             if refused:
                 await dead_letters.add(connection, [_letter(destination.name, *each) for each in refused])
-            gone = delivery.arrived + [message for message, _ in refused]
-            await outbox.remove(connection, destination.name, gone)
+            await outbox.remove(connection, gone)
             return Passed(bool(gone), len(messages) >= destination.page // FULL, delivery.trouble)
 
         try:
@@ -175,6 +175,17 @@ class Relay:
             delivery.give_up()
             self._deliveries.discard(delivery)
         return delivery
+
+
+def _through(messages: Sequence[Pending], delivery: Delivery) -> tuple[dict[int, Place], list[tuple[Pending, str]]]:
+    """The entries that are through to their last message, by id with their places, and what was refused of them.
+
+    One with a message that has to wait stays as it is, and is sent from its first one again.
+    """
+    last = {message.id: message for message in messages}
+    ended = [*delivery.arrived, *(message for message, _ in delivery.refused)]
+    through = {message.id: message.place for message in ended if last[message.id] is message}
+    return through, [(message, why) for message, why in delivery.refused if message.id in through]
 
 
 def _letter(destination: str, message: Pending, why: str) -> Letter:

@@ -132,7 +132,7 @@ class Sweep:
             if isinstance(decision, Decision):
                 decisions.append(decision)
                 saves.append(Save(decision.registration, row))
-        await registrations.save(connection, saves, self._outgoing.messages(decisions))
+        await registrations.save(connection, saves, self._outgoing.entries(decisions))
         return decisions
 
     async def _expire_alone(

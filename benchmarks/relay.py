@@ -24,8 +24,8 @@ LEFT = "SELECT EXISTS (SELECT FROM outbox)"
 LOOK = 0.01  # seconds between two looks at how far it is
 PATIENCE = 120.0  # seconds
 FILL = """
-    INSERT INTO outbox (destination, slot, entity_id, domain, envelope)
-    SELECT $1, slot, entity_id, 'registration', envelope
+    INSERT INTO outbox (destination, slot, entity_id, domain, envelope, messages)
+    SELECT $1, slot, entity_id, 'registration', envelope, $5
     FROM unnest($2::smallint[], $3::uuid[], $4::text[]) WITH ORDINALITY AS m (slot, entity_id, envelope, place)
     ORDER BY place
 """
@@ -79,10 +79,11 @@ def _messages(count: int) -> Messages:
 
 
 def _fill(bench: Bench, messages: Messages) -> None:
-    ids = [entity_id for entity_id, _ in messages]
+    entries = [messages[place : place + EACH] for place in range(0, len(messages), EACH)]
+    ids = [entry[0][0] for entry in entries]
     slots = [slot_of(entity_id) for entity_id in ids]
-    envelopes = [value.decode() for _, value in messages]
-    bench.machine.ask(DATABASE, FILL, f"topic:{TOPIC}", slots, ids, envelopes)
+    envelopes = [b"\n".join(value for _, value in entry).decode() for entry in entries]
+    bench.machine.ask(DATABASE, FILL, f"topic:{TOPIC}", slots, ids, envelopes, EACH)
     bench.machine.rest(DATABASE)
 
 

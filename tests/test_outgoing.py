@@ -30,12 +30,19 @@ EVENTS, EFFECTS = f"topic:{TOPIC}", "effect:consul"
 INTENT: msgspec.json.Decoder[Intent] = msgspec.json.Decoder(Intent)
 PATIENCE = 60.0  # seconds; only a test that fails waits that long
 
-OUTBOX = "SELECT id, destination, slot, entity_id, domain, envelope FROM outbox ORDER BY id"
+OUTBOX = """
+    SELECT
+        destination, slot, entity_id, domain, line.envelope, count(*) OVER (PARTITION BY id) = messages AS counted
+    FROM outbox AS o, regexp_split_to_table(o.envelope, '\n') WITH ORDINALITY AS line (envelope, place)
+    ORDER BY id, place
+"""
 
 
 async def outbox(database: Database) -> list[asyncpg.Record]:
     """Every message, oldest first."""
-    return await database.read(lambda connection: connection.fetch(OUTBOX))
+    messages: list[asyncpg.Record] = await database.read(lambda connection: connection.fetch(OUTBOX))
+    assert all(each["counted"] for each in messages)
+    return messages
 
 
 def envelopes(messages: Sequence[asyncpg.Record], destination: str) -> list[Envelope]:
@@ -216,7 +223,7 @@ async def test_a_write_that_is_lost_leaves_no_message(database: Database) -> Non
     before, decisions = None, list[Decision]()
     after, _ = take_in(before, event("node.introspected", 1), Timing(), decisions)
     assert after is not None
-    messages = Outgoing(TOPIC).messages(decisions)
+    messages = Outgoing(TOPIC).entries(decisions)
     gone = msgspec.structs.replace(after, version=9)
 
     async def work(connection: Connection) -> None:
@@ -235,7 +242,7 @@ async def test_a_passed_deadline_is_sent_too(database: Database) -> None:
 
     async def work(connection: Connection) -> None:
         await registrations.save(connection, [Save(before, None)])
-        messages = Outgoing(TOPIC, CONSUL).messages([decision])
+        messages = Outgoing(TOPIC, CONSUL).entries([decision])
         await registrations.save(connection, [Save(decision.registration, before)], messages)
 
     await database.write(work)

@@ -259,7 +259,7 @@ async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, databa
     async def work(connection: Connection) -> list[Pending]:
         return await outbox.read(connection, EVENTS, range(outbox.SLOTS), most=1)
 
-    [message] = await database.read(work)
+    message, *_ = await database.read(work)
     rests, now, waits = Rests(EVENTS), 0.0, list[float]()
     for _ in range(9):
         delivery = await delivered(message, NotNowError("not now"))

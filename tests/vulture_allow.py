@@ -59,7 +59,7 @@ _used_from_outside: list[object] = [
     tables.WorkflowAction.committed_at,
     # Read by what decodes it.
     Provenance.effect_id,
-    tables.OutboxMessage.created_at,
+    tables.OutboxEntry.created_at,
     tables.Watermark.caught_up_at,
     # Fields of answers: encoded, never read.
     schemas.EntityPage.next_cursor,

@@ -23,7 +23,7 @@ from app.projector import Result
 from app.store import dead_letters, outbox
 from app.store.database import Connection
 from app.store.dead_letters import DeadLetter
-from app.store.outbox import Message
+from app.store.outbox import Entry
 
 router = APIRouter(tags=["kafka"])
 
@@ -118,10 +118,10 @@ async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery
 async def _send_again(letter: DeadLetter, connection: Connection) -> bool:
     """Move a message back to the outbox. False: somebody else just did."""
     envelope = Envelope.from_json(letter.value or b"")
-    message = Message(letter.topic, UUID(envelope.subject), envelope.domain, envelope.to_json().decode())
+    entry = Entry(letter.topic, UUID(envelope.subject), envelope.domain, [envelope.to_json()])
     if not await dead_letters.remove(connection, letter.id):
         return False
-    await outbox.add(connection, message)
+    await outbox.add(connection, entry)
     return True
 
 

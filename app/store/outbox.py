@@ -1,10 +1,11 @@
 """The outbox: what a transaction wants sent after it, and every statement over it.
 
-A row is written by the statement that writes the change it speaks of, after that. So the rows of one entity have
-their ids in the order of its versions, whoever wrote them: who writes the next has waited for the row before.
+A row is an entry: the messages of one decision for one destination. It is written by the statement that writes the
+change it speaks of, after that. So the entries of one entity have their ids in the order of its versions, whoever
+wrote them: who writes the next has waited for the row before.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 from uuid import UUID
 
@@ -14,30 +15,47 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.store.database import Connection
 from app.store.statements import Statement
-from app.store.tables import OutboxMessage
+from app.store.tables import OutboxEntry
 
 SLOTS = 64  # one relay at a time works on a slot; all messages of one entity id are in one
 TOPIC = "topic:"  # a destination is a topic of the bus,
 EFFECT = "effect:"  # or a handler of intents
-COUNTED = 500  # messages of a slot that are counted one by one; how many more there are is an estimate
+COUNTED = 500  # entries of a slot that are counted one by one; how many more there are is an estimate
 
 # Not quoted: vulture would take the import for unused.
-_table = cast(Table, OutboxMessage.__table__)  # noqa: TC006
-_given = (_table.c.destination, _table.c.slot, _table.c.entity_id, _table.c.domain, _table.c.envelope)
+_table = cast(Table, OutboxEntry.__table__)  # noqa: TC006
+_given = (
+    _table.c.destination,
+    _table.c.slot,
+    _table.c.entity_id,
+    _table.c.domain,
+    _table.c.messages,
+    _table.c.envelope,
+)
 
 
-class Message(Struct, frozen=True):
-    """What is to be sent, and where to. `envelope` is JSON, as `Envelope.to_json` writes it."""
+class Entry(Struct, frozen=True):
+    """What a decision has to tell one destination, as messages in their order. Each is JSON, in one line."""
 
     destination: str
     entity_id: UUID
     domain: str
-    envelope: str
+    told: Sequence[bytes]
 
     @property
     def slot(self) -> int:
-        """Which slot the message is in."""
+        """Which slot the entry is in."""
         return slot_of(self.entity_id)
+
+    @property
+    def messages(self) -> int:
+        """How many messages it has."""
+        return len(self.told)
+
+    @property
+    def envelope(self) -> str:
+        """The messages as they are kept: a line for each."""
+        return b"\n".join(self.told).decode()
 
 
 def slot_of(entity_id: UUID) -> int:
@@ -46,11 +64,11 @@ def slot_of(entity_id: UUID) -> int:
 
 
 def sending(condition: ColumnElement[bool]) -> CTE:
-    """A part of a statement that writes messages, in the order given, when `condition` holds."""
-    arrays = (bindparam(f"messages_{c.key}", type_=ARRAY(c.type)) for c in _given)
+    """A part of a statement that writes entries, in the order given, when `condition` holds."""
+    arrays = (bindparam(f"entries_{c.key}", type_=ARRAY(c.type)) for c in _given)
     columns = (column(str(c.key), c.type) for c in _given)
-    messages = func.unnest(*arrays).table_valued(*columns, with_ordinality="place", name="messages")
-    rows = messages.render_derived(name="messages")
+    entries = func.unnest(*arrays).table_valued(*columns, with_ordinality="place", name="entries")
+    rows = entries.render_derived(name="entries")
     return (
         insert(_table)
         .from_select(_given, select(*(rows.c[c.key] for c in _given)).where(condition).order_by(rows.c.place))
@@ -59,42 +77,46 @@ def sending(condition: ColumnElement[bool]) -> CTE:
     )
 
 
-def given(messages: Sequence[Message]) -> dict[str, object]:
+def given(entries: Sequence[Entry]) -> dict[str, object]:
     """What that part of a statement is given."""
-    return {f"messages_{c.key}": [getattr(message, str(c.key)) for message in messages] for c in _given}
+    return {f"entries_{c.key}": [getattr(entry, str(c.key)) for entry in entries] for c in _given}
 
 
-# A message by itself, at the end of its slot.
+# An entry by itself, at the end of its slot.
 ADD = Statement(
     text("""
-INSERT INTO outbox (destination, slot, entity_id, domain, envelope) VALUES (
+INSERT INTO outbox (destination, slot, entity_id, domain, messages, envelope) VALUES (
     CAST(:destination AS varchar), CAST(:slot AS smallint), CAST(:entity_id AS uuid), CAST(:domain AS varchar),
-    CAST(:envelope AS text)
+    CAST(:messages AS smallint), CAST(:envelope AS text)
 )
 """)
 )
 
 
-async def add(connection: Connection, message: Message) -> None:
-    """Let a message be sent that no change of a row brings with it."""
+async def add(connection: Connection, entry: Entry) -> None:
+    """Let an entry be sent that no change of a row brings with it."""
     await ADD.rows(
         connection,
-        destination=message.destination,
-        slot=message.slot,
-        entity_id=message.entity_id,
-        domain=message.domain,
-        envelope=message.envelope,
+        destination=entry.destination,
+        slot=entry.slot,
+        entity_id=entry.entity_id,
+        domain=entry.domain,
+        messages=entry.messages,
+        envelope=entry.envelope,
     )
 
 
 # --- Sending -------------------------------------------------------------------------------------------------------
 
 
-class Pending(Struct, frozen=True, gc=False):
-    """A message that waits to be sent."""
+Place = tuple[int, int]  # where a row is in the table, as block and number, while nobody changes it
 
-    slot: int
+
+class Pending(Struct, frozen=True, gc=False):
+    """A message that waits to be sent, and the entry that it is of."""
+
     id: int
+    place: Place
     entity_id: UUID
     envelope: str
 
@@ -114,10 +136,11 @@ TAKE = Statement(
     text("""
 WITH waiting AS MATERIALIZED (
     SELECT slot FROM generate_series(0, CAST(:slots AS integer) - 1) AS slot
-    WHERE EXISTS (
+    CROSS JOIN LATERAL (
         SELECT FROM outbox AS o
         WHERE o.destination = CAST(:destination AS varchar) AND o.slot = CAST(slot.slot AS smallint)
-    )
+        LIMIT 1
+    ) AS something
     ORDER BY random()
 )
 SELECT slot FROM waiting
@@ -135,13 +158,13 @@ async def take(connection: Connection, destination: str, *, most: int) -> list[i
     return [row[0] for row in rows]
 
 
-# The oldest messages of some slots, each slot in its order.
+# The oldest entries of some slots, each slot in its order.
 READ = Statement(
     text("""
-SELECT o.slot, o.id, o.entity_id, o.envelope
+SELECT o.id, o.ctid, o.entity_id, o.envelope
 FROM unnest(CAST(:slots AS smallint[])) AS taken (slot)
 CROSS JOIN LATERAL (
-    SELECT * FROM outbox
+    SELECT ctid, * FROM outbox
     WHERE destination = CAST(:destination AS varchar) AND slot = taken.slot
         AND entity_id <> ALL(CAST(:resting AS uuid[]))
     ORDER BY id LIMIT CAST(:most AS bigint)
@@ -153,36 +176,36 @@ CROSS JOIN LATERAL (
 async def read(
     connection: Connection, destination: str, slots: Sequence[int], *, most: int, but: Collection[UUID] = ()
 ) -> list[Pending]:
-    """The oldest messages of these slots, up to `most` of each, `but` those of some entities; each entity's in order.
+    """The messages of the oldest entries of these slots, up to `most` of each, `but` those of some entities; each
+    entity's in order.
 
     For whoever has taken the slots, in a statement of its own: it has to see what the last one removed.
     """
     rows = await READ.rows(connection, destination=destination, slots=slots, most=most, resting=but)
-    return [Pending(*row) for row in rows]
+    return [
+        Pending(id_, place, entity_id, envelope)
+        for id_, place, entity_id, lines in rows
+        for envelope in lines.split("\n")
+    ]
 
 
-# The end of messages that have arrived. By their ids: one with a lower id may have been committed since.
+# The end of entries whose messages have arrived. At their places they are found at once, whatever the planner knew
+# when it made its plan: for an outbox that is often that it was empty, and a plan for that joined all that waits with
+# all that has arrived. Their ids are compared too, since an operator may have put something else there; `+ 0` keeps
+# the planner from reading the key for them, from end to end.
 REMOVE = Statement(
-    text("""
-DELETE FROM outbox AS o
-USING unnest(CAST(:slots AS smallint[]), CAST(:ids AS bigint[])) AS sent (slot, id)
-WHERE o.destination = CAST(:destination AS varchar) AND o.slot = sent.slot AND o.id = sent.id
-""")
+    text("DELETE FROM outbox WHERE ctid = ANY(CAST(:places AS tid[])) AND id + 0 = ANY(CAST(:ids AS bigint[]))")
 )
 
 
-async def remove(connection: Connection, destination: str, messages: Collection[Pending]) -> None:
-    """Remove what the other side has."""
-    await REMOVE.rows(
-        connection,
-        destination=destination,
-        slots=[each.slot for each in messages],
-        ids=[each.id for each in messages],
-    )
+async def remove(connection: Connection, entries: Mapping[int, Place]) -> None:
+    """Remove what the other side has: entries by their ids, with their places, in the transaction that read them."""
+    await REMOVE.rows(connection, places=list(entries.values()), ids=list(entries))
 
 
 # What waits, by destination. The destinations are found by skipping through the key, and in each slot the first
-# messages are counted. How many follow in a slot that has more is estimated: as close by their ids as the first ones.
+# entries are counted. How many follow in a slot that has more is estimated: as close by their ids as the first ones,
+# and with as many messages each.
 BACKLOGS = Statement(
     text("""
 WITH RECURSIVE destinations (destination) AS (
@@ -197,8 +220,9 @@ WITH RECURSIVE destinations (destination) AS (
 SELECT
     d.destination,
     CAST(sum(CASE
-        WHEN first.counted < CAST(:counted AS bigint) THEN first.counted
-        ELSE 1 + (first.counted - 1) * (last.id - first.from_id) / CAST(first.to_id - first.from_id AS float)
+        WHEN first.counted < CAST(:counted AS bigint) THEN first.messages
+        ELSE (1 + (first.counted - 1) * (last.id - first.from_id) / CAST(first.to_id - first.from_id AS float))
+            * first.messages / first.counted
     END) AS bigint),
     CAST(greatest(0, extract(epoch FROM clock_timestamp() - min(oldest.created_at))) AS float)
 FROM destinations AS d
@@ -209,9 +233,9 @@ CROSS JOIN LATERAL (
     ORDER BY id LIMIT 1
 ) AS oldest
 CROSS JOIN LATERAL (
-    SELECT count(*) AS counted, min(id) AS from_id, max(id) AS to_id
+    SELECT count(*) AS counted, sum(messages) AS messages, min(id) AS from_id, max(id) AS to_id
     FROM (
-        SELECT id FROM outbox AS o
+        SELECT id, messages FROM outbox AS o
         WHERE o.destination = d.destination AND o.slot = CAST(slot.slot AS smallint)
         ORDER BY id LIMIT CAST(:counted AS bigint)
     ) AS beginning
@@ -230,7 +254,7 @@ ORDER BY d.destination
 async def backlogs(connection: Connection) -> list[Backlog]:
     """What waits for each destination for which something does, in their order.
 
-    The number is exact as long as no slot has COUNTED messages, and an estimate beyond: it costs the same however
+    The number is exact as long as no slot has COUNTED entries, and an estimate beyond: it costs the same however
     many there are.
     """
     rows = await BACKLOGS.rows(connection, slots=SLOTS, counted=COUNTED)

@@ -46,7 +46,7 @@ from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.store import outbox
 from app.store.database import Connection, LostRaceError, Record, refused_values
-from app.store.outbox import Message
+from app.store.outbox import Entry
 from app.store.statements import Statement
 from app.store.tables import ACK_DUE, LIVENESS_DUE, REGISTRATION_STATE, RegistrationProjection, StateCount
 
@@ -224,7 +224,7 @@ _values = {extent: attrgetter(*names) for extent, names in _SENT.items()}
 
 
 class Writes(NamedTuple):
-    """What a batch writes: to known rows (None: there are none), new rows, counters, and messages to send."""
+    """What a batch writes: to known rows (None: there are none), new rows, counters, and entries of the outbox."""
 
     known: Extent | None
     new: bool
@@ -293,10 +293,10 @@ def save_statement(writes: Writes) -> Statement:
 _slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
 
 
-async def save(connection: Connection, saves: Iterable[Save], messages: Sequence[Message] = ()) -> None:
+async def save(connection: Connection, saves: Iterable[Save], entries: Sequence[Entry] = ()) -> None:
     """Write the rows in the order of their keys, what that does to the state counts, and what is to be sent after it.
 
-    That is one statement. Messages keep the order given, and are written beside at least one row. Raises
+    That is one statement. Entries keep the order given, and are written beside at least one row. Raises
     LostRaceError when a row is not as it was read. Nothing is written then.
     """
     ordered = sorted(saves, key=lambda save: (save.registration.entity_id, save.registration.domain))
@@ -317,10 +317,10 @@ async def save(connection: Connection, saves: Iterable[Save], messages: Sequence
         given["gains_current_state"] = [state for _, state in gains]
         given["gains_slot"] = [next(_slots)] * len(gains)
         given["gains_count"] = list(gains.values())
-    if messages:
-        given |= outbox.given(messages)
+    if entries:
+        given |= outbox.given(entries)
     try:
-        await save_statement(Writes(extent, bool(new), bool(gains), bool(messages))).value(connection, **given)
+        await save_statement(Writes(extent, bool(new), bool(gains), bool(entries))).value(connection, **given)
     except asyncpg.DivisionByZeroError:
         raise LostRaceError("another writer changed a row that this batch had read") from None
 

@@ -173,8 +173,10 @@ class WorkflowAction(Base):
     __table_args__ = (Index("workflow_actions_by_age", "committed_at"),)
 
 
-class OutboxMessage(Base):
+class OutboxEntry(Base):
     """What is to be sent, and to whom, until they have it. `docs/registration-loop.md` says who writes and who sends.
+
+    A row has the messages of one decision for one destination: `envelope` has a line for each.
 
     The primary key is the order in which it is sent: by destination and slot, oldest first.
     """
@@ -188,6 +190,7 @@ class OutboxMessage(Base):
     domain: Mapped[str] = mapped_column(String(128))
     envelope: Mapped[str] = mapped_column(Text())
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    messages: Mapped[int] = mapped_column(SmallInteger(), server_default=text("1"))
 
 
 class Watermark(Base):

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store import dead_letters, registrations, watermarks
+from app.store import dead_letters, outbox, registrations, watermarks
 from app.store.database import Connection, Database
 from app.store.registrations import (
     ACK_SCAN,
@@ -454,7 +454,7 @@ def point_parameters(rows: list[Registration], writes: Writes = EVERY_WRITE[0]) 
         "asked_entity_id": columns["entity_id"],
         "asked_domain": columns["domain"],
         **{f"new_{name}": values for name, values in columns.items()},
-        **{f"messages_{name}": [] for name in ("destination", "slot", "entity_id", "domain", "envelope")},
+        **{f"entries_{column.key}": [] for column in outbox._given},
         **{f"to_{name}": values[0] for name, values in columns.items()},
         "read_version": first.version,
         "slot": 3,

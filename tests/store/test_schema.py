@@ -33,11 +33,12 @@ Catalog = dict[str, list[tuple[object, ...]]]
 # What a schema is made of, as PostgreSQL says it.
 CATALOG = {
     "columns": """
-        SELECT relname, attnum, attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid)
+        SELECT relname, rank() OVER (PARTITION BY relname ORDER BY attnum), attname,
+            format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid)
         FROM pg_attribute
         JOIN pg_class ON pg_class.oid = attrelid AND relkind IN ('r', 'p', 'v', 'm')
         LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-        WHERE relnamespace = 'public'::regnamespace AND attnum > 0
+        WHERE relnamespace = 'public'::regnamespace AND attnum > 0 AND NOT attisdropped
         ORDER BY relname, attnum""",
     "constraints": """
         SELECT conrelid::regclass::text, conname, contype, pg_get_constraintdef(oid), convalidated
@@ -140,6 +141,26 @@ async def test_each_revision_leads_down_and_up(empty_database_url: str) -> None:
         assert await migrated(empty_database_url, below) == (revision, below)
         assert await migrated(empty_database_url, revision) == (below, revision)
         assert await catalog(empty_database_url) == there
+
+
+async def test_what_waits_is_sent_in_the_same_order_after_a_way_down(empty_database_url: str) -> None:
+    """Down from 0006, where an entry may have several messages, each is a row of its own; up again too."""
+    await migrated(empty_database_url, "0006")
+    async with connected(empty_database_url) as connection:
+        await connection.execute("""
+            INSERT INTO outbox (destination, slot, entity_id, domain, envelope, messages) VALUES
+                ('topic:a', 1, gen_random_uuid(), 'd', E'{"first": 1}\n{"second": "\\\\n"}\n{}', 3),
+                ('topic:a', 1, gen_random_uuid(), 'd', '{"third": 3}', 1),
+                ('topic:b', 2, gen_random_uuid(), 'd', E'{"other": 1}\n{}', 2)
+        """)
+        await migrated(empty_database_url, "0005")
+        lines = "SELECT destination, slot, envelope FROM outbox ORDER BY destination, slot, id"
+        before = [tuple(row) for row in await connection.fetch(lines)]
+        first = [("topic:a", 1, line) for line in ('{"first": 1}', '{"second": "\\n"}', "{}", '{"third": 3}')]
+        assert before == [*first, ("topic:b", 2, '{"other": 1}'), ("topic:b", 2, "{}")]
+        await migrated(empty_database_url, "0006")
+        assert [tuple(row) for row in await connection.fetch(lines)] == before
+        assert await connection.fetchval("SELECT sum(messages) FROM outbox") == len(before)
 
 
 async def test_the_models_lead_to_the_same_schema(database_url: str, empty_database_url: str) -> None:
@@ -335,7 +356,7 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
 
 @pytest.mark.parametrize(
     ("locked", "reached"),
-    [(WATERMARKS, HEAD), (OUTBOX, "0004"), (STATE, "0003"), (COUNTS, "0002"), (TABLE, "0001")],
+    [(OUTBOX, HEAD), (WATERMARKS, "0005"), (STATE, "0003"), (COUNTS, "0002"), (TABLE, "0001")],
 )
 async def test_a_migration_gives_up_on_a_locked_table(database_url: str, locked: str, reached: str) -> None:
     """A table that somebody keeps locked ends a migration soon, in one plain line, and its revision undone."""

@@ -1,0 +1,35 @@
+"""A row of the outbox has all messages of one decision for one destination, a line for each.
+
+Revision: 0006, after 0005
+"""
+
+import sqlalchemy as sa
+
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+branch_labels = None
+depends_on = None
+
+TABLE = "outbox"
+# Each message a row of its own again. All rows get new ids, so that those of an entity stay in order.
+SPLIT = """
+WITH entries AS (DELETE FROM outbox RETURNING *)
+INSERT INTO outbox (destination, slot, entity_id, domain, envelope, created_at)
+SELECT e.destination, e.slot, e.entity_id, e.domain, line.envelope, e.created_at
+FROM entries AS e
+CROSS JOIN LATERAL regexp_split_to_table(e.envelope, '\\n') WITH ORDINALITY AS line (envelope, place)
+ORDER BY e.id, line.place
+"""
+
+
+def upgrade() -> None:
+    """What waits are entries of one message each; no row is written anew."""
+    op.add_column(TABLE, sa.Column("messages", sa.SmallInteger(), server_default=sa.text("1"), nullable=False))
+
+
+def downgrade() -> None:
+    """What waits stays, and is written anew: where much does, let the relay come to its end before."""
+    op.execute(SPLIT)
+    op.drop_column(TABLE, "messages")
