@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+from uuid import uuid4
 
 import confluent_kafka
 import msgspec
-from confluent_kafka import Consumer, TopicPartition, cimpl
+from confluent_kafka import Consumer, Producer, TopicPartition, cimpl
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -44,6 +45,14 @@ class RealBroker:
         self.servers = servers
         self._admin = AdminClient({"bootstrap.servers": servers})
         self._made: list[str] = []
+        self._give_out_producer_ids()
+
+    def _give_out_producer_ids(self) -> None:
+        """Return when it does: the first that asks a new Kafka is told to try again, and says so in its log."""
+        self.create_topic(name := f"warm-{uuid4()}", 1)
+        producer = Producer({"bootstrap.servers": self.servers, "enable.idempotence": True, "log_level": 0})
+        producer.produce(name, b"")
+        assert producer.flush(PATIENCE) == 0
 
     def create_topic(self, name: str, partitions: int = PARTITIONS) -> None:
         """Make a topic."""
