@@ -26,6 +26,7 @@ from sqlalchemy import (
     String,
     Table,
     Uuid,
+    any_,
     bindparam,
     case,
     column,
@@ -38,7 +39,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
+from sqlalchemy.dialects.postgresql import TIMESTAMP, array, insert
 
 from app.domain.decider import Deadline
 from app.domain.positions import Comparison, Position, compare
@@ -125,9 +126,11 @@ def _is_row_of(entity_id: ColumnElement[UUID], domain: ColumnElement[str]) -> Co
     """Which row is an entity's, to be found by the primary key alone.
 
     What is joined on to the domain keeps the indexes out that begin with it: while the table is small they look as
-    good to the planner, and the plan is kept while the table grows.
+    good to the planner, and the plan is kept while the table grows. So is one that joins an array with a small table
+    by `=`: it reads the table from end to end, and looks for each row in the array. `= ANY` is joined by no other way
+    than looking for each key in the index.
     """
-    return (_table.c.entity_id == entity_id) & (_table.c.domain.concat(literal_column("''")) == domain)
+    return (_table.c.entity_id == any_(array([entity_id]))) & (_table.c.domain.concat(literal_column("''")) == domain)
 
 
 # --- Point reads -----------------------------------------------------------------------------------------------
@@ -140,10 +143,10 @@ READ = Statement(_READ_KEYS)
 
 # The same in the order of their keys, each row locked before the next: two batches that share rows wait for each
 # other instead of deadlocking.
-LOCK = Statement(_READ_KEYS.order_by(*_keys).with_for_update(of=_table))
+LOCK = Statement(_READ_KEYS.order_by(*_asked.c).with_for_update(of=_table))
 
 # The same, without those that somebody else has locked.
-LOCK_FREE = Statement(_READ_KEYS.order_by(*_keys).with_for_update(of=_table, skip_locked=True))
+LOCK_FREE = Statement(_READ_KEYS.order_by(*_asked.c).with_for_update(of=_table, skip_locked=True))
 
 # The state of one entity, and nothing else.
 READ_STATE = Statement(

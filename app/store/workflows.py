@@ -44,6 +44,8 @@ async def get_states(connection: Connection, keys: Sequence[str]) -> dict[str, W
 # so an action can't be applied twice, and its record can't be there already. Every writer takes its row locks in the
 # order of keys, first those of rows that it knows, then those of new ones: nothing deadlocks. The clock is read after
 # the snapshot was taken, and so after the version before this one was committed: `updated_at` does not go back.
+#
+# Keys are joined by `= ANY`, for which app/store/registrations.py has the reason.
 COMMIT = Statement(
     text("""
 WITH asked AS MATERIALIZED (
@@ -64,15 +66,16 @@ WITH asked AS MATERIALIZED (
         CAST(:schema_versions AS integer[]), CAST(:provenances AS jsonb[]), CAST(:tried AS boolean[])
     ) WITH ORDINALITY
         AS given (workflow_key, expected_version, state, schema_version, provenance, tried, place)
-    LEFT JOIN workflow_state AS stood ON stood.workflow_key = given.workflow_key
+    LEFT JOIN workflow_state AS stood ON stood.workflow_key = ANY(ARRAY[given.workflow_key])
     LEFT JOIN workflow_actions AS action
-        ON action.workflow_key = given.workflow_key AND action.action_id = given.provenance ->> 'action_id'
+        ON action.workflow_key = ANY(ARRAY[given.workflow_key])
+            AND action.action_id = given.provenance ->> 'action_id'
 ), updated AS (
     UPDATE workflow_state AS w
     SET version = w.version + 1, state = asked.state, updated_at = asked.at, schema_version = asked.schema_version,
         provenance = asked.provenance
     FROM asked
-    WHERE w.workflow_key = asked.workflow_key AND w.version = asked.expected_version
+    WHERE w.workflow_key = ANY(ARRAY[asked.workflow_key]) AND w.version = asked.expected_version
         AND asked.found = 'free' AND asked.tried
     RETURNING w.*
 ), inserted AS (
