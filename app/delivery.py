@@ -193,8 +193,10 @@ class Rests:
     def learn(self, delivery: Delivery, now: float) -> None:
         """Take in what became of a pass."""
         if self._until:
+            waiting = {message.entity_id for message, _ in delivery.not_now}  # though an earlier one arrived
             for message in [*delivery.arrived, *(message for message, _ in delivery.refused)]:
-                self._until.pop(message.entity_id, None)
+                if message.entity_id not in waiting:
+                    self._until.pop(message.entity_id, None)
         for message, why in delivery.not_now:
             _, last = self._until.pop(message.entity_id, (0.0, None))
             if last is None:

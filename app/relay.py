@@ -131,7 +131,7 @@ class Relay:
                 await woken.wait()
             elif passed.trouble is not None and not passed.moved:
                 await _either(self._closing, RETRY)
-            elif passed.moved or called:  # or what it was called for is another relay's by now
+            elif passed.moved or called:  # for what another relay has by now, or for another destination
                 await _either(self._closing, PAUSE)
             else:
                 await _either(woken, POLL)
@@ -149,11 +149,12 @@ class Relay:
                 return Passed()
             delivery = await self._send(connection, destination, messages)
             rests.learn(delivery, loop.time())
-            gone, refused[:] = _through(messages, delivery)
+            last = {message.id: message for message in messages}  # of each entry
+            gone, refused[:] = _through(last, delivery)
             if refused:
                 await dead_letters.add(connection, [_letter(destination.name, *each) for each in refused])
             await outbox.remove(connection, gone)
-            return Passed(bool(gone), len(messages) >= destination.page // FULL, delivery.trouble)
+            return Passed(bool(gone), len(last) >= destination.page // FULL, delivery.trouble)
 
         try:
             passed = await self._database.write(work)
@@ -177,12 +178,11 @@ class Relay:
         return delivery
 
 
-def _through(messages: Sequence[Pending], delivery: Delivery) -> tuple[dict[int, Place], list[tuple[Pending, str]]]:
+def _through(last: dict[int, Pending], delivery: Delivery) -> tuple[dict[int, Place], list[tuple[Pending, str]]]:
     """The entries that are through to their last message, by id with their places, and what was refused of them.
 
     One with a message that has to wait stays as it is, and is sent from its first one again.
     """
-    last = {message.id: message for message in messages}
     ended = [*delivery.arrived, *(message for message, _ in delivery.refused)]
     through = {message.id: message.place for message in ended if last[message.id] is message}
     return through, [(message, why) for message, why in delivery.refused if message.id in through]

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -97,7 +98,9 @@ class Hand:
     def __init__(self, name: str = EVENTS) -> None:
         self.taken: list[Pending] = []
         self.errors: dict[UUID, Exception] = {}  # by entity
+        self.faults: dict[tuple[UUID, int], Exception] = {}  # by entity and sequence
         self.held: set[UUID] = set()  # entities whose messages are never answered
+        self.held_at: set[int] = set()  # sequences
         self.calls = 0
         self.open = asyncio.Event()  # while it is not set, nothing is answered
         self.open.set()
@@ -107,9 +110,11 @@ class Hand:
         """Take a message."""
         self.calls += 1
         await self.open.wait()
-        if message.entity_id in self.held:
+        sequence = Envelope.from_json(message.envelope.encode()).sequence
+        if message.entity_id in self.held or sequence in self.held_at:
             await asyncio.Event().wait()
-        if (error := self.errors.get(message.entity_id)) is not None:
+        error = self.errors.get(message.entity_id) or self.faults.get((message.entity_id, sequence))
+        if error is not None:
             raise error
         self.taken.append(message)
 
@@ -230,6 +235,67 @@ async def test_what_is_refused_for_good_is_set_aside(
     assert {(each.source, each.topic, each.error) for each in letters} == {("relay", EVENTS, str(error))}
 
 
+async def letters_of(database: Database) -> dict[str, list[int]]:
+    """The sequences of the dead letters, by entity; each letter once."""
+    letters, _ = await database.read(lambda connection: dead_letters.get_page(connection, after=0, limit=100))
+    values = [each.value or b"" for each in letters]
+    assert len(set(values)) == len(values)
+    return told(values)
+
+
+async def test_an_entry_with_a_message_that_waits_stays_whole(
+    to_bus: Projector, database: Database, database_url: str
+) -> None:
+    """When the second of three messages fails, they are sent from the first again, and nothing is lost."""
+    await send(to_bus, NODES[:1])
+    hand = Hand()
+    hand.faults[NODES[0], 2] = BusError("not now")
+    async with relaying(database_url, hand.destination):
+
+        async def was_sent_again() -> bool:
+            return len(hand.taken) > 1
+
+        await until(was_sent_again, "the first message was sent again")
+        assert [each.messages for each in await waiting(database)] == [len(SEQUENCES)]
+        hand.faults.clear()
+        await drained(database)
+    sequences = [Envelope.from_json(each.envelope.encode()).sequence for each in hand.taken]
+    assert sequences == sorted(sequences)
+    assert hand.told == {str(NODES[0]): SEQUENCES}
+    assert len({each.envelope for each in hand.taken}) == len(SEQUENCES)
+
+
+async def test_what_is_refused_is_set_aside_when_its_entry_is_through(
+    to_bus: Projector, database: Database, database_url: str
+) -> None:
+    """While the next message of the same entry waits, there is no dead letter yet; then there is one, not more."""
+    await send(to_bus, NODES[:2])
+    hand = Hand()
+    hand.faults = {
+        (NODES[0], 1): MessageRefusedError("too large"),
+        (NODES[0], 2): BusError("not now"),
+        (NODES[1], 3): MessageRefusedError("too large"),  # the last one of its entry
+    }
+    async with relaying(database_url, hand.destination):
+
+        async def one_is_through() -> bool:
+            return [each.messages for each in await waiting(database)] == [len(SEQUENCES)]
+
+        await until(one_is_through, "the other node's are through")
+        calls = hand.calls
+
+        async def was_tried_again() -> bool:
+            return hand.calls >= calls + 4
+
+        await until(was_tried_again, "the node was tried twice more")
+        assert await letters_of(database) == {str(NODES[1]): [3]}
+        del hand.faults[NODES[0], 2]
+        await drained(database)
+    assert await letters_of(database) == {str(NODES[1]): [3], str(NODES[0]): [1]}
+    left_out = {str(NODES[0]): SEQUENCES[1:], str(NODES[1]): [each for each in SEQUENCES if each != 3]}
+    assert hand.told == left_out
+
+
 async def test_nodes_that_consul_forbids_hold_up_no_other(database: Database, database_url: str) -> None:
     """More forbidden nodes than a pass takes messages rest; the others are registered, and so are they later."""
     in_one_slot = [UUID(int=number * outbox.SLOTS) for number in range(1, 25)]
@@ -274,6 +340,18 @@ async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, databa
         rests.learn(await delivered(message, NotNowError("not now")), now)
         assert rests.at(now + 0.5) == [message.entity_id]
         assert rests.at(now + 1.0) == []
+    first, second, _ = await database.read(work)
+
+    async def second_waits(each: Pending) -> None:
+        if each is second:
+            raise NotNowError("not now")
+
+    for rest in (2, 4, 8):  # that an earlier message of the same entry arrives, again and again, is no end of it
+        delivery = Delivery(Destination(EVENTS, in_tasks(second_waits), 1), [first, second])
+        await delivery.end()
+        rests.learn(delivery, now)
+        assert rests.at(now + rest - 0.5) == [first.entity_id]
+        assert rests.at(now + rest) == []
 
 
 async def delivered(message: Pending, error: Exception | None) -> Delivery:
@@ -447,6 +525,45 @@ async def test_what_does_not_end_is_given_up_when_closing(
         await until(one_is_through, "one node is through, the other one is not")
     assert hand.told == {str(NODES[1]): [1, 2, 3]}
     assert [each.messages for each in await waiting(database)] == [3]
+
+
+async def test_an_entry_that_was_sent_in_part_stays_when_closing(
+    to_bus: Projector, database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed between two messages of an entry, a relay leaves it whole, for the next one."""
+    monkeypatch.setattr(relay_module, "GRACE", 0.2)
+    await send(to_bus, NODES[:1], types=WAY[:1])
+    hand = Hand()
+    hand.held_at = {2}
+    async with relaying(database_url, hand.destination):
+
+        async def the_second_is_on_its_way() -> bool:
+            return hand.calls == 2
+
+        await until(the_second_is_on_its_way, "the second message is on its way")
+    assert hand.told == {str(NODES[0]): [1]}
+    assert [each.messages for each in await waiting(database)] == [3]
+
+
+async def test_a_relay_that_is_called_for_nothing_does_not_run_each_time(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is called for may be another relay's by now: it looks some times a second, and no more often."""
+    looks, take = 0, outbox.take
+
+    async def counted(*arguments: Any, **named: Any) -> list[int]:
+        nonlocal looks
+        looks += 1
+        return await take(*arguments, **named)
+
+    monkeypatch.setattr(outbox, "take", counted)
+    loop = asyncio.get_running_loop()
+    async with relaying(database_url, Hand().destination) as relay:
+        end = loop.time() + 1.0
+        while loop.time() < end:
+            relay.wake()
+            await asyncio.sleep(0.005)
+    assert 2 <= looks <= 1.0 / relay_module.PAUSE + 2
 
 
 async def test_what_is_given_up_when_closing_is_no_trouble(

@@ -31,5 +31,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """What waits stays, and is written anew: where much does, let the relay come to its end before."""
+    op.execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")  # who writes meanwhile would be out of order
     op.execute(SPLIT)
     op.drop_column(TABLE, "messages")

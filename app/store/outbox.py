@@ -35,7 +35,7 @@ _given = (
 
 
 class Entry(Struct, frozen=True):
-    """What a decision has to tell one destination, as messages in their order. Each is JSON, in one line."""
+    """What one decision has to tell one destination, as messages in their order. Each is JSON, in one line."""
 
     destination: str
     entity_id: UUID
@@ -194,7 +194,11 @@ async def read(
 # all that has arrived. Their ids are compared too, since an operator may have put something else there; `+ 0` keeps
 # the planner from reading the key for them, from end to end.
 REMOVE = Statement(
-    text("DELETE FROM outbox WHERE ctid = ANY(CAST(:places AS tid[])) AND id + 0 = ANY(CAST(:ids AS bigint[]))")
+    text("""
+DELETE FROM outbox AS o
+USING unnest(CAST(:places AS tid[]), CAST(:ids AS bigint[])) AS sent (place, id)
+WHERE o.ctid = sent.place AND o.id + 0 = sent.id
+""")
 )
 
 

@@ -163,6 +163,27 @@ async def test_what_waits_is_sent_in_the_same_order_after_a_way_down(empty_datab
         assert await connection.fetchval("SELECT sum(messages) FROM outbox") == len(before)
 
 
+async def test_a_way_down_waits_for_who_is_writing(empty_database_url: str) -> None:
+    """What is written to the outbox while a migration down from 0006 begins is split like the rest, and after it."""
+    await migrated(empty_database_url, "0006")
+    one = """
+        INSERT INTO outbox (destination, slot, entity_id, domain, envelope, messages)
+        VALUES ('a', 1, gen_random_uuid(), 'd', $1, 2)
+    """
+    async with connected(empty_database_url) as connection:
+        await connection.execute(one, "1\n2")
+        async with connection.transaction():
+            await connection.execute(one, "3\n4")
+            down = asyncio.create_task(migrated(empty_database_url, "0005"))
+            waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'outbox'::regclass)"
+            async with connected(empty_database_url) as other, asyncio.timeout(30):
+                while not await other.fetchval(waiting):  # noqa: ASYNC110 - what is waited for is in the database
+                    await asyncio.sleep(0.01)
+        await down
+        lines = await connection.fetch("SELECT envelope FROM outbox ORDER BY id")
+    assert [each["envelope"] for each in lines] == ["1", "2", "3", "4"]
+
+
 async def test_the_models_lead_to_the_same_schema(database_url: str, empty_database_url: str) -> None:
     """What SQLAlchemy makes of the models is what the migrations lead to: checks and index predicates included."""
     engine = create_engine(empty_database_url)
