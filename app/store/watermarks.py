@@ -60,7 +60,7 @@ READ = Statement(
     text("""
 SELECT w.topic, w.partition, w."offset"
 FROM unnest(CAST(:topics AS varchar[]), CAST(:partitions AS integer[])) AS asked (topic, partition)
-JOIN watermarks AS w ON w.topic = ANY(ARRAY[asked.topic]) AND w.partition = ANY(ARRAY[asked.partition])
+JOIN watermarks AS w ON w.topic = ANY(ARRAY[asked.topic]) AND w.partition = asked.partition
 """)
 )
 
@@ -93,7 +93,7 @@ WITH new AS (
         caught_up_at = greatest(w.caught_up_at, now() - make_interval(secs => new.caught_up_for)),
         updated_at = now(), consumer = CAST(:consumer AS varchar)
     FROM new
-    WHERE w.topic = ANY(ARRAY[new.topic]) AND w.partition = ANY(ARRAY[new.partition]) AND w."offset" = new.expected
+    WHERE w.topic = ANY(ARRAY[new.topic]) AND w.partition = new.partition AND w."offset" = new.expected
     RETURNING 1
 ), inserted AS (
     INSERT INTO watermarks (topic, partition, "offset", message_at, caught_up_at, updated_at, consumer)
