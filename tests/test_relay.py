@@ -509,40 +509,34 @@ async def test_what_is_on_its_way_comes_to_its_end(to_bus: Projector, database: 
     assert await waiting(database) == []
 
 
+@pytest.mark.parametrize(
+    ("held", "held_at", "arrived"),
+    [({NODES[0]}, set(), {NODES[1]: [1, 2, 3]}), (set(), {2}, {NODES[0]: [1], NODES[1]: [1]})],
+    ids=["one node", "the second message of each"],
+)
 async def test_what_does_not_end_is_given_up_when_closing(
-    to_bus: Projector, database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+    to_bus: Projector,
+    database: Database,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    held: set[UUID],
+    held_at: set[int],
+    arrived: dict[UUID, list[int]],
 ) -> None:
-    """What is not answered within the grace stays in the outbox; what has arrived by then is removed."""
+    """What is not answered within the grace stays, its entry whole; entries that have arrived by then are removed."""
     monkeypatch.setattr(relay_module, "GRACE", 0.2)
     await send(to_bus, NODES[:2], types=WAY[:1])
     hand = Hand()
-    hand.held = {NODES[0]}
-    async with relaying(database_url, hand.destination):
+    hand.held, hand.held_at = held, held_at
+    async with relaying(database_url, hand.destination, share=64):
 
-        async def one_is_through() -> bool:
+        async def the_rest_is_through() -> bool:
             return hand.calls == 4
 
-        await until(one_is_through, "one node is through, the other one is not")
-    assert hand.told == {str(NODES[1]): [1, 2, 3]}
-    assert [each.messages for each in await waiting(database)] == [3]
-
-
-async def test_an_entry_that_was_sent_in_part_stays_when_closing(
-    to_bus: Projector, database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Closed between two messages of an entry, a relay leaves it whole, for the next one."""
-    monkeypatch.setattr(relay_module, "GRACE", 0.2)
-    await send(to_bus, NODES[:1], types=WAY[:1])
-    hand = Hand()
-    hand.held_at = {2}
-    async with relaying(database_url, hand.destination):
-
-        async def the_second_is_on_its_way() -> bool:
-            return hand.calls == 2
-
-        await until(the_second_is_on_its_way, "the second message is on its way")
-    assert hand.told == {str(NODES[0]): [1]}
-    assert [each.messages for each in await waiting(database)] == [3]
+        await until(the_rest_is_through, "what is answered is through")
+    assert hand.told == {str(each): sequences for each, sequences in arrived.items()}
+    whole = sum(sequences == [1, 2, 3] for sequences in arrived.values())
+    assert [each.messages for each in await waiting(database)] == [3 * (2 - whole)]
 
 
 async def test_a_relay_that_is_called_for_nothing_does_not_run_each_time(
