@@ -60,7 +60,7 @@ def outgoing_of(settings: Settings) -> Outgoing:
 
 def event_envelope(event: Fact, sequence: int) -> Envelope:
     """An event as it leaves the service, without what it does not say. `sequence` is the row's version after it."""
-    subject = str(event.entity_id)  # takes longer than all other fields together
+    subject = str(event.entity_id)  # once: it takes a third of the time that all of this does
     return Envelope(
         id=event.event_id,
         source=SOURCE,

@@ -1,4 +1,4 @@
-"""A row of the outbox has all messages of one decision for one destination, a line for each.
+"""A row of the outbox may have several messages: all events of one decision, a line for each.
 
 Revision: 0006, after 0005
 """

@@ -1,8 +1,8 @@
 """The outbox: what a transaction wants sent after it, and every statement over it.
 
-A row is an entry: the messages of one decision for one destination. It is written by the statement that writes the
-change it speaks of, after that. So the entries of one entity have their ids in the order of its versions, whoever
-wrote them: who writes the next has waited for the row before.
+A row is an entry: all events of one decision, for the bus, or one intent, for its handler. It is written by the
+statement that writes the change it speaks of, after that. So the entries of one entity have their ids in the order of
+its versions, whoever wrote them: who writes the next has waited for the row before.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -35,7 +35,7 @@ _given = (
 
 
 class Entry(Struct, frozen=True):
-    """What one decision has to tell one destination, as messages in their order. Each is JSON, in one line."""
+    """What is sent to one destination together, as messages in their order. Each is JSON, in one line."""
 
     destination: str
     entity_id: UUID

@@ -176,7 +176,7 @@ class WorkflowAction(Base):
 class OutboxEntry(Base):
     """What is to be sent, and to whom, until they have it. `docs/registration-loop.md` says who writes and who sends.
 
-    A row has the messages of one decision for one destination: `envelope` has a line for each.
+    A row has all events of one decision, for the bus, or one intent, for its handler: `envelope` has a line for each.
 
     The primary key is the order in which it is sent: by destination and slot, oldest first.
     """
