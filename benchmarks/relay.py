@@ -8,7 +8,7 @@ from uuid import UUID
 import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from app.bus.envelopes import HEADERS, Envelope
+from app.bus.envelopes import HEADERS, Envelope, in_digits
 from app.bus.kafka import KafkaBus
 from app.store.outbox import slot_of
 from benchmarks.bench import Bench
@@ -68,10 +68,10 @@ def _messages(count: int) -> Messages:
                 id=node(-number * EACH - sequence),
                 source="urn:pqs",
                 type="registration.initiated",
-                subject=str(entity_id),
+                subject=entity_id,
                 time=START,
-                partitionkey=str(entity_id),
-                sequence=sequence,
+                partitionkey=entity_id,
+                digits=in_digits(sequence),
                 data={"node_type": "compute", "node_version": "1.0.0", "capabilities": {"gpu": True}},
             )
             messages.append((entity_id, envelope.to_json()))
@@ -131,7 +131,8 @@ async def _produced(servers: str, messages: Messages) -> float:
     for entity_id, value in messages:
         while True:
             try:
-                producer.produce(TOPIC, value, str(entity_id).encode(), headers=dict(HEADERS), on_delivery=reported)
+                key = str(entity_id).encode()
+                producer.produce(TOPIC, value, key, headers=HEADERS, on_delivery=reported)  # type: ignore[arg-type]
                 break
             except BufferError:
                 producer.poll(LOOK)

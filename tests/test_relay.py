@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from app import relay as relay_module
-from app.bus.envelopes import Envelope
+from app.bus.envelopes import Envelope, in_digits
 from app.bus.kafka import KafkaBus
 from app.bus.memory import MemoryBus
 from app.delivery import Delivery, Destination, Rests, in_tasks, to_handler, to_topic
@@ -86,7 +86,7 @@ def told(values: Sequence[bytes]) -> dict[str, list[int]]:
     sequences: dict[str, list[int]] = {}
     for value in values:
         envelope = Envelope.from_json(value)
-        row = sequences.setdefault(envelope.subject, [])
+        row = sequences.setdefault(str(envelope.subject), [])
         if envelope.sequence not in row:
             row.append(envelope.sequence)
     return sequences
@@ -426,12 +426,14 @@ BACKLOG_NODES, STEPS = 1000, 20
 
 async def an_hour_of_messages(database_url: str) -> None:
     """Fill the outbox as an hour would, in which all nodes took turns; the oldest message is an hour old."""
-    template = Envelope(id=node(0), source="", type="x", subject="", time=START, partitionkey="", sequence=0)
+    template = Envelope(
+        id=node(0), source="", type="x", subject=node(0), time=START, partitionkey=node(0), digits="0", data={}
+    )
     rows = []
     for sequence in range(1, STEPS + 1):
         for number in range(BACKLOG_NODES):
             id_ = node(number)
-            envelope = replace(template, subject=str(id_), partitionkey=str(id_), sequence=sequence, id=uuid4())
+            envelope = replace(template, subject=id_, partitionkey=id_, digits=in_digits(sequence), id=uuid4())
             written_at = datetime.now(UTC) - timedelta(seconds=HOUR * (STEPS - sequence + 1) / STEPS)
             value = envelope.to_json().decode()
             rows.append((EVENTS, outbox.slot_of(id_), id_, "registration", value, written_at))

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -96,14 +97,14 @@ async def test_killed_relays_lose_and_reorder_nothing(
             workers.append(stack.enter_context(relay(**settings)))
         await drained(database)
     read = read_topic(kafka, topic, length(kafka, topic))
-    ids: dict[tuple[str, int], set[object]] = {}
-    told: dict[str, list[int]] = {}
+    ids: dict[tuple[UUID, int], set[object]] = {}
+    told: dict[UUID, list[int]] = {}
     for message in read:
         envelope = Envelope.from_json(message.value)
         if envelope.sequence not in told.setdefault(envelope.subject, []):
             told[envelope.subject].append(envelope.sequence)
         ids.setdefault((envelope.subject, envelope.sequence), set()).add(envelope.id)
-    assert told == {str(node(each)): list(range(1, EVENTS + 1)) for each in range(KILLS * NODES)}
+    assert told == {node(each): list(range(1, EVENTS + 1)) for each in range(KILLS * NODES)}
     assert all(len(each) == 1 for each in ids.values())
 
 
@@ -132,10 +133,10 @@ async def test_what_a_killed_relay_had_sent_is_sent_again_with_its_id(
     with relay(**settings):
         await drained(database)
     read = [Envelope.from_json(each.value) for each in read_topic(kafka, topic, length(kafka, topic))]
-    ids: dict[tuple[str, int], list[object]] = {}
+    ids: dict[tuple[UUID, int], list[object]] = {}
     for envelope in read:
         ids.setdefault((envelope.subject, envelope.sequence), []).append(envelope.id)
-    assert sorted(ids) == sorted((str(each), number) for each in some for number in (1, 2, 3))
+    assert sorted(ids) == sorted((each, number) for each in some for number in (1, 2, 3))
     assert all(len(set(each)) == 1 for each in ids.values())
     assert len(read) > written
 

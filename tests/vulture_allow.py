@@ -37,6 +37,7 @@ _used_from_outside: list[object] = [
     decider.expire,
     kafka.KafkaBus.publish_envelope,
     # Tests go through them.
+    envelopes.Envelope.correlationid,
     envelopes.Envelope.from_json,
     events.FACT_CLASSES,
     events.TRIGGER_CLASSES,

@@ -3,7 +3,6 @@
 from base64 import b64encode
 from functools import partial
 from typing import Annotated
-from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -14,7 +13,7 @@ from app.api.events import render_one
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import DeadLetterPage, DeadMessage, Header, NoQuery, RowsQuery, encode
 from app.api.service import service_of
-from app.bus.envelopes import Envelope
+from app.bus.envelopes import Envelope, to_lines
 from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Outcome
 from app.errors import NotFoundError
@@ -118,7 +117,7 @@ async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery
 async def _send_again(letter: DeadLetter, connection: Connection) -> bool:
     """Move a message back to the outbox. False: somebody else just did."""
     envelope = Envelope.from_json(letter.value or b"")
-    entry = Entry(letter.topic, UUID(envelope.subject), envelope.domain, [envelope.to_json()])
+    entry = Entry(letter.topic, envelope.subject, envelope.domain, 1, to_lines([envelope]))
     if not await dead_letters.remove(connection, letter.id):
         return False
     await outbox.add(connection, entry)

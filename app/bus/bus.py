@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 from app.bus.envelopes import HEADERS, Envelope
@@ -22,13 +22,13 @@ class Bus(Protocol):
 
     @abstractmethod
     def send(
-        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes], reported: Reported
+        self, topic: str, key: bytes | None, value: bytes, headers: dict[str, bytes], reported: Reported
     ) -> None:
         """Take a message in, and tell `reported` later what `publish` says, never within this call. Nothing waits
         here for room: the caller bounds how many messages are on their way at once.
         """
 
-    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:
+    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: dict[str, bytes]) -> None:
         """Hand a message over, and return when the bus has it for good.
 
         It is taken in before the first wait, so tasks that publish keep the order in which they were made. A call

@@ -64,13 +64,13 @@ class KafkaBus(Bus):
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:
+    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: dict[str, bytes]) -> None:
         """Produce a message, and wait for its delivery report."""
         async with self._room:
             await super().publish(topic, key, value, headers)
 
     def send(
-        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes], reported: Reported
+        self, topic: str, key: bytes | None, value: bytes, headers: dict[str, bytes], reported: Reported
     ) -> None:
         """Produce a message, and tell its delivery report."""
         if self._closed:
@@ -78,7 +78,11 @@ class KafkaBus(Bus):
             return
         try:
             self._producer.produce(
-                topic, value, key, headers=dict(headers), on_delivery=partial(self._delivered, reported)
+                topic,
+                value,
+                key,
+                headers=headers,  # type: ignore[arg-type]  # their values may be more than bytes, and here are not
+                on_delivery=partial(self._delivered, reported),
             )
         except BufferError:
             self._loop.call_soon(reported, BusError("the Kafka client's queue is full"))

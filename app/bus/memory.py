@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Mapping
 
 from msgspec import Struct
 
@@ -35,7 +34,7 @@ class MemoryBus(Bus):
         self._closed = False
 
     def send(
-        self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes], reported: Reported
+        self, topic: str, key: bytes | None, value: bytes, headers: dict[str, bytes], reported: Reported
     ) -> None:
         """Keep a message."""
         loop = asyncio.get_running_loop()

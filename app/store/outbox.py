@@ -6,6 +6,7 @@ its versions, whoever wrote them: who writes the next has waited for the row bef
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import cast
 from uuid import UUID
 
@@ -34,28 +35,19 @@ _given = (
 )
 
 
-class Entry(Struct, frozen=True):
-    """What is sent to one destination together, as messages in their order. Each is JSON, in one line."""
+class Entry(Struct, frozen=True, gc=False):
+    """What is sent to one destination together: so many messages in their order, each JSON in a line of its own."""
 
     destination: str
     entity_id: UUID
     domain: str
-    told: Sequence[bytes]
+    messages: int
+    envelope: str
 
     @property
     def slot(self) -> int:
         """Which slot the entry is in."""
         return slot_of(self.entity_id)
-
-    @property
-    def messages(self) -> int:
-        """How many messages it has."""
-        return len(self.told)
-
-    @property
-    def envelope(self) -> str:
-        """The messages as they are kept: a line for each."""
-        return b"\n".join(self.told).decode()
 
 
 def slot_of(entity_id: UUID) -> int:
@@ -77,9 +69,13 @@ def sending(condition: ColumnElement[bool]) -> CTE:
     )
 
 
+# The parameters of `sending`, and what of an entry is in them.
+_ARRAYS = [(f"entries_{c.key}", attrgetter(str(c.key))) for c in _given]
+
+
 def given(entries: Sequence[Entry]) -> dict[str, object]:
     """What that part of a statement is given."""
-    return {f"entries_{c.key}": [getattr(entry, str(c.key)) for entry in entries] for c in _given}
+    return {name: list(map(value, entries)) for name, value in _ARRAYS}
 
 
 # An entry by itself, at the end of its slot.

@@ -163,7 +163,7 @@ async def test_what_was_to_go_out_waits_in_the_outbox_again(
         return await outbox.read(connection, "effect:consul", range(outbox.SLOTS), most=9)
 
     [waiting] = await database.read(work)
-    assert (str(waiting.entity_id), waiting.envelope) == (envelope().subject, value.decode())
+    assert (waiting.entity_id, waiting.envelope) == (envelope().subject, value.decode())
 
 
 async def test_what_postgresql_still_refuses_stays(client: httpx.AsyncClient, add: Add, database: Database) -> None:

@@ -59,7 +59,7 @@ async def test_an_envelope_is_a_structured_message(line: Line) -> None:
     """The value is the envelope's JSON, and the headers say so."""
     await line.bus.publish_envelope(envelope(), line.topic)
     [message] = line.read(1)
-    assert (message.value, message.headers) == (envelope().to_json(), dict(HEADERS))
+    assert (message.value, message.headers) == (envelope().to_json(), HEADERS)
 
 
 async def test_offsets_count_a_partition(line: Line) -> None:
