@@ -1,7 +1,6 @@
 """create_app(): the ASGI application, and the lifespan in which its parts are built and closed."""
 
 import asyncio
-import gc
 import multiprocessing
 import os
 import shutil
@@ -37,6 +36,7 @@ from app.api.service import Service
 from app.batching import Reader, Writer
 from app.domain.registration import Timing
 from app.errors import StartError
+from app.garbage import collect_seldom
 from app.outgoing import outgoing_of
 from app.projector import Projector
 from app.relay import relaying
@@ -135,7 +135,7 @@ def from_environment() -> FastAPI:
     if parent is not None:
         threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     app = create_app(settings)
-    gc.freeze()  # what has been imported stays: the garbage collector need not walk through it each time
+    collect_seldom()
     return app
 
 

@@ -1,7 +1,6 @@
 """What every `pqs` command lives on: its signals, its database, and for a worker its event loop."""
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from types import FrameType
 from uvicorn import Config
 
 from app.errors import StartError
+from app.garbage import collect_seldom
 from app.settings import Settings
 from app.store.embedded import EmbeddedPostgres, running_url
 
@@ -35,7 +35,7 @@ def run_worker(settings: Settings, work: Callable[[str, asyncio.Event], Coroutin
                 loop.add_signal_handler(each, stop.set)
         await work(url, stop)
 
-    gc.freeze()  # what has been imported stays: the garbage collector need not walk through it each time
+    collect_seldom()
     with database_of(settings) as url, asyncio.Runner(loop_factory=Config("").get_loop_factory()) as runner:
         runner.run(until_stopped(url))
 
