@@ -36,9 +36,9 @@ class Outgoing:
         """The entries of some decisions, in their order; for each the events, in theirs, and then the intents."""
         return [entry for decision in decisions for entry in self._entries(decision)]
 
-    def committed(self, decisions: Sized) -> None:
-        """Say that the entries of these decisions are in the outbox now, so that they are sent at once."""
-        if decisions and self.on_commit is not None:
+    def committed(self, written: Sized) -> None:
+        """Say that entries, or those of decisions, are in the outbox now, so that they are sent at once."""
+        if written and self.on_commit is not None:
             self.on_commit()
 
     def _entries(self, decision: Decision) -> Iterator[Entry]:

@@ -26,7 +26,7 @@ from app.domain.workflows import (
 )
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError
 from app.store import workflows
-from app.store.database import Connection, Database, LostRaceError
+from app.store.database import Connection, Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, Outcome
 from app.wire import EARLIEST, LATEST, MAX_NESTING, depth, fault_of, find_nul
 
@@ -71,7 +71,8 @@ class WorkflowStore:
         An action (`provenance["action_id"]`) is applied once: when it was committed to this workflow before, with
         this state and schema version, the answer is the one of then, whatever the version is now; the rest of the
         provenance may differ. Raises ActionConflictError when it was committed with another state, InvalidInputError
-        for what can't be kept, ContentionError, and UnavailableError: then the commit may have happened, and can be
+        for what can't be kept, RefusedValuesError for what PostgreSQL is against (a constraint or a trigger of an
+        operator's), ContentionError, and UnavailableError: then the commit may have happened, and can be
         sent again with its action id.
         """
         commit = _checked(workflow_key, expected_version or NONE, state, provenance, schema_version)
@@ -102,7 +103,8 @@ class WorkflowStore:
         async def work(connection: Connection) -> list[Outcome | None]:
             return await workflows.commit(connection, commits)
 
-        return await self._database.write_alone(work)
+        with refused_values():
+            return await self._database.write_alone(work)
 
 
 # --- What may be committed -----------------------------------------------------------------------------------------

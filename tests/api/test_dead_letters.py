@@ -9,14 +9,17 @@ import httpx
 import msgspec
 import pytest
 
+from app import relay
 from app.domain.positions import MAX_NUMBER
 from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
 from app.store.outbox import Pending
 from app.store.watermarks import Advance
+from tests.api.conftest import service_on
 from tests.bus.test_envelopes import envelope
 from tests.making import NODE, Json, event_json, node, when
+from tests.processes import PATIENCE
 
 LIST = "/v1/dead-letters"
 INITIATED = event_json("registration.initiated", 1)
@@ -164,6 +167,21 @@ async def test_what_was_to_go_out_waits_in_the_outbox_again(
 
     [waiting] = await database.read(work)
     assert (waiting.entity_id, waiting.envelope) == (envelope().subject, value.decode())
+
+
+async def test_a_message_that_goes_out_again_wakes_the_relay(
+    add: Add, database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent at once, not when the relay looks the next time."""
+    monkeypatch.setattr(relay, "POLL", PATIENCE)
+    monkeypatch.setattr(relay, "PAUSE", PATIENCE)
+    await add(letter(None, envelope().to_json(), topic="topic:registration-events", partition=None, source=RELAY))
+
+    async with service_on(database_url, bus="memory") as client:
+        assert (await client.post(f"{LIST}/1/retry")).status_code == 202
+        async with asyncio.timeout(PATIENCE / 2):
+            while await database.read(outbox.backlogs):
+                pass
 
 
 async def test_what_postgresql_still_refuses_stays(client: httpx.AsyncClient, add: Add, database: Database) -> None:

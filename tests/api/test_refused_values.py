@@ -156,3 +156,24 @@ async def test_what_is_refused_is_counted(client: httpx.AsyncClient, database: D
     await post_lines(client, [good(1), bad(2)])
     text = (await client.get("/metrics")).text.splitlines()
     assert {'pqs_events_total{outcome="invalid"} 1.0', 'pqs_events_total{outcome="applied"} 1.0'} <= set(text)
+
+
+async def test_a_workflow_is_a_problem_alone(
+    client: httpx.AsyncClient, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A commit that PostgreSQL is against is a 422, and those that came with it are in."""
+    await prepare(database, ("ALTER TABLE workflow_state ADD CHECK (NOT state ? 'poison')",))
+
+    async def commit(key: str, state: Json) -> httpx.Response:
+        provenance = {"effect_id": "a", "action_id": str(node(1)), "timestamp": "2026-01-01T00:00:00Z"}
+        body = {"state": state, "provenance": provenance}
+        return await client.put(f"/v1/workflows/{key}", json=body, headers={"If-None-Match": "*"})
+
+    with caplog.at_level(logging.WARNING):
+        refused, *others = await asyncio.gather(
+            commit("bad", {"poison": 1}), *(commit(f"good-{number}", {"number": number}) for number in range(5))
+        )
+    assert (refused.status_code, refused.json()["errors"]) == (422, [{"pointer": "#", "detail": REFUSAL}])
+    assert [each.status_code for each in others] == [201] * 5
+    assert "violates check constraint" in caplog.text
+    assert (await client.get("/v1/workflows/bad")).status_code == 404
