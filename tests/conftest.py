@@ -32,6 +32,11 @@ PARAMETERS = {"fsync": "off", "autovacuum": "off", "max_connections": "300", "sh
 _running: list[tuple[EmbeddedPostgres, Path]] = []
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as there are processors: tests wait for other processes, and for time to pass."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start the server once, in the process that starts the others. TEST_DATABASE_URL names one that runs already."""
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
