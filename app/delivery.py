@@ -121,7 +121,7 @@ class Delivery:
             self._ended.set()
 
     def give_up(self) -> None:
-        """Send nothing more, and do not wait for what is on its way."""
+        """Send nothing more, and do not wait for what is on its way. To be called at the end in any case."""
         if self.given_up:
             return
         self.given_up = True
@@ -129,6 +129,7 @@ class Delivery:
             self._ended.set()
             for line in self._lines:
                 line.cancel()
+        self._lines.clear()  # they name this delivery: what has been sent would stay until a garbage collection
 
 
 class _Line:

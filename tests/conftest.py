@@ -32,9 +32,12 @@ PARAMETERS = {"fsync": "off", "autovacuum": "off", "max_connections": "300", "sh
 _running: list[tuple[EmbeddedPostgres, Path]] = []
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Half as many again as there are processors: tests wait for other processes, and for time to pass."""
-    return max(2, (os.cpu_count() or 1) * 3 // 2)
+    given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(given) if given else max(2, processors * 3 // 2)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from app.bus.envelopes import Envelope
+from app.bus.envelopes import SEQUENCE_DIGITS, Envelope
 from app.domain.decider import Deadline, Decision, expire
 from app.domain.events import Event
 from app.domain.intents import DeregisterService, Intent, RegisterService
@@ -93,6 +93,19 @@ async def test_an_envelope_says_what_the_event_says(sending: Projector, database
         assert (each.time, each.sequence, each.correlationid) == (time, place, node(7))
     assert (initiated.data, accepted.data) == (data, {})
     assert requested.data == {"ack_deadline": "2026-01-01T00:00:31.250000Z"}
+
+
+async def test_what_goes_out_is_written_in_one_way(sending: Projector, database: Database) -> None:
+    """Times are in UTC with Z, whatever offset they came with; the default domain is left out, whoever named it."""
+    given: Json = {"domain": "registration", "occurred_at": "2026-01-01T05:30:01.25+05:30"}
+    await sending.persist([event("node.introspected", 1, **given)])
+    messages = await outbox(database)
+    assert {each["destination"] for each in messages} == {EVENTS, EFFECTS}
+    for each in messages:
+        written = msgspec.json.decode(each["envelope"])
+        assert written["time"] == "2026-01-01T00:00:01.250000Z"
+        assert "domain" not in written
+        assert len(written["sequence"]) == SEQUENCE_DIGITS
 
 
 async def test_what_goes_out_can_be_taken_in_elsewhere(sending: Projector, database: Database) -> None:

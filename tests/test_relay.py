@@ -1,7 +1,9 @@
 """The relay: what the outbox holds arrives, in each entity's order, whatever happens to relays and the other side."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -596,6 +598,27 @@ async def test_a_report_that_was_cancelled_is_no_trouble(to_bus: Projector, data
     delivery = Delivery(Destination(EVENTS, in_tasks(cancelled), 1), await database.read(work))
     await delivery.end()
     assert (delivery.arrived, delivery.refused, delivery.not_now, delivery.trouble) == ([], [], [], None)
+
+
+async def test_what_was_sent_is_let_go(to_bus: Projector, database: Database) -> None:
+    """A delivery that is over goes with its messages at once: there is no cycle for the garbage collector to find."""
+    await send(to_bus, NODES)
+
+    async def work(connection: Connection) -> list[Pending]:
+        return await outbox.read(connection, EVENTS, range(outbox.SLOTS), most=100)
+
+    gc.collect()
+    gc.disable()
+    try:
+        delivery = Delivery(to_topic(MemoryBus(), TOPIC), await database.read(work))
+        await delivery.end()
+        delivery.give_up()
+        assert delivery.arrived
+        over = weakref.ref(delivery)
+        del delivery
+        assert over() is None
+    finally:
+        gc.enable()
 
 
 async def test_an_idle_relay_wakes_for_what_this_process_writes(
