@@ -32,14 +32,6 @@ PARAMETERS = {"fsync": "off", "autovacuum": "off", "max_connections": "300", "sh
 _running: list[tuple[EmbeddedPostgres, Path]] = []
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Half as many again as there are processors: tests wait for other processes, and for time to pass."""
-    given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(given) if given else max(2, processors * 3 // 2)
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Start the server once, in the process that starts the others. TEST_DATABASE_URL names one that runs already."""
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
