@@ -27,7 +27,7 @@ kafka: ## run an Apache Kafka on 127.0.0.1:9092, where Java 17 and Maven are
 	@exec kafka/run
 
 test: $(VENV) ## run the whole suite against a real PostgreSQL of its own
-	$(BIN)/python -m pytest --numprocesses=auto --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=100
 
 check: $(VENV) ## format, lint, types, import directions, dead code

@@ -6,6 +6,7 @@ How a test comes by its database is in `databases.py`.
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -32,8 +33,20 @@ PARAMETERS = {"fsync": "off", "autovacuum": "off", "max_connections": "300", "sh
 _running: list[tuple[EmbeddedPostgres, Path]] = []
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as there are processors: tests wait for other processes, and for time to pass."""
+    given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(given) if given else max(2, processors * 3 // 2)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start the server once, in the process that starts the others. TEST_DATABASE_URL names one that runs already."""
+    # In the background, or by nohup, these are ignored, and so they would be in all that tests start.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         del os.environ[name]
     if hasattr(config, "workerinput") or config.option.collectonly:
