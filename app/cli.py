@@ -98,13 +98,13 @@ def serve(**given: str | None) -> None:
     log.configure(settings.log_level, settings.log_format, correlation_id.get)
     routes = contract.routes_of(settings)
     try:
-        with listening(settings.host, settings.port) as listener, own_database(settings) as url:
+        with listening(settings.host, settings.port, settings.workers) as sockets, own_database(settings) as url:
             if settings.database_url is None:
                 asyncio.run(_bring_up_to_date(url))
             export(settings.model_copy(update={"database_url": url}))
             contract.log_what_is_off(routes)  # here once, and not in every worker
-            _announce(settings, listener)
-            run(settings, listener)
+            _announce(settings, sockets[0])
+            run(settings, sockets)
     except KeyboardInterrupt:
         click.echo("stopped")
 

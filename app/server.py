@@ -1,11 +1,13 @@
-"""The processes that answer requests: uvicorn, on a socket that listens before anything else starts."""
+"""The processes that answer requests: uvicorn, on sockets that listen before anything else starts."""
 
 import errno
+import itertools
 import os
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -15,22 +17,28 @@ from app.errors import StartError
 from app.settings import PREFIX, Settings
 
 SHUTDOWN = 10  # seconds that open requests have to end
+BACKLOG = 2048  # connections that wait for a worker to take them, at each socket
 KEEP_ALIVE = 30  # seconds that an idle connection stays open
 
 
 @contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens. Raises StartError, which names the address, where that can't be."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        reason = "it is already in use" if error.errno == errno.EADDRINUSE else error.strerror
-        raise StartError(
-            f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
-        ) from None
-    with listener:
-        yield listener
+def listening(host: str, port: int, workers: int) -> Iterator[list[socket.socket]]:
+    """A socket that listens for each worker: its own where the kernel shares connections out, else one for all.
+
+    Where there is one for all, whoever is awake takes what comes: of 64 connections at once often more than 50, and
+    it keeps them. Raises StartError, which names the address, where nothing can listen.
+    """
+    with ExitStack() as stack:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = found[0]
+            sockets = [stack.enter_context(each) for each in _sockets(family, address[:2], workers)]
+        except OSError as error:
+            reason = "it is already in use" if error.errno == errno.EADDRINUSE else error.strerror
+            raise StartError(
+                f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
+            ) from None
+        yield sockets
 
 
 def export(settings: Settings) -> None:
@@ -41,7 +49,7 @@ def export(settings: Settings) -> None:
             os.environ[PREFIX + name.upper()] = str(getattr(value, "get_secret_value", lambda value=value: value)())
 
 
-def run(settings: Settings, listener: socket.socket) -> None:
+def run(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     """Answer requests until stopped, in as many processes as are set. They read the exported settings."""
     config = uvicorn.Config(
         "app.main:from_environment",
@@ -58,11 +66,23 @@ def run(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=SHUTDOWN,
     )
     if settings.workers == 1:
-        _Server(config).run(sockets=[listener])
+        _Server(config).run(sockets=list(sockets))
         return
     with tempfile.TemporaryDirectory(prefix="pqs-metrics-") as shared:
         os.environ[SHARED_DIRECTORY] = shared
-        Multiprocess(config, sockets=[listener]).run()
+        _Supervisor(config, sockets).run()
+
+
+def _sockets(family: int, address: tuple[object, ...], workers: int) -> Iterator[socket.socket]:
+    # One without the option cannot be there beside others that listen, whether they have it or not.
+    alone = socket.create_server(address, family=family, backlog=BACKLOG)
+    if workers == 1 or sys.platform != "linux":  # elsewhere, the last of several would get all connections
+        yield from itertools.repeat(alone, workers)
+        return
+    with alone:
+        address = alone.getsockname()[:2]
+    for _ in range(workers):
+        yield socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=True)
 
 
 class _Server(uvicorn.Server):
@@ -73,3 +93,43 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
         if self.force_exit:
             await self.lifespan.shutdown()
+
+
+class _Supervisor(Multiprocess):
+    """uvicorn's supervisor of workers, each of which has a socket of its own.
+
+    It is supervisor of one place after the other: who replaces a worker has its socket, and what waits there.
+    """
+
+    def __init__(self, config: uvicorn.Config, sockets: Sequence[socket.socket]) -> None:
+        super().__init__(config, [])
+        self._places = sockets
+
+    def init_processes(self) -> None:
+        """Start the workers."""
+        for _ in self._one_by_one():
+            super().init_processes()
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace workers that have died, or hang."""
+        for _ in self._one_by_one():
+            super().keep_subprocess_alive()
+
+    def restart_all(self) -> None:
+        """Replace all workers, each when its successor is ready."""
+        for _ in self._one_by_one():
+            super().restart_all()
+
+    def handle_ttin(self) -> None:
+        """Do nothing: there are as many workers as sockets."""
+
+    handle_ttou = handle_ttin
+
+    def _one_by_one(self) -> Iterator[None]:
+        """Be the supervisor of one worker, and of the next."""
+        everyone = self.processes
+        for place, listener in enumerate(self._places):
+            self.processes, self.processes_num, self.sockets = everyone[place : place + 1], 1, [listener]
+            yield
+            everyone[place : place + 1] = self.processes
+        self.processes = everyone

@@ -98,11 +98,13 @@ def test_wrong_setting_stops_the_start(name: str, value: str, said: str, tmp_pat
     assert not (tmp_path / "data").exists()
 
 
-def test_port_in_use(tmp_path: Path) -> None:
-    """A port that is taken is said so at once, before PostgreSQL is started."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_port_in_use(shared: bool, workers: int, tmp_path: Path) -> None:
+    """A port that is taken is said so at once, before PostgreSQL is started, also when others may share it."""
+    with socket.create_server(("127.0.0.1", 0), reuse_port=shared) as taken:
         port = taken.getsockname()[1]
-        line = refusal(pqs("serve", port=port, data_dir=tmp_path / "data"))
+        line = refusal(pqs("serve", port=port, workers=workers, data_dir=tmp_path / "data"))
     assert line == (
         f"pqs: cannot listen on 127.0.0.1 port {port}: it is already in use; choose another with --host and --port"
     )

@@ -6,9 +6,10 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -63,6 +64,29 @@ def paused(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def client_of_the_others(service: Service) -> Iterator[httpx.Client]:
+    """A client whose connection a worker has that answers. Which one gets a new connection is the kernel's choice."""
+    for _ in range(100):
+        with service.client() as client:
+            try:
+                client.get("/livez", timeout=0.3).raise_for_status()
+            except httpx.TimeoutException:
+                continue
+            yield client
+            return
+    raise AssertionError("no worker answers")
+
+
+def connections(pid: int) -> int:
+    """How many sockets a process has open."""
+    opened = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            opened += descriptor.readlink().name.startswith("socket:")
+    return opened
 
 
 def states(client: httpx.Client) -> Json:
@@ -221,7 +245,7 @@ def test_workers_share_settings_and_metrics_and_are_replaced(database_url: str, 
         for sequence, (busy, type_) in enumerate(
             [(one, "registration.initiated"), (two, "registration.accepted")], 1
         ):
-            with paused(busy), service.client() as client:
+            with paused(busy), client_of_the_others(service) as client:
                 event = event_json(type_, sequence)
                 assert client.post("/v1/events", json=event).json()["outcome"] == "applied"
                 assert client.post("/v1/events", json=event | {"data": {"x": "x" * 2048}}).status_code == 413
@@ -233,7 +257,7 @@ def test_workers_share_settings_and_metrics_and_are_replaced(database_url: str, 
         with service.client() as client:
             client.get("/readyz").raise_for_status()
         [new] = set(service.await_workers(2, without=one)) - {two}
-        with paused(two), service.client() as client:
+        with paused(two), client_of_the_others(service) as client:
             assert states(client)["total"] == 1
             assert (value_of(client, applied), value_of(client, refused)) == (2, 2)
         service.signal(signal.SIGTERM)
@@ -242,12 +266,56 @@ def test_workers_share_settings_and_metrics_and_are_replaced(database_url: str, 
         until(service.is_alone, "the workers end")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel shares connections out on Linux alone")
+def test_workers_share_connections(database_url: str, tmp_path: Path) -> None:
+    """Many connections at once are not all one worker's, and those of a killed one wait for the next one."""
+    with serving(tmp_path, workers=2, database_url=database_url) as service, ExitStack() as stack:
+        workers = service.await_workers(2)
+        before = list(map(connections, workers))
+        url = httpx.URL(service.url)
+        opened = [stack.enter_context(socket.create_connection((url.host, url.port))) for _ in range(64)]
+        taken: list[int] = []
+
+        def all_are_taken() -> bool:
+            taken[:] = [connections(pid) - had for pid, had in zip(workers, before, strict=True)]
+            return sum(taken) == len(opened)
+
+        until(all_are_taken, "the workers take the connections")
+        assert min(taken) >= 8  # by chance that is fewer once in 10^11 times
+        os.kill(workers[0], signal.SIGKILL)
+        for _ in range(16):
+            with service.client() as client:
+                client.get("/livez").raise_for_status()
+        assert workers[0] not in service.await_workers(2, without=workers[0])
+
+
+def test_all_workers_are_replaced_without_a_gap(database_url: str, tmp_path: Path) -> None:
+    """SIGHUP replaces one worker after the other; requests are answered all the while."""
+    with serving(tmp_path, workers=2, database_url=database_url) as service:
+        before = set(service.await_workers(2))
+        service.signal(signal.SIGHUP)
+
+        def replaced() -> bool:
+            with service.client() as client:
+                client.get("/livez").raise_for_status()
+            now = set(service.workers())
+            return len(now) == 2 and now.isdisjoint(before)
+
+        until(replaced, "both workers are replaced")
+        for number in (signal.SIGTTIN, signal.SIGTTOU):
+            service.signal(number)
+        for _ in range(8):
+            with service.client() as client:
+                client.get("/readyz").raise_for_status()
+        service.await_workers(2)
+
+
 def test_breaker_of_a_dead_worker_is_not_reported(tmp_path: Path) -> None:
     """A worker that was killed while its breaker was open is no longer counted as one whose breaker is open."""
     series = 'pqs_breaker_open{database="primary"}'
     with serving(tmp_path, workers=2, database_url=NOWHERE) as service:
         one, two = service.await_workers(2)
-        with paused(two), service.client() as client:
+        with paused(two), client_of_the_others(service) as client:
             for _ in range(5):
                 assert client.get("/readyz").status_code == 503
             assert value_of(client, series) == 1
