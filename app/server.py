@@ -123,7 +123,8 @@ class _Supervisor(Multiprocess):
     def handle_ttin(self) -> None:
         """Do nothing: there are as many workers as sockets."""
 
-    handle_ttou = handle_ttin
+    def handle_ttou(self) -> None:
+        """Do nothing."""
 
     def _one_by_one(self) -> Iterator[None]:
         """Be the supervisor of one worker, and of the next."""
