@@ -107,18 +107,23 @@ class _Supervisor(Multiprocess):
 
     def init_processes(self) -> None:
         """Start the workers."""
-        for _ in self._one_by_one():
-            super().init_processes()
+        for place in range(len(self._places)):
+            with self._only(place):
+                super().init_processes()
 
     def keep_subprocess_alive(self) -> None:
         """Replace workers that have died, or hang."""
-        for _ in self._one_by_one():
-            super().keep_subprocess_alive()
+        for place in range(len(self._places)):
+            with self._only(place):
+                super().keep_subprocess_alive()
 
     def restart_all(self) -> None:
-        """Replace all workers, each when its successor is ready."""
-        for _ in self._one_by_one():
-            super().restart_all()
+        """Replace all workers, each when its successor is ready; one that does not get ready is the end of it."""
+        for place, worker in enumerate(self.processes):
+            with self._only(place):
+                super().restart_all()
+            if self.processes[place] is worker:
+                return
 
     def handle_ttin(self) -> None:
         """Do nothing: there are as many workers as sockets."""
@@ -126,11 +131,13 @@ class _Supervisor(Multiprocess):
     def handle_ttou(self) -> None:
         """Do nothing."""
 
-    def _one_by_one(self) -> Iterator[None]:
-        """Be the supervisor of one worker, and of the next."""
+    @contextmanager
+    def _only(self, place: int) -> Iterator[None]:
+        """Be the supervisor of one worker."""
         everyone = self.processes
-        for place, listener in enumerate(self._places):
-            self.processes, self.processes_num, self.sockets = everyone[place : place + 1], 1, [listener]
+        self.processes, self.processes_num, self.sockets = everyone[place : place + 1], 1, [self._places[place]]
+        try:
             yield
+        finally:
             everyone[place : place + 1] = self.processes
-        self.processes = everyone
+            self.processes = everyone

@@ -278,10 +278,10 @@ def test_workers_share_connections(database_url: str, tmp_path: Path) -> None:
 
         def all_are_taken() -> bool:
             taken[:] = [connections(pid) - had for pid, had in zip(workers, before, strict=True)]
-            return sum(taken) == len(opened)
+            return sum(taken) >= len(opened)
 
         until(all_are_taken, "the workers take the connections")
-        assert min(taken) >= 8  # by chance that is fewer once in 10^11 times
+        assert min(taken) >= 8  # by chance that is fewer once in 10^10 times
         os.kill(workers[0], signal.SIGKILL)
         for _ in range(16):
             with service.client() as client:
