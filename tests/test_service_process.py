@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -308,6 +309,29 @@ def test_all_workers_are_replaced_without_a_gap(database_url: str, tmp_path: Pat
             with service.client() as client:
                 client.get("/readyz").raise_for_status()
         service.await_workers(2)
+
+
+def test_a_restart_that_fails_leaves_the_workers(database_url: str, tmp_path: Path) -> None:
+    """When the first successor does not get ready, the restart is given up, and the workers go on."""
+    with serving(tmp_path, workers=2, database_url=database_url) as service:
+        before = service.await_workers(2)
+        [metrics] = service.temporary.glob("pqs-metrics-*")
+        hidden = metrics.rename(tmp_path / "hidden")  # no worker starts without it
+        kept: list[str] = []
+
+        def is_given_up() -> bool:
+            found = re.findall(r"keeping worker \[(\d+)\] and aborting", service.log)
+            new, kept[:] = len(found) > len(kept), found
+            return new
+
+        for _ in range(2):
+            service.signal(signal.SIGHUP)
+            until(is_given_up, "the restart is given up")
+        assert len(set(kept)) == 1  # each time at the first worker
+        hidden.rename(metrics)
+        assert service.workers() == before
+        with service.client() as client:
+            client.get("/readyz").raise_for_status()
 
 
 def test_breaker_of_a_dead_worker_is_not_reported(tmp_path: Path) -> None:
