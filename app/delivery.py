@@ -5,7 +5,6 @@ import logging
 from asyncio import CancelledError
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from uuid import UUID
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +17,7 @@ from app.store.outbox import EFFECT, TOPIC, Pending
 
 log = logging.getLogger(__name__)
 
-PAGE = 4000  # entries whose messages one pass sends to the bus at most
+PAGE = 2000  # entries whose messages one pass sends to the bus at most
 EFFECTS_PAGE = 500  # intents that one pass hands to a handler at most,
 EFFECTS_AT_ONCE = 16  # and so many of them at a time
 REST = 1.0  # seconds that an entity rests whose message alone did not get through; each further time twice as long,
@@ -47,7 +46,7 @@ def to_topic(bus: Bus, topic: str) -> Destination:
     """A topic of the bus. Envelopes go out as they are kept, with the entity id as key."""
 
     def deliver(message: Pending, told: Told) -> None:
-        bus.send(topic, str(message.entity_id).encode(), message.envelope.encode(), HEADERS, told)
+        bus.send(topic, message.key, message.envelope, HEADERS, told)
 
     return Destination(TOPIC + topic, deliver, PAGE)
 
@@ -101,9 +100,9 @@ class Delivery:
         self.trouble: BaseException | None = None  # why the last of those that stay does
         self.given_up = False
         self._ended = asyncio.Event()
-        by_entity: defaultdict[UUID, list[Pending]] = defaultdict(list)
+        by_entity: defaultdict[bytes, list[Pending]] = defaultdict(list)
         for message in messages:
-            by_entity[message.entity_id].append(message)
+            by_entity[message.key].append(message)
         self._lines = [_Line(self, each) for each in by_entity.values()]
         self._left = len(self._lines)
         for line in self._lines:
@@ -185,24 +184,25 @@ class Rests:
 
     def __init__(self, destination: str) -> None:
         self._destination = destination
-        self._until: dict[UUID, tuple[float, float | None]] = {}  # and how long that was
+        self._until: dict[str, tuple[float, float | None]] = {}  # and how long that was
 
-    def at(self, now: float) -> list[UUID]:
-        """Who rests now."""
-        return [entity_id for entity_id, (until, _) in self._until.items() if until > now]
+    def at(self, now: float) -> list[str]:
+        """Who rests now, by their ids as text."""
+        return [key for key, (until, _) in self._until.items() if until > now]
 
     def learn(self, delivery: Delivery, now: float) -> None:
         """Take in what became of a pass."""
         if self._until:
-            waiting = {message.entity_id for message, _ in delivery.not_now}  # though an earlier one arrived
+            waiting = {message.key for message, _ in delivery.not_now}  # though an earlier one arrived
             for message in [*delivery.arrived, *(message for message, _ in delivery.refused)]:
-                if message.entity_id not in waiting:
-                    self._until.pop(message.entity_id, None)
+                if message.key not in waiting:
+                    self._until.pop(message.key.decode(), None)
         for message, why in delivery.not_now:
-            _, last = self._until.pop(message.entity_id, (0.0, None))
+            entity_id = message.key.decode()
+            _, last = self._until.pop(entity_id, (0.0, None))
             if last is None:
-                log.warning("the messages of %s for %s wait: %s", message.entity_id, self._destination, why)
+                log.warning("the messages of %s for %s wait: %s", entity_id, self._destination, why)
             rest = REST if last is None else min(2 * last, LONGEST_REST)
-            self._until[message.entity_id] = (now + rest, rest)
+            self._until[entity_id] = (now + rest, rest)
         while len(self._until) > RESTING:
             del self._until[next(iter(self._until))]

@@ -1,18 +1,18 @@
 """What follows from triggers and deadlines, as entries for the outbox."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from datetime import UTC, datetime
 from uuid import uuid5
 
-import msgspec
+from msgspec.structs import asdict, replace
 
 from app.bus.envelopes import Envelope, in_digits, to_lines, written_domain
 from app.domain.decider import Decision
-from app.domain.events import Fact
+from app.domain.events import Data
 from app.domain.intents import Intent
 from app.effects import contract
 from app.settings import BusKind, Settings
-from app.store.outbox import EFFECT, TOPIC, Entry
+from app.store.outbox import EFFECT, TOPIC, Entry, Lines, packed, slot_of
 
 SOURCE = "urn:pqs"  # in every envelope; with the id it names an event (CloudEvents 1.0, section 3.1)
 
@@ -32,23 +32,24 @@ class Outgoing:
         topics = [] if self._topic is None else [TOPIC + self._topic]
         return topics + [EFFECT + handler for handler in dict.fromkeys(self._handlers.values())]
 
-    def entries(self, decisions: Iterable[Decision]) -> list[Entry]:
-        """The entries of some decisions, in their order; for each the events, in theirs, and then the intents."""
-        return [entry for decision in decisions for entry in self._entries(decision)]
+    def entries(self, decisions: Sequence[Decision]) -> list[Entry]:
+        """The entries of some decisions: for each destination an entity's messages in the order of the decisions."""
+        topic, handlers = self._topic, self._handlers
+        events = (
+            [] if topic is None else packed(topic, [_lines(decision) for decision in decisions if decision.events])
+        )
+        intents = (
+            _intent_entry(handlers[intent.name], intent, decision)
+            for decision in decisions
+            for intent in decision.intents
+            if intent.name in handlers
+        )
+        return [*events, *intents] if handlers else events
 
     def committed(self, written: Sized) -> None:
         """Say that entries, or those of decisions, are in the outbox now, so that they are sent at once."""
         if written and self.on_commit is not None:
             self.on_commit()
-
-    def _entries(self, decision: Decision) -> Iterator[Entry]:
-        if self._topic is not None and decision.events:
-            version = decision.registration.version - len(decision.events)
-            yield _entry(TOPIC + self._topic, decision, _event_envelopes(decision.events, version))
-        for intent in decision.intents:
-            handler = self._handlers.get(intent.name)
-            if handler is not None:
-                yield _entry(EFFECT + handler, decision, [_intent_envelope(intent, decision)])
 
 
 def outgoing_of(settings: Settings) -> Outgoing:
@@ -57,11 +58,14 @@ def outgoing_of(settings: Settings) -> Outgoing:
     return Outgoing(topic, contract.after_the_transaction(contract.routes_of(settings)))
 
 
-def _event_envelopes(events: Sequence[Fact], version: int) -> list[Envelope]:
-    """The events of one decision, without what they do not say. `version` is the row's before them."""
+def _lines(decision: Decision) -> Lines:
+    """The events of one decision, as the bus takes them."""
+    events = decision.events
+    version = decision.registration.version - len(events)  # before them
     first = events[0]  # what all have from their trigger is looked up once
     domain, time = written_domain(first.domain), first.occurred_at.astimezone(UTC)
-    return [
+    in_utc = first.occurred_at.tzinfo is UTC
+    envelopes = [
         Envelope(
             id=event.event_id,
             source=SOURCE,
@@ -70,16 +74,24 @@ def _event_envelopes(events: Sequence[Fact], version: int) -> list[Envelope]:
             time=time,
             partitionkey=first.entity_id,
             digits=in_digits(number),
-            data={
-                name: value.astimezone(UTC) if isinstance(value, datetime) else value
-                for name in event.data.__struct_fields__
-                if (value := getattr(event.data, name)) is not None
-            },
+            data=event.data if in_utc else _in_utc(event.data),
             domain=domain,
             correlationid=first.correlation_id,
         )
         for number, event in enumerate(events, start=version + 1)
     ]
+    return Lines(slot_of(first.entity_id), len(envelopes), to_lines(envelopes))
+
+
+def _in_utc(data: Data) -> Data:
+    """The same, with its times in UTC."""
+    times = {name: value.astimezone(UTC) for name, value in asdict(data).items() if isinstance(value, datetime)}
+    return replace(data, **times)
+
+
+def _intent_entry(handler: str, intent: Intent, decision: Decision) -> Entry:
+    envelope = to_lines([_intent_envelope(intent, decision)])
+    return Entry(EFFECT + handler, slot_of(intent.entity_id), intent.entity_id, 1, envelope[:-1].decode())
 
 
 def _intent_envelope(intent: Intent, decision: Decision) -> Envelope:
@@ -93,12 +105,7 @@ def _intent_envelope(intent: Intent, decision: Decision) -> Envelope:
         time=event.occurred_at.astimezone(UTC),
         partitionkey=intent.entity_id,
         digits=in_digits(decision.registration.version),
-        data=msgspec.to_builtins(intent),
+        data=intent,
         domain=written_domain(intent.domain),
         correlationid=event.correlation_id,
     )
-
-
-def _entry(destination: str, decision: Decision, envelopes: Sequence[Envelope]) -> Entry:
-    of = decision.registration
-    return Entry(destination, of.entity_id, of.domain, len(envelopes), to_lines(envelopes))

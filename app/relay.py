@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
@@ -25,7 +26,7 @@ from app.store.outbox import Pending, Place
 
 log = logging.getLogger(__name__)
 
-SHARE = 32  # slots that one pass takes while there is much, so that other relays find some; else it takes all
+SHARE = 2  # slots that one pass takes while there is much, so that other relays find some; else it takes all
 FULL = 2  # a pass is full, and the next one follows at once, from one part in so many of its page on
 LANES = 2  # passes at a time for one destination, when there is enough: while one removes, the other sends
 POLL = 0.2  # seconds between two looks when idle: for what other processes have written
@@ -149,12 +150,15 @@ class Relay:
                 return Passed()
             delivery = await self._send(connection, destination, messages)
             rests.learn(delivery, loop.time())
-            last = {message.id: message for message in messages}  # of each entry
-            gone, refused[:] = _through(last, delivery)
+            gone, left = _ended(messages, delivery)
+            refused[:] = delivery.refused
             if refused:
                 await dead_letters.add(connection, [_letter(destination.name, *each) for each in refused])
+            if left:
+                await outbox.keep(connection, left)
             await outbox.remove(connection, gone)
-            return Passed(bool(gone), len(last) >= destination.page // FULL, delivery.trouble)
+            entries = len({message.id for message in messages})
+            return Passed(bool(gone or left), entries >= destination.page // FULL, delivery.trouble)
 
         try:
             passed = await self._database.write(work)
@@ -162,7 +166,7 @@ class Relay:
             return Passed(trouble=error)
         said = "a message for %s is refused for good, and a dead letter now: %s: %s"
         for message, why in refused:
-            log.error(said, destination.name, message.entity_id, why)
+            log.error(said, destination.name, message.key.decode(), why)
         return passed
 
     async def _send(self, connection: Connection, destination: Destination, messages: Sequence[Pending]) -> Delivery:
@@ -178,22 +182,30 @@ class Relay:
         return delivery
 
 
-def _through(last: dict[int, Pending], delivery: Delivery) -> tuple[dict[int, Place], list[tuple[Pending, str]]]:
-    """The entries that are through to their last message, by id with their places, and what was refused of them.
-
-    One with a message that has to wait stays as it is, and is sent from its first one again.
+def _ended(messages: Sequence[Pending], delivery: Delivery) -> tuple[dict[int, Place], list[list[Pending]]]:
+    """The entries that are through to their last message, by id with their places, and what is left of those that are
+    through in part.
     """
-    ended = [*delivery.arrived, *(message for message, _ in delivery.refused)]
-    through = {message.id: message.place for message in ended if last[message.id] is message}
-    return through, [(message, why) for message, why in delivery.refused if message.id in through]
+    if len(delivery.arrived) == len(messages):
+        return {message.id: message.place for message in messages}, []
+    through = {id(message) for message in [*delivery.arrived, *(message for message, _ in delivery.refused)]}
+    begun = set[int]()  # entries that something has gone of
+    left = defaultdict[int, list[Pending]](list)
+    for message in messages:
+        if id(message) in through:
+            begun.add(message.id)
+        else:
+            left[message.id].append(message)
+    gone = {message.id: message.place for message in messages if message.id not in left}
+    return gone, [waiting for id_, waiting in left.items() if id_ in begun]
 
 
 def _letter(destination: str, message: Pending, why: str) -> Letter:
     return Letter(
         source=RELAY,
         topic=destination,
-        key=str(message.entity_id).encode(),
-        value=message.envelope.encode(),
+        key=message.key,
+        value=message.envelope,
         headers=list(HEADERS.items()),
         error=why,
     )

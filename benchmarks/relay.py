@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 
 from app.bus.envelopes import HEADERS, Envelope, in_digits
 from app.bus.kafka import KafkaBus
-from app.store.outbox import slot_of
+from app.store.outbox import Lines, packed, slot_of
 from benchmarks.bench import Bench
 from benchmarks.machine import BenchmarkError
 from benchmarks.report import Row, compared
@@ -20,13 +20,14 @@ from tests.making import START, node
 DATABASE = "relayed"
 TOPIC = "relayed"
 EACH = 3  # messages of a node, as after its introspection
+TOGETHER = 15  # triggers that one transaction takes in: as many as are joined when 64 clients ask two workers
 LEFT = "SELECT EXISTS (SELECT FROM outbox)"
 LOOK = 0.01  # seconds between two looks at how far it is
 PATIENCE = 120.0  # seconds
 FILL = """
-    INSERT INTO outbox (destination, slot, entity_id, domain, envelope, messages)
-    SELECT $1, slot, entity_id, 'registration', envelope, $5
-    FROM unnest($2::smallint[], $3::uuid[], $4::text[]) WITH ORDINALITY AS m (slot, entity_id, envelope, place)
+    INSERT INTO outbox (destination, slot, envelope, messages)
+    SELECT $1, slot, envelope, messages
+    FROM unnest($2::smallint[], $3::text[], $4::smallint[]) WITH ORDINALITY AS m (slot, envelope, messages, place)
     ORDER BY place
 """
 
@@ -79,11 +80,12 @@ def _messages(count: int) -> Messages:
 
 
 def _fill(bench: Bench, messages: Messages) -> None:
-    entries = [messages[place : place + EACH] for place in range(0, len(messages), EACH)]
-    ids = [entry[0][0] for entry in entries]
-    slots = [slot_of(entity_id) for entity_id in ids]
-    envelopes = [b"\n".join(value for _, value in entry).decode() for entry in entries]
-    bench.machine.ask(DATABASE, FILL, f"topic:{TOPIC}", slots, ids, envelopes, EACH)
+    """As transactions of some triggers each leave it."""
+    nodes = [messages[place : place + EACH] for place in range(0, len(messages), EACH)]
+    lines = [Lines(slot_of(of[0][0]), EACH, b"".join(value + b"\n" for _, value in of)) for of in nodes]
+    rows = [row for place in range(0, len(lines), TOGETHER) for row in packed(TOPIC, lines[place : place + TOGETHER])]
+    arrays = ([getattr(row, name) for row in rows] for name in ("slot", "envelope", "messages"))
+    bench.machine.ask(DATABASE, FILL, f"topic:{TOPIC}", *arrays)
     bench.machine.rest(DATABASE)
 
 

@@ -74,7 +74,9 @@ async def sent(database: Database) -> list[tuple[str, Envelope]]:
     """What is in the outbox, oldest first: destinations and envelopes."""
     query = "SELECT destination, envelope FROM outbox ORDER BY id"
     rows = await database.read(lambda connection: connection.fetch(query))
-    return [(destination, Envelope.from_json(envelope.encode())) for destination, envelope in rows]
+    return [
+        (destination, Envelope.from_json(line.encode())) for destination, lines in rows for line in lines.split("\n")
+    ]
 
 
 async def expired(database: Database) -> int:

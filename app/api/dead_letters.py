@@ -22,7 +22,7 @@ from app.projector import Result
 from app.store import dead_letters, outbox
 from app.store.database import Connection
 from app.store.dead_letters import DeadLetter
-from app.store.outbox import Entry
+from app.store.outbox import EFFECT, Entry, slot_of
 
 router = APIRouter(tags=["kafka"])
 
@@ -118,7 +118,9 @@ async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery
 async def _send_again(letter: DeadLetter, connection: Connection) -> bool:
     """Move a message back to the outbox. False: somebody else just did."""
     envelope = Envelope.from_json(letter.value or b"")
-    entry = Entry(letter.topic, envelope.subject, envelope.domain, 1, to_lines([envelope]))
+    entity_id = envelope.subject
+    of_intent = entity_id if letter.topic.startswith(EFFECT) else None
+    entry = Entry(letter.topic, slot_of(entity_id), of_intent, 1, to_lines([envelope])[:-1].decode())
     if not await dead_letters.remove(connection, letter.id):
         return False
     await outbox.add(connection, entry)

@@ -31,7 +31,7 @@ class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, 
     time: datetime
     partitionkey: UUID
     digits: Annotated[str, Meta(pattern=r"^[0-9]{1,19}$")] = field(name="sequence")  # in_digits(sequence)
-    data: dict[str, object]
+    data: object  # what is a JSON object: a dict where it was read
     domain: str = DEFAULT_DOMAIN  # msgspec leaves out this very object, not an equal one: see written_domain
     correlationid: UUID | None = None
 
@@ -52,7 +52,10 @@ class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, 
     @classmethod
     def from_json(cls, value: bytes) -> "Envelope":
         """The envelope that `to_json` wrote. Raises msgspec.DecodeError for anything else."""
-        return _DECODER.decode(value)
+        envelope = _DECODER.decode(value)
+        if not isinstance(envelope.data, dict):
+            raise msgspec.ValidationError("Expected `object` - at `$.data`")
+        return envelope
 
 
 def in_digits(sequence: int) -> str:
@@ -65,9 +68,9 @@ def written_domain(domain: str) -> str:
     return DEFAULT_DOMAIN if domain == DEFAULT_DOMAIN else domain
 
 
-def to_lines(envelopes: Sequence[Envelope]) -> str:
-    """The JSON of each envelope, a line for each. JSON itself has no line break in it."""
-    return _ENCODER.encode_lines(envelopes).decode().removesuffix("\n")
+def to_lines(envelopes: Sequence[Envelope]) -> bytes:
+    """The JSON of each envelope, a line for each, with its end. JSON itself has no line break in it."""
+    return _ENCODER.encode_lines(envelopes)
 
 
 _ENCODER = msgspec.json.Encoder()

@@ -39,14 +39,14 @@ class InitiatedData(Data, frozen=True, kw_only=True):
     capabilities: Capabilities = {}
 
 
-class AckDeadlineData(Data, frozen=True, kw_only=True):
-    """Until when the node has to acknowledge."""
+class AckDeadlineData(Data, frozen=True, kw_only=True, omit_defaults=True):
+    """Until when the node has to acknowledge. What is not said is not written either."""
 
     ack_deadline: Time | None = None
 
 
-class ActivatedData(Data, frozen=True, kw_only=True):
-    """The node is active: until when it has to be heard of, and what it can do."""
+class ActivatedData(Data, frozen=True, kw_only=True, omit_defaults=True):
+    """The node is active: until when it has to be heard of, and what it can do. What is not said is not written."""
 
     liveness_deadline: Time | None = None
     capabilities: Capabilities | None = None

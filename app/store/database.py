@@ -35,7 +35,7 @@ FROM (VALUES
     ('registration_state_counts', 'SELECT,INSERT,UPDATE'),
     ('workflow_state', 'SELECT,INSERT,UPDATE'),
     ('workflow_actions', 'SELECT,INSERT,UPDATE,DELETE'),
-    ('outbox', 'SELECT,INSERT,DELETE'),
+    ('outbox', 'SELECT,INSERT,UPDATE,DELETE'),
     ('watermarks', 'SELECT,INSERT,UPDATE'),
     ('dead_letters', 'SELECT,INSERT,DELETE')
 ) AS tables (name, rights),

@@ -1,13 +1,14 @@
 """The outbox: what a transaction wants sent after it, and every statement over it.
 
-A row is an entry: all events of one decision, for the bus, or one intent, for its handler. It is written by the
-statement that writes the change it speaks of, after that. So the entries of one entity have their ids in the order of
-its versions, whoever wrote them: who writes the next has waited for the row before.
+A row is an entry: one intent for its handler, or events for the bus, where what a transaction has for one slot goes
+together as far as there is room. It is written by the statement that writes the changes it speaks of, after those. So
+the entries of one entity have their ids in the order of its versions, whoever wrote them: who writes the next has
+waited for the row before.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import cast
+from typing import NamedTuple, cast
 from uuid import UUID
 
 from msgspec import Struct
@@ -18,41 +19,70 @@ from app.store.database import Connection
 from app.store.statements import Statement
 from app.store.tables import OutboxEntry
 
-SLOTS = 64  # one relay at a time works on a slot; all messages of one entity id are in one
+SLOTS = 4  # one relay at a time works on a slot; all messages of one entity id are in one
+ROOM = 7500  # bytes of an entry's messages, so that its row fits into a page
 TOPIC = "topic:"  # a destination is a topic of the bus,
 EFFECT = "effect:"  # or a handler of intents
-COUNTED = 500  # entries of a slot that are counted one by one; how many more there are is an estimate
+COUNTED = 6000  # entries of a slot that are counted one by one; how many more there are is an estimate
 
 # Not quoted: vulture would take the import for unused.
 _table = cast(Table, OutboxEntry.__table__)  # noqa: TC006
 _given = (
     _table.c.destination,
     _table.c.slot,
-    _table.c.entity_id,
-    _table.c.domain,
+    _table.c.intent_entity_id,
     _table.c.messages,
     _table.c.envelope,
 )
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """What is sent to one destination together: so many messages in their order, each JSON in a line of its own."""
+    """What is sent to one destination together: so many messages in their order, each JSON in a line of its own.
+
+    Either it is one intent, for the entity `intent_entity_id`, or events of entities that are all in one slot.
+    """
 
     destination: str
-    entity_id: UUID
-    domain: str
+    slot: int
+    intent_entity_id: UUID | None
     messages: int
     envelope: str
-
-    @property
-    def slot(self) -> int:
-        """Which slot the entry is in."""
-        return slot_of(self.entity_id)
 
 
 def slot_of(entity_id: UUID) -> int:
     """The slot of an entity id, whatever its domain: the bus has one key for both."""
     return entity_id.int % SLOTS
+
+
+class Lines(NamedTuple):
+    """Messages for one slot that stay together: their number, and their JSON, each line with its end."""
+
+    slot: int
+    messages: int
+    lines: bytes
+
+
+def packed(topic: str, all_lines: Iterable[Lines]) -> list[Entry]:
+    """Messages for a topic of the bus, in as few entries as there is ROOM for; each slot's in the order given."""
+    rows: list[tuple[int, list[Lines]]] = []
+    newest: dict[int, list[Lines]] = {}
+    room: dict[int, int] = {}  # in the newest row of a slot
+    for some in all_lines:
+        left = room.get(some.slot, 0) - len(some.lines)
+        if left < 0:
+            newest[some.slot] = []
+            rows.append((some.slot, newest[some.slot]))
+            left = ROOM - len(some.lines)
+        newest[some.slot].append(some)
+        room[some.slot] = left
+    return [
+        Entry(TOPIC + topic, slot, None, sum([each.messages for each in row]), _text([each.lines for each in row]))
+        for slot, row in rows
+    ]
+
+
+def _text(lines: Sequence[bytes]) -> str:
+    return b"".join(lines)[:-1].decode()  # the last line needs no end
 
 
 def sending(condition: ColumnElement[bool]) -> CTE:
@@ -81,8 +111,8 @@ def given(entries: Sequence[Entry]) -> dict[str, object]:
 # An entry by itself, at the end of its slot.
 ADD = Statement(
     text("""
-INSERT INTO outbox (destination, slot, entity_id, domain, messages, envelope) VALUES (
-    CAST(:destination AS varchar), CAST(:slot AS smallint), CAST(:entity_id AS uuid), CAST(:domain AS varchar),
+INSERT INTO outbox (destination, slot, intent_entity_id, messages, envelope) VALUES (
+    CAST(:destination AS varchar), CAST(:slot AS smallint), CAST(:intent_entity_id AS uuid),
     CAST(:messages AS smallint), CAST(:envelope AS text)
 )
 """)
@@ -95,8 +125,7 @@ async def add(connection: Connection, entry: Entry) -> None:
         connection,
         destination=entry.destination,
         slot=entry.slot,
-        entity_id=entry.entity_id,
-        domain=entry.domain,
+        intent_entity_id=entry.intent_entity_id,
         messages=entry.messages,
         envelope=entry.envelope,
     )
@@ -113,8 +142,8 @@ class Pending(Struct, frozen=True, gc=False):
 
     id: int
     place: Place
-    entity_id: UUID
-    envelope: str
+    key: bytes  # the entity id, as text
+    envelope: bytes
 
 
 class Backlog(Struct, frozen=True):
@@ -154,15 +183,21 @@ async def take(connection: Connection, destination: str, *, most: int) -> list[i
     return [row[0] for row in rows]
 
 
+# What comes before the entity id in an envelope, and how long that is. To look for it is a tenth of the work of
+# parsing the JSON. It is nowhere before: in a string of JSON a quote has a backslash before it, and nothing that is
+# written before this field has fields of its own (`app.bus.envelopes.Envelope`).
+KEY = b'"partitionkey":"'
+KEY_LENGTH = 36
+
 # The oldest entries of some slots, each slot in its order.
 READ = Statement(
     text("""
-SELECT o.id, o.ctid, o.entity_id, o.envelope
+SELECT o.id, o.ctid, convert_to(o.envelope, 'UTF8')
 FROM unnest(CAST(:slots AS smallint[])) AS taken (slot)
 CROSS JOIN LATERAL (
     SELECT ctid, * FROM outbox
     WHERE destination = CAST(:destination AS varchar) AND slot = taken.slot
-        AND entity_id <> ALL(CAST(:resting AS uuid[]))
+        AND (intent_entity_id IS NULL OR CAST(intent_entity_id AS text) <> ALL(CAST(:resting AS text[])))
     ORDER BY id LIMIT CAST(:most AS bigint)
 ) AS o
 """)
@@ -170,18 +205,18 @@ CROSS JOIN LATERAL (
 
 
 async def read(
-    connection: Connection, destination: str, slots: Sequence[int], *, most: int, but: Collection[UUID] = ()
+    connection: Connection, destination: str, slots: Sequence[int], *, most: int, but: Collection[str] = ()
 ) -> list[Pending]:
-    """The messages of the oldest entries of these slots, up to `most` of each, `but` those of some entities; each
-    entity's in order.
+    """The messages of the oldest entries of these slots, up to `most` of each, `but` intents for some entities, by
+    their ids as text; each entity's in order.
 
     For whoever has taken the slots, in a statement of its own: it has to see what the last one removed.
     """
     rows = await READ.rows(connection, destination=destination, slots=slots, most=most, resting=but)
     return [
-        Pending(id_, place, entity_id, envelope)
-        for id_, place, entity_id, lines in rows
-        for envelope in lines.split("\n")
+        Pending(id_, place, envelope.partition(KEY)[2][:KEY_LENGTH], envelope)
+        for id_, place, lines in rows
+        for envelope in lines.split(b"\n")
     ]
 
 
@@ -201,6 +236,29 @@ WHERE o.ctid = sent.place AND o.id + 0 = sent.id
 async def remove(connection: Connection, entries: Mapping[int, Place]) -> None:
     """Remove what the other side has: entries by their ids, with their places, in the transaction that read them."""
     await REMOVE.rows(connection, places=list(entries.values()), ids=list(entries))
+
+
+# What is left of entries that are through in part, found as those that are removed.
+KEEP = Statement(
+    text("""
+UPDATE outbox AS o SET envelope = kept.envelope, messages = kept.messages
+FROM unnest(
+    CAST(:places AS tid[]), CAST(:ids AS bigint[]), CAST(:envelopes AS text[]), CAST(:messages AS smallint[])
+) AS kept (place, id, envelope, messages)
+WHERE o.ctid = kept.place AND o.id + 0 = kept.id
+""")
+)
+
+
+async def keep(connection: Connection, left: Collection[Sequence[Pending]]) -> None:
+    """Let entries have no more messages than these, in the transaction that read them: what is left of each."""
+    await KEEP.rows(
+        connection,
+        places=[messages[0].place for messages in left],
+        ids=[messages[0].id for messages in left],
+        envelopes=[b"\n".join([each.envelope for each in messages]).decode() for messages in left],
+        messages=[len(messages) for messages in left],
+    )
 
 
 # What waits, by destination. The destinations are found by skipping through the key, and in each slot the first

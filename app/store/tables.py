@@ -176,7 +176,8 @@ class WorkflowAction(Base):
 class OutboxEntry(Base):
     """What is to be sent, and to whom, until they have it. `docs/registration-loop.md` says who writes and who sends.
 
-    A row has all events of one decision, for the bus, or one intent, for its handler: `envelope` has a line for each.
+    A row has events for the bus, of entities that are all in its slot, or one intent for its handler: `envelope` has
+    a line for each. `intent_entity_id` says for whom an intent is; it is null, or nobody asks for it, for events.
 
     The primary key is the order in which it is sent: by destination and slot, oldest first.
     """
@@ -186,11 +187,13 @@ class OutboxEntry(Base):
     destination: Mapped[str] = mapped_column(String(300), primary_key=True)
     slot: Mapped[int] = mapped_column(SmallInteger(), primary_key=True)
     id: Mapped[int] = mapped_column(BigInteger(), Identity(always=True), primary_key=True)
-    entity_id: Mapped[UUID]
-    domain: Mapped[str] = mapped_column(String(128))
+    intent_entity_id: Mapped[UUID | None]
     envelope: Mapped[str] = mapped_column(Text())
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     messages: Mapped[int] = mapped_column(SmallInteger(), server_default=text("1"))
+
+    # Rows of up to a page stay as they are: from 2 kB on PostgreSQL would compress them, and they are soon gone.
+    __table_args__ = ({"postgresql_with": {"toast_tuple_target": 8160}},)
 
 
 class Watermark(Base):

@@ -166,7 +166,7 @@ async def test_what_was_to_go_out_waits_in_the_outbox_again(
         return await outbox.read(connection, "effect:consul", range(outbox.SLOTS), most=9)
 
     [waiting] = await database.read(work)
-    assert (waiting.entity_id, waiting.envelope) == (envelope().subject, value.decode())
+    assert (waiting.key, waiting.envelope) == (envelope().key, value)
 
 
 async def test_a_message_that_goes_out_again_wakes_the_relay(

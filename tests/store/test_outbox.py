@@ -3,27 +3,30 @@
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.store import outbox
 from app.store.database import POINTS, Connection, Database
-from app.store.outbox import BACKLOGS, READ, REMOVE, SLOTS, TAKE, Entry
+from app.store.outbox import BACKLOGS, KEEP, READ, REMOVE, ROOM, SLOTS, TAKE, Entry, Lines
 from app.store.statements import Statement
 
 # Messages for two destinations by turns, so many for each, spread over the slots.
 FILL = """
-    INSERT INTO outbox (destination, slot, entity_id, domain, envelope, created_at)
-    SELECT destination, i % 64, md5(i::text)::uuid, 'registration', '{}', now() - interval '90 seconds'
+    INSERT INTO outbox (destination, slot, intent_entity_id, envelope, created_at)
+    SELECT destination, i % 4, md5(i::text)::uuid, '{}', now() - interval '90 seconds'
     FROM generate_series(1, $1) AS i, unnest(ARRAY['effect:b', 'topic:a']) AS destination
     ORDER BY i
 """
 ONE = """
-    INSERT INTO outbox (destination, slot, entity_id, domain, envelope)
-    VALUES ('topic:a', 0, gen_random_uuid(), 'registration', $1)
+    INSERT INTO outbox (destination, slot, envelope)
+    VALUES ('topic:a', 0, $1)
 """
 MANY = 30_000  # for each destination
 
@@ -46,7 +49,7 @@ async def test_a_slot_has_one_holder(database: Database, other: Database) -> Non
     await fill(database, 1000)
 
     async def first(connection: Connection) -> tuple[list[int], list[int], list[int]]:
-        mine = await outbox.take(connection, "topic:a", most=40)
+        mine = await outbox.take(connection, "topic:a", most=3)
         return (
             mine,
             await other.write(lambda c: outbox.take(c, "topic:a", most=SLOTS)),
@@ -54,7 +57,7 @@ async def test_a_slot_has_one_holder(database: Database, other: Database) -> Non
         )
 
     mine, theirs, elsewhere = await database.write(first)
-    assert len(mine) == 40
+    assert len(mine) == 3
     assert sorted(mine + theirs) == sorted(elsewhere) == list(range(SLOTS))
     assert len(await other.write(lambda c: outbox.take(c, "topic:a", most=SLOTS))) == SLOTS
 
@@ -69,9 +72,9 @@ async def test_a_slot_with_nothing_in_it_is_not_taken(database: Database) -> Non
 async def test_messages_are_read_in_the_order_of_their_ids(database: Database) -> None:
     """Of each slot that is asked for the oldest, and nothing of other slots or destinations."""
     await fill(database, 1000)
-    read = await database.read(lambda c: outbox.read(c, "topic:a", [3, 5], most=4))
+    read = await database.read(lambda c: outbox.read(c, "topic:a", [1, 3], most=4))
     ids = [each.id for each in read]
-    assert [(each + 1) // 2 for each in ids] == [64 * row + slot for slot in (3, 5) for row in range(4)]
+    assert [(each + 1) // 2 for each in ids] == [SLOTS * row + slot for slot in (1, 3) for row in range(4)]
 
 
 async def test_what_was_committed_late_is_not_removed_with_the_others(database: Database, database_url: str) -> None:
@@ -82,12 +85,12 @@ async def test_what_was_committed_late_is_not_removed_with_the_others(database: 
             await late.execute(ONE, "late")
             await database.write(lambda c: c.execute(ONE, "early"))
             read = await database.read(lambda c: outbox.read(c, "topic:a", [0], most=10))
-            assert [each.envelope for each in read] == ["early"]
+            assert [each.envelope for each in read] == [b"early"]
     finally:
         await late.close()
     await database.write(lambda c: outbox.remove(c, {each.id: each.place for each in read}))
     [left] = await database.read(lambda c: outbox.read(c, "topic:a", [0], most=10))
-    assert left.envelope == "late"
+    assert left.envelope == b"late"
     assert left.id < read[0].id
 
 
@@ -105,12 +108,47 @@ async def test_what_was_moved_is_not_removed(database: Database) -> None:
 async def test_an_entry_has_its_messages_in_order(database: Database) -> None:
     """They are read as they were written, counted one by one, and removed together."""
     told = ['{"a": "\u00e9"}', "{}", "{}"]
-    await database.write(lambda c: outbox.add(c, Entry("topic:a", UUID(int=3), "registration", 3, "\n".join(told))))
+    await database.write(lambda c: outbox.add(c, Entry("topic:a", 3, None, 3, "\n".join(told))))
     read = await database.read(lambda c: outbox.read(c, "topic:a", [3], most=10))
-    assert [each.envelope for each in read] == told
+    assert [each.envelope for each in read] == [each.encode() for each in told]
     assert [each.messages for each in await database.read(outbox.backlogs)] == [3]
     await database.write(lambda c: outbox.remove(c, {read[0].id: read[0].place}))
     assert await database.read(outbox.backlogs) == []
+
+
+async def test_what_is_kept_of_an_entry_stays_in_its_place(database: Database) -> None:
+    """The messages that are left are read in their order, before what was written after the entry."""
+    entity_id, other = UUID(int=3), UUID(int=3 + SLOTS)
+    lines = [f'{{"partitionkey":"{each}","n":{place}}}' for place, each in enumerate([entity_id, other, entity_id])]
+    await database.write(lambda c: outbox.add(c, Entry("topic:a", 3, None, 3, "\n".join(lines))))
+    await database.write(lambda c: outbox.add(c, Entry("topic:a", 3, None, 1, lines[0])))
+    first, second, third, last = await database.read(lambda c: outbox.read(c, "topic:a", [3], most=10))
+    keys = [str(each).encode() for each in (entity_id, other, entity_id, entity_id)]
+    assert [each.key for each in (first, second, third, last)] == keys
+    await database.write(lambda c: outbox.keep(c, [[second, third]]))
+    read = await database.read(lambda c: outbox.read(c, "topic:a", [3], most=10))
+    assert [each.envelope for each in read] == [second.envelope, third.envelope, last.envelope]
+    assert [each.id for each in read] == [first.id, first.id, last.id]
+    assert [each.messages for each in await database.read(outbox.backlogs)] == [3]
+
+
+@given(st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(1, 3), st.integers(1, ROOM)), max_size=60))
+def test_packed_entries_have_the_same_messages_in_order(drawn: list[tuple[int, int, int]]) -> None:
+    """For each slot; what was given together stays so, and no other entry exceeds the room, or could be spared."""
+    given_ = [
+        Lines(slot, messages, b"".join(b"%d.%d" % (place, each) + b"x" * size + b"\n" for each in range(messages)))
+        for place, (slot, messages, size) in enumerate(drawn)
+    ]
+    rows = outbox.packed("a", given_)
+    for slot in range(SLOTS):
+        here = [row for row in rows if row.slot == slot]
+        mine = [each for each in given_ if each.slot == slot]
+        assert "".join(row.envelope + "\n" for row in here).encode() == b"".join(each.lines for each in mine)
+        sizes = [len(row.envelope.encode()) for row in here]
+        assert all(size < ROOM for row, size in zip(here, sizes, strict=True) if row.messages > 3)
+        assert all(one + two + 2 > ROOM for one, two in pairwise(sizes))
+    assert all((row.destination, row.intent_entity_id) == ("topic:a", None) for row in rows)
+    assert [row.messages for row in rows] == [row.envelope.count("\n") + 1 for row in rows]
 
 
 async def test_a_small_backlog_is_counted(database: Database) -> None:
@@ -134,19 +172,29 @@ async def test_a_large_backlog_is_estimated(database: Database, monkeypatch: pyt
 # Entries with their places, in the first page.
 SOME = {id_: (0, id_) for id_ in range(1, 60, 2)}
 STATEMENTS: dict[str, tuple[Statement, dict[str, object]]] = {
-    "take": (TAKE, {"destination": "topic:a", "slots": SLOTS, "most": 16}),
+    "take": (TAKE, {"destination": "topic:a", "slots": SLOTS, "most": 2}),
     "read": (READ, {"destination": "topic:a", "slots": [1, 2, 3], "most": 100, "resting": []}),
     "read but some": (READ, {"destination": "topic:a", "slots": [1], "most": 100, "resting": [UUID(int=1)] * 500}),
     "remove": (REMOVE, {"places": list(SOME.values()), "ids": list(SOME)}),
+    "keep": (
+        KEEP,
+        {
+            "places": list(SOME.values()),
+            "ids": list(SOME),
+            "envelopes": ["{}"] * len(SOME),
+            "messages": [1] * len(SOME),
+        },
+    ),
     "backlogs": (BACKLOGS, {"slots": SLOTS, "counted": 20}),
 }
 # Pages of 8 kB that each may touch: for each way down the key, and for each entry.
 MOST_PAGES = {
-    "take": 64 * 5 + 20,
+    "take": SLOTS * 5 + 20,
     "read": 3 * 110,
     "read but some": 3 * 110,
     "remove": len(SOME) * 3,
-    "backlogs": 2 * 64 * 60,
+    "keep": len(SOME) * 20,
+    "backlogs": 2 * SLOTS * 60,
 }
 
 

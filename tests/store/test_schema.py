@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -17,6 +18,7 @@ from alembic.script import ScriptDirectory
 
 from app.errors import StartError
 from app.store import schema
+from app.store.outbox import slot_of
 from app.store.schema import BASE, HEAD, LOCK_KEY, REVISIONS, create_engine, migrate, script_location
 from app.store.tables import Base
 
@@ -54,7 +56,9 @@ CATALOG = {
                                   WHERE enumtypid = pg_type.oid)
         FROM pg_type WHERE typnamespace = 'public'::regnamespace
         ORDER BY 1""",
-    "relations": "SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1",
+    "relations": """
+        SELECT relname, relkind, reloptions
+        FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1""",
     "functions": "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
 }
 
@@ -161,6 +165,43 @@ async def test_what_waits_is_sent_in_the_same_order_after_a_way_down(empty_datab
         await migrated(empty_database_url, "0006")
         assert [tuple(row) for row in await connection.fetch(lines)] == before
         assert await connection.fetchval("SELECT sum(messages) FROM outbox") == len(before)
+
+
+async def test_what_waits_is_in_fewer_slots_from_0007_on(empty_database_url: str) -> None:
+    """Up, each entry is in its entity's new slot; down, each message is a row with its entity and domain again."""
+    ids = [UUID(int=number) for number in (9, 73, 10, 255)]  # the first two share a slot before and after
+    await migrated(empty_database_url, "0006")
+    async with connected(empty_database_url) as connection:
+        for place, id_ in enumerate(ids):
+            domain = '"domain":"edge",' if place == 0 else ""
+            line = f'{{{domain}"n":{place},"partitionkey":"{id_}"}}'
+            await connection.execute(
+                """
+                INSERT INTO outbox (destination, slot, entity_id, domain, envelope, messages)
+                VALUES ('topic:a', $1, $2, 'x', $3, 2)
+                """,
+                id_.int % 64,
+                id_,
+                f"{line}\n{line}",
+            )
+        await migrated(empty_database_url, "0007")
+        slots = [row[0] for row in await connection.fetch("SELECT slot FROM outbox ORDER BY id")]
+        assert slots == [slot_of(id_) for id_ in ids]
+        both = "SELECT string_agg(envelope, E'\n' ORDER BY id) FROM outbox WHERE slot = 1"
+        together = await connection.fetchval(both)
+        await connection.execute("DELETE FROM outbox WHERE slot = 1 AND id > (SELECT min(id) FROM outbox)")
+        await connection.execute(
+            "UPDATE outbox SET envelope = $1, messages = 4, intent_entity_id = NULL WHERE slot = 1", together
+        )
+        await migrated(empty_database_url, "0006")
+        rows = await connection.fetch(
+            "SELECT slot, entity_id, domain, envelope::jsonb ->> 'n' AS n, messages FROM outbox ORDER BY id"
+        )
+    assert [tuple(row) for row in rows] == [
+        (id_.int % 64, id_, "edge" if place == 0 else "registration", str(place), 1)
+        for place, id_ in enumerate(ids)
+        for _ in range(2)
+    ]
 
 
 async def test_a_way_down_waits_for_who_is_writing(empty_database_url: str) -> None:
