@@ -4,7 +4,7 @@ import asyncio
 import logging
 from asyncio import CancelledError
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -24,17 +24,16 @@ REST = 1.0  # seconds that an entity rests whose message alone did not get throu
 LONGEST_REST = 60.0  # up to this
 RESTING = 10_000  # entities at most that are remembered to rest; the one that came first is forgotten first
 
-# Told once what became of a message: None when the other side has it.
-Told = Callable[[BaseException | None], None]
-# Begins to send a message, and never tells within the call. What it gives, if anything, can be cancelled.
-Deliver = Callable[[Pending, Told], "asyncio.Task[None] | None"]
+# Sends messages, each entity's in their order, and tells the delivery of each message what became of it.
+Deliver = Callable[[Sequence[Pending], "Delivery"], Awaitable[None]]
 
 
 class Destination(Struct, frozen=True):
     """Where messages go, by `deliver`.
 
     It tells MessageRefusedError or IntentError for a message that the other side never takes, NotNowError for one
-    that is to be sent again later while others may get through, and anything else where nothing does for now.
+    that is to be sent again later while others may get through, and anything else where nothing does for now. After
+    the last two it sends none of the same entity.
     """
 
     name: str
@@ -42,13 +41,46 @@ class Destination(Struct, frozen=True):
     page: int
 
 
-def to_topic(bus: Bus, topic: str) -> Destination:
-    """A topic of the bus. Envelopes go out as they are kept, with the entity id as key."""
+def to_topic(topic: str, *buses: Bus) -> Destination:
+    """A topic of the bus. Envelopes go out as they are kept, with the entity id as key.
 
-    def deliver(message: Pending, told: Told) -> None:
-        bus.send(topic, message.key, message.envelope, HEADERS, told)
+    Each delivery has one of the `buses` to itself if there are enough: one that waits for a broker which is down
+    holds up no other.
+    """
+    users = [0] * len(buses)
+
+    async def deliver(messages: Sequence[Pending], delivery: Delivery) -> None:
+        mine = users.index(min(users))
+        users[mine] += 1
+        try:
+            for wave in waves(messages):
+                await send(buses[mine], wave, delivery)
+        finally:
+            users[mine] -= 1
+
+    async def send(bus: Bus, wave: Sequence[Pending], delivery: Delivery) -> None:
+        going = [message for message in wave if message.key not in delivery.waiting] if delivery.waiting else wave
+        failed = await bus.publish_all(topic, [(message.key, message.envelope) for message in going], HEADERS)
+        if not failed:
+            delivery.arrived += going
+            return
+        for place, message in enumerate(going):
+            delivery.told(message, failed.get(place))
 
     return Destination(TOPIC + topic, deliver, PAGE)
+
+
+def waves(messages: Iterable[Pending]) -> list[list[Pending]]:
+    """The first message of each entity, then the second of each that has one, and so on."""
+    found: list[list[Pending]] = []
+    counts: dict[bytes, int] = {}
+    for message in messages:
+        nth = counts.get(message.key, 0)
+        counts[message.key] = nth + 1
+        if nth == len(found):
+            found.append([])
+        found[nth].append(message)
+    return found
 
 
 def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]]) -> Destination:
@@ -63,19 +95,28 @@ def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]]) -> Destin
         async with room:
             await handle(intent)
 
-    return Destination(EFFECT + name, in_tasks(carry_out), EFFECTS_PAGE)
+    return Destination(EFFECT + name, one_by_one(carry_out), EFFECTS_PAGE)
 
 
-def in_tasks(take: Callable[[Pending], Coroutine[None, None, None]]) -> Deliver:
-    """Deliver each message by a task, which tells by its end."""
+def one_by_one(take: Callable[[Pending], Awaitable[None]]) -> Deliver:
+    """Hand over each entity's messages one by one, by a task for each entity: none waits for another's."""
 
-    def deliver(message: Pending, told: Told) -> "asyncio.Task[None]":
-        def ended(task: "asyncio.Task[None]") -> None:
-            told(CancelledError() if task.cancelled() else task.exception())
+    async def line(messages: Iterable[Pending], delivery: Delivery) -> None:
+        for message in messages:
+            error: BaseException | None = None
+            try:
+                await take(message)
+            except (Exception, CancelledError) as failed:  # noqa: BLE001 - it is told
+                error = failed
+            delivery.told(message, error)
+            if message.key in delivery.waiting or delivery.given_up:
+                return
 
-        task = asyncio.create_task(take(message))
-        task.add_done_callback(ended)
-        return task
+    async def deliver(messages: Sequence[Pending], delivery: Delivery) -> None:
+        lines: defaultdict[bytes, list[Pending]] = defaultdict(list)
+        for message in messages:
+            lines[message.key].append(message)
+        await asyncio.gather(*(line(each, delivery) for each in lines.values()))
 
     return deliver
 
@@ -92,88 +133,47 @@ _CARRIED = msgspec.json.Decoder(_Carried)
 class Delivery:
     """The sending of what one pass has read. What is in neither list at the end stays in the outbox."""
 
-    def __init__(self, destination: Destination, messages: Iterable[Pending]) -> None:
-        self.deliver = destination.deliver
+    def __init__(self, destination: Destination, messages: Sequence[Pending]) -> None:
         self.arrived: list[Pending] = []
         self.refused: list[tuple[Pending, str]] = []
         self.not_now: list[tuple[Pending, str]] = []  # these wait alone
+        self.waiting: set[bytes] = set()  # the keys of what waits: nothing more of theirs is to be sent
         self.trouble: BaseException | None = None  # why the last of those that stay does
         self.given_up = False
         self._ended = asyncio.Event()
-        by_entity: defaultdict[bytes, list[Pending]] = defaultdict(list)
-        for message in messages:
-            by_entity[message.key].append(message)
-        self._lines = [_Line(self, each) for each in by_entity.values()]
-        self._left = len(self._lines)
-        for line in self._lines:
-            line.send_next()
+        self._sending = asyncio.ensure_future(destination.deliver(messages, self))
+        self._sending.add_done_callback(self._end)
+
+    def told(self, message: Pending, error: BaseException | None) -> None:
+        """Take in what became of a message: None when the other side has it. After `give_up` nothing counts."""
+        if self.given_up:
+            return
+        if error is None:
+            self.arrived.append(message)
+        elif isinstance(error, MessageRefusedError | IntentError):
+            self.refused.append((message, str(error)))
+        elif isinstance(error, NotNowError):
+            self.not_now.append((message, str(error)))
+            self.waiting.add(message.key)
+        else:
+            if not isinstance(error, CancelledError):  # whoever cancels knows why
+                self.trouble = error
+            self.waiting.add(message.key)
+
+    def _end(self, sending: "asyncio.Future[None]") -> None:
+        if not sending.cancelled() and (error := sending.exception()) is not None:
+            self.trouble = error
+        self._ended.set()
 
     async def end(self) -> None:
         """Wait until everything has arrived, or failed."""
-        if self._left:
-            await self._ended.wait()
-
-    def line_ended(self) -> None:
-        """Say that one entity's messages are through, or must wait."""
-        self._left -= 1
-        if self._left == 0:
-            self._ended.set()
+        await self._ended.wait()
 
     def give_up(self) -> None:
         """Send nothing more, and do not wait for what is on its way. To be called at the end in any case."""
-        if self.given_up:
-            return
         self.given_up = True
-        if self._left:
-            self._ended.set()
-            for line in self._lines:
-                line.cancel()
-        self._lines.clear()  # they name this delivery: what has been sent would stay until a garbage collection
-
-
-class _Line:
-    """The messages of one entity, one after the other. A task for each entity would take three times as long."""
-
-    __slots__ = ("_delivery", "_rest", "_sending", "_task")
-
-    def __init__(self, delivery: Delivery, messages: Iterable[Pending]) -> None:
-        self._delivery = delivery
-        self._rest = iter(messages)
-        self._sending: Pending
-        self._task: asyncio.Task[None] | None = None
-
-    def send_next(self) -> None:
-        """Send the next message, if there is one."""
-        message = next(self._rest, None)
-        if message is None:
-            self._delivery.line_ended()
-        else:
-            self._sending = message
-            self._task = self._delivery.deliver(message, self._told)
-
-    def _told(self, error: BaseException | None) -> None:
-        delivery = self._delivery
-        if delivery.given_up:
-            return
-        if error is None:
-            delivery.arrived.append(self._sending)
-        elif isinstance(error, MessageRefusedError | IntentError):
-            delivery.refused.append((self._sending, str(error)))
-        elif isinstance(error, NotNowError):
-            delivery.not_now.append((self._sending, str(error)))
-            delivery.line_ended()
-            return
-        else:
-            if not isinstance(error, CancelledError):  # whoever cancels knows why
-                delivery.trouble = error
-            delivery.line_ended()
-            return
-        self.send_next()
-
-    def cancel(self) -> None:
-        """Stop what is on its way, where that can be."""
-        if self._task is not None:
-            self._task.cancel()
+        self._ended.set()
+        self._sending.cancel()
 
 
 class Rests:
@@ -196,9 +196,9 @@ class Rests:
             waiting = {message.key for message, _ in delivery.not_now}  # though an earlier one arrived
             for message in [*delivery.arrived, *(message for message, _ in delivery.refused)]:
                 if message.key not in waiting:
-                    self._until.pop(message.key.decode(), None)
+                    self._until.pop(message.entity_id, None)
         for message, why in delivery.not_now:
-            entity_id = message.key.decode()
+            entity_id = message.entity_id
             _, last = self._until.pop(entity_id, (0.0, None))
             if last is None:
                 log.warning("the messages of %s for %s wait: %s", entity_id, self._destination, why)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
-from typing import assert_never
+from typing import Literal, assert_never
 
 from msgspec import Struct
 
@@ -166,7 +166,7 @@ class Relay:
             return Passed(trouble=error)
         said = "a message for %s is refused for good, and a dead letter now: %s: %s"
         for message, why in refused:
-            log.error(said, destination.name, message.key.decode(), why)
+            log.error(said, destination.name, message.entity_id, why)
         return passed
 
     async def _send(self, connection: Connection, destination: Destination, messages: Sequence[Pending]) -> Delivery:
@@ -227,9 +227,10 @@ async def relaying(settings: Settings, url: str) -> AsyncIterator[Relay]:
     destinations: list[Destination] = []
     breakers: dict[str, CircuitBreaker] = {}
     async with AsyncExitStack() as stack:
-        if (bus := open_bus(settings)) is not None:
-            stack.push_async_callback(bus.close)
-            destinations.append(to_topic(bus, settings.topic_out))
+        if settings.bus is not BusKind.OFF:
+            buses = [_open_bus(settings.bus, settings) for _ in range(LANES)]
+            stack.push_async_callback(_close, buses)
+            destinations.append(to_topic(settings.topic_out, *buses))
         if settings.consul_url is not None:
             consul = Consul(settings.consul_url.get_secret_value())
             stack.push_async_callback(consul.close)
@@ -245,14 +246,17 @@ async def relaying(settings: Settings, url: str) -> AsyncIterator[Relay]:
         yield relay
 
 
-def open_bus(settings: Settings) -> Bus | None:
-    """The bus that the settings name; it belongs to the running event loop."""
-    match settings.bus:
+def _open_bus(kind: Literal[BusKind.KAFKA, BusKind.MEMORY], settings: Settings) -> Bus:
+    """A bus of this kind; it belongs to the running event loop."""
+    match kind:
         case BusKind.KAFKA:
             return KafkaBus(settings.kafka or "")
         case BusKind.MEMORY:
             return MemoryBus()
-        case BusKind.OFF:
-            return None
         case never:
             assert_never(never)
+
+
+async def _close(buses: Sequence[Bus]) -> None:
+    """All at once: each may take its time when the broker is down."""
+    await asyncio.gather(*(bus.close() for bus in buses))

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,10 +15,12 @@ import pytest
 from msgspec.structs import replace
 
 from app import relay as relay_module
+from app.bus.bus import Keyed
 from app.bus.envelopes import Envelope, in_digits
 from app.bus.kafka import KafkaBus
 from app.bus.memory import MemoryBus
-from app.delivery import Delivery, Destination, Rests, in_tasks, to_handler, to_topic
+from app.delivery import Delivery, Destination, Rests, one_by_one, to_handler, to_topic
+from app.domain.intents import Intent
 from app.domain.registration import Timing
 from app.effects.consul import Consul
 from app.errors import BusError, IntentError, MessageRefusedError, NotNowError
@@ -28,7 +30,7 @@ from app.relay import LANES, Relay
 from app.settings import BusKind, Settings
 from app.store import dead_letters, outbox
 from app.store.database import Connection, Database
-from app.store.outbox import Backlog, Pending
+from app.store.outbox import Backlog, Entry, Pending
 from tests.broker import Broker, built_in_broker, read_topic
 from tests.conftest import application
 from tests.consul import consul
@@ -111,7 +113,7 @@ class Hand:
         self.calls = 0
         self.open = asyncio.Event()  # while it is not set, nothing is answered
         self.open.set()
-        self.destination = Destination(name, in_tasks(self.take), 100)
+        self.destination = Destination(name, one_by_one(self.take), 100)
 
     async def take(self, message: Pending) -> None:
         """Take a message."""
@@ -151,7 +153,7 @@ async def test_what_waits_arrives_and_is_removed(to_bus: Projector, database: Da
     """Every message goes to its topic as it was kept, under its entity's key, and none is left."""
     await send(to_bus, NODES)
     bus = MemoryBus()
-    async with relaying(database_url, to_topic(bus, TOPIC)):
+    async with relaying(database_url, to_topic(TOPIC, bus)):
         await drained(database)
     messages = bus.messages(TOPIC)
     assert told([each.value for each in messages]) == ALL
@@ -168,9 +170,9 @@ async def test_several_relays_keep_each_entitys_order(
     buses = [KafkaBus(kafka.servers) for _ in range(3)]
     try:
         async with (
-            relaying(database_url, to_topic(buses[0], topic)),
-            relaying(database_url, to_topic(buses[1], topic)),
-            relaying(database_url, to_topic(buses[2], topic)),
+            relaying(database_url, to_topic(topic, buses[0])),
+            relaying(database_url, to_topic(topic, buses[1])),
+            relaying(database_url, to_topic(topic, buses[2])),
         ):
             for first in (1, 4, 7):
                 await send(projector, NODES, first=first)
@@ -356,7 +358,7 @@ async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, databa
             raise NotNowError("not now")
 
     for rest in (2, 4, 8):  # that an earlier message of the same entry arrives, again and again, is no end of it
-        delivery = Delivery(Destination(EVENTS, in_tasks(second_waits), 1), [first, second])
+        delivery = Delivery(Destination(EVENTS, one_by_one(second_waits), 1), [first, second])
         await delivery.end()
         rests.learn(delivery, now)
         assert rests.at(now + rest - 0.5) == [first.key.decode()]
@@ -370,7 +372,7 @@ async def delivered(message: Pending, error: Exception | None) -> Delivery:
         if error is not None:
             raise error
 
-    delivery = Delivery(Destination(EVENTS, in_tasks(take), 1), [message])
+    delivery = Delivery(Destination(EVENTS, one_by_one(take), 1), [message])
     await delivery.end()
     return delivery
 
@@ -383,7 +385,7 @@ async def test_a_consul_that_is_down_does_not_hold_up_the_bus(
     with consul() as agent:
         agent.answers = [503] * 1000
         handler = Consul(agent.url, backoff=timedelta(0))
-        async with relaying(database_url, to_topic(bus, TOPIC), to_handler("consul", handler.handle)):
+        async with relaying(database_url, to_topic(TOPIC, bus), to_handler("consul", handler.handle)):
             await send(sending, NODES[:4])
             await send(sending, NODES[:2], first=4, types=WAY[:1])
 
@@ -411,7 +413,7 @@ async def test_a_broker_that_comes_back_gets_its_backlog(
         broker.create_topic(TOPIC)
         bus = KafkaBus(broker.servers, delivery_timeout=timedelta(milliseconds=200))
         broker.go_down()
-        async with relaying(database_url, to_topic(bus, TOPIC)) as relay:
+        async with relaying(database_url, to_topic(TOPIC, bus)) as relay:
             await send(to_bus, NODES)
             relay.wake()
 
@@ -604,9 +606,70 @@ async def test_a_report_that_was_cancelled_is_no_trouble(to_bus: Projector, data
     async def cancelled(_: Pending) -> None:
         raise asyncio.CancelledError
 
-    delivery = Delivery(Destination(EVENTS, in_tasks(cancelled), 1), await database.read(work))
+    delivery = Delivery(Destination(EVENTS, one_by_one(cancelled), 1), await database.read(work))
     await delivery.end()
     assert (delivery.arrived, delivery.refused, delivery.not_now, delivery.trouble) == ([], [], [], None)
+
+
+async def test_a_row_that_names_nobody_is_set_aside(database: Database, database_url: str) -> None:
+    """What an operator wrote, and no handler can read, is a dead letter, and what comes after it is sent."""
+    garbage = ["", "no JSON", "{}", '{"partitionkey":"' + 35 * "x" + 'é"}', '{"partitionkey":"']
+
+    async def write(connection: Connection) -> None:
+        for each in garbage:
+            await outbox.add(connection, Entry(EFFECTS, 0, None, 1, each))
+
+    await database.write(write)
+    taken: list[Intent] = []
+
+    async def handle(intent: Intent) -> None:
+        taken.append(intent)
+
+    await send(Projector(database, Timing(), Outgoing(None, CONSUL)), NODES, types=WAY[:1])
+    async with relaying(database_url, to_handler("consul", handle)):
+        await drained(database)
+        letters, _ = await database.read(lambda c: dead_letters.get_page(c, after=0, limit=100))
+    assert sorted(each.value or b"" for each in letters) == sorted(each.encode() for each in garbage)
+    assert {each.entity_id for each in taken} == set(NODES)
+
+
+class HeldBus(MemoryBus):
+    """Takes messages, and answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = asyncio.Event()
+
+    async def publish_all(
+        self, topic: str, messages: Sequence[Keyed], headers: Mapping[str, bytes]
+    ) -> dict[int, BusError]:
+        """Publish, and wait."""
+        failed = await super().publish_all(topic, messages, headers)
+        await self.open.wait()
+        return failed
+
+
+async def test_a_delivery_that_waits_for_its_bus_holds_up_no_other() -> None:
+    """Each takes the bus that fewest use; one that is given up leaves its bus to the next."""
+    held, free = HeldBus(), MemoryBus()
+    destination = to_topic(TOPIC, held, free)
+    messages = [Pending(1, (0, 1), b"a", b"1"), Pending(1, (0, 1), b"b", b"2"), Pending(1, (0, 1), b"a", b"3")]
+    waits = Delivery(destination, messages)
+    await asyncio.sleep(0)
+    for _ in range(2):
+        goes = Delivery(destination, messages)
+        async with asyncio.timeout(PATIENCE):
+            await goes.end()
+        assert goes.arrived == [messages[0], messages[1], messages[2]]
+    assert waits.arrived == []
+    waits.give_up()
+    await asyncio.sleep(0)
+    held.open.set()
+    last = Delivery(destination, messages)
+    async with asyncio.timeout(PATIENCE):
+        await last.end()
+    assert [message.value for message in held.messages(TOPIC)] == [b"1", b"2", b"1", b"2", b"3"]
+    assert len(last.arrived) == len(messages)
 
 
 async def test_what_was_sent_is_let_go(to_bus: Projector, database: Database) -> None:
@@ -619,7 +682,7 @@ async def test_what_was_sent_is_let_go(to_bus: Projector, database: Database) ->
     gc.collect()
     gc.disable()
     try:
-        delivery = Delivery(to_topic(MemoryBus(), TOPIC), await database.read(work))
+        delivery = Delivery(to_topic(TOPIC, MemoryBus()), await database.read(work))
         await delivery.end()
         delivery.give_up()
         assert delivery.arrived

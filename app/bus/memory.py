@@ -2,10 +2,11 @@
 
 import asyncio
 from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from app.bus.bus import Bus, Reported
+from app.bus.bus import Bus, Keyed
 from app.bus.partitioner import partition_of
 from app.errors import BusError
 
@@ -33,19 +34,19 @@ class MemoryBus(Bus):
         self._kept: defaultdict[str, deque[Message]] = defaultdict(lambda: deque(maxlen=kept * partitions))
         self._closed = False
 
-    def send(
-        self, topic: str, key: bytes | None, value: bytes, headers: dict[str, bytes], reported: Reported
-    ) -> None:
-        """Keep a message."""
-        loop = asyncio.get_running_loop()
+    async def publish_all(
+        self, topic: str, messages: Sequence[Keyed], headers: Mapping[str, bytes]
+    ) -> dict[int, BusError]:
+        """Keep messages."""
         if self._closed:
-            loop.call_soon(reported, BusError("the bus is closed"))
-            return
+            return dict.fromkeys(range(len(messages)), BusError("the bus is closed"))
         ends = self._ends[topic]
-        partition = sum(ends) % self._partitions if key is None else partition_of(key, self._partitions)
-        self._kept[topic].append(Message(topic, partition, ends[partition], key, value, dict(headers)))
-        ends[partition] += 1
-        loop.call_soon(reported, None)
+        for key, value in messages:
+            partition = sum(ends) % self._partitions if key is None else partition_of(key, self._partitions)
+            self._kept[topic].append(Message(topic, partition, ends[partition], key, value, dict(headers)))
+            ends[partition] += 1
+        await asyncio.sleep(0)  # as where others run meanwhile
+        return {}
 
     def messages(self, topic: str) -> list[Message]:
         """What was published to a topic, in the order in which it came."""

@@ -145,6 +145,11 @@ class Pending(Struct, frozen=True, gc=False):
     key: bytes  # the entity id, as text
     envelope: bytes
 
+    @property
+    def entity_id(self) -> str:
+        """The entity id, or whatever stands in its place."""
+        return self.key.decode(errors="replace")
+
 
 class Backlog(Struct, frozen=True):
     """What waits for one destination: how many messages, and for how many seconds the oldest of them."""
