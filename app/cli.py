@@ -14,23 +14,24 @@ from uuid import UUID
 import click
 import msgspec
 
-from app import log, main
+from app import main
 from app.api.context import correlation_id
-from app.consumer import consuming
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.positions import MAX_NUMBER, Position
-from app.effects import contract
+from app.embedded.postgres import running_url
 from app.errors import PqsError, StartError
+from app.inbound.consumer import consuming
 from app.load import load_file, service_url
-from app.outgoing import outgoing_of
-from app.process import database_of, own_database, run_worker
-from app.relay import relaying
-from app.server import export, listening, run
+from app.outbound import contract
+from app.outbound.entries import outgoing_of
+from app.outbound.relay import relaying
+from app.projection.sweep import sweeping
+from app.runtime import log
+from app.runtime.processes import export, listening, run
+from app.runtime.signals import database_of, own_database, run_worker
 from app.settings import PREFIX, BusKind, Settings, read_settings
 from app.store import registrations, schema
 from app.store.database import Connection, Database, translated
-from app.store.embedded import running_url
-from app.sweep import sweeping
 
 logger = logging.getLogger(__name__)
 

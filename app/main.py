@@ -17,7 +17,6 @@ from fastapi import FastAPI
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import log
 from app.api import (
     context,
     counts,
@@ -31,18 +30,19 @@ from app.api import (
     watermarks,
     workflows,
 )
-from app.api.metrics import SHARED_DIRECTORY, Metrics
 from app.api.service import Service
-from app.batching import Reader, Writer
 from app.domain.registration import Timing
 from app.errors import StartError
-from app.garbage import collect_seldom
-from app.outgoing import outgoing_of
-from app.projector import Projector
-from app.relay import relaying
+from app.outbound.entries import outgoing_of
+from app.outbound.relay import relaying
+from app.projection.batching import Reader, Writer
+from app.projection.projector import Projector
+from app.projection.sweep import sweeping
+from app.runtime import log
+from app.runtime.collector import collect_seldom
+from app.runtime.metrics import SHARED_DIRECTORY, Metrics
 from app.settings import Settings, read_settings
 from app.store.database import Database
-from app.sweep import sweeping
 from app.workflows import Pruner, WorkflowStore
 
 

@@ -10,7 +10,6 @@ from decimal import Decimal
 
 import msgspec
 
-from app.batching import Lane
 from app.domain.positions import MAX_NUMBER
 from app.domain.workflows import (
     MAX_KEY,
@@ -25,10 +24,11 @@ from app.domain.workflows import (
     Workflow,
 )
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError
+from app.projection.batching import Lane
 from app.store import workflows
 from app.store.database import Connection, Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, Outcome
-from app.wire import EARLIEST, LATEST, MAX_NESTING, depth, fault_of, find_nul
+from app.wire.events import EARLIEST, LATEST, MAX_NESTING, depth, fault_of, find_nul
 
 log = logging.getLogger(__name__)
 

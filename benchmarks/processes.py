@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from app.store.embedded import EmbeddedPostgres
+from app.embedded.postgres import EmbeddedPostgres
 from benchmarks.bench import MAIN, MEMORY_EVENTS, Bench
 from benchmarks.contenders import WORKERS, start_ours
 from benchmarks.load import Client, stream_in, stream_out

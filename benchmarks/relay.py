@@ -8,9 +8,9 @@ from uuid import UUID
 import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from app.bus.envelopes import HEADERS, Envelope, in_digits
-from app.bus.kafka import KafkaBus
+from app.outbound.kafka import KafkaBus
 from app.store.outbox import Lines, packed, slot_of
+from app.wire.envelopes import HEADERS, Envelope, in_digits
 from benchmarks.bench import Bench
 from benchmarks.machine import BenchmarkError
 from benchmarks.report import Row, compared

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition, cimpl
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from app.bus.memory import Message
+from app.outbound.memory import Message
 
 PATIENCE = 20.0  # seconds
 PARTITIONS = 4  # that a topic of the built-in broker has when nobody made it

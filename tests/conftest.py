@@ -19,10 +19,10 @@ import pytest
 
 from app import main
 from app.domain.registration import Timing
-from app.projector import Projector
+from app.embedded.postgres import EmbeddedPostgres
+from app.projection.projector import Projector
 from app.settings import PREFIX, Settings, read_settings
 from app.store.database import Database
-from app.store.embedded import EmbeddedPostgres
 from tests.broker import Broker, some_broker
 from tests.databases import SERVER, bare_database, drop_free, make_template, new_database
 

@@ -16,10 +16,10 @@ import msgspec
 from confluent_kafka import Producer
 
 from app.breaker import CircuitBreaker
-from app.consumer import Consumer
 from app.domain.registration import Timing
-from app.projector import Projector
-from app.reading import BATCH
+from app.inbound.consumer import Consumer
+from app.inbound.membership import BATCH
+from app.projection.projector import Projector
 from app.store.database import Database
 from tests.broker import PATIENCE, Broker
 from tests.making import Json

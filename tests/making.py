@@ -9,7 +9,7 @@ import msgspec
 from app.domain.events import Event
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.wire import read_event
+from app.wire.events import read_event
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NODE = UUID("7a1c5f7e-9d53-4c58-8a3c-1f0e2d3c4b5a")

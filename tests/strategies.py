@@ -44,8 +44,8 @@ from app.domain.events import (
 from app.domain.positions import Position
 from app.domain.registration import Registration, Timing
 from app.domain.states import SOURCES, RegistrationState
-from app.projector import take_in
-from app.wire import EARLIEST, LATEST
+from app.projection.projector import take_in
+from app.wire.events import EARLIEST, LATEST
 from tests.making import NODE, START, event_json, node
 
 # No example is kept between runs: they are found again by the seed that pytest-randomly prints.

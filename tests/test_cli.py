@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli import pqs as commands
+from app.embedded.postgres import binary, running_url
 from app.settings import Settings
-from app.store.embedded import binary, running_url
 from app.store.schema import HEAD, REVISIONS
 from tests.making import NODE, event_json, node
 from tests.processes import COMMAND, environment, pqs, refusal, serving

@@ -20,13 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from app.batching import Writer
 from app.domain.events import FACT_CLASSES, Event, Recorded
 from app.domain.registration import Outcome, Timing
-from app.projector import Projector
+from app.projection.batching import Writer
+from app.projection.projector import Projector
 from app.store import registrations
 from app.store.database import Connection, Database
-from app.wire import read_event
+from app.wire.events import read_event
 from tests.strategies import Batches, in_domain, logs, reread_logs, seeded_log, shuffled_logs, stored
 
 PATIENCE = 120.0  # seconds; only a test that fails waits that long

@@ -5,7 +5,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from app.projector import Projector
+from app.projection.projector import Projector
 from tests.making import event, node
 from tests.processes import pqs, refusal
 from tests.store.test_schema import migrated

@@ -2,14 +2,14 @@
 
 from app import main, settings
 from app.api import bodies, hot, schemas, workflows
-from app.bus import envelopes, kafka
 from app.client.entities import Entities, Overdue
 from app.client.events import Events
 from app.domain import decider, events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
-from app.effects import postgres
+from app.outbound import kafka, postgres
 from app.store import registrations, tables, watermarks
+from app.wire import envelopes
 
 _used_from_outside: list[object] = [
     # uvicorn imports it by name.

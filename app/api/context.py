@@ -12,8 +12,8 @@ from uuid import UUID
 
 from starlette.requests import ClientDisconnect
 
-from app.api.metrics import Metrics
 from app.errors import Fault, InvalidInputError, PqsError
+from app.runtime.metrics import Metrics
 
 log = logging.getLogger("app.access")
 

@@ -29,7 +29,7 @@ from app.errors import Fault, InvalidInputError, NotFoundError
 from app.store import registrations
 from app.store.database import Connection
 from app.store.registrations import EntityFilter, Key
-from app.wire import MAX_NESTING, depth, explain, find_nul
+from app.wire.events import MAX_NESTING, depth, explain, find_nul
 
 router = APIRouter(tags=["entities"])
 

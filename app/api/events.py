@@ -18,7 +18,6 @@ from app.api.context import given_correlation_id
 from app.api.problems import respond
 from app.api.schemas import EventsQuery, OrderProblem, StreamSummary, Summary, encode
 from app.api.service import Service, service_of
-from app.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.domain.events import Event
 from app.domain.registration import Outcome
 from app.errors import (
@@ -29,8 +28,9 @@ from app.errors import (
     UnavailableError,
     UnreadableError,
 )
-from app.projector import Result
-from app.wire import read_event, read_events
+from app.projection.projector import Result
+from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
+from app.wire.events import read_event, read_events
 
 router = APIRouter(tags=["events"])
 

@@ -5,12 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api import metrics, openapi
+from app.api import openapi
 from app.api.bodies import JSON
-from app.api.metrics import Kept
 from app.api.schemas import Health, NoQuery, Ready, encode
 from app.api.service import service_of
 from app.errors import UnavailableError
+from app.runtime import metrics
+from app.runtime.metrics import Kept
 from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection
 from app.store.outbox import Backlog

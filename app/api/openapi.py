@@ -14,13 +14,13 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 
 from app.api import schemas
-from app.cloudevents import BATCH, STRUCTURED
 from app.domain.events import DEFAULT_DOMAIN, EVENT_TYPES, Event
 from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Registration
 from app.domain.workflows import Provenance, Workflow
-from app.projector import Result
-from app.wire import MAX_EVENTS
+from app.projection.projector import Result
+from app.wire.cloudevents import BATCH, STRUCTURED
+from app.wire.events import MAX_EVENTS
 
 Json = dict[str, Any]  # a piece of the document
 REFERENCE = "#/components/schemas/{name}"

@@ -14,10 +14,10 @@ from app.domain.registration import Outcome, Registration
 from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State, Workflow
 from app.errors import Fault
-from app.projector import Followed
+from app.projection.projector import Followed
 from app.store.dead_letters import Source
 from app.store.watermarks import Watermark
-from app.wire import EARLIEST, LATEST
+from app.wire.events import EARLIEST, LATEST
 
 MAX_LIMIT = 1000  # rows in a page
 DEFAULT_LIMIT = 100

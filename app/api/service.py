@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from app.api.metrics import Metrics
-from app.batching import Reader, Writer
 from app.breaker import CircuitBreaker
-from app.outgoing import Outgoing
-from app.projector import Projector
+from app.outbound.entries import Outgoing
+from app.projection.batching import Reader, Writer
+from app.projection.projector import Projector
+from app.runtime.metrics import Metrics
 from app.settings import Settings
 from app.store.database import Database
 from app.workflows import WorkflowStore

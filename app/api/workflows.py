@@ -29,7 +29,7 @@ from app.errors import (
 )
 from app.store import workflows
 from app.store.database import Connection
-from app.wire import EARLIEST, explain
+from app.wire.events import EARLIEST, explain
 from app.workflows import ATTEMPTS
 
 router = APIRouter(tags=["workflows"])

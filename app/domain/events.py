@@ -1,6 +1,6 @@
 """The event envelope and the event types, facts and triggers.
 
-msgspec decodes them straight from JSON; `app.wire` says what is wrong.
+msgspec decodes them straight from JSON; `app.wire.events` says what is wrong.
 """
 
 from datetime import datetime

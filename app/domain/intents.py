@@ -1,6 +1,6 @@
 """Intents: the effects that the decider asks for, and what each is told.
 
-`app/effects/contract.yaml` says who handles which. The `postgres.*` intents are how a change of one row looks; the
+`app/outbound/contract.yaml` says who handles which. The `postgres.*` intents are how a change of one row looks; the
 projector writes the same changes in batches. The others leave through the outbox.
 """
 

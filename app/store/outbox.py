@@ -190,7 +190,7 @@ async def take(connection: Connection, destination: str, *, most: int) -> list[i
 
 # What comes before the entity id in an envelope, and how long that is. To look for it is a tenth of the work of
 # parsing the JSON. It is nowhere before: in a string of JSON a quote has a backslash before it, and nothing that is
-# written before this field has fields of its own (`app.bus.envelopes.Envelope`).
+# written before this field has fields of its own (`app.wire.envelopes.Envelope`).
 KEY = b'"partitionkey":"'
 KEY_LENGTH = 36
 

@@ -24,7 +24,7 @@ def main(modules: str, port: str, *data_dir: str) -> None:
             import_module(name)
     with ExitStack() as stack:
         for folder in data_dir:
-            from app.store.embedded import EmbeddedPostgres  # noqa: PLC0415 - the other measurement needs none of it
+            from app.embedded.postgres import EmbeddedPostgres  # noqa: PLC0415 - the other measurement needs none of it
 
             stack.enter_context(EmbeddedPostgres(Path(folder)))
         with socket.create_server(("127.0.0.1", int(port))) as listener:

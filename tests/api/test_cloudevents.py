@@ -10,7 +10,7 @@ import pytest
 from cloudevents.core.bindings.http import HTTPMessage, to_binary_event, to_structured_event
 from cloudevents.core.v1.event import CloudEvent
 
-from app.cloudevents import BATCH, STRUCTURED
+from app.wire.cloudevents import BATCH, STRUCTURED
 from tests.making import NODE, WAY_TO_ACTIVE, Json, at
 
 BOTH_MODES = pytest.mark.parametrize("write", [to_structured_event, to_binary_event], ids=["structured", "binary"])

@@ -9,17 +9,17 @@ import httpx
 import msgspec
 import pytest
 
-from app import relay
 from app.domain.positions import MAX_NUMBER
+from app.outbound import relay
 from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
 from app.store.outbox import Pending
 from app.store.watermarks import Advance
 from tests.api.conftest import service_on
-from tests.bus.test_envelopes import envelope
 from tests.making import NODE, Json, event_json, node, when
 from tests.processes import PATIENCE
+from tests.wire.test_envelopes import envelope
 
 LIST = "/v1/dead-letters"
 INITIATED = event_json("registration.initiated", 1)

@@ -10,9 +10,9 @@ from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
 from app.store.watermarks import Advance
-from tests.bus.test_envelopes import envelope
 from tests.client.proxy import Proxy
 from tests.making import NODE, event_json, when
+from tests.wire.test_envelopes import envelope
 
 INITIATED = msgspec.json.encode(event_json("registration.initiated", 1))
 

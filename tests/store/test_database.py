@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 
 from app.breaker import FAILURES, CircuitBreaker
+from app.embedded.postgres import EmbeddedPostgres
 from app.errors import (
     DatabaseDownError,
     PoolExhaustedError,
@@ -25,7 +26,6 @@ from app.errors import (
 from app.store import database as database_module
 from app.store import schema
 from app.store.database import Connection, Database, LostRaceError, Work
-from app.store.embedded import EmbeddedPostgres
 from app.store.registrations import get_entity_state, now
 from app.store.schema import HEAD
 from tests.databases import on_server

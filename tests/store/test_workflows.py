@@ -15,7 +15,7 @@ from app.store import workflows
 from app.store.database import Connection, Database
 from app.store.statements import Statement
 from app.store.tables import WorkflowState
-from app.wire import EARLIEST
+from app.wire.events import EARLIEST
 from tests.databases import new_database
 from tests.making import START
 from tests.store.test_plans import (

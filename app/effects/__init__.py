@@ -1,1 +1,0 @@
-"""Who carries intents out, and how."""

@@ -1,0 +1,289 @@
+"""Kafka in: the messages of some topics become events, batch by batch, in one transaction with their watermarks.
+
+Where a partition is read on from is its watermark, in the database, and not what is committed to Kafka: that is
+written after it, for whoever looks at the group's lag. A batch moves its watermarks from where this consumer knows
+them to stand. So whatever two consumers believe, each message is taken in once and in its place, and whoever has lost
+a partition writes nothing of it.
+
+librdkafka is asked in a thread, by one call at a time: `app/inbound/membership.py`. Decoding and writing are on
+the event loop.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TypeVar
+from uuid import uuid4
+
+from confluent_kafka import KafkaException
+
+from app.breaker import CircuitBreaker
+from app.domain.events import Event
+from app.domain.registration import Outcome, Timing
+from app.errors import InvalidInputError, RefusedValuesError, StartError, UnavailableError, UnreadableError
+from app.inbound.membership import BATCH, Batch, Places, Reading
+from app.outbound.client_log import client_log
+from app.outbound.entries import outgoing_of
+from app.projection.projector import Projector, Result
+from app.settings import BusKind, Settings
+from app.store import dead_letters, watermarks
+from app.store.database import Connection, Database
+from app.store.dead_letters import Letter
+from app.store.watermarks import LostPlaceError, Partition
+from app.wire.messages import Incoming, read_message
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 2  # one for batches, one to look watermarks up
+DECODED_AT_ONCE = 50  # messages, before the event loop turns to what the database has answered
+SOONEST, LATEST = 0.1, 5.0  # seconds until the database is asked again that did not answer
+REFUSED = "refused: PostgreSQL does not take what this would write; the log of `pqs consume` has its words"
+HEADERLESS = (
+    "it had headers, which are not kept: one of their names is not UTF-8, and the Kafka client gives none then"
+)
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def consuming(settings: Settings, url: str) -> AsyncIterator["Consumer"]:
+    """A consumer as the settings name it. `url` is the database's.
+
+    Raises StartError where a setting is missing, or the service's own topic is among those to read.
+    """
+    if settings.kafka is None:
+        raise StartError("PQS_KAFKA is not set: the servers to read from, as host:port,host:port")
+    if settings.topics_in is None:
+        raise StartError("PQS_TOPICS_IN is not set: the topics to read, as topic,topic")
+    topics = settings.topics_in.split(",")
+    if settings.bus is BusKind.KAFKA and settings.topic_out in topics:
+        raise StartError(
+            f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
+        )
+    timing = Timing(
+        ack_timeout=timedelta(seconds=settings.ack_timeout),
+        liveness_interval=timedelta(seconds=settings.liveness_interval),
+        liveness_window=timedelta(seconds=settings.liveness_window),
+    )
+    database = Database(
+        url,
+        pool_size=CONNECTIONS,
+        statement_timeout=timedelta(seconds=settings.statement_timeout),
+        breaker=CircuitBreaker(open_for=timedelta(seconds=SOONEST)),  # whoever waits here has a pace of its own
+    )
+    try:
+        yield Consumer(
+            database,
+            Projector(database, timing, outgoing_of(settings)),
+            servers=settings.kafka,
+            topics=topics,
+            group=settings.consumer_group,
+        )
+    finally:
+        await database.close()
+
+
+class Consumer:
+    """Reads topics in a consumer group, each partition from its watermark on, and takes in what they hold.
+
+    It waits for a database or a broker that is down, and begins anew at the watermarks when another consumer has
+    moved one of them. `options` are librdkafka's, and override what is set here; `batch` is how many messages one
+    transaction takes in at most.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        projector: Projector,
+        *,
+        servers: str,
+        topics: Sequence[str],
+        group: str,
+        options: Mapping[str, str | int] | None = None,
+        batch: int = BATCH,
+    ) -> None:
+        self._database = database
+        self._projector = projector
+        self._topics = list(topics)
+        self._batch = batch
+        self._name = f"{socket.gethostname()[:200]}:{os.getpid()}:{uuid4().hex[:8]}"
+        self._settings: dict[str, object] = {
+            "bootstrap.servers": servers,
+            "client.id": "pqs",
+            "group.id": group,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": 10_000,  # until the partitions of a consumer that was killed go to others
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 100,  # that a broker waits for messages, and with it what else is asked of it
+            "auto.offset.reset": "earliest",  # where Kafka no longer has what the watermark says
+            "topic.metadata.refresh.interval.ms": 10_000,  # until a topic that is made later is found
+            **(options or {}),
+            "logger": client_log,
+        }
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Read until `stop`; then write the batch that is under way, and leave the group.
+
+        A database that does not answer by then does not hold this up: what was not written is read again by who
+        comes next. Raises StartError for settings that librdkafka refuses, and RefusedValuesError where PostgreSQL
+        refuses a dead letter, too.
+        """
+        while not stop.is_set():
+            reading = Reading(self._settings, self._topics, self._places_for(stop), batch=self._batch)
+            try:
+                await self._read(reading, stop)
+            except LostPlaceError as error:
+                log.warning("%s; reading begins anew at the watermarks", error)
+            except UnavailableError as error:  # which is waited for until there is no more time
+                log.warning("stopped before the last batch was written: %s", error)
+            except KafkaException as error:
+                log.warning("reading begins anew: %s", error)
+                await _passed(stop, LATEST)
+            finally:
+                await asyncio.to_thread(reading.close)
+
+    def _places_for(self, stop: asyncio.Event) -> Places:
+        """What the thread calls to learn where to read on from."""
+        loop = asyncio.get_running_loop()
+
+        def places(partitions: Sequence[Partition]) -> dict[Partition, int]:
+            async def work(connection: Connection) -> dict[Partition, int]:
+                return await watermarks.read(connection, partitions)
+
+            return asyncio.run_coroutine_threadsafe(_tried(lambda: self._database.read(work), stop), loop).result()
+
+        return places
+
+    async def _read(self, reading: Reading, stop: asyncio.Event) -> None:
+        """Three things at once: one batch is fetched, the one before it is decoded, and that before it is written."""
+        fetching = asyncio.create_task(asyncio.to_thread(reading.fetch))
+        writing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                batch = await fetching
+                if stop.is_set():
+                    break
+                fetching = asyncio.create_task(asyncio.to_thread(reading.fetch))
+                decoded = await _decoded(batch)
+                if writing is not None:
+                    await writing
+                writing = asyncio.create_task(self._write(reading, batch, decoded, stop))
+            if writing is not None:
+                await writing
+        finally:
+            reading.end()
+            await asyncio.wait([each for each in (fetching, writing) if each is not None])
+
+    async def _write(
+        self, reading: Reading, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event
+    ) -> None:
+        """Take a batch in, and tell Kafka."""
+        try:
+            if batch.advances:
+                await self._take(batch, decoded, stop)
+            reading.is_written(batch)
+        finally:
+            reading.is_done()
+
+    async def _take(self, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event) -> None:
+        """Take a batch in as one transaction; what PostgreSQL refuses, by halves, down to the message that it is.
+
+        That one becomes a dead letter. Raises RefusedValuesError when it can't be that either.
+        """
+        try:
+            await _tried(lambda: self._take_at_once(batch, decoded), stop)
+        except RefusedValuesError:
+            if len(batch.messages) > 1:
+                first, second = batch.halves()
+                middle = len(first.messages)
+                await self._take(first, decoded[:middle], stop)
+                await self._take(second, decoded[middle:], stop)
+            elif batch.messages and decoded != [REFUSED]:
+                await self._take(batch, [REFUSED], stop)
+            else:
+                raise
+
+    async def _take_at_once(self, batch: Batch, decoded: "Sequence[Event | str]") -> None:
+        """Write a batch: its events, its dead letters and its watermarks, in one transaction."""
+        events = [each for each in decoded if not isinstance(each, str)]
+        dead: list[Letter] = []
+
+        async def also(connection: Connection, results: list[Result]) -> None:
+            dead[:] = _dead(batch.messages, decoded, results)
+            await watermarks.advance(connection, batch.advances, self._name)
+            if dead:
+                await dead_letters.add(connection, dead)
+
+        # Each partition is in its order already.
+        await self._projector.persist(events, also=also)
+        for each in dead:
+            log.warning("to the dead letters: %s-%s@%s: %s", each.topic, each.partition, each.offset, each.error)
+
+
+async def _decoded(batch: Batch) -> "list[Event | str]":
+    """The event in each message, or what is wrong with it."""
+    decoded: list[Event | str] = []
+    for number, message in enumerate(batch.messages):
+        if number % DECODED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        try:
+            decoded.append(read_message(message))
+        except (InvalidInputError, UnreadableError) as error:
+            decoded.append(str(error))
+    return decoded
+
+
+def _dead(messages: Sequence[Incoming], decoded: "Sequence[Event | str]", results: Sequence[Result]) -> list[Letter]:
+    """The messages that could not be taken in, in their order."""
+    of_events = iter(results)
+    letters = []
+    for message, each in zip(messages, decoded, strict=True):
+        error = each if isinstance(each, str) else _refusal(next(of_events))
+        if error is not None:
+            if message.headers is None:
+                error = f"{error}; {HEADERLESS}"
+            letters.append(
+                Letter(
+                    topic=message.topic,
+                    partition=message.partition,
+                    offset=message.offset,
+                    key=message.key,
+                    value=message.value,
+                    headers=message.headers or [],
+                    error=error,
+                )
+            )
+    return letters
+
+
+def _refusal(result: Result) -> str | None:
+    if result.outcome in {Outcome.EARLY, Outcome.CONFLICT}:
+        return f"{result.outcome}: {result.reason}"
+    return None
+
+
+async def _tried(work: Callable[[], Coroutine[None, None, T]], stop: asyncio.Event) -> T:
+    """Do `work`, again and again while the database does not answer; until `stop`, then its error is raised."""
+    wait = SOONEST
+    while True:
+        try:
+            return await work()
+        except UnavailableError as error:
+            log.warning("%s; trying again in %.1f s", error, wait)
+            if await _passed(stop, wait):
+                raise
+            wait = min(2 * wait, LATEST)
+
+
+async def _passed(stop: asyncio.Event, seconds: float) -> bool:
+    """Wait so long, or until `stop`, and return whether it is that."""
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait([waiting], timeout=seconds)
+    waiting.cancel()
+    return stop.is_set()

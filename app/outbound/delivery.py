@@ -1,0 +1,208 @@
+"""The sending of some messages to one destination: each entity's in their order, many entities at once."""
+
+import asyncio
+import logging
+from asyncio import CancelledError
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from app.domain.intents import Intent
+from app.errors import IntentError, MessageRefusedError, NotNowError
+from app.outbound.bus import Bus
+from app.store.outbox import EFFECT, TOPIC, Pending
+from app.wire.envelopes import HEADERS
+
+log = logging.getLogger(__name__)
+
+PAGE = 2000  # entries whose messages one pass sends to the bus at most
+EFFECTS_PAGE = 500  # intents that one pass hands to a handler at most,
+EFFECTS_AT_ONCE = 16  # and so many of them at a time
+REST = 1.0  # seconds that an entity rests whose message alone did not get through; each further time twice as long,
+LONGEST_REST = 60.0  # up to this
+RESTING = 10_000  # entities at most that are remembered to rest; the one that came first is forgotten first
+
+# Sends messages, each entity's in their order, and tells the delivery of each message what became of it.
+Deliver = Callable[[Sequence[Pending], "Delivery"], Awaitable[None]]
+
+
+class Destination(Struct, frozen=True):
+    """Where messages go, by `deliver`.
+
+    It tells MessageRefusedError or IntentError for a message that the other side never takes, NotNowError for one
+    that is to be sent again later while others may get through, and anything else where nothing does for now. After
+    the last two it sends none of the same entity.
+    """
+
+    name: str
+    deliver: Deliver
+    page: int
+
+
+def to_topic(topic: str, *buses: Bus) -> Destination:
+    """A topic of the bus. Envelopes go out as they are kept, with the entity id as key.
+
+    Each delivery has one of the `buses` to itself if there are enough: one that waits for a broker which is down
+    holds up no other.
+    """
+    users = [0] * len(buses)
+
+    async def deliver(messages: Sequence[Pending], delivery: Delivery) -> None:
+        mine = users.index(min(users))
+        users[mine] += 1
+        try:
+            for wave in waves(messages):
+                await send(buses[mine], wave, delivery)
+        finally:
+            users[mine] -= 1
+
+    async def send(bus: Bus, wave: Sequence[Pending], delivery: Delivery) -> None:
+        going = [message for message in wave if message.key not in delivery.waiting] if delivery.waiting else wave
+        failed = await bus.publish_all(topic, [(message.key, message.envelope) for message in going], HEADERS)
+        if not failed:
+            delivery.arrived += going
+            return
+        for place, message in enumerate(going):
+            delivery.told(message, failed.get(place))
+
+    return Destination(TOPIC + topic, deliver, PAGE)
+
+
+def waves(messages: Iterable[Pending]) -> list[list[Pending]]:
+    """The first message of each entity, then the second of each that has one, and so on."""
+    found: list[list[Pending]] = []
+    counts: dict[bytes, int] = {}
+    for message in messages:
+        nth = counts.get(message.key, 0)
+        counts[message.key] = nth + 1
+        if nth == len(found):
+            found.append([])
+        found[nth].append(message)
+    return found
+
+
+def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]]) -> Destination:
+    """A handler of intents."""
+    room = asyncio.Semaphore(EFFECTS_AT_ONCE)
+
+    async def carry_out(message: Pending) -> None:
+        try:
+            intent = _CARRIED.decode(message.envelope).data
+        except msgspec.DecodeError as error:
+            raise IntentError(f"the envelope holds no intent: {error}") from error
+        async with room:
+            await handle(intent)
+
+    return Destination(EFFECT + name, one_by_one(carry_out), EFFECTS_PAGE)
+
+
+def one_by_one(take: Callable[[Pending], Awaitable[None]]) -> Deliver:
+    """Hand over each entity's messages one by one, by a task for each entity: none waits for another's."""
+
+    async def line(messages: Iterable[Pending], delivery: Delivery) -> None:
+        for message in messages:
+            error: BaseException | None = None
+            try:
+                await take(message)
+            except (Exception, CancelledError) as failed:  # noqa: BLE001 - it is told
+                error = failed
+            delivery.told(message, error)
+            if message.key in delivery.waiting or delivery.given_up:
+                return
+
+    async def deliver(messages: Sequence[Pending], delivery: Delivery) -> None:
+        lines: defaultdict[bytes, list[Pending]] = defaultdict(list)
+        for message in messages:
+            lines[message.key].append(message)
+        await asyncio.gather(*(line(each, delivery) for each in lines.values()))
+
+    return deliver
+
+
+class _Carried(Struct):
+    """What of an envelope a handler needs."""
+
+    data: Intent
+
+
+_CARRIED = msgspec.json.Decoder(_Carried)
+
+
+class Delivery:
+    """The sending of what one pass has read. What is in neither list at the end stays in the outbox."""
+
+    def __init__(self, destination: Destination, messages: Sequence[Pending]) -> None:
+        self.arrived: list[Pending] = []
+        self.refused: list[tuple[Pending, str]] = []
+        self.not_now: list[tuple[Pending, str]] = []  # these wait alone
+        self.waiting: set[bytes] = set()  # the keys of what waits: nothing more of theirs is to be sent
+        self.trouble: BaseException | None = None  # why the last of those that stay does
+        self.given_up = False
+        self._ended = asyncio.Event()
+        self._sending = asyncio.ensure_future(destination.deliver(messages, self))
+        self._sending.add_done_callback(self._end)
+
+    def told(self, message: Pending, error: BaseException | None) -> None:
+        """Take in what became of a message: None when the other side has it. After `give_up` nothing counts."""
+        if self.given_up:
+            return
+        if error is None:
+            self.arrived.append(message)
+        elif isinstance(error, MessageRefusedError | IntentError):
+            self.refused.append((message, str(error)))
+        elif isinstance(error, NotNowError):
+            self.not_now.append((message, str(error)))
+            self.waiting.add(message.key)
+        else:
+            if not isinstance(error, CancelledError):  # whoever cancels knows why
+                self.trouble = error
+            self.waiting.add(message.key)
+
+    def _end(self, sending: "asyncio.Future[None]") -> None:
+        if not sending.cancelled() and (error := sending.exception()) is not None:
+            self.trouble = error
+        self._ended.set()
+
+    async def end(self) -> None:
+        """Wait until everything has arrived, or failed."""
+        await self._ended.wait()
+
+    def give_up(self) -> None:
+        """Send nothing more, and do not wait for what is on its way. To be called at the end in any case."""
+        self.given_up = True
+        self._ended.set()
+        self._sending.cancel()
+
+
+class Rests:
+    """The entities of a destination that rest, because their messages alone did not get through, and until when.
+
+    Each further time is twice as long. Times are by the event loop's clock.
+    """
+
+    def __init__(self, destination: str) -> None:
+        self._destination = destination
+        self._until: dict[str, tuple[float, float | None]] = {}  # and how long that was
+
+    def at(self, now: float) -> list[str]:
+        """Who rests now, by their ids as text."""
+        return [key for key, (until, _) in self._until.items() if until > now]
+
+    def learn(self, delivery: Delivery, now: float) -> None:
+        """Take in what became of a pass."""
+        if self._until:
+            waiting = {message.key for message, _ in delivery.not_now}  # though an earlier one arrived
+            for message in [*delivery.arrived, *(message for message, _ in delivery.refused)]:
+                if message.key not in waiting:
+                    self._until.pop(message.entity_id, None)
+        for message, why in delivery.not_now:
+            entity_id = message.entity_id
+            _, last = self._until.pop(entity_id, (0.0, None))
+            if last is None:
+                log.warning("the messages of %s for %s wait: %s", entity_id, self._destination, why)
+            rest = REST if last is None else min(2 * last, LONGEST_REST)
+            self._until[entity_id] = (now + rest, rest)
+        while len(self._until) > RESTING:
+            del self._until[next(iter(self._until))]

@@ -1,0 +1,111 @@
+"""What follows from triggers and deadlines, as entries for the outbox."""
+
+from collections.abc import Callable, Mapping, Sequence, Sized
+from datetime import UTC, datetime
+from uuid import uuid5
+
+from msgspec.structs import asdict, replace
+
+from app.domain.decider import Decision
+from app.domain.events import Data
+from app.domain.intents import Intent
+from app.outbound import contract
+from app.settings import BusKind, Settings
+from app.store.outbox import EFFECT, TOPIC, Entry, Lines, packed, slot_of
+from app.wire.envelopes import Envelope, in_digits, to_lines, written_domain
+
+SOURCE = "urn:pqs"  # in every envelope; with the id it names an event (CloudEvents 1.0, section 3.1)
+
+
+class Outgoing:
+    """Where what follows is sent: events to a topic of the bus, intents to their handlers, or nowhere."""
+
+    def __init__(self, topic: str | None = None, handlers: Mapping[str, str] | None = None) -> None:
+        """`topic` is None without a bus. `handlers` has the intents that are carried out after the transaction."""
+        self._topic = topic
+        self._handlers = handlers or {}
+        self.on_commit: Callable[[], None] | None = None  # called when entries are in the outbox: by it a relay wakes
+
+    @property
+    def destinations(self) -> list[str]:
+        """Where messages go to."""
+        topics = [] if self._topic is None else [TOPIC + self._topic]
+        return topics + [EFFECT + handler for handler in dict.fromkeys(self._handlers.values())]
+
+    def entries(self, decisions: Sequence[Decision]) -> list[Entry]:
+        """The entries of some decisions: for each destination an entity's messages in the order of the decisions."""
+        topic, handlers = self._topic, self._handlers
+        events = (
+            [] if topic is None else packed(topic, [_lines(decision) for decision in decisions if decision.events])
+        )
+        intents = (
+            _intent_entry(handlers[intent.name], intent, decision)
+            for decision in decisions
+            for intent in decision.intents
+            if intent.name in handlers
+        )
+        return [*events, *intents] if handlers else events
+
+    def committed(self, written: Sized) -> None:
+        """Say that entries, or those of decisions, are in the outbox now, so that they are sent at once."""
+        if written and self.on_commit is not None:
+            self.on_commit()
+
+
+def outgoing_of(settings: Settings) -> Outgoing:
+    """Where these settings send what follows. Raises StartError as `routes_of` does."""
+    topic = None if settings.bus is BusKind.OFF else settings.topic_out
+    return Outgoing(topic, contract.after_the_transaction(contract.routes_of(settings)))
+
+
+def _lines(decision: Decision) -> Lines:
+    """The events of one decision, as the bus takes them."""
+    events = decision.events
+    version = decision.registration.version - len(events)  # before them
+    first = events[0]  # what all have from their trigger is looked up once
+    domain, time = written_domain(first.domain), first.occurred_at.astimezone(UTC)
+    in_utc = first.occurred_at.tzinfo is UTC
+    envelopes = [
+        Envelope(
+            id=event.event_id,
+            source=SOURCE,
+            type=event.type,
+            subject=first.entity_id,
+            time=time,
+            partitionkey=first.entity_id,
+            digits=in_digits(number),
+            data=event.data if in_utc else _in_utc(event.data),
+            domain=domain,
+            correlationid=first.correlation_id,
+        )
+        for number, event in enumerate(events, start=version + 1)
+    ]
+    return Lines(slot_of(first.entity_id), len(envelopes), to_lines(envelopes))
+
+
+def _in_utc(data: Data) -> Data:
+    """The same, with its times in UTC."""
+    times = {name: value.astimezone(UTC) for name, value in asdict(data).items() if isinstance(value, datetime)}
+    return replace(data, **times)
+
+
+def _intent_entry(handler: str, intent: Intent, decision: Decision) -> Entry:
+    envelope = to_lines([_intent_envelope(intent, decision)])
+    return Entry(EFFECT + handler, slot_of(intent.entity_id), intent.entity_id, 1, envelope[:-1].decode())
+
+
+def _intent_envelope(intent: Intent, decision: Decision) -> Envelope:
+    """An intent for its handler. Its id stays the same however often the decision is made."""
+    event = decision.events[-1]
+    return Envelope(
+        id=uuid5(event.event_id, intent.name),
+        source=SOURCE,
+        type=intent.name,
+        subject=intent.entity_id,
+        time=event.occurred_at.astimezone(UTC),
+        partitionkey=intent.entity_id,
+        digits=in_digits(decision.registration.version),
+        data=intent,
+        domain=written_domain(intent.domain),
+        correlationid=event.correlation_id,
+    )

@@ -1,0 +1,251 @@
+"""The bus that is a Kafka."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from msgspec import Struct, field
+
+from app.errors import BusError, MessageRefusedError, StartError
+from app.outbound.bus import Bus, Keyed
+from app.outbound.client_log import client_log
+
+log = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT = 10_000  # messages of a flight, unless they were handed over together; further ones take the next
+SOONEST = 0.001  # seconds until the next look for reports, after one that found some
+SLOWER = 1.2  # times longer is each wait, while looks find none
+LATEST_BUSY = 0.05  # seconds until the next look, while reports are awaited
+LATEST_IDLE = 1.0  # seconds until the next look otherwise: for what the library has to say
+LARGEST = 100_000_000  # bytes of a message: it is the broker that says what is too large, of what is compressed
+GRACE = timedelta(seconds=5)  # for what is on its way when the bus is closed
+
+# The fault is the message's, not the broker's or the moment's: trying again changes nothing.
+_REFUSED = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD}
+
+
+class _Group(Struct, eq=False):
+    """Messages that were handed over together, and what is known of them."""
+
+    topic: str
+    messages: Sequence[Keyed]
+    headers: list[tuple[str, str | bytes | None]]  # which here are bytes
+    landed: asyncio.Future[dict[int, BusError]]
+    failed: dict[int, BusError] = field(default_factory=dict)
+
+    def fail(self, place: int, error: KafkaError | None, _: Message) -> None:
+        """Take in the delivery report of a message, which there is for an error alone."""
+        if error is not None:
+            self.failed[place] = _failure(error)
+
+
+class KafkaBus(Bus):
+    """An idempotent producer: what was published is on all in-sync replicas, and not twice by the client's retries.
+
+    Messages go in flights, one at a time: all that wait depart together, and have landed when the client holds none
+    of them any more. Those without an error report by then are there. Reports of all that has arrived would take as
+    long as to hand it over (`docs/decisions/0010-bus.md`).
+
+    It belongs to the running event loop, and looks there for delivery reports: it has no Python thread. `servers` are
+    bootstrap servers; they need not be up. A message that no broker confirms within `delivery_timeout` fails with
+    BusError. `options` are librdkafka's, and override what is set here. Raises StartError for settings that
+    librdkafka refuses.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        *,
+        delivery_timeout: timedelta = timedelta(seconds=30),
+        options: Mapping[str, str | int] | None = None,
+    ) -> None:
+        self._settings: dict[str, object] = {
+            "bootstrap.servers": servers,
+            "client.id": "pqs",
+            "enable.idempotence": True,  # and so acks=all
+            "partitioner": "murmur2_random",  # as Kafka's Java client has it, and partitioner.py
+            "compression.type": "lz4",
+            "linger.ms": 2,
+            "message.max.bytes": LARGEST,
+            "delivery.report.only.error": True,
+            "message.timeout.ms": round(delivery_timeout.total_seconds() * 1000),
+            **(options or {}),
+            "logger": client_log,
+        }
+        try:
+            self._producer: Producer | None = Producer(self._settings)
+        except KafkaException as error:
+            raise StartError(f"the Kafka client refuses its settings: {_said(error.args[0])}") from error
+        self._waiting = deque[_Group]()
+        self._flight: list[_Group] = []
+        self._wait = LATEST_IDLE
+        self._loop = asyncio.get_running_loop()
+        self._next_look = self._loop.call_later(self._wait, self._look)
+        self._ending: asyncio.Task[None] | None = None  # of a producer that has failed for good
+        self._closed = False
+
+    async def publish_all(
+        self, topic: str, messages: Sequence[Keyed], headers: Mapping[str, bytes]
+    ) -> dict[int, BusError]:
+        """Produce messages, and wait until the client has no more of their flight."""
+        if self._closed:
+            return dict.fromkeys(range(len(messages)), _closed())
+        group = _Group(topic, messages, list(headers.items()), self._loop.create_future())
+        self._waiting.append(group)
+        if not self._flight:
+            self._loop.call_soon(self._depart)  # with all who publish in this turn of the loop
+        return await group.landed
+
+    def _depart(self) -> None:
+        """Let those who wait be a flight, as far as there is room, when nothing else is under way."""
+        if self._flight or self._producer is None or self._closed:
+            return
+        room = MAX_IN_FLIGHT
+        while self._waiting and (room >= len(self._waiting[0].messages) or not self._flight):
+            group = self._waiting.popleft()
+            if not group.landed.done():  # else whoever waited is gone
+                room -= len(group.messages)
+                self._flight.append(group)
+                _produce(self._producer, group)
+        if self._flight:
+            self._look_in(SOONEST)
+
+    def _land(self) -> None:
+        """Tell those of the flight what failed. The rest is there for good."""
+        flight, self._flight = self._flight, []
+        for group in flight:
+            if not group.landed.done():
+                group.landed.set_result(group.failed)
+
+    def _look(self) -> None:
+        """Fetch the reports that are there, and come again: soon when there were some, else ever later.
+
+        A thread that waits for reports would need the interpreter's lock for each of them, against the event loop.
+        """
+        if self._producer is None:
+            return
+        try:
+            found = self._producer.poll(0)
+        except Exception as error:
+            if not isinstance(error, KafkaException):  # those are in the log
+                log.exception("the Kafka client has failed")
+            self._end_producer(self._producer)
+            return
+        if self._flight and not len(self._producer):
+            self._land()
+            self._loop.call_soon(self._depart)  # with what those who were told now publish next
+        if found:
+            self._look_in(SOONEST)
+        else:
+            self._look_in(min(self._wait * SLOWER, LATEST_BUSY if self._flight else LATEST_IDLE))
+
+    def _look_in(self, seconds: float) -> None:
+        self._wait = seconds
+        self._next_look.cancel()
+        self._next_look = self._loop.call_later(seconds, self._look)
+
+    def _end_producer(self, producer: Producer) -> None:
+        """Part with a producer that has failed for good. What it held fails, or is confirmed yet.
+
+        Nothing departs until that is known: what lands then has been its flight.
+        """
+        self._producer = None
+        self._ending = self._loop.create_task(_end(producer, GRACE))
+        self._ending.add_done_callback(self._ended)
+
+    def _ended(self, ending: asyncio.Task[None]) -> None:
+        self._ending = None
+        if ending.cancelled() or ending.exception() is not None:
+            _refuse(self._flight, BusError("the Kafka client ended without saying what has arrived"))
+        self._land()
+        if not self._closed:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Take another producer. While there is none to be had, whoever waits is told, and it is tried again."""
+        try:
+            self._producer = Producer(self._settings)
+        except KafkaException as error:
+            failure = BusError(f"there is no Kafka client: {_said(error.args[0])}")
+            log.error("%s", failure)  # noqa: TRY400 - the trace says nothing more
+            _refuse(self._waiting, failure)
+            self._waiting.clear()
+            self._next_look = self._loop.call_later(LATEST_IDLE, self._begin_anew)
+        else:
+            self._look_in(SOONEST)
+            self._depart()
+
+    async def close(self) -> None:
+        """Wait `GRACE` for what is on its way; what is not confirmed by then fails."""
+        self._depart()
+        self._closed = True
+        self._next_look.cancel()
+        try:
+            if self._ending is not None:
+                await asyncio.wait([self._ending])
+            if self._producer is not None:
+                await _end(self._producer, GRACE)
+                self._land()
+        except TimeoutError:
+            log.warning("the Kafka client ended without saying what has arrived")
+        finally:
+            _refuse([*self._flight, *self._waiting], _closed())
+
+
+def _produce(producer: Producer, group: _Group) -> None:
+    for place, (key, value) in enumerate(group.messages):
+        try:
+            producer.produce(group.topic, value, key, headers=group.headers, on_delivery=partial(group.fail, place))
+        except BufferError:
+            group.failed[place] = BusError("the Kafka client's queue is full")
+        except KafkaException as error:
+            group.failed[place] = _failure(error.args[0])
+        except Exception as error:  # noqa: BLE001 - what is not handed over must not count as arrived
+            group.failed[place] = BusError(f"the Kafka client did not take it: {error}")
+
+
+def _refuse(groups: Iterable[_Group], error: BusError) -> None:
+    """Say that of these groups everything has failed."""
+    for group in groups:
+        if not group.landed.done():
+            group.landed.set_result(dict.fromkeys(range(len(group.messages)), error))
+
+
+async def _end(producer: Producer, grace: timedelta) -> None:
+    """Deliver or fail what a producer still holds, and stop its threads.
+
+    Raises TimeoutError when it does not even give up in time: then nobody knows what has arrived.
+    """
+    try:
+        async with asyncio.timeout(grace.total_seconds()):
+            await _served(producer)
+    except TimeoutError:
+        await asyncio.to_thread(producer.purge)
+        async with asyncio.timeout(grace.total_seconds()):
+            await _served(producer)
+    await asyncio.to_thread(producer.close)
+
+
+async def _served(producer: Producer) -> None:
+    """Fetch reports until none is outstanding."""
+    while len(producer):
+        with suppress(KafkaException):  # that it has failed for good; the reports say so too
+            producer.poll(0)
+        await asyncio.sleep(SOONEST)
+
+
+def _closed() -> BusError:
+    return BusError("the bus is closed")
+
+
+def _failure(error: KafkaError) -> BusError:
+    return (MessageRefusedError if error.code() in _REFUSED else BusError)(_said(error))
+
+
+def _said(error: KafkaError) -> str:
+    return f"{error.str()} ({error.name()})"

@@ -1,0 +1,1 @@
+"""The one ordered path: the projector, the batching of single requests, and the sweep."""

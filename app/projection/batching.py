@@ -1,0 +1,154 @@
+"""Joins concurrent single requests into one statement: reads into one read, events into one transaction."""
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from app.domain.events import Event
+from app.domain.registration import Registration
+from app.errors import UnavailableError
+from app.projection.projector import Projector, Result
+from app.store import registrations
+from app.store.database import Connection, Database
+from app.store.registrations import Key
+
+WAITING = 2000  # requests that may wait in one lane; further ones are sent away at once
+LARGEST = 500  # requests that one statement answers
+WRITE_LANES = 1  # transactions of joined events under way at once; more of them are smaller, and cost more each
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class Lane(Generic[Q, A]):
+    """Runs one batch at a time. What is asked while it runs, is the next batch.
+
+    No timer, and no wait when idle: a question that finds the lane free is run at once.
+    Every asker gets its own answer, or its own error: a batch that fails is run again one by one, so that what is
+    wrong with one question fails that one alone (but for UnavailableError, which is the same for all). An asker that
+    goes away disturbs nobody. Past WAITING questions UnavailableError is raised at once.
+    """
+
+    def __init__(
+        self, run: Callable[[list[Q]], Awaitable[Sequence[A]]], *, waiting: int = WAITING, largest: int = LARGEST
+    ) -> None:
+        """`run` answers a list of questions, one answer for each, in their order."""
+        self._run = run
+        self._bound = waiting
+        self._largest = largest
+        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._closed = False
+        self._worker: asyncio.Task[None] | None = None
+
+    def ask(self, question: Q) -> "asyncio.Future[A]":
+        """The answer to `question`, asked of the database after this call: as new as if it had been asked alone.
+
+        Cancelling the future is going away.
+        """
+        if self._closed:
+            raise UnavailableError("the service is stopping")
+        if len(self._waiting) >= self._bound:
+            raise UnavailableError("too many requests are waiting for the database")
+        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, future))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        return future
+
+    async def close(self) -> None:
+        """Take no more questions, and answer those that were taken."""
+        self._closed = True
+        if self._worker is not None:
+            await asyncio.shield(self._worker)
+
+    async def _work(self) -> None:
+        """Answer batch after batch, until nobody waits. The task belongs to none of those who ask."""
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(self._largest, len(self._waiting)))]
+                await self._answer([(question, future) for question, future in batch if not future.done()])
+        finally:
+            self._worker = None
+
+    async def _answer(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
+        if not batch:
+            return
+        try:
+            answers = await self._run([question for question, _ in batch])
+        except Exception as error:  # noqa: BLE001 - it goes to those who asked
+            if len(batch) > 1 and not isinstance(error, UnavailableError):
+                for one in batch:
+                    await self._answer([one])
+                return
+            for _, future in batch:
+                if not future.done():
+                    # One object for many would gather their tracebacks; other types may not let themselves be copied.
+                    future.set_exception(error if len(batch) == 1 else copy.copy(error))
+            return
+        except BaseException:
+            for _, future in batch:
+                future.cancel()
+            raise
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+
+
+class Reader:
+    """Point reads. Those that come while a statement runs are joined into the next one."""
+
+    def __init__(self, database: Database, *, joining: bool) -> None:
+        self._database = database
+        self._lane = Lane(self._read)
+        self._joining = joining
+
+    def ask(self, entity_id: UUID, domain: str) -> "asyncio.Future[Registration | None]":
+        """The registration of one entity, or None; as new as a read that nobody joins."""
+        if self._joining:
+            return self._lane.ask((entity_id, domain))
+        return asyncio.ensure_future(self._alone((entity_id, domain)))
+
+    async def close(self) -> None:
+        """Answer what was asked, and take no more."""
+        await self._lane.close()
+
+    async def _alone(self, key: Key) -> Registration | None:
+        [answer] = await self._read([key])
+        return answer
+
+    async def _read(self, keys: list[Key]) -> list[Registration | None]:
+        async def work(connection: Connection) -> dict[Key, Registration]:
+            return await registrations.get_entity_states(connection, keys)
+
+        found = await self._database.read(work)
+        return [found.get(key) for key in keys]
+
+
+class Writer:
+    """Single events. Those that come while a transaction runs are joined into the next one, in the order of arrival.
+
+    The events of one entity always go through the same lane, so that the requests of one process never race each
+    other for a row.
+    """
+
+    def __init__(self, projector: Projector, *, joining: bool) -> None:
+        self._projector = projector
+        self._lanes = [Lane(projector.persist) for _ in range(WRITE_LANES)] if joining else []
+
+    def ask(self, event: Event) -> "asyncio.Future[Result]":
+        """What became of the event, after the commit."""
+        if self._lanes:
+            return self._lanes[event.entity_id.int % len(self._lanes)].ask(event)
+        return asyncio.ensure_future(self._alone(event))
+
+    async def close(self) -> None:
+        """Finish what was taken in, and take no more."""
+        for lane in self._lanes:
+            await lane.close()
+
+    async def _alone(self, event: Event) -> Result:
+        [result] = await self._projector.persist([event])
+        return result

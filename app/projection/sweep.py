@@ -1,0 +1,183 @@
+"""The sweep: passed deadlines become events, each exactly once, however many sweeps run."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from app.breaker import CircuitBreaker
+from app.domain.decider import Deadline, Decision, expire
+from app.domain.registration import Registration
+from app.errors import PqsError, UnavailableError
+from app.outbound.entries import Outgoing
+from app.settings import Settings
+from app.store import registrations
+from app.store.database import Connection, Database, LostRaceError, translated
+from app.store.registrations import BEFORE_ALL, PassedKey, Save
+
+log = logging.getLogger(__name__)
+
+PAGE = 250  # rows that one transaction looks at: what is computed for them holds the event loop up for some 10 ms
+POLL = 0.25  # seconds between two looks when everything that has passed is out
+REST = 1.0  # times as long as a page took is the pause after it: half of the time is for others
+RETRY = (0.25, 5.0)  # seconds, the first and the longest wait before a database that does not answer is asked again
+LEFT_ALONE = 60.0  # seconds until a row that could not be written is tried again
+
+# Told after each page: which deadline, how many became events, and by how many seconds the latest of them were late.
+Told = Callable[[Deadline, int, float], None]
+
+
+class Sweep:
+    """Turns passed deadlines into events.
+
+    It goes page by page. A page is read without locks; then, in one transaction, those of its rows that nobody else
+    works at are locked, and the ones that are still as they were read expire, by a write that is guarded by their
+    versions. So a node that is heard of meanwhile is left alone, and sweeps that meet at one page do not wait for
+    each other: one has it, and the others go on to the next. A sweep that dies leaves nothing half-done.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        scans: Database,
+        outgoing: Outgoing,
+        told: Told = lambda *_: None,
+        *,
+        page: int = PAGE,
+    ) -> None:
+        """Both are the primary, with a connection for each deadline: `scans` to read pages, `database` to write."""
+        self._database = database
+        self._scans = scans
+        self._outgoing = outgoing
+        self._told = told
+        self._page_size = page
+        self._left_alone: dict[tuple[Deadline, UUID, str], float] = {}  # rows that can't be written, and until when
+
+    async def run(self) -> None:
+        """Sweep until cancelled. A database that does not answer is asked again after a while."""
+        async with asyncio.TaskGroup() as group:
+            for deadline in Deadline:
+                group.create_task(self._run(deadline))
+
+    async def _run(self, deadline: Deadline) -> None:
+        after: PassedKey | None = None
+        wait, longest = RETRY
+        in_trouble = False
+        while True:
+            began = time.monotonic()
+            try:
+                after = await self.page(deadline, after)
+            except LostRaceError:  # PostgreSQL broke a tie: the same page again
+                await asyncio.sleep(time.monotonic() - began)
+            except Exception as error:  # whatever it is, it must not end this for good
+                if not in_trouble:
+                    unexpected = None if isinstance(error, PqsError) else error
+                    log.warning("passed %s deadlines wait: %s", deadline, error, exc_info=unexpected)
+                in_trouble, after = True, None
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, longest)
+            else:
+                if in_trouble:
+                    log.info("passed %s deadlines are swept again", deadline)
+                in_trouble, wait = False, RETRY[0]
+                await asyncio.sleep(POLL if after is None else REST * (time.monotonic() - began))
+
+    async def page(self, deadline: Deadline, after: PassedKey | None = None) -> PassedKey | None:
+        """Turn one page of passed deadlines into events, and return where the next one begins: None at the end.
+
+        A row that can't be written is logged, and left alone for a while. Raises UnavailableError when the
+        database does not answer, and LostRaceError when another transaction was faster.
+        """
+        try:
+            return await self._page(deadline, after or BEFORE_ALL, singly=False)
+        except (UnavailableError, LostRaceError):
+            raise
+        except Exception as error:  # noqa: BLE001 - one row can't be written: the others can
+            log.warning("a page of passed %s deadlines is written row by row: %s", deadline, error)
+            return await self._page(deadline, after or BEFORE_ALL, singly=True)
+
+    async def _page(self, deadline: Deadline, after: PassedKey, *, singly: bool) -> PassedKey | None:
+        passed = await self._scans.read(
+            lambda connection: registrations.get_passed(connection, deadline, after=after, most=self._page_size)
+        )
+        rows = [row for row in passed.items if not self._is_left_alone(deadline, row)]
+        decisions: list[Decision] = []
+
+        async def work(connection: Connection) -> None:
+            unchanged = await registrations.lock_unchanged(connection, rows)
+            if not singly:
+                decisions.extend(await self._expire(connection, deadline, unchanged, passed.now))
+                return
+            for row in unchanged:
+                decisions.extend(await self._expire_alone(connection, deadline, row, passed.now))
+
+        if rows:
+            await self._database.write(work)
+            self._outgoing.committed(decisions)
+        late = max(((passed.now - _due_at(row, deadline)).total_seconds() for row in rows), default=0.0)
+        self._told(deadline, len(decisions), late)
+        return passed.after
+
+    async def _expire(
+        self, connection: Connection, deadline: Deadline, rows: Sequence[Registration], now: datetime
+    ) -> list[Decision]:
+        """Write what follows for rows that are as they were read."""
+        decisions: list[Decision] = []
+        saves: list[Save] = []
+        for row in rows:
+            decision = expire(row, deadline, now)
+            if isinstance(decision, Decision):
+                decisions.append(decision)
+                saves.append(Save(decision.registration, row))
+        await registrations.save(connection, saves, self._outgoing.entries(decisions))
+        return decisions
+
+    async def _expire_alone(
+        self, connection: Connection, deadline: Deadline, row: Registration, now: datetime
+    ) -> list[Decision]:
+        """The same for one row, in a savepoint; if that can't be, the row is left alone for a while."""
+        try:
+            with translated():
+                async with connection.transaction():
+                    return await self._expire(connection, deadline, [row], now)
+        except (UnavailableError, LostRaceError):
+            raise
+        except Exception:
+            log.exception("a passed %s deadline is left alone for %d s: %r", deadline, LEFT_ALONE, row)
+            self._left_alone[deadline, row.entity_id, row.domain] = time.monotonic() + LEFT_ALONE
+            return []
+
+    def _is_left_alone(self, deadline: Deadline, row: Registration) -> bool:
+        until = self._left_alone.get((deadline, row.entity_id, row.domain))
+        if until is not None and until <= time.monotonic():
+            del self._left_alone[deadline, row.entity_id, row.domain]
+            until = None
+        return until is not None
+
+
+def _due_at(row: Registration, deadline: Deadline) -> datetime:
+    due_at = row.ack_deadline if deadline is Deadline.ACK else row.liveness_deadline
+    assert due_at is not None  # noqa: S101 - the scan asks for it
+    return due_at
+
+
+@asynccontextmanager
+async def sweeping(
+    settings: Settings, url: str, outgoing: Outgoing, told: Told = lambda *_: None
+) -> AsyncIterator[None]:
+    """A sweep that runs while this lasts. `url` is the database's."""
+    timeout = timedelta(seconds=settings.statement_timeout)
+    breaker = CircuitBreaker(open_for=timedelta(seconds=RETRY[1]))  # of both: it is one server
+    database = Database(url, pool_size=len(Deadline), statement_timeout=timeout, breaker=breaker)
+    scans = Database(url, pool_size=len(Deadline), statement_timeout=timeout, breaker=breaker, scans=True)
+    task = asyncio.create_task(Sweep(database, scans, outgoing, told).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await scans.close()
+        await database.close()

@@ -1,0 +1,190 @@
+"""CloudEvents 1.0 as bytes: one, a batch, or attributes and data apart; Event out, or what was wrong and where.
+
+They are our events in another dress. Attributes and extensions become the fields of our own form, and `events`
+reads that, so there is one set of rules. Extensions that are not known, and `dataschema`, are ignored; `source`,
+`partitionkey` and `datacontenttype` are checked and not kept. An attribute that is null is absent (JSON format, 2.2).
+"""
+
+import re
+from base64 import b64decode
+from collections.abc import Iterable, Mapping
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from msgspec import Raw
+
+from app.domain.events import Event
+from app.domain.positions import Position
+from app.errors import Fault, InvalidInputError, UnreadableError
+from app.wire.events import explain, read_event, read_events
+
+STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+HEADER = b"ce-"  # what the name of an HTTP header begins with that holds an attribute
+
+# Our field, and the attribute that it is read from.
+_FIELDS = {
+    "event_id": "id",
+    "type": "type",
+    "entity_id": "subject",
+    "occurred_at": "time",
+    "domain": "domain",
+    "correlation_id": "correlationid",
+}
+_NUMBERS = ("sequence", "previous")
+_REQUIRED = ("specversion", "id", "source", "type", "subject", "time")
+# What is checked and not kept: the form of the text, and what was expected.
+_CHECKED = {
+    "specversion": (re.compile(r"1\.0"), "1.0 was expected"),
+    "source": (re.compile(r".+", re.DOTALL), "text was expected; it is empty"),
+    "partitionkey": (re.compile(r".+", re.DOTALL), "text was expected; it is empty"),
+    "datacontenttype": (
+        re.compile(r"application/(json|[^\s;]+\+json)\s*(;.*)?", re.IGNORECASE),
+        "application/json was expected",
+    ),
+}
+# Where our form names what is wrong, and the attribute that says it.
+_ATTRIBUTE_OF = {f"#/{field}": attribute for field, attribute in _FIELDS.items()} | {
+    "#/position/sequence": "sequence",
+    "#/position/previous": "previous",
+    "#/position": "previous",  # that it is not lower than the sequence
+}
+_MAX_DIGITS = 19  # of 2^63-1
+
+_MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+_NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def read_cloudevent(body: bytes | Raw, position: Position | None = None) -> Event:
+    """One CloudEvent in the JSON format (structured mode). Raises as `wire.read_event`.
+
+    `position` is where the event stands, for one from a log: `sequence` and `previous` are ignored then.
+    """
+    whole = bytes(body)
+    try:
+        whole.decode()  # nobody else looks into what is ignored
+        members = _MEMBERS.decode(whole)
+    except _NOT_DECODED as error:
+        explain(whole, error)
+    members = {name: value for name, value in members.items() if bytes(value) != b"null"}
+    data, data_at = _data_of(members)
+    try:
+        return _read(members, data, position, attributes_at="#/", data_at=data_at)
+    except UnreadableError as error:
+        explain(whole, error)  # which says the place in what was sent
+
+
+def read_cloudevents(body: bytes) -> list[Event]:
+    """The CloudEvents of a JSON array (batched mode), in the order sent. Raises as `wire.read_events`."""
+    return read_events(body, read_cloudevent)
+
+
+def read_binary(attributes: Mapping[str, str], data: bytes, position: Position | None = None) -> Event:
+    """One CloudEvent whose attributes came apart from its data (binary mode). `data` is JSON, or empty for none.
+
+    What is wrong with an attribute is said of its header, `#/header/ce-…`. Raises as `read_cloudevent`.
+    """
+    if data.strip():
+        _check_json(data)
+    members = {name: Raw(msgspec.json.encode(value)) for name, value in attributes.items()}
+    return _read(members, Raw(data), position, attributes_at="#/header/ce-", data_at="#")
+
+
+def attributes_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The attributes that HTTP headers carry, decoded (HTTP binding, section 3.1.3.2); empty when there are none.
+
+    The names of the headers are in lower case, as ASGI has them. Raises InvalidInputError for a header that is there
+    twice, or is not UTF-8 once its percent signs are decoded.
+    """
+    attributes: dict[str, str] = {}
+    for header, value in headers:
+        if not header.startswith(HEADER):
+            continue
+        pointer = f"#/header/{header.decode('latin-1')}"
+        name = header.removeprefix(HEADER).decode("latin-1")
+        if name in attributes:
+            raise InvalidInputError([Fault(pointer, "this header is there more than once")])
+        quoted = re.fullmatch(rb'"(.*)"', value)  # RFC 9110, section 5.6.4
+        text = re.sub(rb"\\(.)", rb"\1", quoted[1]) if quoted else value
+        try:
+            attributes[name] = unquote_to_bytes(text).decode()
+        except UnicodeDecodeError:
+            raise InvalidInputError([Fault(pointer, "not UTF-8 after percent-decoding")]) from None
+    return attributes
+
+
+def _read(
+    members: Mapping[str, Raw], data: Raw, position: Position | None, *, attributes_at: str, data_at: str
+) -> Event:
+    """The event that attributes and data say. The pointer of a fault begins with one of the two places."""
+    required = (*_REQUIRED, "sequence") if position is None else _REQUIRED
+    faults = [Fault(attributes_at + name, "this field is required") for name in required if name not in members]
+    for name, (form, expected) in _CHECKED.items():
+        if name in members and not form.fullmatch(_text(members[name], attributes_at + name)):
+            faults.append(Fault(attributes_at + name, expected))
+    if faults:
+        raise InvalidInputError(faults)
+    event: dict[str, object] = {field: members[name] for field, name in _FIELDS.items() if name in members}
+    event["position"] = position or {
+        name: _number(members[name], attributes_at + name) for name in _NUMBERS if name in members
+    }
+    if bytes(data).strip():
+        event["data"] = data
+    try:
+        return read_event(msgspec.json.encode(event))
+    except InvalidInputError as error:
+        raise InvalidInputError([_moved(fault, attributes_at, data_at) for fault in error.faults]) from None
+
+
+def _moved(fault: Fault, attributes_at: str, data_at: str) -> Fault:
+    """What is wrong with our form, said of the CloudEvent."""
+    if fault.pointer in _ATTRIBUTE_OF:
+        return Fault(attributes_at + _ATTRIBUTE_OF[fault.pointer], fault.detail)
+    if fault.pointer.startswith("#/data"):
+        return Fault(data_at + fault.pointer.removeprefix("#/data"), fault.detail)
+    return fault
+
+
+def _data_of(members: Mapping[str, Raw]) -> tuple[Raw, str]:
+    """The data, and the pointer to it. What `data_base64` encodes is JSON as well."""
+    encoded = members.get("data_base64")
+    if encoded is None:
+        return members.get("data", Raw()), "#/data"
+    pointer = "#/data_base64"
+    if "data" in members:
+        raise InvalidInputError([Fault(pointer, "give either `data` or `data_base64`, not both")])
+    try:
+        data = b64decode(_text(encoded, pointer), validate=True)
+    except ValueError:
+        raise InvalidInputError([Fault(pointer, "base64 was expected")]) from None
+    try:
+        _check_json(data)
+    except UnreadableError as error:
+        raise InvalidInputError([Fault(pointer, str(error))]) from None
+    return Raw(data), pointer
+
+
+def _check_json(data: bytes) -> None:
+    """That what is to be put into an event is one JSON value, and nothing that leads out of it."""
+    try:
+        msgspec.json.decode(data)
+    except _NOT_DECODED as error:
+        explain(data, error)
+
+
+def _text(value: Raw, pointer: str) -> str:
+    try:
+        return msgspec.json.decode(value, type=str)
+    except _NOT_DECODED:
+        raise InvalidInputError([Fault(pointer, "text was expected")]) from None
+
+
+def _number(value: Raw, pointer: str) -> int:
+    """A number in decimal digits, which may have zeros before them (sequence extension), or as a JSON number."""
+    text = _text(value, pointer) if bytes(value).startswith(b'"') else bytes(value).decode()
+    if not re.fullmatch("[0-9]+", text):
+        raise InvalidInputError([Fault(pointer, "a number in decimal digits was expected")])
+    digits = text.lstrip("0") or "0"
+    if len(digits) > _MAX_DIGITS:
+        raise InvalidInputError([Fault(pointer, "a number too large to keep")])
+    return int(digits)

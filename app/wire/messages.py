@@ -1,0 +1,84 @@
+"""A message from Kafka as an event, or what is wrong with it.
+
+A message is a CloudEvent, structured or binary as its headers say (CloudEvents' Kafka binding, section 3), or an
+event of our own form. Where it stands is its place in the log: a position that it carries is ignored.
+"""
+
+import msgspec
+from msgspec import Raw, Struct
+
+from app.domain.events import Event
+from app.domain.positions import Position
+from app.errors import Fault, InvalidInputError
+from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
+from app.wire.events import explain, read_event
+
+HEADER = "ce_"  # what the name of a header begins with that holds an attribute
+CONTENT_TYPE = "content-type"
+
+_MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+_ENCODE = msgspec.json.Encoder().encode
+_NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Incoming(Struct, frozen=True, gc=False):
+    """A message of a topic, as it came. `headers` is None where one has a name that is not UTF-8: the Kafka client
+    then gives none of them."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]] | None
+
+    @property
+    def position(self) -> Position:
+        """Where an event in it stands."""
+        return Position(partition=f"{self.topic}-{self.partition}", offset=self.offset)
+
+
+def read_message(message: Incoming) -> Event:
+    """The event in a message. Raises as `wire.read_event`."""
+    value = message.value
+    if value is None:
+        raise InvalidInputError([Fault("#", "an event was expected; the message has no value")])
+    if message.headers:
+        headers = _texts(message)
+        media = headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower()
+        if media == STRUCTURED:
+            return read_cloudevent(value, message.position)
+        attributes = {name[len(HEADER) :]: text for name, text in headers.items() if name.startswith(HEADER)}
+        if attributes:
+            if CONTENT_TYPE in headers:
+                attributes["datacontenttype"] = headers[CONTENT_TYPE]
+            return read_binary(attributes, value, message.position)
+    return _read_plain(value, message.position)
+
+
+def _texts(message: Incoming) -> dict[str, str]:
+    """The headers that have a value, by name in lower case."""
+    texts: dict[str, str] = {}
+    for header, value in message.headers or ():
+        name = header.lower()
+        if value is None or not (name == CONTENT_TYPE or name.startswith(HEADER)):
+            continue
+        if name in texts:
+            raise InvalidInputError([Fault(f"#/header/{header}", "this header is there more than once")])
+        try:
+            texts[name] = value.decode()
+        except UnicodeDecodeError:
+            raise InvalidInputError([Fault(f"#/header/{header}", "not UTF-8")]) from None
+    return texts
+
+
+def _read_plain(value: bytes, position: Position) -> Event:
+    """An event without headers: of our own form, or a CloudEvent, which says so by its `specversion`."""
+    try:
+        members = _MEMBERS.decode(value)
+    except _NOT_DECODED as error:
+        explain(value, error)
+    if "specversion" in members:
+        return read_cloudevent(value, position)
+    members["position"] = Raw(_ENCODE(position))
+    return read_event(_ENCODE(members))

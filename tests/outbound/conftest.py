@@ -1,0 +1,32 @@
+"""Both buses, and how what they carried is read."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import pytest
+
+from app.outbound.bus import Bus
+from app.outbound.kafka import KafkaBus
+from app.outbound.memory import MemoryBus, Message
+from tests.broker import Broker, read_topic
+
+
+@dataclass(frozen=True)
+class Line:
+    """A bus, a topic of four partitions, and `read(count)`: what arrived there, each partition in its order."""
+
+    bus: Bus
+    topic: str
+    read: Callable[[int], list[Message]]
+
+
+@pytest.fixture(params=["memory", "kafka"])
+async def line(request: pytest.FixtureRequest, kafka: Broker, topic: str) -> AsyncIterator[Line]:
+    """Each kind of bus in turn."""
+    if request.param == "memory":
+        memory = MemoryBus()
+        line = Line(memory, topic, lambda count: memory.messages(topic)[:count])
+    else:
+        line = Line(KafkaBus(kafka.servers), topic, lambda count: read_topic(kafka, topic, count))
+    yield line
+    await line.bus.close()

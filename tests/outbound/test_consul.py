@@ -1,0 +1,219 @@
+"""Nodes as services of Consul, against a real HTTP server that knows the agent API."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+
+from app.breaker import FAILURES, CircuitBreaker
+from app.domain.intents import DeregisterService, RegisterService, UpdateRegistration
+from app.errors import EffectDownError, IntentError, NotNowError, UnavailableError
+from app.outbound.consul import ATTEMPTS, Consul
+from tests.consul import Agent, consul
+from tests.making import NODE, node
+
+PATIENCE = 60.0  # seconds; only a test that fails waits that long
+ID = f"registration.{NODE}"
+REGISTER = RegisterService(entity_id=NODE, domain="registration", node_type="gpu", tags=("a", "ü"), version=3)
+DEREGISTER = DeregisterService(entity_id=NODE, domain="registration")
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    """A Consul agent."""
+    with consul() as agent:
+        yield agent
+
+
+@asynccontextmanager
+async def handler(url: str, **options: object) -> AsyncIterator[Consul]:
+    """The handler for that agent, which does not rest between attempts."""
+    settings = {"backoff": timedelta(0), **options}
+    consul = Consul(url, **settings)  # type: ignore[arg-type]  # each option has its own type
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield consul
+    finally:
+        await consul.close()
+
+
+async def test_a_node_is_registered_as_a_service(agent: Agent) -> None:
+    """ID is domain and entity id, Name the node type, Tags the node's, Meta the domain and the row's version."""
+    async with handler(agent.url) as consul:
+        await consul.handle(REGISTER)
+    assert agent.services == {
+        ID: {"ID": ID, "Name": "gpu", "Tags": ["a", "ü"], "Meta": {"domain": "registration", "version": "3"}}
+    }
+    assert agent.wrong == []
+
+
+async def test_a_node_is_deregistered(agent: Agent) -> None:
+    """Its service is gone, and another one's stays."""
+    other = RegisterService(entity_id=node(1), domain="registration", node_type="gpu", tags=(), version=3)
+    async with handler(agent.url) as consul:
+        for intent in (REGISTER, other, DEREGISTER):
+            await consul.handle(intent)
+    assert set(agent.services) == {f"registration.{node(1)}"}
+
+
+@pytest.mark.parametrize("domain", ["a/b", "a?b#c", "ü %2F", "..", "x" * 128])
+async def test_a_domain_may_hold_anything(agent: Agent, domain: str) -> None:
+    """The id that is deregistered is the one that was registered, whatever a URL would make of it."""
+    async with handler(agent.url) as consul:
+        await consul.handle(RegisterService(entity_id=NODE, domain=domain, node_type="n", tags=(), version=1))
+        assert list(agent.services) == [f"{domain}.{NODE}"]
+        await consul.handle(DeregisterService(entity_id=NODE, domain=domain))
+    assert (agent.services, agent.wrong) == ({}, [])
+
+
+async def test_an_intent_may_be_repeated(agent: Agent) -> None:
+    """Registering twice is once, and to deregister what Consul does not know is done already."""
+    async with handler(agent.url) as consul:
+        for intent in (REGISTER, REGISTER, DEREGISTER, DEREGISTER):
+            await consul.handle(intent)
+    assert agent.services == {}
+
+
+@pytest.mark.parametrize("status", [0, 301, 401, 403, 404, 405, 408, 425, 429, 500, 502, 503])
+async def test_what_may_pass_is_tried_again(agent: Agent, status: int) -> None:
+    """An answer that does not count, or none, is followed by another attempt."""
+    agent.answers = [status] * (ATTEMPTS - 1)
+    async with handler(agent.url) as consul:
+        await consul.handle(REGISTER)
+    assert (list(agent.services), agent.requests) == ([ID], ATTEMPTS)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (0, r"^Consul does not answer: "),
+        (502, r"^Consul does not answer: status 502: 'as the test wants it'$"),
+        (503, r"^Consul does not answer: status 503: "),
+        (504, r"^Consul does not answer: status 504: "),
+    ],
+)
+async def test_an_agent_that_is_down_is_left_for_later(agent: Agent, status: int, error: str) -> None:
+    """After the last attempt the error says to come again, and it counts as a failure of Consul's."""
+    agent.answers = [status] * ATTEMPTS
+    async with handler(agent.url, breaker=breaker_of_one()) as consul:
+        with pytest.raises(EffectDownError, match=error):
+            await consul.handle(REGISTER)
+        assert agent.requests == ATTEMPTS
+        assert consul.breaker.is_open
+
+
+@pytest.mark.parametrize("intent", [REGISTER, DEREGISTER])
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 429, 500])
+async def test_one_that_is_not_carried_out_now_is_nobody_elses_concern(
+    agent: Agent, intent: RegisterService | DeregisterService, status: int
+) -> None:
+    """The error quotes what Consul said, and the breaker stays closed: another intent may well get through."""
+    agent.answers = [status] * ATTEMPTS
+    async with handler(agent.url, breaker=breaker_of_one()) as consul:
+        with pytest.raises(NotNowError, match=f"now: status {status}: 'as the test wants it'$"):
+            await consul.handle(intent)
+        await consul.handle(REGISTER)
+    assert list(agent.services) == [ID]
+
+
+def breaker_of_one() -> CircuitBreaker:
+    """A breaker that opens at the first failure."""
+    return CircuitBreaker(failures=1, what="Consul", down=EffectDownError)
+
+
+@pytest.mark.parametrize(("intent", "status"), [(REGISTER, 400), (REGISTER, 413), (DEREGISTER, 400)])
+async def test_what_consul_refuses_is_not_tried_again(
+    agent: Agent, intent: RegisterService | DeregisterService, status: int
+) -> None:
+    """The error is for good, names the status, and counts as an answer."""
+    agent.answers = [status] * (FAILURES + 1)
+    async with handler(agent.url) as consul:
+        for attempt in range(1, FAILURES + 2):
+            with pytest.raises(
+                IntentError, match=f"^Consul refuses .* with status {status}: 'as the test wants it'$"
+            ):
+                await consul.handle(intent)
+            assert agent.requests == attempt
+        assert not consul.breaker.is_open
+
+
+async def test_an_agent_that_says_nothing_is_given_up(agent: Agent) -> None:
+    """A request ends with its time-out."""
+    agent.silent = True
+    async with handler(agent.url, timeout=timedelta(milliseconds=20)) as consul:
+        with pytest.raises(EffectDownError):
+            await consul.handle(REGISTER)
+        agent.silent = False
+        agent.released.set()
+
+
+async def test_an_agent_that_is_not_there_opens_the_breaker() -> None:
+    """After failures in a row it is not asked any more, and the error says when to come again."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # not listening: connections are refused for as long as this lives
+        async with handler(f"http://127.0.0.1:{taken.getsockname()[1]}") as consul:
+            for _ in range(FAILURES):
+                with pytest.raises(EffectDownError):
+                    await consul.handle(REGISTER)
+            with pytest.raises(
+                UnavailableError, match=r"^Consul did not answer; it is not asked again yet$"
+            ) as refused:
+                await consul.handle(REGISTER)
+    assert refused.value.retry_after > timedelta(seconds=50)
+
+
+async def test_one_probe_closes_the_breaker_again(agent: Agent) -> None:
+    """When its time is over and Consul is back, the next intent goes through, and so do those after it."""
+    now = [0.0]
+    breaker = CircuitBreaker(failures=1, clock=lambda: now[0], what="Consul", down=EffectDownError)
+    agent.answers = [503] * ATTEMPTS
+    async with handler(agent.url, breaker=breaker) as consul:
+        with pytest.raises(EffectDownError):
+            await consul.handle(REGISTER)
+        stood = [breaker.is_open]
+        now[0] = 61.0
+        await consul.handle(REGISTER)
+        stood.append(breaker.is_open)
+    assert (stood, list(agent.services)) == ([True, False], [ID])
+
+
+async def test_attempts_are_spread(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two attempts the handler rests for a random time, whose upper bound doubles."""
+    bounds: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        bounds.append((low, high))
+        return 0.0
+
+    monkeypatch.setattr("random.uniform", uniform)
+    agent.answers = [500] * ATTEMPTS
+    async with handler(agent.url, backoff=timedelta(seconds=1)) as consul:
+        with pytest.raises(NotNowError):
+            await consul.handle(REGISTER)
+    assert [low for low, _ in bounds] == [0.0] * (ATTEMPTS - 1)
+    assert bounds[0][1] == 1.0
+    assert all(later == 2 * earlier for (_, earlier), (_, later) in pairwise(bounds))
+
+
+@pytest.mark.parametrize(
+    "intent",
+    [UpdateRegistration(entity_id=NODE, domain="registration", changes={"node_type": "x"}, read_version=1), {}, None],
+)
+async def test_what_is_no_intent_of_consuls_is_refused(agent: Agent, intent: object) -> None:
+    """It never reaches the agent."""
+    async with handler(agent.url) as consul:
+        with pytest.raises(IntentError, match=f"not {type(intent).__name__}$"):
+            await consul.handle(intent)
+    assert agent.requests == 0
+
+
+async def test_a_proxy_of_the_environment_is_passed_by(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent is asked itself, whatever HTTP_PROXY says."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    async with handler(agent.url) as consul:
+        await consul.handle(REGISTER)
+    assert list(agent.services) == [ID]

@@ -1,0 +1,28 @@
+"""The bus in memory, where it differs from a Kafka."""
+
+from app.outbound.memory import MemoryBus
+
+
+async def test_messages_without_a_key_take_turns() -> None:
+    """Without a key the partitions are used one after the other."""
+    bus = MemoryBus(partitions=3)
+    for _ in range(6):
+        await bus.publish("topic", None, b"", {})
+    assert [message.partition for message in bus.messages("topic")] == [0, 1, 2, 0, 1, 2]
+
+
+async def test_only_the_latest_messages_are_kept() -> None:
+    """A bus that nobody reads does not grow for ever; the offsets go on."""
+    bus = MemoryBus(partitions=1, kept=2)
+    for _ in range(5):
+        await bus.publish("topic", b"key", b"", {})
+    assert [message.offset for message in bus.messages("topic")] == [3, 4]
+
+
+async def test_topics_are_apart() -> None:
+    """Each topic has messages and offsets of its own, and one that nobody wrote to has none."""
+    bus = MemoryBus()
+    await bus.publish("one", b"key", b"1", {})
+    await bus.publish("two", b"key", b"2", {})
+    assert [(message.value, message.offset) for message in bus.messages("two")] == [(b"2", 0)]
+    assert bus.messages("three") == []

@@ -1,0 +1,182 @@
+"""The joins: single requests that come at once share a statement, and nothing else."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from app.domain.registration import Outcome
+from app.errors import InvalidInputError, UnavailableError
+from app.projection.batching import Lane, Reader, Writer
+from app.projection.projector import Projector
+from app.store.database import Database
+from tests.making import NODE, WAY_TO_ACTIVE, event, node
+
+
+class Asked:
+    """Answers a number with its double, in batches that are noted; each batch waits until it is let through."""
+
+    def __init__(self, *, wrong: Sequence[int] = ()) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self._wrong = wrong
+
+    async def run(self, numbers: list[int]) -> list[int]:
+        """Answer a batch."""
+        self.batches.append(numbers)
+        await self.gate.wait()
+        if any(number in self._wrong for number in numbers):
+            raise InvalidInputError([])
+        return [2 * number for number in numbers]
+
+
+async def started(lane: Lane[int, int], numbers: Sequence[int]) -> list["asyncio.Future[int]"]:
+    """What is asked with these numbers, the first of them under way before the next."""
+    asked = []
+    for number in numbers:
+        asked.append(lane.ask(number))
+        await asyncio.sleep(0)
+    return asked
+
+
+async def test_a_lone_question_is_asked_at_once() -> None:
+    """An idle lane runs it in the next turn of the loop: there is no timer, and nobody that it waits for."""
+    asked = Asked()
+    Lane(asked.run).ask(1)
+    await asyncio.sleep(0)
+    assert asked.batches == [[1]]
+
+
+async def test_what_comes_while_a_batch_runs_is_the_next_batch() -> None:
+    """One by one while idle, all together behind a running batch, and each with its own answer."""
+    asked = Asked()
+    lane = Lane(asked.run)
+    tasks = await started(lane, range(5))
+    assert asked.batches == [[0]]
+    asked.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8]
+    assert asked.batches == [[0], [1, 2, 3, 4]]
+
+
+async def test_a_batch_has_a_bound() -> None:
+    """More questions than a statement takes are asked in several, in the order in which they came."""
+    asked = Asked()
+    lane = Lane(asked.run, largest=2)
+    tasks = await started(lane, range(6))
+    asked.gate.set()
+    await asyncio.gather(*tasks)
+    assert asked.batches == [[0], [1, 2], [3, 4], [5]]
+
+
+async def test_past_the_bound_a_question_is_refused_at_once() -> None:
+    """A full queue answers with UnavailableError, and those who wait get their answers all the same."""
+    asked = Asked()
+    lane = Lane(asked.run, waiting=2)
+    tasks = await started(lane, range(3))
+    with pytest.raises(UnavailableError):
+        await lane.ask(3)
+    asked.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 2, 4]
+
+
+async def test_what_is_wrong_with_one_question_fails_that_one_alone() -> None:
+    """A batch that fails is asked again one by one."""
+    asked = Asked(wrong=[2])
+    lane = Lane(asked.run)
+    tasks = await started(lane, range(4))
+    asked.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answers[0], answers[1], answers[3]] == [0, 2, 6]
+    assert isinstance(answers[2], InvalidInputError)
+
+
+async def test_a_database_that_is_down_is_not_asked_again_for_each() -> None:
+    """UnavailableError is the same for all who wait: it is handed to each, and the batch is not repeated."""
+    batches = []
+    gate = asyncio.Event()
+
+    async def run(numbers: list[int]) -> list[int]:
+        batches.append(numbers)
+        await gate.wait()
+        raise UnavailableError("down")
+
+    lane = Lane(run)
+    tasks = await started(lane, range(4))
+    gate.set()
+    errors = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(error) for error in errors] == [UnavailableError] * 4
+    assert len({id(error) for error in errors}) == 4
+    assert batches == [[0], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("leaving", range(4))
+async def test_an_asker_that_goes_away_disturbs_nobody(leaving: int) -> None:
+    """Whoever is cancelled, the first one included, the others are answered."""
+    asked = Asked()
+    lane = Lane(asked.run)
+    tasks = await started(lane, range(4))
+    tasks[leaving].cancel()
+    await asyncio.sleep(0)
+    asked.gate.set()
+    answers = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert [answer for number, answer in enumerate(answers) if number != leaving] == [
+        2 * number for number in range(4) if number != leaving
+    ]
+    assert isinstance(answers[leaving], asyncio.CancelledError)
+    assert await lane.ask(7) == 14
+
+
+async def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
+    """After close() everything that was asked before it has its answer; a new question is refused."""
+    asked = Asked()
+    lane = Lane(asked.run)
+    tasks = await started(lane, range(3))
+    closing = asyncio.create_task(lane.close())
+    await asyncio.sleep(0)
+    with pytest.raises(UnavailableError):
+        await lane.ask(9)
+    assert not closing.done()
+    asked.gate.set()
+    await asyncio.wait_for(closing, 5)
+    assert [task.result() for task in tasks] == [0, 2, 4]
+
+
+async def test_joined_reads_answer_each_with_its_own_row(database: Database, projector: Projector) -> None:
+    """A hundred readers at once get their own rows, those that ask for nothing get nothing, domains apart."""
+    nodes = [node(number) for number in range(50)]
+    await projector.persist([event("registration.initiated", 1, entity_id=each) for each in nodes])
+    reader = Reader(database, joining=True)
+    found = await asyncio.gather(
+        *(reader.ask(each, "registration") for each in nodes), *(reader.ask(each, "other") for each in nodes)
+    )
+    assert [row.entity_id for row in found[:50] if row is not None] == nodes
+    assert found[50:] == [None] * 50
+
+
+@pytest.mark.parametrize("joining", [True, False])
+async def test_joined_events_of_one_entity_are_taken_in_in_the_order_of_arrival(
+    database: Database, projector: Projector, joining: bool
+) -> None:
+    """The five events of a registration, asked in order without waiting, all apply when they are joined."""
+    writer = Writer(projector, joining=joining)
+    tasks = []
+    for sequence, type_ in enumerate(WAY_TO_ACTIVE, start=1):
+        task = writer.ask(event(type_, sequence))
+        await asyncio.sleep(0)
+        tasks.append(task)
+        if not joining:
+            await task
+    assert [result.outcome for result in await asyncio.gather(*tasks)] == [Outcome.APPLIED] * 5
+    row = await Reader(database, joining=joining).ask(NODE, "registration")
+    assert row is not None
+    assert row.version == 5
+
+
+async def test_a_repeat_in_the_same_batch_is_a_duplicate(projector: Projector) -> None:
+    """The same event, asked twenty times at once, applies once."""
+    writer = Writer(projector, joining=True)
+    one = event("registration.initiated", 1)
+    results = await asyncio.gather(*(writer.ask(one) for _ in range(20)))
+    outcomes = [result.outcome for result in results]
+    assert outcomes.count(Outcome.APPLIED) == 1
+    assert outcomes.count(Outcome.DUPLICATE) == 19

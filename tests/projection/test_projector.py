@@ -1,0 +1,535 @@
+"""Events in, outcomes out: the table of order, batches, races and retries, on a real PostgreSQL."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from random import Random
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from app.domain.events import Event
+from app.domain.positions import Position
+from app.domain.registration import Outcome, Registration, Timing
+from app.domain.states import RegistrationState
+from app.errors import ContentionError
+from app.projection.projector import ATTEMPTS, Projector, Result, check_order, take_in
+from app.store import registrations
+from app.store.database import Connection, Database
+from app.wire.events import read_event
+from tests.making import NODE, Json, event, life, node
+
+APPLIED, IGNORED, DUPLICATE, STALE, EARLY, CONFLICT = Outcome
+MINE = UUID(int=1)
+OTHERS = UUID(int=2)
+PATIENCE = 60.0  # seconds; only a test that fails waits that long
+
+
+def heartbeat(
+    sequence: int, *, entity_id: UUID = NODE, previous: int | None = None, domain: str = "registration"
+) -> Event:
+    """A heartbeat that is newer the higher its sequence."""
+    position = {"sequence": sequence} if previous is None else {"sequence": sequence, "previous": previous}
+    return event("node.heartbeat", sequence, entity_id=entity_id, position=position, domain=domain)
+
+
+def initiated(sequence: int = 1, *, entity_id: UUID = NODE, domain: str = "registration") -> Event:
+    """What begins a registration."""
+    return event("registration.initiated", sequence, entity_id=entity_id, domain=domain)
+
+
+async def row_of(database: Database, entity_id: UUID = NODE, domain: str = "registration") -> Registration | None:
+    """The row as it stands in the database."""
+
+    async def work(connection: Connection) -> Registration | None:
+        return await registrations.get_entity_state(connection, entity_id, domain)
+
+    return await database.read(work)
+
+
+async def table(url: str) -> list[str]:
+    """Every row as text, with the transaction that wrote it."""
+    async with connected(url) as connection:
+        rows = await connection.fetch("SELECT xmin, t::text AS row FROM registration_projections t ORDER BY row")
+    return [str(row) for row in rows]
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection beside the service's own."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def outcomes(results: Sequence[Result]) -> list[Outcome]:
+    """What became of the events, in the order of the results."""
+    return [result.outcome for result in results]
+
+
+# --- Order: pure ---------------------------------------------------------------------------------------------------
+
+
+def seq(number: int, previous: int | None = None) -> Position:
+    """A sequence."""
+    return Position(sequence=number, previous=previous)
+
+
+def off(number: int, previous: int | None = None, partition: str = "p") -> Position:
+    """An offset of a partition."""
+    return Position(partition=partition, offset=number, previous=previous)
+
+
+def standing_at(position: Position, event_id: UUID) -> Registration:
+    """An active row at a position."""
+    begun, _ = take_in(None, replace(event("registration.recorded", 1, data=ACTIVE), position=position), Timing())
+    assert begun is not None
+    return replace(begun, last_applied_event_id=event_id, version=7)
+
+
+ACTIVE: Json = {"current_state": "active", "node_type": "compute", "registered_at": "2026-01-01T00:00:00Z"}
+
+# Every line of the table of order, and which counts where two fit: where the row stands (None: there is no row), the
+# event's position and id, and the outcome (None: nothing is against it) with a part of its reason.
+ORDER = [
+    # another track
+    (seq(5), off(5), MINE, CONFLICT, "the positions can't be compared: the row stands at sequence 5"),
+    (off(5), seq(5), MINE, CONFLICT, "the positions can't be compared: the row stands at partition p offset 5"),
+    (off(5), off(9, None, "q"), OTHERS, CONFLICT, "can't be compared: the row stands at partition p offset 5"),
+    (off(5), off(3, None, "q"), OTHERS, CONFLICT, "can't be compared"),
+    (off(5), off(9, 8, "q"), OTHERS, CONFLICT, "can't be compared"),
+    # the same position
+    (seq(5), seq(5), MINE, DUPLICATE, "this event is already in: the row stands at sequence 5"),
+    (seq(5), seq(5, 4), MINE, DUPLICATE, "already in"),
+    (off(5), off(5, 4), MINE, DUPLICATE, "this event is already in: the row stands at partition p offset 5"),
+    (seq(5), seq(5), OTHERS, CONFLICT, f"two events claim one position: sequence 5 is event {MINE}"),
+    (seq(5), seq(5, 4), OTHERS, CONFLICT, "two events claim one position"),
+    (off(5), off(5), OTHERS, CONFLICT, f"two events claim one position: partition p offset 5 is event {MINE}"),
+    # a lower one
+    (seq(5), seq(4), OTHERS, STALE, "the row is further on: it stands at sequence 5"),
+    (seq(5), seq(4), MINE, STALE, "the row is further on"),
+    (seq(5), seq(0), OTHERS, STALE, "the row is further on"),
+    (seq(5), seq(4, 3), OTHERS, STALE, "the row is further on"),
+    (off(5), off(4), OTHERS, STALE, "the row is further on: it stands at partition p offset 5"),
+    # something before it is missing
+    (None, seq(2, 1), OTHERS, EARLY, "the event at 1 comes before this one, and there is no row yet"),
+    (None, seq(1, 0), OTHERS, EARLY, "there is no row yet: send this one again after it"),
+    (None, off(9, 3), OTHERS, EARLY, "the event at 3 comes before this one, and there is no row yet"),
+    (seq(5), seq(8, 7), OTHERS, EARLY, "the event at 7 comes before this one, and the row stands at sequence 5"),
+    (seq(5), seq(7, 6), MINE, EARLY, "send this one again after it"),
+    (off(5), off(7, 6), OTHERS, EARLY, "the event at 6 comes before this one, and the row stands at partition p"),
+    # nothing is against it
+    (None, seq(0), OTHERS, None, ""),
+    (None, seq(9), OTHERS, None, ""),
+    (None, off(9), OTHERS, None, ""),
+    (seq(5), seq(6), OTHERS, None, ""),
+    (seq(5), seq(9), MINE, None, ""),
+    (seq(5), seq(6, 5), OTHERS, None, ""),
+    (seq(5), seq(9, 4), OTHERS, None, ""),
+    (off(5), off(6), OTHERS, None, ""),
+    (off(5), off(99, 5), OTHERS, None, ""),
+]
+
+
+@pytest.mark.parametrize(("stands_at", "position", "event_id", "outcome", "reason"), ORDER)
+def test_the_first_line_of_the_table_of_order_that_fits_counts(
+    stands_at: Position | None, position: Position, event_id: UUID, outcome: Outcome | None, reason: str
+) -> None:
+    """The outcome is the table's, and the reason says where the row stands."""
+    row = None if stands_at is None else standing_at(stands_at, MINE)
+    refused = check_order(row, replace(initiated(), position=position, event_id=event_id))
+    assert (refused and refused[0]) == outcome
+    assert reason in (refused[1] if refused else "")
+
+
+@pytest.mark.parametrize(("stands_at", "position", "event_id", "outcome", "reason"), [c for c in ORDER if c[3]])
+def test_an_event_that_is_refused_leaves_the_row_untouched_and_says_where_it_stands(
+    stands_at: Position | None, position: Position, event_id: UUID, outcome: Outcome, reason: str
+) -> None:
+    """The very row comes back, and its state, version and position are in the result."""
+    row = None if stands_at is None else standing_at(stands_at, MINE)
+    sent = replace(heartbeat(1), position=position, event_id=event_id)
+    after, result = take_in(row, sent, Timing())
+    assert after is row
+    assert result.reason is not None
+    assert reason in result.reason
+    state, version = (None, None) if row is None else (RegistrationState.ACTIVE, 7)
+    assert result == Result(event_id, outcome, result.reason, NODE, "registration", state, version, stands_at)
+
+
+@pytest.mark.parametrize(("stands_at", "position"), [(case[0], case[1]) for case in ORDER if case[3] is None])
+def test_an_event_that_fits_moves_the_row_on(stands_at: Position | None, position: Position) -> None:
+    """The row stands at the event's position, one version on."""
+    row = None if stands_at is None else standing_at(stands_at, MINE)
+    sent = replace(event("registration.recorded", 1, data=ACTIVE), position=position, event_id=OTHERS)
+    place = replace(position, previous=None)
+    after, result = take_in(row, sent, Timing())
+    assert after is not None
+    assert (after.position, after.version) == (place, 1 if row is None else 8)
+    state = RegistrationState.ACTIVE
+    assert result == Result(OTHERS, APPLIED, None, NODE, "registration", state, after.version, place)
+
+
+def test_an_ignored_event_is_recorded() -> None:
+    """Position, event id, time and correlation id are the event's, the version is one higher, and that is all."""
+    row = standing_at(seq(5), MINE)
+    sent = event("registration.accepted", 6, correlation_id=str(OTHERS))
+    after, result = take_in(row, sent, Timing())
+    assert after == replace(
+        row,
+        last_applied_sequence=6,
+        last_applied_event_id=sent.event_id,
+        updated_at=sent.occurred_at,
+        correlation_id=OTHERS,
+        version=8,
+    )
+    reason = "registration.accepted needs pending_registration; the state is active"
+    state = RegistrationState.ACTIVE
+    assert result == Result(sent.event_id, IGNORED, reason, NODE, "registration", state, 8, seq(6))
+
+
+def test_an_event_that_begins_nothing_leaves_no_row() -> None:
+    """For an unknown entity there is nothing to record it in."""
+    sent = heartbeat(3)
+    assert take_in(None, sent, Timing()) == (
+        None,
+        Result(sent.event_id, IGNORED, "unknown entity", NODE, "registration", None, None, None),
+    )
+
+
+# --- persist and foresee -------------------------------------------------------------------------------------------
+
+
+def all_outcomes() -> list[Event]:
+    """A batch, for a row at sequence 10 and an unknown node 1, in which every outcome occurs."""
+    return [
+        heartbeat(11),
+        heartbeat(11),
+        event("registration.accepted", 12),
+        heartbeat(3),
+        heartbeat(20, previous=19),
+        replace(heartbeat(12), event_id=MINE),
+        event("node.heartbeat", 1, position={"partition": "p", "offset": 99}),
+        heartbeat(1, entity_id=node(1)),
+        heartbeat(2, entity_id=node(1), previous=1),
+        initiated(3, entity_id=node(1)),
+    ]
+
+
+EXPECTED = [
+    (APPLIED, "active", 2, 11),
+    (DUPLICATE, "active", 2, 11),
+    (IGNORED, "active", 3, 12),
+    (STALE, "active", 3, 12),
+    (EARLY, "active", 3, 12),
+    (CONFLICT, "active", 3, 12),
+    (CONFLICT, "active", 3, 12),
+    (IGNORED, None, None, None),
+    (EARLY, None, None, None),
+    (APPLIED, "pending_registration", 1, 3),
+]
+
+
+async def test_each_event_has_its_result_in_the_order_given(projector: Projector, database: Database) -> None:
+    """Outcome, state, version and position are those right after the event, for each of the six outcomes."""
+    await projector.persist([event("registration.recorded", 10, data=ACTIVE)])
+    sent = all_outcomes()
+    results = await projector.persist(sent)
+    assert [(result.event_id, result.entity_id, result.domain) for result in results] == [
+        (event.event_id, event.entity_id, event.domain) for event in sent
+    ]
+    assert [
+        (result.outcome, result.current_state, result.version, result.stands_at and result.stands_at.number)
+        for result in results
+    ] == EXPECTED
+    assert [result.reason is None for result in results] == [outcome is APPLIED for outcome, *_ in EXPECTED]
+    row = await row_of(database)
+    assert row is not None
+    assert (row.version, row.position) == (3, seq(12))
+
+
+async def test_foreseeing_answers_what_taking_in_then_does_and_writes_nothing(
+    projector: Projector, database_url: str
+) -> None:
+    """A dry run has the very results, and leaves every row as it was."""
+    await projector.persist([event("registration.recorded", 10, data=ACTIVE)])
+    before = await table(database_url)
+    foreseen = await projector.foresee(all_outcomes())
+    assert await table(database_url) == before
+    assert foreseen == await projector.persist(all_outcomes())
+
+
+async def test_a_dry_run_can_be_folded_by_position(projector: Projector, database: Database) -> None:
+    """Foreseeing orders a batch as taking it in does."""
+    sent = [heartbeat(2), initiated(1)]
+    assert outcomes(await projector.foresee(sent)) == [IGNORED, APPLIED]
+    assert outcomes(await projector.foresee(sent, by_position=True)) == [APPLIED, APPLIED]
+    assert await row_of(database) is None
+
+
+async def test_nothing_to_take_in_is_no_mistake(projector: Projector) -> None:
+    """An empty batch has no results."""
+    assert await projector.persist([]) == []
+    assert await projector.foresee([]) == []
+
+
+async def test_a_batch_is_folded_as_it_comes_unless_by_position(projector: Projector) -> None:
+    """As it comes, what is late is stale; by position, the same batch is applied, and results keep the order sent."""
+    sent = [heartbeat(3), initiated(1), heartbeat(2)]
+    elsewhere = [replace(event, entity_id=node(1)) for event in sent]
+    as_it_comes = await projector.persist(sent)
+    assert [(result.outcome, result.version) for result in as_it_comes] == [
+        (IGNORED, None),
+        (APPLIED, 1),
+        (APPLIED, 2),
+    ]
+    by_position = await projector.persist(elsewhere, by_position=True)
+    assert [(result.outcome, result.version) for result in by_position] == [(APPLIED, 3), (APPLIED, 1), (APPLIED, 2)]
+
+
+async def test_by_position_each_entity_is_ordered_on_its_own(projector: Projector) -> None:
+    """Events of several entities are sorted among their own, wherever they stand in the batch."""
+    nodes = [node(number) for number in range(3)]
+    sent = [heartbeat(sequence, entity_id=n) for sequence in (3, 2) for n in nodes]
+    sent += [initiated(entity_id=n) for n in reversed(nodes)]
+    results = await projector.persist(sent, by_position=True)
+    assert [(result.entity_id, result.version) for result in results] == [
+        *((n, 3) for n in nodes),
+        *((n, 2) for n in nodes),
+        *((n, 1) for n in reversed(nodes)),
+    ]
+
+
+async def test_one_entity_id_in_two_domains_is_two_entities(projector: Projector, database: Database) -> None:
+    """Rows, positions and versions of one domain have nothing to do with those of the other."""
+    await projector.persist([initiated(5), initiated(1, domain="edge"), heartbeat(2, domain="edge")])
+    results = await projector.persist([heartbeat(4), heartbeat(4, domain="edge")])
+    assert outcomes(results) == [STALE, APPLIED]
+    here, there = await row_of(database), await row_of(database, domain="edge")
+    assert here is not None
+    assert there is not None
+    assert (here.version, here.position, there.version, there.position) == (1, seq(5), 3, seq(4))
+
+
+async def test_taking_a_log_in_again_changes_nothing(projector: Projector, database_url: str) -> None:
+    """The last event of each entity is a duplicate, the others are stale, and no row is written."""
+    log = [read_event(msgspec.json.encode(item)) for number in (1, 2) for item in life(node(number))]
+    assert set(outcomes(await projector.persist(log))) == {APPLIED}
+    before = await table(database_url)
+    assert outcomes(await projector.persist(log)) == [*[STALE] * 4, DUPLICATE] * 2
+    assert await table(database_url) == before
+
+
+async def test_the_timing_is_that_of_the_projector(database: Database) -> None:
+    """A deadline that no event gives is computed from the settings."""
+    projector = Projector(database, Timing(ack_timeout=timedelta(seconds=7)))
+    await projector.persist([initiated(1), event("registration.accepted", 2)])
+    row = await row_of(database)
+    assert row is not None
+    assert row.ack_deadline == row.updated_at + timedelta(seconds=7)
+
+
+async def test_a_batch_may_be_larger_than_an_array(projector: Projector, database: Database) -> None:
+    """12,000 events of 3,000 entities go into one transaction."""
+    nodes = [node(number) for number in range(3000)]
+    sent = [initiated(entity_id=n) for n in nodes]
+    sent += [heartbeat(sequence, entity_id=n) for sequence in (2, 3, 4) for n in nodes]
+    results = await projector.persist(sent)
+    assert Counter(outcomes(results)) == {APPLIED: 12_000}
+
+    async def work(connection: Connection) -> list[int]:
+        rows = await registrations.get_entity_states(connection, [(n, "registration") for n in nodes])
+        return [row.version for row in rows.values()]
+
+    assert await database.read(work) == [4] * 3000
+
+
+# --- Races ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def rival(database_url: str) -> AsyncIterator[Projector]:
+    """A second writer, with connections of its own."""
+    database = Database(database_url, pool_size=4, statement_timeout=timedelta(seconds=5))
+    yield Projector(database, Timing())
+    await database.close()
+
+
+async def until_blocked(url: str, sessions: int = 1) -> None:
+    """Wait until so many sessions of the database wait for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(PATIENCE), connected(url) as connection:
+        while await connection.fetchval(waiting) < sessions:  # noqa: ASYNC110 - PostgreSQL can only be asked
+            await asyncio.sleep(0.005)
+
+
+async def test_racing_writers_lose_no_update(projector: Projector, rival: Projector, database: Database) -> None:
+    """Many batches for the same rows, on eight connections at once: each event counts once, as version 1, 2, 3…"""
+    nodes, last = [node(number) for number in range(4)], 60
+    log = [initiated(entity_id=n) for n in nodes]
+    log += [heartbeat(sequence, entity_id=n, previous=sequence - 1) for sequence in range(2, last + 1) for n in nodes]
+    # Every batch is there twice, and in the hands of whoever comes first.
+    batches = [log[start : start + 10] for start in range(0, len(log), 10)] * 2
+    Random(1).shuffle(batches)
+    counted: dict[UUID, list[int | None]] = {n: [] for n in nodes}
+
+    async def work(writer: Projector) -> None:
+        while batches:
+            batch = batches.pop()
+            results = await writer.persist(batch)
+            for result in results:
+                if result.outcome in {APPLIED, IGNORED}:
+                    counted[result.entity_id].append(result.version)
+            if EARLY in outcomes(results):
+                batches.insert(0, batch)
+
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*(work(writer) for writer in (projector, rival) for _ in range(4)))
+    for n in nodes:
+        assert sorted(version or 0 for version in counted[n]) == list(range(1, last + 1))
+        row = await row_of(database, n)
+        assert row is not None
+        assert (row.version, row.position) == (last, seq(last))
+
+
+async def test_a_batch_that_lost_is_folded_again_on_what_is_there_now(
+    projector: Projector, rival: Projector, database: Database, database_url: str
+) -> None:
+    """Events that were next when the rows were read are judged anew after another writer has moved a row on."""
+    await projector.persist([initiated(1), initiated(1, entity_id=node(1))])
+    async with connected(database_url) as connection:
+        async with connection.transaction():
+            await connection.execute("SELECT FROM registration_projections WHERE entity_id = $1 FOR UPDATE", NODE)
+            winner = asyncio.create_task(rival.persist([heartbeat(5)]))
+            await until_blocked(database_url)
+            loser = asyncio.create_task(projector.persist([heartbeat(3), heartbeat(2, entity_id=node(1))]))
+            await until_blocked(database_url, sessions=2)
+        async with asyncio.timeout(PATIENCE):
+            won, lost = await asyncio.gather(winner, loser)
+    # PostgreSQL serves those that wait for a row in turn.
+    assert (outcomes(won), outcomes(lost)) == ([APPLIED], [STALE, APPLIED])
+    row = await row_of(database, node(1))
+    assert row is not None
+    assert row.version == 2
+
+
+@pytest.mark.parametrize(("end", "outcome"), [("COMMIT", DUPLICATE), ("ROLLBACK", APPLIED)])
+async def test_a_row_that_another_writer_inserts_first_is_folded_onto(
+    projector: Projector, database_url: str, end: str, outcome: Outcome
+) -> None:
+    """Where there was no row, the other writer's row counts if it is committed, and only then."""
+    await projector.persist([initiated()])
+    async with connected(database_url) as connection:
+        [inserted] = await connection.fetch("DELETE FROM registration_projections t RETURNING t")
+        await connection.execute("BEGIN")
+        await connection.execute(
+            "INSERT INTO registration_projections SELECT ($1::registration_projections).*", inserted["t"]
+        )
+        task = asyncio.create_task(projector.persist([initiated()]))
+        await until_blocked(database_url)
+        await connection.execute(end)
+        async with asyncio.timeout(PATIENCE):
+            assert outcomes(await task) == [outcome]
+    assert len(await table(database_url)) == 1
+
+
+async def test_from_the_second_attempt_on_the_rows_are_locked(
+    projector: Projector, database: Database, database_url: str
+) -> None:
+    """A database that rolls back every writer that has not locked its rows is written to all the same."""
+    await projector.persist([initiated()])
+    await add_trigger(
+        database_url,
+        "BEFORE UPDATE ON registration_projections FOR EACH STATEMENT",
+        """
+        PERFORM FROM registration_projections WHERE xmax = pg_current_xact_id()::xid;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'not locked' USING ERRCODE = 'serialization_failure';
+        END IF;
+        RETURN NULL;
+        """,
+    )
+    assert outcomes(await projector.persist([heartbeat(2)])) == [APPLIED]
+    row = await row_of(database)
+    assert row is not None
+    assert row.version == 2
+
+
+async def add_trigger(url: str, when: str, body: str) -> None:
+    """A trigger that makes PostgreSQL itself behave as the test needs it, and counts how often it did."""
+    async with connected(url) as connection:
+        await connection.execute(
+            f"CREATE SEQUENCE attempts; CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"PERFORM nextval('attempts'); {body} END $$; CREATE TRIGGER act {when} EXECUTE FUNCTION act()"
+        )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "RETURN NULL;",
+        "RAISE EXCEPTION 'tie' USING ERRCODE = 'serialization_failure';",
+        "RAISE EXCEPTION 'tie' USING ERRCODE = 'deadlock_detected';",
+    ],
+    ids=["row not written", "serialization failure", "deadlock"],
+)
+@pytest.mark.parametrize("verb", ["INSERT", "UPDATE"])
+async def test_a_batch_that_loses_at_every_attempt_is_given_up_and_nothing_is_written(
+    projector: Projector, database_url: str, verb: str, body: str
+) -> None:
+    """After so many attempts the sender is told to come again; the rows that could be written are not."""
+    await projector.persist([initiated(entity_id=node(1))])
+    before = await table(database_url)
+    # A trigger loses the race for the row of one node, as a writer would that is always there first.
+    await add_trigger(
+        database_url,
+        f"BEFORE {verb} ON registration_projections FOR EACH ROW",
+        body,
+    )
+    sent = [heartbeat(2, entity_id=node(1)), initiated(entity_id=node(2))]
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(ContentionError, match=f"other writers were faster {ATTEMPTS} times in a row"):
+            await projector.persist(sent)
+    assert await table(database_url) == before
+    async with connected(database_url) as connection:
+        assert await connection.fetchval("SELECT last_value FROM attempts") == ATTEMPTS
+
+
+async def test_batches_in_opposite_orders_do_not_deadlock(projector: Projector, rival: Projector) -> None:
+    """Two writers that name the same rows in opposite orders, new and known ones, both get through each time."""
+    nodes = [node(number) for number in range(40)]
+    async with asyncio.timeout(PATIENCE):
+        for round_ in range(1, 31):
+            # Every third round brings entities that nobody knows.
+            domain = f"round {round_ // 3}"
+            make = initiated if round_ % 3 == 0 else heartbeat
+            first = [make(2 * round_, entity_id=n, domain=domain) for n in nodes]
+            second = [make(2 * round_ + 1, entity_id=n, domain=domain) for n in reversed(nodes)]
+            results = await asyncio.gather(projector.persist(first), rival.persist(second))
+            assert [len(result) for result in results] == [len(nodes)] * 2
+
+
+async def test_a_deadlock_with_somebody_else_is_not_seen(projector: Projector, database_url: str) -> None:
+    """When PostgreSQL picks the batch to break a deadlock, the batch starts anew and its outcomes are returned."""
+    await projector.persist([initiated(), initiated(entity_id=node(1))])
+    sent = [heartbeat(2), heartbeat(2, entity_id=node(1))]
+    low, high = sorted([NODE, node(1)])
+    lock = "SELECT FROM registration_projections WHERE entity_id = $1 FOR UPDATE"
+    async with asyncio.timeout(PATIENCE), connected(database_url) as connection:
+        task = None
+        # On a machine that stalls for a second PostgreSQL may pick the other side.
+        with suppress(asyncpg.DeadlockDetectedError):
+            async with connection.transaction():
+                await connection.execute(lock, high)
+                task = asyncio.create_task(projector.persist(sent))
+                await until_blocked(database_url)
+                await connection.execute(lock, low)
+        assert task is not None
+        assert outcomes(await task) == [APPLIED, APPLIED]

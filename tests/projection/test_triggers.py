@@ -1,0 +1,160 @@
+"""Triggers through the projector: the same six outcomes as events, and what follows in one transaction."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid5
+
+import pytest
+from msgspec import UNSET
+
+from app.domain.events import Event, Introspected
+from app.domain.positions import Position
+from app.domain.registration import Outcome, Registration, Timing
+from app.domain.states import RegistrationState
+from app.projection.projector import Followed, Projector, Result, take_in
+from app.store import registrations
+from app.store.database import Connection, Database
+from tests.making import NODE, event, node
+
+APPLIED, IGNORED, DUPLICATE, STALE, EARLY, CONFLICT = Outcome
+REGISTERED = ["registration.initiated", "registration.accepted", "registration.ack_requested"]
+ACTIVATED = ["registration.ack_received", "registration.activated"]
+
+
+def introspected(sequence: int = 1) -> Event:
+    """The node says what it is."""
+    return event("node.introspected", sequence)
+
+
+def acked(sequence: int, **fields: Any) -> Event:
+    """The node acknowledges."""
+    return event("node.registration_acked", sequence, **fields)
+
+
+async def row_of(database: Database) -> Registration | None:
+    """The node's row."""
+
+    async def work(connection: Connection) -> Registration | None:
+        return await registrations.get_entity_state(connection, NODE, "registration")
+
+    return await database.read(work)
+
+
+def followed(trigger: Event, types: Sequence[str]) -> list[Followed]:
+    """What a result names: ids and types."""
+    return [Followed(uuid5(trigger.event_id, type_), type_) for type_ in types]
+
+
+def test_a_trigger_that_is_applied_names_what_followed() -> None:
+    """The result has the row after all of it, and the ids and types of the events in their order."""
+    sent = introspected()
+    _, result = take_in(None, sent, Timing())
+    state, position = RegistrationState.AWAITING_ACK, Position(sequence=1)
+    events = followed(sent, REGISTERED)
+    assert result == Result(sent.event_id, APPLIED, None, NODE, "registration", state, 3, position, events)
+
+
+def test_an_ignored_trigger_is_recorded_like_an_ignored_event() -> None:
+    """Position, id and time are the trigger's, the version is one higher, and nothing followed."""
+    before, _ = take_in(None, introspected(), Timing())
+    sent = introspected(2)
+    after, result = take_in(before, sent, Timing())
+    assert after is not None
+    assert (after.version, after.last_applied_event_id, after.position) == (4, sent.event_id, Position(sequence=2))
+    assert (after.current_state, after.updated_at) == (RegistrationState.AWAITING_ACK, sent.occurred_at)
+    assert (result.outcome, result.events) == (IGNORED, [])
+
+
+def test_a_trigger_that_begins_nothing_leaves_no_row() -> None:
+    """For an unknown entity there is nothing to record it in."""
+    after, result = take_in(None, acked(3), Timing())
+    assert after is None
+    assert (result.outcome, result.reason, result.version, result.events) == (IGNORED, "unknown entity", None, [])
+
+
+@pytest.mark.parametrize("type_", ["node.heartbeat", "registration.ack_received"])
+def test_a_fact_names_nothing_that_followed(type_: str) -> None:
+    """A heartbeat is its own event, and its result is that of an event."""
+    before, _ = take_in(None, introspected(), Timing())
+    _, result = take_in(before, event(type_, 2), Timing())
+    assert (result.outcome, result.events) == (APPLIED, UNSET)
+
+
+async def test_order_is_checked_once_for_the_trigger(projector: Projector, database: Database) -> None:
+    """A trigger has each of the six outcomes as an event has, and leaves the row alone in four of them."""
+    sent = [
+        (introspected(5), APPLIED),
+        (introspected(5), DUPLICATE),
+        (acked(4), STALE),
+        (acked(9, position={"sequence": 9, "previous": 8}), EARLY),
+        (acked(5), CONFLICT),
+        (acked(6, position={"partition": "p", "offset": 6}), CONFLICT),
+        (introspected(6), IGNORED),
+        (acked(7), APPLIED),
+    ]
+    results = await projector.persist([trigger for trigger, _ in sent])
+    assert [result.outcome for result in results] == [outcome for _, outcome in sent]
+    assert [result.version for result in results] == [3, 3, 3, 3, 3, 3, 4, 6]
+    assert [len(result.events or []) for result in results] == [3, 0, 0, 0, 0, 0, 0, 2]
+    row = await row_of(database)
+    assert row is not None
+    assert (row.version, row.last_applied_event_id) == (6, sent[-1][0].event_id)
+    assert (row.current_state, row.position) == (RegistrationState.ACTIVE, Position(sequence=7))
+
+
+async def test_a_whole_life_by_triggers_alone(projector: Projector, database: Database) -> None:
+    """Introspection, acknowledgement, heartbeat and leaving take a node through its states, and round again."""
+    types = [
+        "node.introspected",
+        "node.registration_acked",
+        "node.heartbeat",
+        "node.deregistered",
+        "node.introspected",
+    ]
+    results = await projector.persist([event(type_, place) for place, type_ in enumerate(types, start=1)])
+    assert [result.current_state for result in results] == [
+        "awaiting_ack",
+        "active",
+        "active",
+        "liveness_expired",
+        "awaiting_ack",
+    ]
+    row = await row_of(database)
+    assert row is not None
+    assert row.version == 3 + 2 + 1 + 1 + 3
+
+
+async def test_triggers_and_facts_of_many_nodes_mix_in_a_batch(projector: Projector) -> None:
+    """By position each node's events and triggers take their turns, however they came."""
+    sent: list[Event] = []
+    for number in range(3):
+        sent += [
+            event("node.heartbeat", 3, entity_id=node(number)),
+            event("registration.ack_received", 2, entity_id=node(number)),
+            event("node.introspected", 1, entity_id=node(number)),
+        ]
+    results = await projector.persist(sent, by_position=True)
+    assert [result.version for result in results] == [5, 4, 3] * 3
+    assert {result.outcome for result in results} == {APPLIED}
+
+
+async def test_foreseeing_a_trigger_names_what_would_follow(projector: Projector, database: Database) -> None:
+    """A dry run has the very result, and writes nothing."""
+    foreseen = await projector.foresee([introspected(), acked(2)])
+    assert await row_of(database) is None
+    assert foreseen == await projector.persist([introspected(), acked(2)])
+
+
+async def test_the_deadlines_are_those_of_the_timing(projector: Projector, database: Database) -> None:
+    """The node has the ack time-out from its introspection on, and the liveness interval from its ack."""
+    sent = introspected()
+    assert isinstance(sent, Introspected)
+    await projector.persist([sent])
+    waiting = await row_of(database)
+    assert waiting is not None
+    assert waiting.ack_deadline == sent.occurred_at + Timing().ack_timeout
+    ack = acked(2)
+    await projector.persist([ack])
+    active = await row_of(database)
+    assert active is not None
+    assert (active.ack_deadline, active.liveness_deadline) == (None, ack.occurred_at + Timing().liveness_interval)
