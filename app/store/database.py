@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import asyncpg
 
@@ -70,7 +70,8 @@ REFUSED = (
 T = TypeVar("T")
 Record = asyncpg.Record
 Connection = asyncpg.pool.PoolConnectionProxy  # what the rest of the project calls it: it imports no driver
-Work = Callable[[Connection], Awaitable[T]]
+P = ParamSpec("P")
+Work = Callable[Concatenate[Connection, P], Awaitable[T]]  # what is done on a connection, and with which arguments
 
 
 class LostRaceError(PqsError):
@@ -122,42 +123,48 @@ class Database:
         self._closing = False
         self.breaker = breaker or CircuitBreaker()
 
-    async def read(self, work: Work[T]) -> T:
-        """Do `work`, each of its statements a snapshot of its own. A connection that had gone stale is replaced."""
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `work` with a connection and the arguments given. Each of its statements is a snapshot of its own.
+
+        A connection that has gone stale is replaced.
+        """
         with self.breaker.guard():
             # Reading again is safe.
             try:
-                return await self._do(work)
+                return await self._do(work, *args, **kwargs)
             except DatabaseDownError as error:  # the server closed a pooled connection: it was started anew
                 if not isinstance(error.__cause__, NOT_OPEN):
                     raise
             except LostRaceError:  # a replica breaks reads off that are in the way of what its primary sends
                 pass
             try:
-                return await self._do(work)
+                return await self._do(work, *args, **kwargs)
             except LostRaceError as error:
                 raise UnavailableError("PostgreSQL broke the read off twice") from error
 
-    async def write(self, work: Work[T]) -> T:
-        """Do `work` as one transaction. When this returns, it is committed; when it raises before the commit, nothing
-        is written; when the connection breaks in the commit, it may be."""
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `work` in one transaction.
+
+        When this returns, it is committed. When it raises before the commit, nothing is written. When the connection
+        breaks during the commit, it may be written.
+        """
 
         async def transaction(connection: Connection) -> T:
             async with connection.transaction():
-                return await work(connection)
+                return await work(connection, *args, **kwargs)
 
         return await self.write_alone(transaction)
 
-    async def write_alone(self, work: Work[T]) -> T:
-        """Do `work`, each of its statements a transaction of its own: for work that writes by one statement."""
+    async def write_alone(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `work`, each of its statements a transaction of its own: for work that writes by one statement."""
         with self.breaker.guard():
-            return await self._do(work)
+            return await self._do(work, *args, **kwargs)
 
-    async def _do(self, work: Work[T]) -> T:
+    async def _do(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with translated():
             connection = await self._take()
             try:
-                result = await work(connection)
+                result = await work(connection, *args, **kwargs)
             except BROKEN:
                 # asyncpg may not know yet that it is closed, nor that the others are, which may have broken with it.
                 await self._forget_all()

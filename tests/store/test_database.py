@@ -171,7 +171,7 @@ def server(running: Server) -> Iterator[Server]:
 
 @pytest.mark.parametrize("call", [Database.read, Database.write], ids=["read", "write"])
 async def test_a_refused_connection(
-    tmp_path: Path, call: Callable[[Database, Work[object]], Awaitable[object]]
+    tmp_path: Path, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
     """A server that is not there is a DatabaseDownError, at once."""
     async with opened(f"postgresql://postgres@/postgres?host={tmp_path}") as database:
@@ -224,7 +224,7 @@ async def test_no_such_database(database_url: str, caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("call", [Database.read, Database.write], ids=["read", "write"])
 async def test_a_database_that_lets_nobody_in(
-    database_url: str, call: Callable[[Database, Work[object]], Awaitable[object]]
+    database_url: str, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
     """A server that refuses a connection, for whatever reason, is a DatabaseDownError."""
     name = urlsplit(database_url).path[1:]
@@ -347,7 +347,7 @@ async def test_while_it_is_down_reads_fail_and_the_breaker_opens(server: Server)
 @pytest.mark.parametrize("call", [Database.read, Database.write], ids=["read", "write"])
 async def test_a_frozen_server(
     server: Server,
-    call: Callable[[Database, Work[object]], Awaitable[object]],
+    call: Callable[[Database, Work[[], object]], Awaitable[object]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that freezes is a DatabaseDownError in bounded time, and costs no connection of the pool."""
@@ -410,7 +410,7 @@ async def test_connections_that_the_server_is_closing(database_url: str, caplog:
 
 @pytest.mark.parametrize("call", [Database.read, Database.write], ids=["read", "write"])
 async def test_a_statement_that_takes_too_long(
-    database_url: str, call: Callable[[Database, Work[object]], Awaitable[object]]
+    database_url: str, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
     """The server gives a statement up: the service is unavailable for it, but the database is not down."""
     async with opened(database_url, pool_size=1, give_up=QUICK, breaker=CircuitBreaker()) as database:
@@ -446,7 +446,7 @@ async def test_a_full_pool(database_url: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("call", [Database.read, Database.write], ids=["read", "write"])
 async def test_a_cancelled_call_gives_its_connection_back(
-    database_url: str, call: Callable[[Database, Work[object]], Awaitable[object]]
+    database_url: str, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
     """A call that is cancelled in the middle of a statement ends it on the server and leaves the pool whole."""
     async with opened(database_url, pool_size=2, breaker=CircuitBreaker()) as database:
@@ -538,7 +538,7 @@ async def test_a_deadlock_is_a_lost_race(database: Database) -> None:
     await database.write(lambda connection: connection.execute("INSERT INTO pair VALUES (1), (2)"))
     both = asyncio.Barrier(2)
 
-    def lock(*numbers: int) -> Work[None]:
+    def lock(*numbers: int) -> Work[[], None]:
         async def work(connection: Connection) -> None:
             await connection.execute("SET LOCAL deadlock_timeout = '10ms'")
             for number in numbers:
@@ -619,7 +619,7 @@ async def test_a_migration_under_a_running_service(database_url: str, database: 
 
 @pytest.mark.parametrize("call", [Database.read, Database.write], ids=["read", "write"])
 async def test_a_database_without_the_tables(
-    empty_database_url: str, call: Callable[[Database, Work[object]], Awaitable[object]]
+    empty_database_url: str, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
     """A missing table is a SchemaMismatchError, which points at /readyz, and no failure of the database."""
     async with opened(empty_database_url, breaker=CircuitBreaker(failures=1)) as database:

@@ -349,7 +349,7 @@ async def test_known_and_new_rows_in_one_save(database: Database) -> None:
 )
 @pytest.mark.parametrize("call", [Database.write, Database.write_alone], ids=["in a transaction", "alone"])
 async def test_a_lost_race_undoes_the_batch(
-    database: Database, call: Callable[[Database, Work[None]], Awaitable[None]], lost: Save
+    database: Database, call: Callable[[Database, Work[[], None]], Awaitable[None]], lost: Save
 ) -> None:
     """One row that is not as it was read undoes everything that the batch has written, in rows and in counts."""
     before = [row(node(1), version=5), row(node(2), version=5)]
