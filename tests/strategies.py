@@ -41,10 +41,10 @@ from app.domain.events import (
     Rejected,
     Trigger,
 )
+from app.domain.folding import take_in
 from app.domain.positions import Position
 from app.domain.registration import Registration, Timing
 from app.domain.states import SOURCES, RegistrationState
-from app.projection.projector import take_in
 from app.wire.events import EARLIEST, LATEST
 from tests.making import NODE, START, event_json, node
 

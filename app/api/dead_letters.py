@@ -13,10 +13,10 @@ from app.api.events import render_one
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import DeadLetterPage, DeadMessage, Header, NoQuery, RowsQuery, encode
 from app.api.service import service_of
+from app.domain.folding import Result
 from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Outcome
 from app.errors import NotFoundError
-from app.projection.projector import Result
 from app.store import dead_letters, outbox
 from app.store.database import Connection
 from app.store.dead_letters import DeadLetter

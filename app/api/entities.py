@@ -24,11 +24,12 @@ from app.api.schemas import (
     encode,
 )
 from app.api.service import Service, service_of
+from app.domain.events import Key
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError
 from app.store import registrations
 from app.store.database import Connection
-from app.store.registrations import EntityFilter, Key
+from app.store.registrations import EntityFilter
 from app.wire.events import MAX_NESTING, depth, explain, find_nul
 
 router = APIRouter(tags=["entities"])

@@ -19,6 +19,7 @@ from app.api.problems import respond
 from app.api.schemas import EventsQuery, OrderProblem, StreamSummary, Summary, encode
 from app.api.service import Service, service_of
 from app.domain.events import Event
+from app.domain.folding import Result
 from app.domain.registration import Outcome
 from app.errors import (
     Fault,
@@ -28,7 +29,6 @@ from app.errors import (
     UnavailableError,
     UnreadableError,
 )
-from app.projection.projector import Result
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.wire.events import read_event, read_events
 

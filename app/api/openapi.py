@@ -15,10 +15,10 @@ from fastapi.responses import Response
 
 from app.api import schemas
 from app.domain.events import DEFAULT_DOMAIN, EVENT_TYPES, Event
+from app.domain.folding import Result
 from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Registration
 from app.domain.workflows import Provenance, Workflow
-from app.projection.projector import Result
 from app.wire.cloudevents import BATCH, STRUCTURED
 from app.wire.events import MAX_EVENTS
 

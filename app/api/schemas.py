@@ -9,12 +9,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.domain.events import DEFAULT_DOMAIN, Time
+from app.domain.folding import Followed
 from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration
 from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State, Workflow
 from app.errors import Fault
-from app.projection.projector import Followed
 from app.store.dead_letters import Source
 from app.store.watermarks import Watermark
 from app.wire.events import EARLIEST, LATEST

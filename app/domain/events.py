@@ -19,6 +19,7 @@ Domain = Annotated[str, Meta(min_length=1, max_length=128)]
 NodeType = Annotated[str, Meta(min_length=1, max_length=64)]
 NodeVersion = Annotated[str, Meta(min_length=1, max_length=32)]
 Time = Annotated[datetime, Meta(tz=True)]
+Key = tuple[UUID, str]  # what names an entity: `entity_id` and `domain`
 # A JSON object. What it holds is the node's business; PostgreSQL keeps it as jsonb.
 Capabilities = dict[str, object]
 
@@ -91,8 +92,8 @@ class Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
         return str(self.__struct_config__.tag)
 
     @property
-    def key(self) -> tuple[UUID, str]:
-        """What names the entity: `entity_id` and `domain`."""
+    def key(self) -> Key:
+        """The entity's name."""
         return self.entity_id, self.domain
 
 

@@ -23,12 +23,13 @@ from confluent_kafka import KafkaException
 
 from app.breaker import CircuitBreaker
 from app.domain.events import Event
+from app.domain.folding import Result
 from app.domain.registration import Outcome, Timing
 from app.errors import InvalidInputError, RefusedValuesError, StartError, UnavailableError, UnreadableError
 from app.inbound.membership import BATCH, Batch, Places, Reading
 from app.outbound.client_log import client_log
 from app.outbound.entries import outgoing_of
-from app.projection.projector import Projector, Result
+from app.projection.projector import Projector
 from app.settings import BusKind, Settings
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database

@@ -7,12 +7,12 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import asdict
 
+from app.domain.folding import Save
 from app.domain.intents import Columns, UpdateRegistration, UpsertRegistration
 from app.domain.registration import Registration
 from app.errors import IntentError
 from app.store import registrations
 from app.store.database import Connection, refused_values
-from app.store.registrations import Save
 
 INTENTS = ("postgres.upsert_registration", "postgres.update_registration")
 

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from app.domain.events import Event
+from app.domain.events import Event, Key
+from app.domain.folding import Result
 from app.domain.registration import Registration
 from app.errors import UnavailableError
-from app.projection.projector import Projector, Result
+from app.projection.projector import Projector
 from app.store import registrations
 from app.store.database import Connection, Database
-from app.store.registrations import Key
 
 WAITING = 2000  # requests that may wait in one lane; further ones are sent away at once
 LARGEST = 500  # requests that one statement answers

@@ -10,13 +10,14 @@ from uuid import UUID
 
 from app.breaker import CircuitBreaker
 from app.domain.decider import Deadline, Decision, expire
+from app.domain.folding import Save
 from app.domain.registration import Registration
 from app.errors import PqsError, UnavailableError
 from app.outbound.entries import Outgoing
 from app.settings import Settings
 from app.store import registrations
 from app.store.database import Connection, Database, LostRaceError, translated
-from app.store.registrations import BEFORE_ALL, PassedKey, Save
+from app.store.registrations import BEFORE_ALL, PassedKey
 
 log = logging.getLogger(__name__)
 

@@ -42,6 +42,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TIMESTAMP, array, insert
 
 from app.domain.decider import Deadline
+from app.domain.events import Key
+from app.domain.folding import Save
 from app.domain.positions import Comparison, Position, compare
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
@@ -51,16 +53,7 @@ from app.store.outbox import Entry
 from app.store.statements import Statement
 from app.store.tables import ACK_DUE, LIVENESS_DUE, REGISTRATION_STATE, RegistrationProjection, StateCount
 
-Key = tuple[UUID, str]  # entity_id, domain
-
 SLOTS = 16  # of each counter: transactions that change states take turns at them
-
-
-class Save(Struct, frozen=True, gc=False):
-    """A row to write, and the row that was read before it: None when there was none."""
-
-    registration: Registration
-    read: Registration | None
 
 
 class EntityFilter(Struct, frozen=True, kw_only=True):

@@ -18,12 +18,13 @@ from confluent_kafka import TopicPartition
 
 from app.domain.decider import Deadline
 from app.domain.events import Event
+from app.domain.folding import Result
 from app.domain.registration import Timing
 from app.errors import RefusedValuesError, StartError
 from app.inbound.consumer import HEADERLESS, REFUSED, consuming
 from app.inbound.membership import BATCH
 from app.outbound.entries import Outgoing
-from app.projection.projector import Also, Projector, Result
+from app.projection.projector import Also, Projector
 from app.projection.sweep import Sweep
 from app.settings import read_settings
 from app.store.database import Database

@@ -12,15 +12,15 @@ import pytest
 
 from app.domain.decider import Deadline, Decision, expire
 from app.domain.events import Event
+from app.domain.folding import Save, take_in
 from app.domain.intents import DeregisterService, Intent, RegisterService
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
 from app.outbound.entries import SOURCE, Outgoing
-from app.projection.projector import Projector, take_in
+from app.projection.projector import Projector
 from app.store import registrations
 from app.store.database import Connection, Database
 from app.store.outbox import SLOTS, slot_of
-from app.store.registrations import Save
 from app.wire.envelopes import SEQUENCE_DIGITS, Envelope
 from app.wire.events import read_event
 from tests.making import NODE, START, Json, event, event_json, node, row, when

@@ -11,6 +11,7 @@ from sqlalchemy import Table
 
 from app.domain.decider import Deadline, Decision, decide, expire
 from app.domain.events import Trigger
+from app.domain.folding import Save
 from app.domain.intents import Columns, DeregisterService, Intent, UpdateRegistration, UpsertRegistration
 from app.domain.registration import Registration, Timing
 from app.domain.states import RegistrationState
@@ -18,7 +19,6 @@ from app.errors import IntentError, NotFoundError, RefusedValuesError
 from app.outbound.postgres import update_registration, upsert_registration
 from app.store import registrations
 from app.store.database import Connection, Database
-from app.store.registrations import Save
 from app.store.tables import RegistrationProjection
 from tests.making import NODE, Json, event, row, when
 

@@ -1,4 +1,4 @@
-"""Events in, outcomes out: the table of order, batches, races and retries, on a real PostgreSQL."""
+"""Events in, outcomes out: batches, races and retries, on a real PostgreSQL."""
 
 import asyncio
 from collections import Counter
@@ -14,19 +14,20 @@ import pytest
 from msgspec.structs import replace
 
 from app.domain.events import Event
+from app.domain.folding import Result
 from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration, Timing
-from app.domain.states import RegistrationState
 from app.errors import ContentionError
-from app.projection.projector import ATTEMPTS, Projector, Result, check_order, take_in
+from app.projection.projector import ATTEMPTS, Projector
 from app.store import registrations
 from app.store.database import Connection, Database
 from app.wire.events import read_event
-from tests.making import NODE, Json, event, life, node
+from tests.making import NODE, event, life, node
 
 APPLIED, IGNORED, DUPLICATE, STALE, EARLY, CONFLICT = Outcome
 MINE = UUID(int=1)
 OTHERS = UUID(int=2)
+ACTIVE = {"current_state": "active", "node_type": "compute", "registered_at": "2026-01-01T00:00:00Z"}
 PATIENCE = 60.0  # seconds; only a test that fails waits that long
 
 
@@ -72,136 +73,6 @@ async def connected(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Recor
 def outcomes(results: Sequence[Result]) -> list[Outcome]:
     """What became of the events, in the order of the results."""
     return [result.outcome for result in results]
-
-
-# --- Order: pure ---------------------------------------------------------------------------------------------------
-
-
-def seq(number: int, previous: int | None = None) -> Position:
-    """A sequence."""
-    return Position(sequence=number, previous=previous)
-
-
-def off(number: int, previous: int | None = None, partition: str = "p") -> Position:
-    """An offset of a partition."""
-    return Position(partition=partition, offset=number, previous=previous)
-
-
-def standing_at(position: Position, event_id: UUID) -> Registration:
-    """An active row at a position."""
-    begun, _ = take_in(None, replace(event("registration.recorded", 1, data=ACTIVE), position=position), Timing())
-    assert begun is not None
-    return replace(begun, last_applied_event_id=event_id, version=7)
-
-
-ACTIVE: Json = {"current_state": "active", "node_type": "compute", "registered_at": "2026-01-01T00:00:00Z"}
-
-# Every line of the table of order, and which counts where two fit: where the row stands (None: there is no row), the
-# event's position and id, and the outcome (None: nothing is against it) with a part of its reason.
-ORDER = [
-    # another track
-    (seq(5), off(5), MINE, CONFLICT, "the positions can't be compared: the row stands at sequence 5"),
-    (off(5), seq(5), MINE, CONFLICT, "the positions can't be compared: the row stands at partition p offset 5"),
-    (off(5), off(9, None, "q"), OTHERS, CONFLICT, "can't be compared: the row stands at partition p offset 5"),
-    (off(5), off(3, None, "q"), OTHERS, CONFLICT, "can't be compared"),
-    (off(5), off(9, 8, "q"), OTHERS, CONFLICT, "can't be compared"),
-    # the same position
-    (seq(5), seq(5), MINE, DUPLICATE, "this event is already in: the row stands at sequence 5"),
-    (seq(5), seq(5, 4), MINE, DUPLICATE, "already in"),
-    (off(5), off(5, 4), MINE, DUPLICATE, "this event is already in: the row stands at partition p offset 5"),
-    (seq(5), seq(5), OTHERS, CONFLICT, f"two events claim one position: sequence 5 is event {MINE}"),
-    (seq(5), seq(5, 4), OTHERS, CONFLICT, "two events claim one position"),
-    (off(5), off(5), OTHERS, CONFLICT, f"two events claim one position: partition p offset 5 is event {MINE}"),
-    # a lower one
-    (seq(5), seq(4), OTHERS, STALE, "the row is further on: it stands at sequence 5"),
-    (seq(5), seq(4), MINE, STALE, "the row is further on"),
-    (seq(5), seq(0), OTHERS, STALE, "the row is further on"),
-    (seq(5), seq(4, 3), OTHERS, STALE, "the row is further on"),
-    (off(5), off(4), OTHERS, STALE, "the row is further on: it stands at partition p offset 5"),
-    # something before it is missing
-    (None, seq(2, 1), OTHERS, EARLY, "the event at 1 comes before this one, and there is no row yet"),
-    (None, seq(1, 0), OTHERS, EARLY, "there is no row yet: send this one again after it"),
-    (None, off(9, 3), OTHERS, EARLY, "the event at 3 comes before this one, and there is no row yet"),
-    (seq(5), seq(8, 7), OTHERS, EARLY, "the event at 7 comes before this one, and the row stands at sequence 5"),
-    (seq(5), seq(7, 6), MINE, EARLY, "send this one again after it"),
-    (off(5), off(7, 6), OTHERS, EARLY, "the event at 6 comes before this one, and the row stands at partition p"),
-    # nothing is against it
-    (None, seq(0), OTHERS, None, ""),
-    (None, seq(9), OTHERS, None, ""),
-    (None, off(9), OTHERS, None, ""),
-    (seq(5), seq(6), OTHERS, None, ""),
-    (seq(5), seq(9), MINE, None, ""),
-    (seq(5), seq(6, 5), OTHERS, None, ""),
-    (seq(5), seq(9, 4), OTHERS, None, ""),
-    (off(5), off(6), OTHERS, None, ""),
-    (off(5), off(99, 5), OTHERS, None, ""),
-]
-
-
-@pytest.mark.parametrize(("stands_at", "position", "event_id", "outcome", "reason"), ORDER)
-def test_the_first_line_of_the_table_of_order_that_fits_counts(
-    stands_at: Position | None, position: Position, event_id: UUID, outcome: Outcome | None, reason: str
-) -> None:
-    """The outcome is the table's, and the reason says where the row stands."""
-    row = None if stands_at is None else standing_at(stands_at, MINE)
-    refused = check_order(row, replace(initiated(), position=position, event_id=event_id))
-    assert (refused and refused[0]) == outcome
-    assert reason in (refused[1] if refused else "")
-
-
-@pytest.mark.parametrize(("stands_at", "position", "event_id", "outcome", "reason"), [c for c in ORDER if c[3]])
-def test_an_event_that_is_refused_leaves_the_row_untouched_and_says_where_it_stands(
-    stands_at: Position | None, position: Position, event_id: UUID, outcome: Outcome, reason: str
-) -> None:
-    """The very row comes back, and its state, version and position are in the result."""
-    row = None if stands_at is None else standing_at(stands_at, MINE)
-    sent = replace(heartbeat(1), position=position, event_id=event_id)
-    after, result = take_in(row, sent, Timing())
-    assert after is row
-    assert result.reason is not None
-    assert reason in result.reason
-    state, version = (None, None) if row is None else (RegistrationState.ACTIVE, 7)
-    assert result == Result(event_id, outcome, result.reason, NODE, "registration", state, version, stands_at)
-
-
-@pytest.mark.parametrize(("stands_at", "position"), [(case[0], case[1]) for case in ORDER if case[3] is None])
-def test_an_event_that_fits_moves_the_row_on(stands_at: Position | None, position: Position) -> None:
-    """The row stands at the event's position, one version on."""
-    row = None if stands_at is None else standing_at(stands_at, MINE)
-    sent = replace(event("registration.recorded", 1, data=ACTIVE), position=position, event_id=OTHERS)
-    place = replace(position, previous=None)
-    after, result = take_in(row, sent, Timing())
-    assert after is not None
-    assert (after.position, after.version) == (place, 1 if row is None else 8)
-    state = RegistrationState.ACTIVE
-    assert result == Result(OTHERS, APPLIED, None, NODE, "registration", state, after.version, place)
-
-
-def test_an_ignored_event_is_recorded() -> None:
-    """Position, event id, time and correlation id are the event's, the version is one higher, and that is all."""
-    row = standing_at(seq(5), MINE)
-    sent = event("registration.accepted", 6, correlation_id=str(OTHERS))
-    after, result = take_in(row, sent, Timing())
-    assert after == replace(
-        row,
-        last_applied_sequence=6,
-        last_applied_event_id=sent.event_id,
-        updated_at=sent.occurred_at,
-        correlation_id=OTHERS,
-        version=8,
-    )
-    reason = "registration.accepted needs pending_registration; the state is active"
-    state = RegistrationState.ACTIVE
-    assert result == Result(sent.event_id, IGNORED, reason, NODE, "registration", state, 8, seq(6))
-
-
-def test_an_event_that_begins_nothing_leaves_no_row() -> None:
-    """For an unknown entity there is nothing to record it in."""
-    sent = heartbeat(3)
-    assert take_in(None, sent, Timing()) == (
-        None,
-        Result(sent.event_id, IGNORED, "unknown entity", NODE, "registration", None, None, None),
-    )
 
 
 # --- persist and foresee -------------------------------------------------------------------------------------------
@@ -252,7 +123,7 @@ async def test_each_event_has_its_result_in_the_order_given(projector: Projector
     assert [result.reason is None for result in results] == [outcome is APPLIED for outcome, *_ in EXPECTED]
     row = await row_of(database)
     assert row is not None
-    assert (row.version, row.position) == (3, seq(12))
+    assert (row.version, row.position) == (3, Position(sequence=12))
 
 
 async def test_foreseeing_answers_what_taking_in_then_does_and_writes_nothing(
@@ -315,7 +186,12 @@ async def test_one_entity_id_in_two_domains_is_two_entities(projector: Projector
     here, there = await row_of(database), await row_of(database, domain="edge")
     assert here is not None
     assert there is not None
-    assert (here.version, here.position, there.version, there.position) == (1, seq(5), 3, seq(4))
+    assert (here.version, here.position, there.version, there.position) == (
+        1,
+        Position(sequence=5),
+        3,
+        Position(sequence=4),
+    )
 
 
 async def test_taking_a_log_in_again_changes_nothing(projector: Projector, database_url: str) -> None:
@@ -396,7 +272,7 @@ async def test_racing_writers_lose_no_update(projector: Projector, rival: Projec
         assert sorted(version or 0 for version in counted[n]) == list(range(1, last + 1))
         row = await row_of(database, n)
         assert row is not None
-        assert (row.version, row.position) == (last, seq(last))
+        assert (row.version, row.position) == (last, Position(sequence=last))
 
 
 async def test_a_batch_that_lost_is_folded_again_on_what_is_there_now(

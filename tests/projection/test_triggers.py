@@ -1,24 +1,17 @@
 """Triggers through the projector: the same six outcomes as events, and what follows in one transaction."""
 
-from collections.abc import Sequence
 from typing import Any
-from uuid import uuid5
-
-import pytest
-from msgspec import UNSET
 
 from app.domain.events import Event, Introspected
 from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration, Timing
 from app.domain.states import RegistrationState
-from app.projection.projector import Followed, Projector, Result, take_in
+from app.projection.projector import Projector
 from app.store import registrations
 from app.store.database import Connection, Database
 from tests.making import NODE, event, node
 
 APPLIED, IGNORED, DUPLICATE, STALE, EARLY, CONFLICT = Outcome
-REGISTERED = ["registration.initiated", "registration.accepted", "registration.ack_requested"]
-ACTIVATED = ["registration.ack_received", "registration.activated"]
 
 
 def introspected(sequence: int = 1) -> Event:
@@ -38,46 +31,6 @@ async def row_of(database: Database) -> Registration | None:
         return await registrations.get_entity_state(connection, NODE, "registration")
 
     return await database.read(work)
-
-
-def followed(trigger: Event, types: Sequence[str]) -> list[Followed]:
-    """What a result names: ids and types."""
-    return [Followed(uuid5(trigger.event_id, type_), type_) for type_ in types]
-
-
-def test_a_trigger_that_is_applied_names_what_followed() -> None:
-    """The result has the row after all of it, and the ids and types of the events in their order."""
-    sent = introspected()
-    _, result = take_in(None, sent, Timing())
-    state, position = RegistrationState.AWAITING_ACK, Position(sequence=1)
-    events = followed(sent, REGISTERED)
-    assert result == Result(sent.event_id, APPLIED, None, NODE, "registration", state, 3, position, events)
-
-
-def test_an_ignored_trigger_is_recorded_like_an_ignored_event() -> None:
-    """Position, id and time are the trigger's, the version is one higher, and nothing followed."""
-    before, _ = take_in(None, introspected(), Timing())
-    sent = introspected(2)
-    after, result = take_in(before, sent, Timing())
-    assert after is not None
-    assert (after.version, after.last_applied_event_id, after.position) == (4, sent.event_id, Position(sequence=2))
-    assert (after.current_state, after.updated_at) == (RegistrationState.AWAITING_ACK, sent.occurred_at)
-    assert (result.outcome, result.events) == (IGNORED, [])
-
-
-def test_a_trigger_that_begins_nothing_leaves_no_row() -> None:
-    """For an unknown entity there is nothing to record it in."""
-    after, result = take_in(None, acked(3), Timing())
-    assert after is None
-    assert (result.outcome, result.reason, result.version, result.events) == (IGNORED, "unknown entity", None, [])
-
-
-@pytest.mark.parametrize("type_", ["node.heartbeat", "registration.ack_received"])
-def test_a_fact_names_nothing_that_followed(type_: str) -> None:
-    """A heartbeat is its own event, and its result is that of an event."""
-    before, _ = take_in(None, introspected(), Timing())
-    _, result = take_in(before, event(type_, 2), Timing())
-    assert (result.outcome, result.events) == (APPLIED, UNSET)
 
 
 async def test_order_is_checked_once_for_the_trigger(projector: Projector, database: Database) -> None:

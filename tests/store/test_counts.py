@@ -13,9 +13,10 @@ import asyncpg
 import pytest
 
 from app.domain.events import Event
+from app.domain.folding import fold
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
-from app.projection.projector import Projector, fold
+from app.projection.projector import Projector
 from app.store import registrations
 from app.store.database import Connection, Database
 from app.store.registrations import Miscount, get_entity_states

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from app.domain.folding import Save
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.store import dead_letters, outbox, registrations, watermarks, workflows
@@ -27,7 +28,6 @@ from app.store.registrations import (
     LIVENESS_SCAN,
     Extent,
     PassedKey,
-    Save,
     Writes,
     get_entity_states,
     list_statement,

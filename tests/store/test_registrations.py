@@ -10,12 +10,14 @@ from uuid import UUID
 import pytest
 from msgspec.structs import asdict, replace
 
+from app.domain.events import Key
+from app.domain.folding import Save
 from app.domain.positions import MAX_NUMBER, Position
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.store import registrations
 from app.store.database import Connection, Database, LostRaceError, Work
-from app.store.registrations import DueKey, EntityFilter, Key, Overdue, Save
+from app.store.registrations import DueKey, EntityFilter, Overdue
 from tests.databases import new_database
 from tests.making import START, node
 
