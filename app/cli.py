@@ -31,6 +31,7 @@ from app.runtime.processes import export, listening, run
 from app.runtime.signals import database_of, own_database, run_worker
 from app.settings import PREFIX, BusKind, Settings, read_settings
 from app.store import registrations, schema
+from app.store.counts import verify_counts
 from app.store.database import Connection, Database, translated
 
 logger = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ def verify(**given: str | None) -> None:
     """Compare the state counts with a full count, and say what differs. Status 1 when something does."""
     settings = _command_settings(given)
     with database_of(settings) as url:
-        differing = asyncio.run(_transaction(url, settings, registrations.verify_counts))
+        differing = asyncio.run(_transaction(url, settings, verify_counts))
     for each in differing:
         click.echo(f"domain {each.domain}, {each.state}: kept {each.kept:,}, counted {each.counted:,}")
     if differing:

@@ -27,9 +27,9 @@ from app.api.service import Service, service_of
 from app.domain.events import Key
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError
-from app.store import registrations
+from app.store import listing, registrations
 from app.store.database import Connection
-from app.store.registrations import EntityFilter
+from app.store.listing import EntityFilter
 from app.wire.events import MAX_NESTING, depth, explain, find_nul
 
 router = APIRouter(tags=["entities"])
@@ -150,7 +150,7 @@ class _Place(msgspec.Struct, array_like=True):
 
 async def _page(service: Service, wanted: EntityFilter, after: UUID | None, limit: int) -> list[Registration]:
     async def work(connection: Connection) -> list[Registration]:
-        return await registrations.get_by_state(connection, wanted, after=after, limit=limit)
+        return await listing.get_by_state(connection, wanted, after=after, limit=limit)
 
     return await service.scans.read(work)
 

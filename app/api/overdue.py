@@ -16,9 +16,9 @@ from app.api.service import service_of
 from app.domain.events import Time
 from app.domain.registration import Registration
 from app.errors import BadCursorError
-from app.store import registrations
+from app.store import overdue
 from app.store.database import Connection
-from app.store.registrations import DueKey, Overdue
+from app.store.overdue import DueKey, Overdue
 
 router = APIRouter(tags=["overdue"])
 
@@ -43,7 +43,7 @@ async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()])
     Nodes whose time-out was emitted are left out, also when that was after `as_of`.
     """
     return await _scan(
-        request, query, registrations.get_overdue_ack_registrations, lambda registration: registration.ack_deadline
+        request, query, overdue.get_overdue_ack_registrations, lambda registration: registration.ack_deadline
     )
 
 
@@ -61,7 +61,7 @@ async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Quer
     return await _scan(
         request,
         query,
-        registrations.get_overdue_liveness_registrations,
+        overdue.get_overdue_liveness_registrations,
         lambda registration: registration.liveness_deadline,
     )
 
@@ -79,7 +79,7 @@ async def _scan(
     after: DueKey | None = None if place is None else (place.deadline, place.entity_id)
 
     async def work(connection: Connection) -> tuple[datetime, Overdue]:
-        as_of = place.as_of if place is not None else query.as_of or await registrations.now(connection)
+        as_of = place.as_of if place is not None else query.as_of or await overdue.now(connection)
         return as_of, await find(connection, query.domain, as_of=as_of, after=after, limit=query.limit + 1)
 
     as_of, found = await service_of(request).scans.read(work)

@@ -1,6 +1,6 @@
 """The `postgres.*` intents: one row written as an intent says, in the caller's transaction.
 
-The projector writes the same changes in batches, by `registrations.save`. This is for one row at a time.
+The projector writes the same changes in batches, by `upsert.save`. This is for one row at a time.
 """
 
 import msgspec
@@ -11,7 +11,7 @@ from app.domain.folding import Save
 from app.domain.intents import Columns, UpdateRegistration, UpsertRegistration
 from app.domain.registration import Registration
 from app.errors import IntentError
-from app.store import registrations
+from app.store import registrations, upsert
 from app.store.database import Connection, refused_values
 
 INTENTS = ("postgres.upsert_registration", "postgres.update_registration")
@@ -36,7 +36,7 @@ async def upsert_registration(connection: Connection, intent: object) -> bool:
     if (None if before is None else before.version) != intent.read_version:
         return False
     with refused_values():
-        await registrations.save(connection, [Save(after, before)])
+        await upsert.save(connection, [Save(after, before)])
     return True
 
 
@@ -58,7 +58,7 @@ async def update_registration(connection: Connection, intent: object) -> bool:
     if not isinstance(version, int) or version <= intent.read_version:
         raise IntentError(f"postgres.update_registration: version {version} is not above {intent.read_version}")
     key = (intent.entity_id, intent.domain)
-    return await registrations.update_columns(connection, key, intent.read_version, changes)
+    return await upsert.update_columns(connection, key, intent.read_version, changes)
 
 
 def _columns(changes: object) -> dict[str, object]:

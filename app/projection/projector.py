@@ -9,7 +9,7 @@ from app.domain.folding import Fold, Result, fold
 from app.domain.registration import Timing
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
 from app.outbound.entries import Outgoing
-from app.store import registrations
+from app.store import registrations, upsert
 from app.store.database import Connection, Database, LostRaceError, check_constraints, refused_values
 
 ATTEMPTS = 10  # a batch that loses a race is folded again this often; from the second on its rows are locked
@@ -59,7 +59,7 @@ class Projector:
                     await asyncio.wait([after])
                     if after.exception() is not None:
                         raise UnavailableError("what comes before this is not in")
-                await registrations.save(connection, folded.saves, self._outgoing.entries(folded.decisions))
+                await upsert.save(connection, folded.saves, self._outgoing.entries(folded.decisions))
                 if also is not None:
                     await also(connection, folded.results)
                 return folded

@@ -15,9 +15,9 @@ from app.domain.registration import Registration
 from app.errors import PqsError, UnavailableError
 from app.outbound.entries import Outgoing
 from app.settings import Settings
-from app.store import registrations
+from app.store import overdue, registrations, upsert
 from app.store.database import Connection, Database, LostRaceError, translated
-from app.store.registrations import BEFORE_ALL, PassedKey
+from app.store.overdue import BEFORE_ALL, PassedKey
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Sweep:
 
     async def _page(self, deadline: Deadline, after: PassedKey, *, singly: bool) -> PassedKey | None:
         passed = await self._scans.read(
-            lambda connection: registrations.get_passed(connection, deadline, after=after, most=self._page_size)
+            lambda connection: overdue.get_passed(connection, deadline, after=after, most=self._page_size)
         )
         rows = [row for row in passed.items if not self._is_left_alone(deadline, row)]
         decisions: list[Decision] = []
@@ -133,7 +133,7 @@ class Sweep:
             if isinstance(decision, Decision):
                 decisions.append(decision)
                 saves.append(Save(decision.registration, row))
-        await registrations.save(connection, saves, self._outgoing.entries(decisions))
+        await upsert.save(connection, saves, self._outgoing.entries(decisions))
         return decisions
 
     async def _expire_alone(

@@ -55,7 +55,7 @@ class Watermark(Struct, frozen=True):
     consumer: str
 
 
-# Where some partitions are to be read on from. By `= ANY`, for which app/store/registrations.py has the reason.
+# Where some partitions are to be read on from. By `= ANY`, for which app/store/rows.py has the reason.
 READ = Statement(
     text("""
 SELECT w.topic, w.partition, w."offset"

@@ -45,7 +45,7 @@ async def get_states(connection: Connection, keys: Sequence[str]) -> dict[str, W
 # order of keys, first those of rows that it knows, then those of new ones: nothing deadlocks. The clock is read after
 # the snapshot was taken, and so after the version before this one was committed: `updated_at` does not go back.
 #
-# Keys are joined by `= ANY`, for which app/store/registrations.py has the reason.
+# Keys are joined by `= ANY`, for which app/store/rows.py has the reason.
 COMMIT = Statement(
     text("""
 WITH asked AS MATERIALIZED (

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app.api.pages import write_cursor
-from app.store.registrations import EntityFilter
+from app.store.listing import EntityFilter
 from tests.making import Json, at, event_json, node
 
 ENTITIES = "/v1/entities?domain=paged"

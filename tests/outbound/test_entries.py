@@ -18,7 +18,7 @@ from app.domain.registration import Timing
 from app.domain.states import RegistrationState
 from app.outbound.entries import SOURCE, Outgoing
 from app.projection.projector import Projector
-from app.store import registrations
+from app.store import registrations, upsert
 from app.store.database import Connection, Database
 from app.store.outbox import SLOTS, slot_of
 from app.wire.envelopes import SEQUENCE_DIGITS, Envelope
@@ -244,7 +244,7 @@ async def test_a_write_that_is_lost_leaves_no_message(database: Database) -> Non
     gone = msgspec.structs.replace(after, version=9)
 
     async def work(connection: Connection) -> None:
-        await registrations.save(connection, [Save(after, gone)], messages)
+        await upsert.save(connection, [Save(after, gone)], messages)
 
     with pytest.raises(Exception, match="another writer changed a row"):
         await database.write_alone(work)
@@ -258,9 +258,9 @@ async def test_a_passed_deadline_is_sent_too(database: Database) -> None:
     assert isinstance(decision, Decision)
 
     async def work(connection: Connection) -> None:
-        await registrations.save(connection, [Save(before, None)])
+        await upsert.save(connection, [Save(before, None)])
         messages = Outgoing(TOPIC, CONSUL).entries([decision])
-        await registrations.save(connection, [Save(decision.registration, before)], messages)
+        await upsert.save(connection, [Save(decision.registration, before)], messages)
 
     await database.write(work)
     assert told(await outbox(database)) == [

@@ -18,8 +18,10 @@ from app.domain.states import RegistrationState
 from app.errors import IntentError, NotFoundError, RefusedValuesError
 from app.outbound.postgres import update_registration, upsert_registration
 from app.store import registrations
+from app.store.counts import verify_counts
 from app.store.database import Connection, Database
 from app.store.tables import RegistrationProjection
+from app.store.upsert import save
 from tests.making import NODE, Json, event, row, when
 
 ACTIVE, AWAITING_ACK = RegistrationState.ACTIVE, RegistrationState.AWAITING_ACK
@@ -29,7 +31,7 @@ KEY = (NODE, "registration")
 
 async def put(database: Database, registration: Registration) -> None:
     """Have that row."""
-    await database.write_alone(lambda connection: registrations.save(connection, [Save(registration, None)]))
+    await database.write_alone(lambda connection: save(connection, [Save(registration, None)]))
 
 
 async def row_of(database: Database) -> Registration | None:
@@ -39,7 +41,7 @@ async def row_of(database: Database) -> Registration | None:
 
 async def counts_are_right(database: Database) -> bool:
     """Whether the state counts are what a full count gives."""
-    return await database.read(registrations.verify_counts) == []
+    return await database.read(verify_counts) == []
 
 
 def update(changes: Mapping[str, object], *, read_version: int = 21, domain: str = "registration") -> Intent:

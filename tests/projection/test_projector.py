@@ -26,7 +26,6 @@ from tests.making import NODE, event, life, node
 
 APPLIED, IGNORED, DUPLICATE, STALE, EARLY, CONFLICT = Outcome
 MINE = UUID(int=1)
-OTHERS = UUID(int=2)
 ACTIVE = {"current_state": "active", "node_type": "compute", "registered_at": "2026-01-01T00:00:00Z"}
 PATIENCE = 60.0  # seconds; only a test that fails waits that long
 

@@ -22,7 +22,7 @@ from app.outbound.entries import Outgoing
 from app.projection.projector import Projector
 from app.projection.sweep import Sweep
 from app.settings import Settings
-from app.store import registrations
+from app.store import overdue, registrations
 from app.store.database import Connection, Database
 from app.wire.envelopes import Envelope
 from tests.conftest import application
@@ -157,9 +157,9 @@ async def test_a_passed_deadline_becomes_an_event(
     """State, marker, time and version change, by the database's clock, and nothing else does."""
     await register(projector, [node(1)], deadline)
     before = await read(database, node(1))
-    earliest = await database.read(registrations.now)
+    earliest = await database.read(overdue.now)
     assert await sweep.page(deadline) is None
-    latest = await database.read(registrations.now)
+    latest = await database.read(overdue.now)
     after = await read(database, node(1))
     assert earliest < after.updated_at < latest
     marker = f"{deadline}_timeout_emitted_at"

@@ -17,9 +17,10 @@ from app.domain.folding import fold
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
 from app.projection.projector import Projector
-from app.store import registrations
+from app.store import upsert
+from app.store.counts import Miscount, count_by_state, verify_counts
 from app.store.database import Connection, Database
-from app.store.registrations import Miscount, get_entity_states
+from app.store.registrations import get_entity_states
 from tests.making import NODE, WAY_TO_ACTIVE, Json, at, event, node
 
 DOMAINS = ("registration", "edge")
@@ -30,12 +31,12 @@ NONE = dict.fromkeys(S, 0)
 
 async def miscounts(database: Database) -> list[Miscount]:
     """What is wrong with the counts, in one snapshot."""
-    return await database.read(registrations.verify_counts)
+    return await database.read(verify_counts)
 
 
 async def counts(database: Database, domain: str = "registration") -> dict[RegistrationState, int]:
     """What the service says."""
-    return await database.read(lambda connection: registrations.count_by_state(connection, domain))
+    return await database.read(lambda connection: count_by_state(connection, domain))
 
 
 def recorded(state: RegistrationState, sequence: int, **fields: Any) -> Event:
@@ -105,12 +106,12 @@ async def test_what_changes_no_state_changes_no_count(projector: Projector, data
 
 async def test_the_slots_take_turns(projector: Projector, database: Database) -> None:
     """One transaction adds to one slot, the next to another: a slot may go below zero, the sum does not."""
-    for sequence in range(1, 2 * registrations.SLOTS + 1):
+    for sequence in range(1, 2 * upsert.SLOTS + 1):
         await projector.persist([recorded((S.ACTIVE, S.ACCEPTED)[sequence % 2], sequence)])
     rows = await database.read(
         lambda connection: connection.fetch("SELECT slot, count FROM registration_state_counts")
     )
-    assert {row["slot"] for row in rows} == set(range(registrations.SLOTS))
+    assert {row["slot"] for row in rows} == set(range(upsert.SLOTS))
     assert min(row["count"] for row in rows) < 0
     assert await counts(database) == NONE | {S.ACTIVE: 1}
 
@@ -123,8 +124,8 @@ async def test_a_rollback_takes_the_counts_back(projector: Projector, database: 
         [read] = (await get_entity_states(connection, [(NODE, "registration")])).values()
         events = [recorded(S.REJECTED, 2), recorded(S.ACCEPTED, 2, entity_id=node(1))]
         folded = fold({(NODE, "registration"): read}, events, Timing(), by_position=False)
-        await registrations.save(connection, folded.saves)
-        assert (await registrations.count_by_state(connection, "registration"))[S.REJECTED] == 1
+        await upsert.save(connection, folded.saves)
+        assert (await count_by_state(connection, "registration"))[S.REJECTED] == 1
         raise KeyError("given up")
 
     with pytest.raises(KeyError):

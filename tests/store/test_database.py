@@ -26,7 +26,8 @@ from app.errors import (
 from app.store import database as database_module
 from app.store import schema
 from app.store.database import Connection, Database, LostRaceError, Work
-from app.store.registrations import get_entity_state, now
+from app.store.overdue import now
+from app.store.registrations import get_entity_state
 from app.store.schema import HEAD
 from tests.databases import on_server
 from tests.making import NODE

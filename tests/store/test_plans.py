@@ -19,20 +19,15 @@ from msgspec.structs import replace
 from app.domain.folding import Save
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store import dead_letters, outbox, registrations, watermarks, workflows
+from app.store import dead_letters, outbox, registrations, upsert, watermarks, workflows
+from app.store.counts import COUNT
 from app.store.database import POINTS as PLANNER
 from app.store.database import Connection, Database
-from app.store.registrations import (
-    ACK_SCAN,
-    BEFORE_ALL,
-    LIVENESS_SCAN,
-    Extent,
-    PassedKey,
-    Writes,
-    get_entity_states,
-    list_statement,
-)
+from app.store.listing import _CONDITIONS, list_statement
+from app.store.overdue import ACK_SCAN, BEFORE_ALL, LIVENESS_SCAN, PassedKey, _Scan
+from app.store.registrations import get_entity_states
 from app.store.statements import Statement
+from app.store.upsert import Extent, Writes
 from tests.databases import new_database
 from tests.making import NODE, START
 
@@ -83,7 +78,7 @@ FILL_COUNTS = f"""
         (SELECT unnest(ARRAY['big', 'other', 'tiny']) AS domain
          UNION ALL SELECT 'domain ' || i FROM generate_series(1, {DOMAINS}) AS i) AS domains,
         unnest(enum_range(NULL::registration_state)) AS current_state,
-        generate_series(0, {registrations.SLOTS - 1}) AS slot
+        generate_series(0, {upsert.SLOTS - 1}) AS slot
     ORDER BY md5(domain || current_state || slot)
 """
 
@@ -399,12 +394,12 @@ async def test_what_narrows_a_list_stops_with_the_page(scans: Connection, given:
 @pytest.mark.parametrize("domain", ["big", "tiny", "nobody"])
 async def test_counts_read_the_counters_alone(scans: Connection, domain: str) -> None:
     """State counts read the slots of their domain in the counters' primary key, and not one registration."""
-    plan = await explain(scans, registrations.COUNT, {"domain": domain})
+    plan = await explain(scans, COUNT, {"domain": domain})
     assert tables(plan) == {COUNTS}
     assert indexes(plan) == {COUNTS_KEY}
     assert "Seq Scan" not in kinds(plan)
-    assert most_rows(plan) <= len(ALL) * registrations.SLOTS
-    assert buffers(plan) <= len(ALL) * registrations.SLOTS + 10
+    assert most_rows(plan) <= len(ALL) * upsert.SLOTS
+    assert buffers(plan) <= len(ALL) * upsert.SLOTS + 10
 
 
 # --- Point reads and writes ------------------------------------------------------------------------------------
@@ -433,8 +428,8 @@ POINTS: dict[str, Statement] = {
     "lock free": registrations.LOCK_FREE,
     "read state": registrations.READ_STATE,
     "rebase": registrations.REBASE,
-    "update": registrations.update_statement(frozenset({"current_state", "last_heartbeat_at", "version"})),
-    **{f"save {writes}": registrations.save_statement(writes) for writes in EVERY_WRITE},
+    "update": upsert.update_statement(frozenset({"current_state", "last_heartbeat_at", "version"})),
+    **{f"save {writes}": upsert.save_statement(writes) for writes in EVERY_WRITE},
 }
 FINDING = {name: statement for name, statement in POINTS.items() if "known=None" not in name}  # rows that are there
 BATCHES = {name: statement for name, statement in POINTS.items() if name not in {"read state", "rebase", "update"}}
@@ -561,7 +556,7 @@ async def test_a_plan_from_when_the_table_was_empty_does_no_harm_while_it_grows(
         for batch in range(10):
             rows = [replace(template, entity_id=uuid5(NODE, f"{batch} {each}")) for each in range(size)]
             keys = [(row.entity_id, row.domain) for row in rows]
-            await registrations.save(connection, [Save(row, None) for row in rows])
+            await upsert.save(connection, [Save(row, None) for row in rows])
             for changes in (
                 {"updated_at": LATE},
                 {"current_state": RegistrationState.REJECTED},
@@ -571,7 +566,7 @@ async def test_a_plan_from_when_the_table_was_empty_does_no_harm_while_it_grows(
                 read = await get_entity_states(connection, keys, lock=True)
                 assert read == await get_entity_states(connection, keys)
                 after = [replace(row, version=row.version + 1, **changes) for row in read.values()]
-                await registrations.save(connection, [Save(row, read[row.entity_id, row.domain]) for row in after])
+                await upsert.save(connection, [Save(row, read[row.entity_id, row.domain]) for row in after])
         await connection.execute("SELECT pg_stat_force_next_flush()")
 
     await database.write_alone(work)
@@ -598,7 +593,7 @@ async def test_the_largest_lookup_reads_what_it_asks_for(points: Connection) -> 
 async def test_a_write_reads_no_more_than_its_rows(points: Connection, writes: Writes) -> None:
     """A thousand known rows are updated, each found once; new rows and counters ask their primary keys alone."""
     given = point_parameters(await known(points, 1000, "other"), writes)
-    plan = await explain(points, registrations.save_statement(writes), given)
+    plan = await explain(points, upsert.save_statement(writes), given)
     parts = {node["Subplan Name"]: node for node in nodes(plan) if "Subplan Name" in node}
     if writes.known is not None:
         updated = parts["CTE updated"]
@@ -711,12 +706,12 @@ def test_every_statement_has_a_case() -> None:
     statements = {name for name, value in vars(registrations).items() if isinstance(value, Statement)}
     covered = {"READ", "READ_STATE", "LOCK", "LOCK_FREE", "REBASE", "COUNT"}
     assert statements == covered | {"NOW", "VERIFY"}
-    assert {name for name, value in vars(registrations).items() if isinstance(value, registrations._Scan)} == {
+    assert {name for name, value in vars(registrations).items() if isinstance(value, _Scan)} == {
         "ACK_SCAN",
         "LIVENESS_SCAN",
     }
     indexed = {"after", "capabilities", "event_id"}
-    assert set(registrations._CONDITIONS) == indexed | {"node_type", "updated_before"}
+    assert set(_CONDITIONS) == indexed | {"node_type", "updated_before"}
 
 
 NEEDED = [

@@ -15,9 +15,11 @@ from app.domain.folding import Save
 from app.domain.positions import MAX_NUMBER, Position
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store import registrations
+from app.store import listing, registrations, upsert
+from app.store.counts import count_by_state
 from app.store.database import Connection, Database, LostRaceError, Work
-from app.store.registrations import DueKey, EntityFilter, Overdue
+from app.store.listing import EntityFilter
+from app.store.overdue import DueKey, Overdue, get_overdue_ack_registrations, get_overdue_liveness_registrations
 from tests.databases import new_database
 from tests.making import START, node
 
@@ -101,13 +103,13 @@ async def database(shared: Database) -> Database:
 async def insert(database: Database, rows: Iterable[Registration]) -> None:
     """Put new rows into the table."""
     saves = [Save(registration, None) for registration in rows]
-    await database.write(lambda connection: registrations.save(connection, saves))
+    await database.write(lambda connection: upsert.save(connection, saves))
 
 
 async def update(database: Database, registration: Registration, read: Registration) -> None:
     """Write a row over the one that was read."""
     saves = [Save(registration, read)]
-    await database.write(lambda connection: registrations.save(connection, saves))
+    await database.write(lambda connection: upsert.save(connection, saves))
 
 
 async def table(database: Database, name: str) -> list[str]:
@@ -255,7 +257,7 @@ async def test_locked_rows_make_others_wait(database: Database) -> None:
         (found,) = (await registrations.get_entity_states(connection, keys, lock=True)).values()
         locked.set()
         await go_on.wait()
-        await registrations.save(connection, [Save(replace(found, version=2, node_type="storage"), found)])
+        await upsert.save(connection, [Save(replace(found, version=2, node_type="storage"), found)])
 
     async with asyncio.timeout(10):
         writer = asyncio.create_task(database.write(first))
@@ -281,7 +283,7 @@ async def test_batches_that_share_rows_wait_for_each_other(database: Database) -
             found = await registrations.get_entity_states(connection, keys, lock=True)
             saves = [Save(replace(each, version=each.version + 1), each) for each in found.values()]
             shuffle.shuffle(saves)
-            await registrations.save(connection, saves)
+            await upsert.save(connection, saves)
 
         await database.write(work)
 
@@ -316,7 +318,7 @@ async def test_a_save_changes_every_column(database: Database) -> None:
 async def test_a_save_of_nothing(database: Database) -> None:
     """A batch that changes no row is no error."""
     await insert(database, [])
-    assert await database.read(lambda c: registrations.count_by_state(c, DOMAIN)) == dict.fromkeys(S, 0)
+    assert await database.read(lambda c: count_by_state(c, DOMAIN)) == dict.fromkeys(S, 0)
 
 
 async def test_known_and_new_rows_in_one_save(database: Database) -> None:
@@ -328,7 +330,7 @@ async def test_known_and_new_rows_in_one_save(database: Database) -> None:
         Save(row(node(1), version=3, node_type="b"), rows[1]),
         Save(row(node(0), version=9, node_type="a"), rows[0]),
     ]
-    await database.write(lambda c: registrations.save(c, saves))
+    await database.write(lambda c: upsert.save(c, saves))
     keys = keys_of(*map(node, range(4)))
     found = await database.read(lambda c: registrations.get_entity_states(c, keys))
     after = [
@@ -360,7 +362,7 @@ async def test_a_lost_race_undoes_the_batch(
     moved = row(node(2), version=6, node_type="storage", current_state=S.REJECTED)
     saves = [Save(moved, before[1]), lost, Save(row(node(3)), None)]
     with pytest.raises(LostRaceError):
-        await call(database, lambda c: registrations.save(c, saves))
+        await call(database, lambda c: upsert.save(c, saves))
     keys = keys_of(node(1), node(2), node(3), node(9))
     found = await database.read(lambda c: registrations.get_entity_states(c, keys))
     assert found == {(each.entity_id, DOMAIN): each for each in before}
@@ -376,14 +378,14 @@ async def test_of_two_writers_one_loses(database: Database, before: Registration
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def slowly(connection: Connection) -> None:
-        await registrations.save(connection, [Save(first, before)])
+        await upsert.save(connection, [Save(first, before)])
         written.set()
         await go_on.wait()
 
     async with asyncio.timeout(10):
         winner = asyncio.create_task(database.write(slowly))
         await written.wait()
-        loser = asyncio.create_task(database.write(lambda c: registrations.save(c, [Save(second, before)])))
+        loser = asyncio.create_task(database.write(lambda c: upsert.save(c, [Save(second, before)])))
         await waits_for_a_lock(database)
         go_on.set()
         await winner
@@ -398,7 +400,7 @@ async def test_a_writer_that_was_undone_wins_no_race(database: Database) -> None
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def given_up(connection: Connection) -> None:
-        await registrations.save(connection, [Save(row(node(1), version=2, node_type="first"), row(node(1)))])
+        await upsert.save(connection, [Save(row(node(1), version=2, node_type="first"), row(node(1)))])
         written.set()
         await go_on.wait()
         raise KeyError("given up")
@@ -525,7 +527,7 @@ async def test_a_list_has_what_it_says(database: Database, wanted: EntityFilter)
     everything = sorted(each.entity_id for each in LISTED)
     for after in (None, NIL, everything[60], everything[-1], UUID(int=2**128 - 1)):
         found = await database.read(
-            lambda c, after=after: registrations.get_by_state(c, wanted, after=after, limit=1000)  # type: ignore[misc]
+            lambda c, after=after: listing.get_by_state(c, wanted, after=after, limit=1000)  # type: ignore[misc]
         )
         assert found == expected(wanted, after)
 
@@ -541,7 +543,7 @@ async def test_pages_give_each_row_once(database: Database, wanted: EntityFilter
     await insert(database, LISTED + ELSEWHERE)
 
     async def page(after: UUID | None) -> list[Registration]:
-        return await database.read(lambda c: registrations.get_by_state(c, wanted, after=after, limit=limit))
+        return await database.read(lambda c: listing.get_by_state(c, wanted, after=after, limit=limit))
 
     found: list[Registration] = []
     while more := await page(found[-1].entity_id if found else None):
@@ -557,7 +559,7 @@ async def test_a_list_is_in_order_without_an_index(database: Database) -> None:
 
     async def work(connection: Connection) -> list[UUID]:
         await without_indexes(connection)
-        found = await registrations.get_by_state(connection, wanted(), after=None, limit=50)
+        found = await listing.get_by_state(connection, wanted(), after=None, limit=50)
         return [each.entity_id for each in found]
 
     assert await database.write(work) == sorted(map(node, range(50)))
@@ -576,11 +578,11 @@ async def test_counts_name_all_states(database: Database) -> None:
             row(node(4), current_state=S.ACCEPTED, domain="other"),
         ],
     )
-    counts = await database.read(lambda c: registrations.count_by_state(c, DOMAIN))
+    counts = await database.read(lambda c: count_by_state(c, DOMAIN))
     assert counts == dict.fromkeys(S, 0) | {S.ACTIVE: 3, S.REJECTED: 1}
     assert list(counts) == list(S)
     assert len(counts) == 8
-    other = await database.read(lambda c: registrations.count_by_state(c, "other"))
+    other = await database.read(lambda c: count_by_state(c, "other"))
     assert other == dict.fromkeys(S, 0) | {S.ACCEPTED: 1}
 
 
@@ -590,13 +592,13 @@ Scan = Callable[..., Awaitable[Overdue]]
 # The scan, the column of its deadline, that of its marker, and the states that it looks at.
 SCANS: list[tuple[Scan, str, str, set[RegistrationState]]] = [
     (
-        registrations.get_overdue_ack_registrations,
+        get_overdue_ack_registrations,
         "ack_deadline",
         "ack_timeout_emitted_at",
         {S.ACCEPTED, S.AWAITING_ACK},
     ),
     (
-        registrations.get_overdue_liveness_registrations,
+        get_overdue_liveness_registrations,
         "liveness_deadline",
         "liveness_timeout_emitted_at",
         {S.ACTIVE},
@@ -773,7 +775,7 @@ async def test_rebase_waits_for_a_writer(database: Database) -> None:
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def write(connection: Connection) -> None:
-        await registrations.save(connection, [Save(row(node(1), version=2, node_type="storage"), row(node(1)))])
+        await upsert.save(connection, [Save(row(node(1), version=2, node_type="storage"), row(node(1)))])
         written.set()
         await go_on.wait()
 

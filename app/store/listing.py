@@ -1,0 +1,88 @@
+"""Lists: the registrations of a domain that a filter lets through, page by page."""
+
+import functools
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    String,
+    Uuid,
+    bindparam,
+    select,
+    union_all,
+)
+
+from app.domain.registration import Registration
+from app.domain.states import RegistrationState
+from app.store.database import Connection
+from app.store.rows import COLUMNS, TABLE, registration_of
+from app.store.statements import Statement
+from app.store.tables import REGISTRATION_STATE
+
+
+class EntityFilter(Struct, frozen=True, kw_only=True):
+    """Which rows of a domain a list has. None, and no states, mean any."""
+
+    domain: str
+    states: tuple[RegistrationState, ...] = ()
+    node_type: str | None = None
+    capabilities: dict[str, object] | None = None
+    event_id: UUID | None = None
+    updated_before: datetime | None = None
+
+
+# The conditions that a list may have beside its domain and states, by the name of what they are given.
+_CONDITIONS: dict[str, ColumnElement[bool]] = {
+    "after": TABLE.c.entity_id > bindparam("after", type_=Uuid()),
+    "node_type": TABLE.c.node_type == bindparam("node_type", type_=String()),
+    "updated_before": TABLE.c.updated_at < bindparam("updated_before", type_=TABLE.c.updated_at.type),
+    "capabilities": TABLE.c.capabilities.contains(bindparam("capabilities", type_=TABLE.c.capabilities.type)),
+    "event_id": TABLE.c.last_applied_event_id == bindparam("event_id", type_=Uuid()),
+}
+_FINDING_FEW = {"capabilities", "event_id"}  # each has an index of its own
+
+
+@functools.cache
+def list_statement(conditions: frozenset[str], states: int) -> Statement:
+    """A page of a domain's rows in so many states, in the order of entity ids.
+
+    By state, or by domain alone, it is merged from one page of each state, each read off the same index in order and
+    only as far as needed: so it costs what a page costs, in any domain. A capability or an event id has an index
+    that finds the few rows first.
+    """
+    found = [TABLE.c.domain == bindparam("domain", type_=String())]
+    found += [condition for name, condition in _CONDITIONS.items() if name in conditions]
+    limit = bindparam("limit", type_=BigInteger())
+    wanted = [bindparam(f"state{number}", type_=REGISTRATION_STATE) for number in range(states)]
+    pages = [
+        select(*COLUMNS).where(*found, TABLE.c.current_state.in_(some)).order_by(TABLE.c.entity_id).limit(limit)
+        for some in ([wanted] if conditions & _FINDING_FEW else [[state] for state in wanted])
+    ]
+    if len(pages) == 1:
+        return Statement(pages[0])
+    page = union_all(*pages).subquery("page")
+    return Statement(select(*page.c).order_by(page.c.entity_id).limit(limit))
+
+
+async def get_by_state(
+    connection: Connection, wanted: EntityFilter, *, after: UUID | None, limit: int
+) -> list[Registration]:
+    """The first `limit` rows that the filter lets through, in the order of entity ids, after `after` if given."""
+    capabilities = None if wanted.capabilities is None else msgspec.json.encode(wanted.capabilities).decode()
+    given: dict[str, object] = {
+        "after": after,
+        "node_type": wanted.node_type,
+        "updated_before": wanted.updated_before,
+        "capabilities": capabilities,
+        "event_id": wanted.event_id,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    states = list(dict.fromkeys(wanted.states or RegistrationState))
+    statement = list_statement(frozenset(given), len(states))
+    given |= {f"state{number}": state for number, state in enumerate(states)}
+    rows = await statement.rows(connection, domain=wanted.domain, limit=limit, **given)
+    return [registration_of(row) for row in rows]
