@@ -8,7 +8,7 @@ from app.domain import decider, events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
-from app.store import registrations, tables, watermarks
+from app.store import tables, watermarks
 from app.wire import envelopes
 
 _used_from_outside: list[object] = [
@@ -19,9 +19,7 @@ _used_from_outside: list[object] = [
     hot.HotProtocol.on_message_begin,
     hot.HotProtocol.on_message_complete,
     hot.HotCycle.message_event,
-    # Contract: operations and predicates for those who use the package from Python.
-    registrations.is_stale,
-    registrations.get_registration_status,
+    # Contract: predicates for those who use the package from Python.
     RegistrationState.is_active,
     RegistrationState.requires_ack,
     RegistrationState.requires_liveness,

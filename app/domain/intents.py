@@ -4,7 +4,7 @@
 projector writes the same changes in batches. The others leave through the outbox.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 from uuid import UUID
 
@@ -102,13 +102,47 @@ def upsert(registration: Registration, read: Registration | None) -> UpsertRegis
     )
 
 
+class Difference(Mapping[str, object]):
+    """The columns in which a row differs from the row that was read, with their new values.
+
+    It is computed when somebody asks for it: the projector, which decides most often, never does.
+    """
+
+    __slots__ = ("_columns", "_read", "_registration")
+
+    def __init__(self, registration: Registration, read: Registration) -> None:
+        self._registration = registration
+        self._read = read
+        self._columns: dict[str, object] | None = None
+
+    def _computed(self) -> dict[str, object]:
+        if self._columns is None:
+            pairs = {
+                name: (getattr(self._registration, name), getattr(self._read, name))
+                for name in self._registration.__struct_fields__
+            }
+            self._columns = {name: new for name, (new, old) in pairs.items() if new != old}
+        return self._columns
+
+    def __getitem__(self, name: str) -> object:
+        return self._computed()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._computed())
+
+    def __len__(self) -> int:
+        return len(self._computed())
+
+    def __repr__(self) -> str:
+        return repr(self._computed())
+
+
 def update(registration: Registration, read: Registration) -> UpdateRegistration:
-    """The intent to write what is different from the row that was read."""
-    pairs = {name: (getattr(registration, name), getattr(read, name)) for name in registration.__struct_fields__}
+    """The intent to write the columns that differ from the row that was read."""
     return UpdateRegistration(
         entity_id=registration.entity_id,
         domain=registration.domain,
-        changes={name: new for name, (new, old) in pairs.items() if new != old},
+        changes=Difference(registration, read),
         read_version=read.version,
     )
 

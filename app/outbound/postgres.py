@@ -1,11 +1,14 @@
 """The `postgres.*` intents: one row written as an intent says, in the caller's transaction.
 
-The projector writes the same changes in batches, by `upsert.save`. This is for one row at a time.
+The projector writes the same changes in batches. Here too they go through `save`, and so through its version guard.
+The row is locked first: the version and the heartbeat that are compared are those that the write replaces.
 """
+
+from datetime import datetime
 
 import msgspec
 from msgspec import UNSET
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from app.domain.folding import Save
 from app.domain.intents import Columns, UpdateRegistration, UpsertRegistration
@@ -31,8 +34,7 @@ async def upsert_registration(connection: Connection, intent: object) -> bool:
     if (given.pop("entity_id"), given.pop("domain")) != key:
         raise IntentError("postgres.upsert_registration: the row is another entity's")
     after = Registration(*key, **_columns(given))  # type: ignore[arg-type]  # Columns has the types of its fields
-    read = await registrations.get_entity_states(connection, [key], lock=True)
-    before = read.get(key)
+    before = await registrations.get_entity_state(connection, *key, lock=True)
     if (None if before is None else before.version) != intent.read_version:
         return False
     with refused_values():
@@ -43,22 +45,33 @@ async def upsert_registration(connection: Connection, intent: object) -> bool:
 async def update_registration(connection: Connection, intent: object) -> bool:
     """Write the columns that the intent names, if the row still has the version that was read.
 
-    When `last_heartbeat_at` is among them, it also has to be newer than the row's. The version rises by one, unless
-    the intent says to which. Whether it was written. Times, ids and states may be strings, as they are in JSON.
+    When `last_heartbeat_at` is among them, it must also be newer than the row's. The version rises by one, unless the
+    intent names a higher one. Returns whether the row was written. Times, ids and states may be strings, as in JSON.
 
-    Raises IntentError, before any SQL, for what is no such intent, for an empty update, and for names and values that
-    the table cannot have; and RefusedValuesError, with the transaction broken off, when a constraint is against it.
+    Raises IntentError, before any SQL, for another payload, for an empty update, and for names and values that the
+    table cannot have. Raises RefusedValuesError when a constraint refuses the values; the transaction is lost then.
     """
     if not isinstance(intent, UpdateRegistration):
         raise IntentError(f"postgres.update_registration takes an UpdateRegistration, not {type(intent).__name__}")
-    changes = _columns(intent.changes)
+    changes = _columns(dict(intent.changes))
     if not changes:
         raise IntentError("postgres.update_registration: there is nothing to update")
     version = changes.setdefault("version", intent.read_version + 1)
     if not isinstance(version, int) or version <= intent.read_version:
         raise IntentError(f"postgres.update_registration: version {version} is not above {intent.read_version}")
-    key = (intent.entity_id, intent.domain)
-    return await upsert.update_columns(connection, key, intent.read_version, changes)
+    before = await registrations.get_entity_state(connection, intent.entity_id, intent.domain, lock=True)
+    if before is None or before.version != intent.read_version:
+        return False
+    after = replace(before, **changes)
+    if "last_heartbeat_at" in changes and not _is_newer(after.last_heartbeat_at, before.last_heartbeat_at):
+        return False
+    with refused_values():
+        await upsert.save(connection, [Save(after, before)])
+    return True
+
+
+def _is_newer(heartbeat_at: datetime | None, newest: datetime | None) -> bool:
+    return newest is None or (heartbeat_at is not None and heartbeat_at > newest)
 
 
 def _columns(changes: object) -> dict[str, object]:

@@ -13,11 +13,10 @@ from app.domain.registration import Registration
 from app.errors import UnavailableError
 from app.projection.projector import Projector
 from app.store import registrations
-from app.store.database import Connection, Database
+from app.store.database import Database
 
 WAITING = 2000  # requests that may wait in one lane; further ones are sent away at once
 LARGEST = 500  # requests that one statement answers
-WRITE_LANES = 1  # transactions of joined events under way at once; more of them are smaller, and cost more each
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -120,34 +119,31 @@ class Reader:
         return answer
 
     async def _read(self, keys: list[Key]) -> list[Registration | None]:
-        async def work(connection: Connection) -> dict[Key, Registration]:
-            return await registrations.get_entity_states(connection, keys)
-
-        found = await self._database.read(work)
+        found = await self._database.read(registrations.get_entity_states, keys)
         return [found.get(key) for key in keys]
 
 
 class Writer:
-    """Single events. Those that come while a transaction runs are joined into the next one, in the order of arrival.
+    """Single events. Those that arrive while a transaction runs form the next one, in the order of arrival.
 
-    The events of one entity always go through the same lane, so that the requests of one process never race each
-    other for a row.
+    All go through one lane, so the requests of one process never race each other for a row. More lanes would make the
+    transactions smaller, and each event cost more.
     """
 
     def __init__(self, projector: Projector, *, joining: bool) -> None:
         self._projector = projector
-        self._lanes = [Lane(projector.persist) for _ in range(WRITE_LANES)] if joining else []
+        self._lane = Lane(projector.persist)
+        self._joining = joining
 
     def ask(self, event: Event) -> "asyncio.Future[Result]":
-        """What became of the event, after the commit."""
-        if self._lanes:
-            return self._lanes[event.entity_id.int % len(self._lanes)].ask(event)
+        """The event's result, after the commit."""
+        if self._joining:
+            return self._lane.ask(event)
         return asyncio.ensure_future(self._alone(event))
 
     async def close(self) -> None:
         """Finish what was taken in, and take no more."""
-        for lane in self._lanes:
-            await lane.close()
+        await self._lane.close()
 
     async def _alone(self, event: Event) -> Result:
         [result] = await self._projector.persist([event])

@@ -6,11 +6,10 @@ from uuid import UUID
 from sqlalchemy import BigInteger, String, Uuid, bindparam, select, update
 
 from app.domain.events import Key
-from app.domain.positions import Comparison, Position, compare
+from app.domain.positions import Position
 from app.domain.registration import Registration
-from app.domain.states import RegistrationState
 from app.store.database import Connection
-from app.store.rows import COLUMNS, KEYS, STATES, TABLE, arrays, is_row_of, registration_of
+from app.store.rows import COLUMNS, KEYS, TABLE, arrays, is_row_of, registration_of
 from app.store.statements import Statement
 
 _asked = arrays(*KEYS, name="asked")
@@ -25,13 +24,6 @@ LOCK = Statement(_READ_KEYS.order_by(*_asked.c).with_for_update(of=TABLE))
 
 # The same, without those that somebody else has locked.
 LOCK_FREE = Statement(_READ_KEYS.order_by(*_asked.c).with_for_update(of=TABLE, skip_locked=True))
-
-# The state of one entity, and nothing else.
-READ_STATE = Statement(
-    select(TABLE.c.current_state).where(
-        is_row_of(bindparam("entity_id", type_=Uuid()), bindparam("domain", type_=String()))
-    )
-)
 
 
 async def get_entity_states(
@@ -58,21 +50,11 @@ async def lock_unchanged(connection: Connection, read: Sequence[Registration]) -
     return [each for each in read if versions.get((each.entity_id, each.domain)) == each.version]
 
 
-async def get_entity_state(connection: Connection, entity_id: UUID, domain: str) -> Registration | None:
-    """The registration of one entity, or None."""
-    return (await get_entity_states(connection, [(entity_id, domain)])).get((entity_id, domain))
-
-
-async def get_registration_status(connection: Connection, entity_id: UUID, domain: str) -> RegistrationState | None:
-    """The state of one entity, or None."""
-    state = await READ_STATE.value(connection, entity_id=entity_id, domain=domain)
-    return None if state is None else STATES[str(state)]
-
-
-async def is_stale(connection: Connection, entity_id: UUID, domain: str, position: Position) -> bool:
-    """Whether `position` is behind its entity's row. Nothing is written; without a row nothing is behind it."""
-    registration = await get_entity_state(connection, entity_id, domain)
-    return registration is not None and compare(position, registration.position) is Comparison.LOWER
+async def get_entity_state(
+    connection: Connection, entity_id: UUID, domain: str, *, lock: bool = False
+) -> Registration | None:
+    """The registration of one entity, or None; locked until the transaction ends when `lock`."""
+    return (await get_entity_states(connection, [(entity_id, domain)], lock=lock)).get((entity_id, domain))
 
 
 # Another track for one entity: position and version change, nothing else.
@@ -93,7 +75,7 @@ async def rebase(
     connection: Connection, entity_id: UUID, domain: str, position: Position
 ) -> tuple[Registration, Registration] | None:
     """Move an entity to `position`, on whatever track that is; the row before and after, or None without a row."""
-    before = (await get_entity_states(connection, [(entity_id, domain)], lock=True)).get((entity_id, domain))
+    before = await get_entity_state(connection, entity_id, domain, lock=True)
     if before is None:
         return None
     [moved] = await REBASE.rows(

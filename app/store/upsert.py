@@ -4,7 +4,7 @@ import functools
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from operator import attrgetter
 from typing import NamedTuple, cast
@@ -15,8 +15,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
-    String,
-    Uuid,
     bindparam,
     case,
     column,
@@ -24,16 +22,14 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
-    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from app.domain.events import Key
 from app.domain.folding import Save
 from app.domain.states import RegistrationState
 from app.store import outbox
-from app.store.database import Connection, LostRaceError, refused_values
+from app.store.database import Connection, LostRaceError
 from app.store.outbox import Entry
 from app.store.rows import COLUMNS, COUNTS, KEYS, TABLE, arrays, is_row_of
 from app.store.statements import Statement
@@ -199,54 +195,3 @@ def _gains(saves: Sequence[Save]) -> dict[tuple[str, RegistrationState], int]:
             gains[save.registration.domain, state] += 1
             gains[save.registration.domain, save.read.current_state] -= 1
     return {key: gains[key] for key in sorted(gains) if gains[key]}
-
-
-@functools.cache
-def update_statement(names: frozenset[str]) -> Statement:
-    """An update of these columns of one row that still has a version, and of the counters when its state changes.
-
-    When `last_heartbeat_at` is among them, the row's has to be older. The names are looked up in the table, so none
-    of a caller's text is in the statement.
-    """
-    new = {name: bindparam(f"to_{name}", type_=TABLE.c[name].type) for name in sorted(names)}
-    entity_id, domain = bindparam("of_entity", type_=Uuid()), bindparam("of_domain", type_=String())
-    is_row = is_row_of(entity_id, domain) & (TABLE.c.version == bindparam("read_version", type_=BigInteger()))
-    newer = TABLE.c.last_heartbeat_at
-    guard = is_row & (newer.is_(None) | (newer < new["last_heartbeat_at"])) if newer.key in new else is_row
-    updated = update(TABLE).where(guard).values(new).returning(literal_column("1").label("one")).cte("updated")
-    hits = select(func.count()).select_from(updated).scalar_subquery()
-    if "current_state" not in new:
-        return Statement(select(hits))
-    # Both parts see the table as it was before: with this version the row was in the state that it leaves.
-    state, slot = new["current_state"], bindparam("slot", type_=COUNTS.c.slot.type)
-    left = select(TABLE.c.current_state, literal_column("-1").label("gain")).where(is_row)
-    moves = union_all(left, select(state.label("current_state"), literal_column("1"))).subquery("moves")
-    is_move = select(left.subquery("left").c.current_state).scalar_subquery() != state
-    counting = insert(COUNTS).from_select(
-        tuple(COUNTS.c),
-        select(domain, moves.c.current_state, slot, moves.c.gain)
-        .where(hits == literal_column("1"), is_move)
-        .order_by(moves.c.current_state),
-    )
-    counted = counting.on_conflict_do_update(
-        index_elements=COUNTS.primary_key, set_={"count": COUNTS.c.count + counting.excluded.count}
-    )
-    return Statement(select(hits).add_cte(counted.returning(literal_column("1").label("one")).cte("counted")))
-
-
-async def update_columns(connection: Connection, key: Key, read_version: int, changes: Mapping[str, object]) -> bool:
-    """Write some columns of the row that still has `read_version`; whether there was such a row.
-
-    It is left alone as well when `last_heartbeat_at` is given and not newer. Raises KeyError for a name that is no
-    column, and RefusedValuesError for values that the table does not take.
-    """
-    given = {f"to_{name}": value for name, value in changes.items()}
-    if "capabilities" in changes:
-        given["to_capabilities"] = msgspec.json.encode(changes["capabilities"]).decode()
-    if "current_state" in changes:
-        given["slot"] = next(_slots)
-    statement = update_statement(frozenset(changes))
-    with refused_values():
-        return bool(
-            await statement.value(connection, of_entity=key[0], of_domain=key[1], read_version=read_version, **given)
-        )

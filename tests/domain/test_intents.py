@@ -64,6 +64,13 @@ def test_an_update_names_what_is_different() -> None:
     )
 
 
+def test_a_difference_is_computed_when_somebody_asks() -> None:
+    """Until then it holds the two rows and nothing else; asked, it reads and prints like a dict."""
+    difference = intents.Difference(row(ACTIVE, node_type="x"), row(ACTIVE))
+    assert difference._columns is None
+    assert (len(difference), difference["node_type"], repr(difference)) == (1, "x", "{'node_type': 'x'}")
+
+
 def test_consul_is_told_who_and_what() -> None:
     """Entity, domain, type, tags and version to register; entity and domain to deregister."""
     node = row(ACTIVE, domain="edge", node_type="gpu", capabilities={"tags": ["a", "b"]})

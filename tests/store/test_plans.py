@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from app.domain.folding import Save
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store import dead_letters, outbox, registrations, upsert, watermarks, workflows
+from app.store import counts, dead_letters, outbox, registrations, upsert, watermarks, workflows
+from app.store import overdue as overdue_scans
 from app.store.counts import COUNT
 from app.store.database import POINTS as PLANNER
 from app.store.database import Connection, Database
@@ -426,13 +427,11 @@ POINTS: dict[str, Statement] = {
     "read": registrations.READ,
     "lock": registrations.LOCK,
     "lock free": registrations.LOCK_FREE,
-    "read state": registrations.READ_STATE,
     "rebase": registrations.REBASE,
-    "update": upsert.update_statement(frozenset({"current_state", "last_heartbeat_at", "version"})),
     **{f"save {writes}": upsert.save_statement(writes) for writes in EVERY_WRITE},
 }
 FINDING = {name: statement for name, statement in POINTS.items() if "known=None" not in name}  # rows that are there
-BATCHES = {name: statement for name, statement in POINTS.items() if name not in {"read state", "rebase", "update"}}
+BATCHES = {name: statement for name, statement in POINTS.items() if name != "rebase"}
 
 
 def named(statements: dict[str, Statement]) -> pytest.MarkDecorator:
@@ -451,9 +450,6 @@ def point_parameters(rows: list[Registration], writes: Writes = EVERY_WRITE[0]) 
         "asked_domain": columns["domain"],
         **{f"new_{name}": values for name, values in columns.items()},
         **{f"entries_{column.key}": [] for column in outbox._given},
-        **{f"to_{name}": values[0] for name, values in columns.items()},
-        "read_version": first.version,
-        "slot": 3,
         "new_entity_id": [uuid5(row.entity_id, "new") for row in rows],
         **{f"known_{name}": values for name, values in columns.items()},
         "known_read_version": [row.version for row in rows],
@@ -699,14 +695,14 @@ def test_every_statement_has_a_case() -> None:
     """The statements of the modules are those whose plans are read here; the clock and a full count need none."""
     named = {
         module: {name for name, value in vars(module).items() if isinstance(value, Statement)}
-        for module in (watermarks, dead_letters)
+        for module in (watermarks, dead_letters, registrations, counts, overdue_scans)
     }
     assert named[watermarks] == {"READ", "ADVANCE", "LIST", "AGES"}
     assert named[dead_letters] == {"ADD", "LIST", "COUNT", "READ", "REMOVE"}
-    statements = {name for name, value in vars(registrations).items() if isinstance(value, Statement)}
-    covered = {"READ", "READ_STATE", "LOCK", "LOCK_FREE", "REBASE", "COUNT"}
-    assert statements == covered | {"NOW", "VERIFY"}
-    assert {name for name, value in vars(registrations).items() if isinstance(value, _Scan)} == {
+    assert named[registrations] == {"READ", "LOCK", "LOCK_FREE", "REBASE"}
+    assert named[counts] == {"COUNT", "VERIFY"}
+    assert named[overdue_scans] == {"NOW"}
+    assert {name for name, value in vars(overdue_scans).items() if isinstance(value, _Scan)} == {
         "ACK_SCAN",
         "LIVENESS_SCAN",
     }

@@ -180,14 +180,6 @@ async def test_the_smallest_and_the_largest_lookup(database: Database, number: i
     assert await database.read(lambda c: registrations.get_entity_states(c, list(rows))) == rows
 
 
-@pytest.mark.parametrize("state", RegistrationState)
-async def test_the_state_alone(database: Database, state: RegistrationState) -> None:
-    """Each state is read as what it is."""
-    await insert(database, [row(node(1), current_state=state)])
-    found = await database.read(lambda c: registrations.get_registration_status(c, node(1), DOMAIN))
-    assert found is state
-
-
 def at_sequence(number: int) -> dict[str, Any]:
     """The columns of a row that stands at a sequence."""
     return {"last_applied_sequence": number, "last_applied_partition": None, "last_applied_offset": None}
@@ -196,33 +188,6 @@ def at_sequence(number: int) -> dict[str, Any]:
 def at_offset(partition: str, number: int) -> dict[str, Any]:
     """The columns of a row that stands at an offset of a partition."""
     return {"last_applied_sequence": None, "last_applied_partition": partition, "last_applied_offset": number}
-
-
-@pytest.mark.parametrize(
-    ("stands_at", "position", "stale"),
-    [
-        (at_sequence(5), Position(sequence=4), True),
-        (at_sequence(5), Position(sequence=5), False),
-        (at_sequence(5), Position(sequence=6), False),
-        (at_sequence(5), Position(sequence=4, previous=3), True),
-        (at_sequence(5), Position(partition="p", offset=4), False),
-        (at_offset("p", 5), Position(partition="p", offset=0), True),
-        (at_offset("p", 5), Position(partition="p", offset=5), False),
-        (at_offset("p", 5), Position(partition="p", offset=MAX_NUMBER), False),
-        (at_offset("p", 5), Position(partition="q", offset=4), False),
-        (at_offset("p", 5), Position(sequence=4), False),
-        (None, Position(sequence=0), False),
-    ],
-    ids=str,
-)
-async def test_what_is_stale(
-    database: Database, stands_at: dict[str, Any] | None, position: Position, *, stale: bool
-) -> None:
-    """A position is stale when it is behind its row on the same track; asking changes nothing."""
-    before = None if stands_at is None else row(node(1), **stands_at)
-    await insert(database, [before] if before else [])
-    assert await database.read(lambda c: registrations.is_stale(c, node(1), DOMAIN, position)) is stale
-    assert await read(database, node(1)) == before
 
 
 # --- What a batch is folded onto -------------------------------------------------------------------------------
