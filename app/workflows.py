@@ -26,7 +26,7 @@ from app.domain.workflows import (
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError
 from app.projection.batching import Lane
 from app.store import workflows
-from app.store.database import Connection, Database, LostRaceError, refused_values
+from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, Outcome
 from app.wire.events import EARLIEST, LATEST, MAX_NESTING, depth, fault_of, find_nul
 
@@ -93,18 +93,12 @@ class WorkflowStore:
         await self._reads.close()
 
     async def _read(self, keys: list[str]) -> list[Workflow | None]:
-        async def work(connection: Connection) -> dict[str, Workflow]:
-            return await workflows.get_states(connection, keys)
-
-        found = await self._database.read(work)
+        found = await self._database.read(workflows.get_states, keys)
         return [found.get(key) for key in keys]
 
     async def _commit(self, commits: list[Commit]) -> Sequence[Outcome | None]:
-        async def work(connection: Connection) -> list[Outcome | None]:
-            return await workflows.commit(connection, commits)
-
         with refused_values():
-            return await self._database.write_alone(work)
+            return await self._database.write_alone(workflows.commit, commits)
 
 
 # --- What may be committed -----------------------------------------------------------------------------------------
@@ -214,12 +208,8 @@ class Pruner:
 
     async def prune(self) -> int:
         """Remove what is older than the retention, in small transactions, and return how many actions that were."""
-
-        async def work(connection: Connection) -> int | None:
-            return await workflows.prune(connection, self._retention)
-
         removed = 0
-        while batch := await self._database.write(work):
+        while batch := await self._database.write(workflows.prune, self._retention):
             removed += batch
             if batch < PRUNE_ROWS:
                 break

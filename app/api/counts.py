@@ -8,9 +8,7 @@ from app.api import openapi
 from app.api.bodies import JSON
 from app.api.schemas import DomainQuery, StateCounts, encode
 from app.api.service import service_of
-from app.domain.states import RegistrationState
 from app.store import registrations
-from app.store.database import Connection
 
 router = APIRouter(tags=["counts"])
 
@@ -23,10 +21,6 @@ router = APIRouter(tags=["counts"])
 )
 async def count_states(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer a number for each of the eight states, the empty ones included, and their sum."""
-
-    async def work(connection: Connection) -> dict[RegistrationState, int]:
-        return await registrations.count_by_state(connection, query.domain)
-
-    counts = await service_of(request).scans.read(work)
+    counts = await service_of(request).scans.read(registrations.count_by_state, query.domain)
     answer = StateCounts(query.domain, {str(state): n for state, n in counts.items()}, sum(counts.values()))
     return Response(encode(answer), media_type=JSON)

@@ -27,8 +27,7 @@ from app.api.service import Service, service_of
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError
 from app.store import registrations
-from app.store.database import Connection
-from app.store.registrations import EntityFilter, Key
+from app.store.registrations import EntityFilter
 from app.wire.events import MAX_NESTING, depth, explain, find_nul
 
 router = APIRouter(tags=["entities"])
@@ -55,11 +54,7 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
     ids = list(dict.fromkeys(asked.entity_ids))
 
     keys = [(id_, query.domain) for id_ in ids]
-
-    async def work(connection: Connection) -> dict[Key, Registration]:
-        return await registrations.get_entity_states(connection, keys)
-
-    found = await service.database.read(work)
+    found = await service.database.read(registrations.get_entity_states, keys)
     answer = LookupAnswer(
         items=[found[key] for key in keys if key in found], missing=[key[0] for key in keys if key not in found]
     )
@@ -148,10 +143,7 @@ class _Place(msgspec.Struct, array_like=True):
 
 
 async def _page(service: Service, wanted: EntityFilter, after: UUID | None, limit: int) -> list[Registration]:
-    async def work(connection: Connection) -> list[Registration]:
-        return await registrations.get_by_state(connection, wanted, after=after, limit=limit)
-
-    return await service.scans.read(work)
+    return await service.scans.read(registrations.get_by_state, wanted, after=after, limit=limit)
 
 
 async def _stream(service: Service, wanted: EntityFilter, page: list[Registration]) -> AsyncIterator[bytes]:

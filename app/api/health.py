@@ -1,5 +1,6 @@
 """Whether the process is up, whether the service is ready, and what it measured."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated
 
@@ -45,14 +46,14 @@ async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> 
     service = service_of(request)
     for name, breaker in service.breakers.items():
         service.metrics.breaker(name, is_open=breaker.is_open)
-
-    async def work(connection: Connection) -> Kept:
-        backlogs = await outbox.backlogs(connection)
-        waiting = {each.destination for each in backlogs}
-        backlogs += [Backlog(name, 0, 0.0) for name in service.outgoing.destinations if name not in waiting]
-        return Kept(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))
-
     kept = Kept()
     with suppress(UnavailableError):  # a database that is down takes these numbers away, and no others
-        kept = await service.database.read(work)
+        kept = await service.database.read(_collect, service.outgoing.destinations)
     return Response(service.metrics.text(kept), media_type=metrics.MEDIA_TYPE)
+
+
+async def _collect(connection: Connection, destinations: Sequence[str]) -> Kept:
+    backlogs = await outbox.backlogs(connection)
+    waiting = {each.destination for each in backlogs}
+    backlogs += [Backlog(name, 0, 0.0) for name in destinations if name not in waiting]
+    return Kept(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))

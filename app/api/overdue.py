@@ -22,6 +22,8 @@ from app.store.registrations import DueKey, Overdue
 
 router = APIRouter(tags=["overdue"])
 
+Find = Callable[..., Awaitable[Overdue]]
+
 
 class _Place(msgspec.Struct, array_like=True):
     """Where a page ended, and the moment that the first page was asked about."""
@@ -69,7 +71,7 @@ async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Quer
 async def _scan(
     request: Request,
     query: OverdueQuery,
-    find: Callable[..., Awaitable[Overdue]],
+    find: Find,
     deadline_of: Callable[[Registration], datetime | None],
 ) -> Response:
     filters = [request.url.path, query.domain]
@@ -78,11 +80,9 @@ async def _scan(
         raise BadCursorError("the cursor belongs to another `as_of`; leave it out beside a cursor")
     after: DueKey | None = None if place is None else (place.deadline, place.entity_id)
 
-    async def work(connection: Connection) -> tuple[datetime, Overdue]:
-        as_of = place.as_of if place is not None else query.as_of or await registrations.now(connection)
-        return as_of, await find(connection, query.domain, as_of=as_of, after=after, limit=query.limit + 1)
-
-    as_of, found = await service_of(request).scans.read(work)
+    as_of, found = await service_of(request).scans.read(
+        _find, find, query.domain, query.as_of if place is None else place.as_of, after, query.limit + 1
+    )
     items = []
     for registration in found.items[: query.limit]:
         passed = as_of - (deadline_of(registration) or as_of)
@@ -97,3 +97,16 @@ async def _scan(
         headers = next_link(request, cursor)
     page = OverduePage(as_of, items, cursor, found.next_deadline)
     return Response(encode(page), headers=headers, media_type=JSON)
+
+
+async def _find(
+    connection: Connection,
+    find: Find,
+    domain: str,
+    as_of: datetime | None,
+    after: DueKey | None,
+    limit: int,
+) -> tuple[datetime, Overdue]:
+    """The rows that are overdue at `as_of`, or else by the database's clock; and which of the two that was."""
+    moment = as_of or await registrations.now(connection)
+    return moment, await find(connection, domain, as_of=moment, after=after, limit=limit)

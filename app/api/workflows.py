@@ -28,7 +28,6 @@ from app.errors import (
     PreconditionRequiredError,
 )
 from app.store import workflows
-from app.store.database import Connection
 from app.wire.events import EARLIEST, explain
 from app.workflows import ATTEMPTS
 
@@ -85,11 +84,7 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     if query.cursor is not None:
         place = read_cursor(query.cursor, filters, _Place)
         after = (place.updated_at, place.workflow_key)
-
-    async def work(connection: Connection) -> list[Workflow]:
-        return await workflows.get_changed(connection, after=after, limit=query.limit + 1)
-
-    rows = await service_of(request).scans.read(work)
+    rows = await service_of(request).scans.read(workflows.get_changed, after=after, limit=query.limit + 1)
     items = rows[: query.limit]
     cursor = None
     headers = {}

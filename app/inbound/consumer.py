@@ -153,10 +153,8 @@ class Consumer:
         loop = asyncio.get_running_loop()
 
         def places(partitions: Sequence[Partition]) -> dict[Partition, int]:
-            async def work(connection: Connection) -> dict[Partition, int]:
-                return await watermarks.read(connection, partitions)
-
-            return asyncio.run_coroutine_threadsafe(_tried(lambda: self._database.read(work), stop), loop).result()
+            reading = _tried(lambda: self._database.read(watermarks.read, partitions), stop)
+            return asyncio.run_coroutine_threadsafe(reading, loop).result()
 
         return places
 
