@@ -24,12 +24,12 @@ from app.api import (
     entities,
     events,
     health,
-    openapi,
     overdue,
     problems,
     watermarks,
     workflows,
 )
+from app.api.openapi import document
 from app.api.service import Service
 from app.domain.registration import Timing
 from app.errors import StartError
@@ -123,7 +123,7 @@ def create_app(settings: Settings) -> FastAPI:
     for resource in (events, entities, counts, overdue, workflows, watermarks, dead_letters, health):
         app.include_router(resource.router)
     problems.install(app)
-    openapi.install(app)
+    document.install(app)
     return app
 
 

@@ -28,7 +28,8 @@ from app.projection.batching import Lane
 from app.store import workflows
 from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, Outcome
-from app.wire.events import EARLIEST, LATEST, MAX_NESTING, depth, fault_of, find_nul
+from app.wire.events import EARLIEST, LATEST
+from app.wire.faults import MAX_NESTING, depth, fault_of, find_nul
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api import openapi
 from app.api.bodies import JSON
+from app.api.openapi.operations import operation
 from app.api.schemas import DomainQuery, StateCounts, encode
 from app.api.service import service_of
 from app.store import registrations
@@ -17,7 +17,7 @@ router = APIRouter(tags=["counts"])
     "/v1/state-counts",
     operation_id="countStates",
     summary="Count the entities in each state",
-    **openapi.operation(StateCounts, errors=(422, 503)),
+    **operation(StateCounts, errors=(422, 503)),
 )
 async def count_states(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer a number for each of the eight states, the empty ones included, and their sum."""

@@ -6,9 +6,9 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from app.api import openapi
 from app.api.bodies import JSON
 from app.api.events import render_one
+from app.api.openapi.operations import operation, removal_operation, retry_operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import DeadLetterPage, DeadMessage, Header, NoQuery, RowsQuery, encode
 from app.api.service import service_of
@@ -42,7 +42,7 @@ class _Place(msgspec.Struct, array_like=True):
     ROUTE,
     operation_id="listDeadLetters",
     summary="List messages that could not be taken in",
-    **openapi.operation(DeadLetterPage, link=True, errors=(400, 422, 503)),
+    **operation(DeadLetterPage, link=True, errors=(400, 422, 503)),
 )
 async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query()]) -> Response:
     """Answer a page, oldest first. A page with large messages ends after some megabytes of them."""
@@ -59,7 +59,7 @@ async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query(
     ROUTE + "/{id}/retry",
     operation_id="retryDeadLetter",
     summary="Take a message in once more",
-    **openapi.retry_operation(),
+    **retry_operation(),
 )
 async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
     """Take the message's event in, at the place where it was read, and answer as `POST /v1/events` does.
@@ -94,7 +94,7 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     status_code=204,
     operation_id="deleteDeadLetter",
     summary="Remove a message that is not wanted",
-    **openapi.removal_operation(),
+    **removal_operation(),
 )
 async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
     """Remove the dead letter for good."""

@@ -12,9 +12,9 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.api import openapi
 from app.api.bodies import JSON, NDJSON, json_answer, lines, media_type, read_body
 from app.api.context import given_correlation_id
+from app.api.openapi.operations import events_operation
 from app.api.problems import respond
 from app.api.schemas import EventsQuery, OrderProblem, StreamSummary, Summary, encode
 from app.api.service import Service, service_of
@@ -52,7 +52,7 @@ TYPES = {
     PATH,
     operation_id="postEvents",
     summary="Take in one event, an array, or a stream of lines",
-    **openapi.events_operation(),
+    **events_operation(),
 )
 async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) -> Response:
     """Take events in, and answer what became of each. The answer follows the commit.

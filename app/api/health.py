@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api import openapi
 from app.api.bodies import JSON
+from app.api.openapi.operations import metrics_operation, operation
 from app.api.schemas import Health, NoQuery, Ready, encode
 from app.api.service import service_of
 from app.errors import UnavailableError
@@ -20,9 +20,7 @@ from app.store.outbox import Backlog
 router = APIRouter(tags=["health"])
 
 
-@router.get(
-    "/livez", operation_id="getLiveness", summary="The process is up", **openapi.operation(Health, errors=(422,))
-)
+@router.get("/livez", operation_id="getLiveness", summary="The process is up", **operation(Health, errors=(422,)))
 async def livez(_query: Annotated[NoQuery, Query()]) -> Response:
     """Answer without asking the database: restarting this process would not mend a database that is down."""
     return Response(encode(Health("alive")), media_type=JSON)
@@ -32,7 +30,7 @@ async def livez(_query: Annotated[NoQuery, Query()]) -> Response:
     "/readyz",
     operation_id="getReadiness",
     summary="Ready for requests",
-    **openapi.operation(Ready, errors=(422, 503)),
+    **operation(Ready, errors=(422, 503)),
 )
 async def readyz(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer 200 when the database answers and its schema is the expected one; else 503, and what is missing."""
@@ -40,7 +38,7 @@ async def readyz(request: Request, _query: Annotated[NoQuery, Query()]) -> Respo
     return Response(encode(Ready("ready", revision)), media_type=JSON)
 
 
-@router.get("/metrics", operation_id="getMetrics", summary="Metrics for Prometheus", **openapi.metrics_operation())
+@router.get("/metrics", operation_id="getMetrics", summary="Metrics for Prometheus", **metrics_operation())
 async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer in Prometheus' text format; of all worker processes together."""
     service = service_of(request)

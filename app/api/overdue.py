@@ -8,8 +8,8 @@ from uuid import UUID
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api import openapi
 from app.api.bodies import JSON
+from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import OverduePage, OverdueQuery, OverdueRegistration, encode
 from app.api.service import service_of
@@ -37,7 +37,7 @@ class _Place(msgspec.Struct, array_like=True):
     "/v1/overdue/ack",
     operation_id="listOverdueAcks",
     summary="List the nodes that did not acknowledge in time",
-    **openapi.operation(OverduePage, link=True, errors=(400, 422, 503)),
+    **operation(OverduePage, link=True, errors=(400, 422, 503)),
 )
 async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `accepted` or `awaiting_ack` whose `ack_deadline` lies before `as_of`, oldest first.
@@ -53,7 +53,7 @@ async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()])
     "/v1/overdue/liveness",
     operation_id="listOverdueLiveness",
     summary="List the nodes that were not heard of in time",
-    **openapi.operation(OverduePage, link=True, errors=(400, 422, 503)),
+    **operation(OverduePage, link=True, errors=(400, 422, 503)),
 )
 async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `active` whose `liveness_deadline` lies before `as_of`, oldest first.

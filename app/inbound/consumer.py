@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS = 2  # one for batches, one to look watermarks up
 DECODED_AT_ONCE = 50  # messages, before the event loop turns to what the database has answered
-SOONEST, LATEST = 0.1, 5.0  # seconds until the database is asked again that did not answer
+FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds until the database is asked again that did not answer
 REFUSED = "refused: PostgreSQL does not take what this would write; the log of `pqs consume` has its words"
 HEADERLESS = (
     "it had headers, which are not kept: one of their names is not UTF-8, and the Kafka client gives none then"
@@ -73,7 +73,7 @@ async def consuming(settings: Settings, url: str) -> AsyncIterator["Consumer"]:
         url,
         pool_size=CONNECTIONS,
         statement_timeout=timedelta(seconds=settings.statement_timeout),
-        breaker=CircuitBreaker(open_for=timedelta(seconds=SOONEST)),  # whoever waits here has a pace of its own
+        breaker=CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT)),  # whoever waits here has a pace of its own
     )
     try:
         yield Consumer(
@@ -144,7 +144,7 @@ class Consumer:
                 log.warning("stopped before the last batch was written: %s", error)
             except KafkaException as error:
                 log.warning("reading begins anew: %s", error)
-                await _passed(stop, LATEST)
+                await _passed(stop, LONGEST_WAIT)
             finally:
                 await asyncio.to_thread(reading.close)
 
@@ -268,7 +268,7 @@ def _refusal(result: Result) -> str | None:
 
 async def _tried(work: Callable[[], Coroutine[None, None, T]], stop: asyncio.Event) -> T:
     """Do `work`, again and again while the database does not answer; until `stop`, then its error is raised."""
-    wait = SOONEST
+    wait = FIRST_WAIT
     while True:
         try:
             return await work()
@@ -276,7 +276,7 @@ async def _tried(work: Callable[[], Coroutine[None, None, T]], stop: asyncio.Eve
             log.warning("%s; trying again in %.1f s", error, wait)
             if await _passed(stop, wait):
                 raise
-            wait = min(2 * wait, LATEST)
+            wait = min(2 * wait, LONGEST_WAIT)
 
 
 async def _passed(stop: asyncio.Event, seconds: float) -> bool:
