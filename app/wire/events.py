@@ -7,6 +7,7 @@ holds none), depth, and the years that a time may lie in. A message is put toget
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import get_type_hints
+from uuid import UUID
 
 import msgspec
 
@@ -62,6 +63,13 @@ def read_events(body: bytes, read: Callable[[msgspec.Raw], Event] = read_event) 
     if faults:
         raise InvalidInputError(faults)
     return events
+
+
+def correlated(event: Event, correlation_id: UUID | None) -> Event:
+    """The event with this correlation id, where it has none of its own."""
+    if correlation_id is None or event.correlation_id is not None:
+        return event
+    return msgspec.structs.replace(event, correlation_id=correlation_id)
 
 
 def _fault_beyond_shape(event: Event, body: bytes) -> Fault | None:
