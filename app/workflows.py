@@ -30,6 +30,7 @@ from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, Outcome
 from app.wire.events import EARLIEST, LATEST
 from app.wire.faults import MAX_NESTING, depth, fault_of, find_nul
+from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ def _spelt_out(encoded: bytes, value: object) -> int:
 # --- Old actions ---------------------------------------------------------------------------------------------------
 
 
-class Pruner:
+class Pruner(Worker):
     """Removes the actions that need not be kept any more. Many processes may run one: one at a time works."""
 
     def __init__(self, database: Database, retention: timedelta) -> None:
@@ -195,8 +196,11 @@ class Pruner:
         self._retention = retention
         self._every = max(PRUNE_LEAST, min(PRUNE_EVERY, retention.total_seconds()))
 
-    async def run(self) -> None:
-        """Look from time to time, until cancelled. A database that does not answer is asked again the next time."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look from time to time, until `stop` (see Worker)."""
+        await until_stopped(self._run(), stop)
+
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._every)
             try:
