@@ -20,12 +20,9 @@ from app.domain.events import DEFAULT_DOMAIN
 from app.domain.positions import MAX_NUMBER, Position
 from app.embedded.postgres import running_url
 from app.errors import PqsError, StartError
-from app.inbound.consumer import consuming
 from app.load import load_file, service_url
 from app.outbound import contract
-from app.outbound.entries import outgoing_of
-from app.outbound.relay import relaying
-from app.projection.sweep import sweeping
+from app.parts import Parts
 from app.runtime import log
 from app.runtime.processes import export, listening, run
 from app.runtime.signals import database_of, own_database, run_worker
@@ -33,6 +30,7 @@ from app.settings import PREFIX, BusKind, Settings, read_settings
 from app.store import registrations, schema
 from app.store.counts import verify_counts
 from app.store.database import Connection, Database, translated
+from app.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -202,12 +200,7 @@ def relay(**given: str | None) -> None:
     if settings.bus is BusKind.OFF and settings.consul_url is None:
         raise StartError("there is nowhere to send to; set PQS_KAFKA, PQS_CONSUL_URL or both")
 
-    async def work(url: str, stop: asyncio.Event) -> None:
-        async with relaying(settings, url):
-            click.echo("relaying")
-            await stop.wait()
-
-    run_worker(settings, work)
+    _run(settings, Parts.relay, "relaying")
 
 
 @pqs.command()
@@ -218,15 +211,7 @@ def sweep(**given: str | None) -> None:
     A service does the same within it where PQS_SWEEP is true. What follows goes to the outbox, as it does there, so
     PQS_KAFKA, PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL are to be what the service has.
     """
-    settings = _command_settings(given)
-    outgoing = outgoing_of(settings)
-
-    async def work(url: str, stop: asyncio.Event) -> None:
-        async with sweeping(settings, url, outgoing):
-            click.echo("sweeping")
-            await stop.wait()
-
-    run_worker(settings, work)
+    _run(_command_settings(given), Parts.sweep, "sweeping")
 
 
 @pqs.command()
@@ -238,13 +223,7 @@ def consume(**given: str | None) -> None:
     what the service has: what is for a topic that no relay has waits there. PQS_TOPICS_IN is not to have that topic.
     """
     settings = _command_settings(given)
-
-    async def work(url: str, stop: asyncio.Event) -> None:
-        async with consuming(settings, url) as consumer:
-            click.echo(f"consuming {settings.topics_in}")
-            await consumer.run(stop)
-
-    run_worker(settings, work)
+    _run(settings, Parts.consumer, f"consuming {settings.topics_in}")
 
 
 @pqs.command("db-url")
@@ -278,6 +257,18 @@ def openapi() -> None:
     """Print the OpenAPI document."""
     application = main.create_app(read_settings({"database_url": "postgresql:///"}))
     click.echo(json.dumps(application.openapi(), indent=2, ensure_ascii=False))
+
+
+def _run(settings: Settings, build: Callable[[Parts], Worker], said: str) -> None:
+    """Say that a worker is there, and let it work until this process is stopped."""
+
+    async def work(url: str, stop: asyncio.Event) -> None:
+        async with Parts(settings, url) as parts:
+            worker = build(parts)
+            click.echo(said)
+            await worker.run(stop)
+
+    run_worker(settings, work)
 
 
 def _command_settings(given: dict[str, str | None]) -> Settings:

@@ -29,10 +29,10 @@ import httpx
 import msgspec
 
 from app.api.bodies import NDJSON
-from app.api.events import CHUNK_LINES, MAX_LINE
 from app.domain.positions import Position
 from app.domain.registration import Outcome
 from app.errors import Fault, PqsError, StartError
+from app.inbound.lines import CHUNK_LINES, MAX_LINE
 
 CHUNK_BYTES = 2 * 1024 * 1024  # of lines in one request; the last of them may go beyond
 CONNECT_TIMEOUT = 5.0  # seconds

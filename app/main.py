@@ -1,14 +1,12 @@
 """create_app(): the ASGI application, and the lifespan in which its parts are built and closed."""
 
-import asyncio
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -24,26 +22,19 @@ from app.api import (
     entities,
     events,
     health,
-    openapi,
     overdue,
     problems,
     watermarks,
     workflows,
 )
-from app.api.service import Service
-from app.domain.registration import Timing
+from app.api.openapi import document
 from app.errors import StartError
-from app.outbound.entries import outgoing_of
-from app.outbound.relay import relaying
-from app.projection.batching import Reader, Writer
-from app.projection.projector import Projector
-from app.projection.sweep import sweeping
+from app.outbound import contract
+from app.parts import Parts
 from app.runtime import log
 from app.runtime.collector import collect_seldom
 from app.runtime.metrics import SHARED_DIRECTORY, Metrics
 from app.settings import Settings, read_settings
-from app.store.database import Database
-from app.workflows import Pruner, WorkflowStore
 
 
 class Application(FastAPI):
@@ -69,48 +60,14 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.database_url is None:
         raise StartError("PQS_DATABASE_URL is not set; `pqs serve` starts a PostgreSQL of its own")
     url = settings.database_url.get_secret_value()
-    read_url = settings.database_read_url.get_secret_value() if settings.database_read_url else url
+    contract.routes_of(settings)  # which refuses to start here, before there is a lifespan
     metrics = Metrics()
-    outgoing = outgoing_of(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        timeout = timedelta(seconds=settings.statement_timeout)
-        database = Database(url, pool_size=settings.pool_size, statement_timeout=timeout)
-        scans = Database(read_url, pool_size=settings.pool_size, statement_timeout=timeout, scans=True)
-        timing = Timing(
-            ack_timeout=timedelta(seconds=settings.ack_timeout),
-            liveness_interval=timedelta(seconds=settings.liveness_interval),
-            liveness_window=timedelta(seconds=settings.liveness_window),
-        )
-        projector = Projector(database, timing, outgoing)
-        reader = Reader(database, joining=settings.batching)
-        writer = Writer(projector, joining=settings.batching)
-        store = WorkflowStore(database, joining=settings.batching)
-        breakers = {"primary": database.breaker, "scans": scans.breaker}
-        app.state.service = Service(
-            settings, database, scans, reader, projector, writer, store, outgoing, metrics, breakers
-        )
-        pruner = Pruner(database, timedelta(seconds=settings.action_retention))
-        pruning = asyncio.create_task(pruner.run())
-        workers = AsyncExitStack()
-        try:
-            if settings.relay:
-                relay = await workers.enter_async_context(relaying(settings, url))
-                outgoing.on_commit = relay.wake
-                breakers |= relay.breakers
-            if settings.sweep:
-                await workers.enter_async_context(sweeping(settings, url, outgoing, metrics.swept))
+        async with Parts(settings, url) as parts:
+            app.state.service = await parts.service(metrics)
             yield
-        finally:
-            pruning.cancel()
-            await asyncio.wait([pruning])
-            await store.close()
-            await writer.close()
-            await workers.aclose()
-            await reader.close()
-            await database.close()
-            await scans.close()
 
     app = Application(
         metrics,
@@ -123,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     for resource in (events, entities, counts, overdue, workflows, watermarks, dead_letters, health):
         app.include_router(resource.router)
     problems.install(app)
-    openapi.install(app)
+    document.install(app)
     return app
 
 

@@ -26,9 +26,11 @@ from app.domain.workflows import (
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError
 from app.projection.batching import Lane
 from app.store import workflows
-from app.store.database import Connection, Database, LostRaceError, refused_values
+from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, Outcome
-from app.wire.events import EARLIEST, LATEST, MAX_NESTING, depth, fault_of, find_nul
+from app.wire.events import EARLIEST, LATEST
+from app.wire.faults import MAX_NESTING, depth, fault_of, find_nul
+from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
 
@@ -93,18 +95,12 @@ class WorkflowStore:
         await self._reads.close()
 
     async def _read(self, keys: list[str]) -> list[Workflow | None]:
-        async def work(connection: Connection) -> dict[str, Workflow]:
-            return await workflows.get_states(connection, keys)
-
-        found = await self._database.read(work)
+        found = await self._database.read(workflows.get_states, keys)
         return [found.get(key) for key in keys]
 
     async def _commit(self, commits: list[Commit]) -> Sequence[Outcome | None]:
-        async def work(connection: Connection) -> list[Outcome | None]:
-            return await workflows.commit(connection, commits)
-
         with refused_values():
-            return await self._database.write_alone(work)
+            return await self._database.write_alone(workflows.commit, commits)
 
 
 # --- What may be committed -----------------------------------------------------------------------------------------
@@ -192,7 +188,7 @@ def _spelt_out(encoded: bytes, value: object) -> int:
 # --- Old actions ---------------------------------------------------------------------------------------------------
 
 
-class Pruner:
+class Pruner(Worker):
     """Removes the actions that need not be kept any more. Many processes may run one: one at a time works."""
 
     def __init__(self, database: Database, retention: timedelta) -> None:
@@ -200,8 +196,11 @@ class Pruner:
         self._retention = retention
         self._every = max(PRUNE_LEAST, min(PRUNE_EVERY, retention.total_seconds()))
 
-    async def run(self) -> None:
-        """Look from time to time, until cancelled. A database that does not answer is asked again the next time."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look from time to time, until `stop` (see Worker)."""
+        await until_stopped(self._run(), stop)
+
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._every)
             try:
@@ -214,12 +213,8 @@ class Pruner:
 
     async def prune(self) -> int:
         """Remove what is older than the retention, in small transactions, and return how many actions that were."""
-
-        async def work(connection: Connection) -> int | None:
-            return await workflows.prune(connection, self._retention)
-
         removed = 0
-        while batch := await self._database.write(work):
+        while batch := await self._database.write(workflows.prune, self._retention):
             removed += batch
             if batch < PRUNE_ROWS:
                 break

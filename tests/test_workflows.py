@@ -15,8 +15,9 @@ import pytest
 from app.domain.workflows import MAX_STATE, Committed, StateConflict, Workflow
 from app.errors import ActionConflictError, InvalidInputError
 from app.store import workflows as statements
-from app.store.database import Connection, Database
+from app.store.database import Database
 from app.store.workflows import PRUNE_LOCK
+from app.worker import working
 from app.workflows import Pruner, WorkflowStore
 from tests.processes import PATIENCE, serving
 
@@ -416,18 +417,13 @@ async def test_the_pruner_goes_on(database: Database, monkeypatch: pytest.Monkey
     write: Callable[..., Any] = failing.write
     calls = 0
 
-    async def mend(work: Callable[[Connection], Any]) -> Any:
+    async def mend(*work: Any) -> Any:
         nonlocal calls
         calls += 1
-        return await (write if calls == 1 else database.write)(work)
+        return await (write if calls == 1 else database.write)(*work)
 
     monkeypatch.setattr(failing, "write", mend)
-    task = asyncio.create_task(pruner.run())
-    try:
-        async with asyncio.timeout(20):
-            while await actions(database):  # noqa: ASYNC110 - what it removes is in the server
-                await asyncio.sleep(0.01)
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
+    async with working(pruner), asyncio.timeout(20):
+        while await actions(database):  # noqa: ASYNC110 - what it removes is in the server
+            await asyncio.sleep(0.01)
     assert calls > 1

@@ -1,7 +1,5 @@
 """Request bodies: what they say they are, and how much of them is read."""
 
-from collections.abc import AsyncIterator
-
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
@@ -10,7 +8,7 @@ from app.errors import TooLargeError, UnsupportedMediaError
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 
-__all__ = ["JSON", "NDJSON", "ClientDisconnect", "json_answer", "lines", "media_type", "read_body"]
+__all__ = ["JSON", "NDJSON", "ClientDisconnect", "json_answer", "media_type", "read_body"]
 
 
 def json_answer(body: bytes, *headers: tuple[bytes, bytes], status: int = 200) -> Response:
@@ -67,25 +65,3 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 def _too_large(limit: int) -> TooLargeError:
     return TooLargeError(f"the body is larger than {limit:,} bytes; events may come as {NDJSON}, of any length")
-
-
-async def lines(request: Request, limit: int) -> AsyncIterator[list[bytes | None]]:
-    """The body's lines without their ends, as many at a time as arrive; None for one of more than `limit` bytes.
-
-    No more than `limit` bytes and a network read are held. Raises ClientDisconnect when the body ends early, without
-    the part of a line that was there.
-    """
-    held = b""
-    too_long = False
-    async for chunk in request.stream():
-        first, *others = chunk.split(b"\n")
-        too_long = too_long or len(held) + len(first) > limit
-        held = b"" if too_long else held + first
-        if not others:
-            continue
-        *whole, rest = others
-        yield [None if too_long else held, *(line if len(line) <= limit else None for line in whole)]
-        too_long = len(rest) > limit
-        held = b"" if too_long else rest
-    if too_long or held:
-        yield [None if too_long else held]

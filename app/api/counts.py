@@ -4,13 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api import openapi
 from app.api.bodies import JSON
+from app.api.openapi.operations import operation
 from app.api.schemas import DomainQuery, StateCounts, encode
 from app.api.service import service_of
-from app.domain.states import RegistrationState
 from app.store.counts import count_by_state
-from app.store.database import Connection
 
 router = APIRouter(tags=["counts"])
 
@@ -19,14 +17,10 @@ router = APIRouter(tags=["counts"])
     "/v1/state-counts",
     operation_id="countStates",
     summary="Count the entities in each state",
-    **openapi.operation(StateCounts, errors=(422, 503)),
+    **operation(StateCounts, errors=(422, 503)),
 )
 async def count_states(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer a number for each of the eight states, the empty ones included, and their sum."""
-
-    async def work(connection: Connection) -> dict[RegistrationState, int]:
-        return await count_by_state(connection, query.domain)
-
-    counts = await service_of(request).scans.read(work)
+    counts = await service_of(request).scans.read(count_by_state, query.domain)
     answer = StateCounts(query.domain, {str(state): n for state, n in counts.items()}, sum(counts.values()))
     return Response(encode(answer), media_type=JSON)

@@ -1,15 +1,14 @@
 """Dead letters: messages that could not be taken in, to be looked at, tried again, or removed."""
 
 from base64 import b64encode
-from functools import partial
 from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from app.api import openapi
 from app.api.bodies import JSON
 from app.api.events import render_one
+from app.api.openapi.operations import operation, removal_operation, retry_operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import DeadLetterPage, DeadMessage, Header, NoQuery, RowsQuery, encode
 from app.api.service import service_of
@@ -43,16 +42,13 @@ class _Place(msgspec.Struct, array_like=True):
     ROUTE,
     operation_id="listDeadLetters",
     summary="List messages that could not be taken in",
-    **openapi.operation(DeadLetterPage, link=True, errors=(400, 422, 503)),
+    **operation(DeadLetterPage, link=True, errors=(400, 422, 503)),
 )
 async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query()]) -> Response:
     """Answer a page, oldest first. A page with large messages ends after some megabytes of them."""
     after = 0 if query.cursor is None else read_cursor(query.cursor, FILTERS, _Place).id
 
-    async def work(connection: Connection) -> tuple[list[DeadLetter], bool]:
-        return await dead_letters.get_page(connection, after=after, limit=query.limit)
-
-    letters, more = await service_of(request).scans.read(work)
+    letters, more = await service_of(request).scans.read(dead_letters.get_page, after=after, limit=query.limit)
     cursor = write_cursor(_Place(letters[-1].id), FILTERS) if more else None
     headers = {} if cursor is None else next_link(request, cursor)
     page = DeadLetterPage([_shown(each) for each in letters], cursor)
@@ -63,7 +59,7 @@ async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query(
     ROUTE + "/{id}/retry",
     operation_id="retryDeadLetter",
     summary="Take a message in once more",
-    **openapi.retry_operation(),
+    **retry_operation(),
 )
 async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
     """Take the message's event in, at the place where it was read, and answer as `POST /v1/events` does.
@@ -74,15 +70,11 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     `relay`) goes back to the outbox instead, behind what waits there of its entity: 202.
     """
     service = service_of(request)
-
-    async def find(connection: Connection) -> DeadLetter | None:
-        return await dead_letters.get(connection, id)
-
-    letter = await service.database.read(find)
+    letter = await service.database.read(dead_letters.get, id)
     if letter is None:
         raise _unknown(id)
     if letter.partition is None or letter.offset is None:
-        if not await service.database.write(partial(_send_again, letter)):
+        if not await service.database.write(_send_again, letter):
             raise _unknown(id)
         service.outgoing.committed([letter])
         return Response(status_code=202)
@@ -102,20 +94,16 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     status_code=204,
     operation_id="deleteDeadLetter",
     summary="Remove a message that is not wanted",
-    **openapi.removal_operation(),
+    **removal_operation(),
 )
 async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
     """Remove the dead letter for good."""
-
-    async def work(connection: Connection) -> bool:
-        return await dead_letters.remove(connection, id)
-
-    if not await service_of(request).database.write_alone(work):
+    if not await service_of(request).database.write_alone(dead_letters.remove, id):
         raise _unknown(id)
     return Response(status_code=204)
 
 
-async def _send_again(letter: DeadLetter, connection: Connection) -> bool:
+async def _send_again(connection: Connection, letter: DeadLetter) -> bool:
     """Move a message back to the outbox. False: somebody else just did."""
     envelope = Envelope.from_json(letter.value or b"")
     entity_id = envelope.subject

@@ -8,10 +8,10 @@ import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.api import openapi
 from app.api.bodies import JSON, NDJSON, json_answer, media_type, read_body
 from app.api.context import Headers
 from app.api.negotiation import preferred, unchanged
+from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import (
     MAX_LIMIT,
@@ -24,13 +24,11 @@ from app.api.schemas import (
     encode,
 )
 from app.api.service import Service, service_of
-from app.domain.events import Key
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError
 from app.store import listing, registrations
-from app.store.database import Connection
 from app.store.listing import EntityFilter
-from app.wire.events import MAX_NESTING, depth, explain, find_nul
+from app.wire.faults import MAX_NESTING, depth, explain, find_nul
 
 router = APIRouter(tags=["entities"])
 
@@ -42,7 +40,7 @@ TEXT = "text/plain"
     "/v1/entities/lookup",
     operation_id="lookupEntities",
     summary="Look up several entities by id",
-    **openapi.operation(LookupAnswer, body=Lookup, errors=(400, 413, 415, 422, 503)),
+    **operation(LookupAnswer, body=Lookup, errors=(400, 413, 415, 422, 503)),
 )
 async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the registrations of up to 1,000 entities, in the order asked, and which of them have none."""
@@ -56,11 +54,7 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
     ids = list(dict.fromkeys(asked.entity_ids))
 
     keys = [(id_, query.domain) for id_ in ids]
-
-    async def work(connection: Connection) -> dict[Key, Registration]:
-        return await registrations.get_entity_states(connection, keys)
-
-    found = await service.database.read(work)
+    found = await service.database.read(registrations.get_entity_states, keys)
     answer = LookupAnswer(
         items=[found[key] for key in keys if key in found], missing=[key[0] for key in keys if key not in found]
     )
@@ -77,7 +71,7 @@ async def refuse_get_lookup() -> None:
     PATH,
     operation_id="getEntity",
     summary="Get one entity's registration",
-    **openapi.operation(Registration, etag=True, errors=(404, 422, 503)),
+    **operation(Registration, etag=True, errors=(404, 422, 503)),
 )
 async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the whole row. Its ETag is its version: with it in `If-None-Match`, an unchanged row answers 304."""
@@ -99,7 +93,7 @@ def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: 
     "/v1/entities/{entity_id}/state",
     operation_id="getEntityState",
     summary="Get one entity's state",
-    **openapi.operation(EntityState, text=True, errors=(404, 422, 503)),
+    **operation(EntityState, text=True, errors=(404, 422, 503)),
 )
 async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the state alone; with `Accept: text/plain` as the bare word."""
@@ -117,7 +111,7 @@ async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQu
     "/v1/entities",
     operation_id="listEntities",
     summary="List entities",
-    **openapi.operation(EntityPage, link=True, stream=Registration, errors=(400, 422, 503)),
+    **operation(EntityPage, link=True, stream=Registration, errors=(400, 422, 503)),
 )
 async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]) -> Response:
     """Answer a page, in the order of entity ids; with `Accept: application/x-ndjson` all of it, a row a line.
@@ -149,10 +143,7 @@ class _Place(msgspec.Struct, array_like=True):
 
 
 async def _page(service: Service, wanted: EntityFilter, after: UUID | None, limit: int) -> list[Registration]:
-    async def work(connection: Connection) -> list[Registration]:
-        return await listing.get_by_state(connection, wanted, after=after, limit=limit)
-
-    return await service.scans.read(work)
+    return await service.scans.read(listing.get_by_state, wanted, after=after, limit=limit)
 
 
 async def _stream(service: Service, wanted: EntityFilter, page: list[Registration]) -> AsyncIterator[bytes]:

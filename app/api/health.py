@@ -1,12 +1,13 @@
 """Whether the process is up, whether the service is ready, and what it measured."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api import openapi
 from app.api.bodies import JSON
+from app.api.openapi.operations import metrics_operation, operation
 from app.api.schemas import Health, NoQuery, Ready, encode
 from app.api.service import service_of
 from app.errors import UnavailableError
@@ -19,9 +20,7 @@ from app.store.outbox import Backlog
 router = APIRouter(tags=["health"])
 
 
-@router.get(
-    "/livez", operation_id="getLiveness", summary="The process is up", **openapi.operation(Health, errors=(422,))
-)
+@router.get("/livez", operation_id="getLiveness", summary="The process is up", **operation(Health, errors=(422,)))
 async def livez(_query: Annotated[NoQuery, Query()]) -> Response:
     """Answer without asking the database: restarting this process would not mend a database that is down."""
     return Response(encode(Health("alive")), media_type=JSON)
@@ -31,7 +30,7 @@ async def livez(_query: Annotated[NoQuery, Query()]) -> Response:
     "/readyz",
     operation_id="getReadiness",
     summary="Ready for requests",
-    **openapi.operation(Ready, errors=(422, 503)),
+    **operation(Ready, errors=(422, 503)),
 )
 async def readyz(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer 200 when the database answers and its schema is the expected one; else 503, and what is missing."""
@@ -39,20 +38,20 @@ async def readyz(request: Request, _query: Annotated[NoQuery, Query()]) -> Respo
     return Response(encode(Ready("ready", revision)), media_type=JSON)
 
 
-@router.get("/metrics", operation_id="getMetrics", summary="Metrics for Prometheus", **openapi.metrics_operation())
+@router.get("/metrics", operation_id="getMetrics", summary="Metrics for Prometheus", **metrics_operation())
 async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer in Prometheus' text format; of all worker processes together."""
     service = service_of(request)
     for name, breaker in service.breakers.items():
         service.metrics.breaker(name, is_open=breaker.is_open)
-
-    async def work(connection: Connection) -> Kept:
-        backlogs = await outbox.backlogs(connection)
-        waiting = {each.destination for each in backlogs}
-        backlogs += [Backlog(name, 0, 0.0) for name in service.outgoing.destinations if name not in waiting]
-        return Kept(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))
-
     kept = Kept()
     with suppress(UnavailableError):  # a database that is down takes these numbers away, and no others
-        kept = await service.database.read(work)
+        kept = await service.database.read(_collect, service.outgoing.destinations)
     return Response(service.metrics.text(kept), media_type=metrics.MEDIA_TYPE)
+
+
+async def _collect(connection: Connection, destinations: Sequence[str]) -> Kept:
+    backlogs = await outbox.backlogs(connection)
+    waiting = {each.destination for each in backlogs}
+    backlogs += [Backlog(name, 0, 0.0) for name in destinations if name not in waiting]
+    return Kept(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))

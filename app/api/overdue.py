@@ -8,8 +8,8 @@ from uuid import UUID
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api import openapi
 from app.api.bodies import JSON
+from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import OverduePage, OverdueQuery, OverdueRegistration, encode
 from app.api.service import service_of
@@ -21,6 +21,8 @@ from app.store.database import Connection
 from app.store.overdue import DueKey, Overdue
 
 router = APIRouter(tags=["overdue"])
+
+Find = Callable[..., Awaitable[Overdue]]
 
 
 class _Place(msgspec.Struct, array_like=True):
@@ -35,7 +37,7 @@ class _Place(msgspec.Struct, array_like=True):
     "/v1/overdue/ack",
     operation_id="listOverdueAcks",
     summary="List the nodes that did not acknowledge in time",
-    **openapi.operation(OverduePage, link=True, errors=(400, 422, 503)),
+    **operation(OverduePage, link=True, errors=(400, 422, 503)),
 )
 async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `accepted` or `awaiting_ack` whose `ack_deadline` lies before `as_of`, oldest first.
@@ -51,7 +53,7 @@ async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()])
     "/v1/overdue/liveness",
     operation_id="listOverdueLiveness",
     summary="List the nodes that were not heard of in time",
-    **openapi.operation(OverduePage, link=True, errors=(400, 422, 503)),
+    **operation(OverduePage, link=True, errors=(400, 422, 503)),
 )
 async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `active` whose `liveness_deadline` lies before `as_of`, oldest first.
@@ -69,7 +71,7 @@ async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Quer
 async def _scan(
     request: Request,
     query: OverdueQuery,
-    find: Callable[..., Awaitable[Overdue]],
+    find: Find,
     deadline_of: Callable[[Registration], datetime | None],
 ) -> Response:
     filters = [request.url.path, query.domain]
@@ -78,11 +80,9 @@ async def _scan(
         raise BadCursorError("the cursor belongs to another `as_of`; leave it out beside a cursor")
     after: DueKey | None = None if place is None else (place.deadline, place.entity_id)
 
-    async def work(connection: Connection) -> tuple[datetime, Overdue]:
-        as_of = place.as_of if place is not None else query.as_of or await overdue.now(connection)
-        return as_of, await find(connection, query.domain, as_of=as_of, after=after, limit=query.limit + 1)
-
-    as_of, found = await service_of(request).scans.read(work)
+    as_of, found = await service_of(request).scans.read(
+        _find, find, query.domain, query.as_of if place is None else place.as_of, after, query.limit + 1
+    )
     items = []
     for registration in found.items[: query.limit]:
         passed = as_of - (deadline_of(registration) or as_of)
@@ -97,3 +97,16 @@ async def _scan(
         headers = next_link(request, cursor)
     page = OverduePage(as_of, items, cursor, found.next_deadline)
     return Response(encode(page), headers=headers, media_type=JSON)
+
+
+async def _find(
+    connection: Connection,
+    find: Find,
+    domain: str,
+    as_of: datetime | None,
+    after: DueKey | None,
+    limit: int,
+) -> tuple[datetime, Overdue]:
+    """The rows that are overdue at `as_of`, or else by the database's clock; and which of the two that was."""
+    moment = as_of or await overdue.now(connection)
+    return moment, await find(connection, domain, as_of=moment, after=after, limit=limit)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api import openapi
 from app.api.bodies import JSON
+from app.api.openapi.operations import operation
 from app.api.schemas import NoQuery, WatermarkList, encode
 from app.api.service import service_of
 from app.store import watermarks
@@ -17,7 +17,7 @@ router = APIRouter(tags=["kafka"])
     "/v1/watermarks",
     operation_id="listWatermarks",
     summary="List how far each partition is read",
-    **openapi.operation(WatermarkList, errors=(422, 503)),
+    **operation(WatermarkList, errors=(422, 503)),
 )
 async def list_watermarks(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer a watermark for each partition of which something was read, by topic and partition.

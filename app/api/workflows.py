@@ -8,10 +8,10 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
-from app.api import openapi
 from app.api.bodies import JSON, json_answer, media_type, read_body
 from app.api.context import Headers
 from app.api.negotiation import Conditions, unchanged
+from app.api.openapi.operations import commit_operation, operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.problems import respond
 from app.api.schemas import NoQuery, StateProblem, WorkflowCommit, WorkflowPage, WorkflowQuery, encode
@@ -28,8 +28,8 @@ from app.errors import (
     PreconditionRequiredError,
 )
 from app.store import workflows
-from app.store.database import Connection
-from app.wire.events import EARLIEST, explain
+from app.wire.events import EARLIEST
+from app.wire.faults import explain
 from app.workflows import ATTEMPTS
 
 router = APIRouter(tags=["workflows"])
@@ -72,7 +72,7 @@ class _Place(msgspec.Struct, array_like=True):
     "/v1/workflows",
     operation_id="listWorkflows",
     summary="List workflows, oldest change first",
-    **openapi.operation(WorkflowPage, link=True, errors=(400, 422, 503)),
+    **operation(WorkflowPage, link=True, errors=(400, 422, 503)),
 )
 async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query()]) -> Response:
     """Answer a page, in the order of changes: by `updated_at`, then by key.
@@ -85,11 +85,7 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     if query.cursor is not None:
         place = read_cursor(query.cursor, filters, _Place)
         after = (place.updated_at, place.workflow_key)
-
-    async def work(connection: Connection) -> list[Workflow]:
-        return await workflows.get_changed(connection, after=after, limit=query.limit + 1)
-
-    rows = await service_of(request).scans.read(work)
+    rows = await service_of(request).scans.read(workflows.get_changed, after=after, limit=query.limit + 1)
     items = rows[: query.limit]
     cursor = None
     headers = {}
@@ -103,7 +99,7 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     "/v1/workflows/{workflow_key:workflow_key}",
     operation_id="getWorkflow",
     summary="Get one workflow's state",
-    **openapi.operation(Workflow, etag=True, errors=(404, 422, 503)),
+    **operation(Workflow, etag=True, errors=(404, 422, 503)),
 )
 async def get_workflow(request: Request, workflow_key: WorkflowKey, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer the row. Its ETag is its version: with it in `If-None-Match`, an unchanged row answers 304."""
@@ -126,7 +122,7 @@ async def answer_get(service: Service, workflow_key: str, headers: Headers) -> R
     "/v1/workflows/{workflow_key:workflow_key}",
     operation_id="commitWorkflow",
     summary="Commit one workflow's next state",
-    **openapi.commit_operation(),
+    **commit_operation(),
 )
 async def put_workflow(request: Request, workflow_key: WorkflowKey, _query: Annotated[NoQuery, Query()]) -> Response:
     """Write the state where the row still has the version that you read, else answer what it is now.

@@ -1,1 +1,1 @@
-"""What drives the projector: the Kafka consumer and its membership in a consumer group."""
+"""What drives the projector: the Kafka consumer with its membership in a group, and streams of NDJSON lines."""

@@ -13,35 +13,30 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TypeVar
 from uuid import uuid4
 
 from confluent_kafka import KafkaException
 
-from app.breaker import CircuitBreaker
 from app.domain.events import Event
 from app.domain.folding import Result
-from app.domain.registration import Outcome, Timing
-from app.errors import InvalidInputError, RefusedValuesError, StartError, UnavailableError, UnreadableError
+from app.domain.registration import Outcome
+from app.errors import InvalidInputError, RefusedValuesError, UnavailableError, UnreadableError
 from app.inbound.membership import BATCH, Batch, Places, Reading
 from app.outbound.client_log import client_log
-from app.outbound.entries import outgoing_of
 from app.projection.projector import Projector
-from app.settings import BusKind, Settings
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import Letter
 from app.store.watermarks import LostPlaceError, Partition
 from app.wire.messages import Incoming, read_message
+from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 2  # one for batches, one to look watermarks up
 DECODED_AT_ONCE = 50  # messages, before the event loop turns to what the database has answered
-SOONEST, LATEST = 0.1, 5.0  # seconds until the database is asked again that did not answer
+FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds until the database is asked again that did not answer
 REFUSED = "refused: PostgreSQL does not take what this would write; the log of `pqs consume` has its words"
 HEADERLESS = (
     "it had headers, which are not kept: one of their names is not UTF-8, and the Kafka client gives none then"
@@ -50,45 +45,7 @@ HEADERLESS = (
 T = TypeVar("T")
 
 
-@asynccontextmanager
-async def consuming(settings: Settings, url: str) -> AsyncIterator["Consumer"]:
-    """A consumer as the settings name it. `url` is the database's.
-
-    Raises StartError where a setting is missing, or the service's own topic is among those to read.
-    """
-    if settings.kafka is None:
-        raise StartError("PQS_KAFKA is not set: the servers to read from, as host:port,host:port")
-    if settings.topics_in is None:
-        raise StartError("PQS_TOPICS_IN is not set: the topics to read, as topic,topic")
-    topics = settings.topics_in.split(",")
-    if settings.bus is BusKind.KAFKA and settings.topic_out in topics:
-        raise StartError(
-            f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
-        )
-    timing = Timing(
-        ack_timeout=timedelta(seconds=settings.ack_timeout),
-        liveness_interval=timedelta(seconds=settings.liveness_interval),
-        liveness_window=timedelta(seconds=settings.liveness_window),
-    )
-    database = Database(
-        url,
-        pool_size=CONNECTIONS,
-        statement_timeout=timedelta(seconds=settings.statement_timeout),
-        breaker=CircuitBreaker(open_for=timedelta(seconds=SOONEST)),  # whoever waits here has a pace of its own
-    )
-    try:
-        yield Consumer(
-            database,
-            Projector(database, timing, outgoing_of(settings)),
-            servers=settings.kafka,
-            topics=topics,
-            group=settings.consumer_group,
-        )
-    finally:
-        await database.close()
-
-
-class Consumer:
+class Consumer(Worker):
     """Reads topics in a consumer group, each partition from its watermark on, and takes in what they hold.
 
     It waits for a database or a broker that is down, and begins anew at the watermarks when another consumer has
@@ -129,10 +86,9 @@ class Consumer:
         }
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Read until `stop`; then write the batch that is under way, and leave the group.
+        """Read until `stop`, then write the batch that is under way and leave the group (see Worker).
 
-        A database that does not answer by then does not hold this up: what was not written is read again by who
-        comes next. Raises StartError for settings that librdkafka refuses, and RefusedValuesError where PostgreSQL
+        Raises StartError for settings that librdkafka refuses, and RefusedValuesError where PostgreSQL
         refuses a dead letter, too.
         """
         while not stop.is_set():
@@ -145,7 +101,7 @@ class Consumer:
                 log.warning("stopped before the last batch was written: %s", error)
             except KafkaException as error:
                 log.warning("reading begins anew: %s", error)
-                await _passed(stop, LATEST)
+                await set_within(stop, LONGEST_WAIT)
             finally:
                 await asyncio.to_thread(reading.close)
 
@@ -154,10 +110,8 @@ class Consumer:
         loop = asyncio.get_running_loop()
 
         def places(partitions: Sequence[Partition]) -> dict[Partition, int]:
-            async def work(connection: Connection) -> dict[Partition, int]:
-                return await watermarks.read(connection, partitions)
-
-            return asyncio.run_coroutine_threadsafe(_tried(lambda: self._database.read(work), stop), loop).result()
+            reading = _tried(lambda: self._database.read(watermarks.read, partitions), stop)
+            return asyncio.run_coroutine_threadsafe(reading, loop).result()
 
         return places
 
@@ -271,20 +225,12 @@ def _refusal(result: Result) -> str | None:
 
 async def _tried(work: Callable[[], Coroutine[None, None, T]], stop: asyncio.Event) -> T:
     """Do `work`, again and again while the database does not answer; until `stop`, then its error is raised."""
-    wait = SOONEST
+    wait = FIRST_WAIT
     while True:
         try:
             return await work()
         except UnavailableError as error:
             log.warning("%s; trying again in %.1f s", error, wait)
-            if await _passed(stop, wait):
+            if await set_within(stop, wait):
                 raise
-            wait = min(2 * wait, LATEST)
-
-
-async def _passed(stop: asyncio.Event, seconds: float) -> bool:
-    """Wait so long, or until `stop`, and return whether it is that."""
-    waiting = asyncio.create_task(stop.wait())
-    await asyncio.wait([waiting], timeout=seconds)
-    waiting.cancel()
-    return stop.is_set()
+            wait = min(2 * wait, LONGEST_WAIT)

@@ -3,26 +3,19 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import timedelta
-from typing import Literal, assert_never
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
 from app.breaker import CircuitBreaker
 from app.errors import PqsError
-from app.outbound.bus import Bus
-from app.outbound.consul import Consul
-from app.outbound.delivery import Delivery, Destination, Rests, to_handler, to_topic
-from app.outbound.kafka import KafkaBus
-from app.outbound.memory import MemoryBus
-from app.settings import BusKind, Settings
+from app.outbound.delivery import Delivery, Destination, Rests
 from app.store import dead_letters, outbox
 from app.store.database import Connection, Database, watched
 from app.store.dead_letters import RELAY, Letter
 from app.store.outbox import Pending, Place
 from app.wire.envelopes import HEADERS
+from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +34,10 @@ class Passed(Struct, frozen=True):
     moved: bool = False  # something left the outbox
     full: bool = False  # there may be more in these slots, or in others
     trouble: BaseException | None = None
+    refused: Sequence[tuple[Pending, str]] = ()  # messages that are dead letters now, and why
 
 
-class Relay:
+class Relay(Worker):
     """Sends messages to some destinations, at least once, and removes them when they have arrived.
 
     Many relays may work on one database: a slot of a destination belongs to one of them at a time, for one pass. A
@@ -77,22 +71,28 @@ class Relay:
         self._deliveries: set[Delivery] = set()
         self._rests = {destination.name: Rests(destination.name) for destination in destinations}
 
-    def start(self) -> None:
-        """Begin to send."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send until `stop`, then finish what is on its way, for GRACE seconds at most (see Worker).
+
+        What has not arrived by then stays in the outbox.
+        """
         for destination in self._destinations:
             lanes = [asyncio.Event() for _ in range(LANES)]
             self._woken += lanes
             for lane, woken in enumerate(lanes):
                 following = lanes[lane + 1 :]
                 self._tasks.append(asyncio.create_task(self._run(destination, woken, following, first=lane == 0)))
+        try:
+            await stop.wait()
+        finally:
+            await self._end()
 
     def wake(self) -> None:
         """Look at the outbox now: something was written there."""
         for woken in self._woken[::LANES]:
             woken.set()
 
-    async def close(self) -> None:
-        """Finish what is on its way, for GRACE seconds at most; what is not there by then stays in the outbox."""
+    async def _end(self) -> None:
         self._closing.set()
         for woken in self._woken:
             woken.set()
@@ -131,43 +131,41 @@ class Relay:
             elif not first:
                 await woken.wait()
             elif passed.trouble is not None and not passed.moved:
-                await _either(self._closing, RETRY)
+                await set_within(self._closing, RETRY)
             elif passed.moved or called:  # for what another relay has by now, or for another destination
-                await _either(self._closing, PAUSE)
+                await set_within(self._closing, PAUSE)
             else:
-                await _either(woken, POLL)
+                await set_within(woken, POLL)
 
     async def _pass(self, destination: Destination, share: int) -> Passed:
-        rests, loop = self._rests[destination.name], asyncio.get_running_loop()
-        refused: list[tuple[Pending, str]] = []
-
-        async def work(connection: Connection) -> Passed:
-            slots = await outbox.take(connection, destination.name, most=share)
-            most = max(1, destination.page // max(1, len(slots)))
-            resting = rests.at(loop.time())
-            messages = await outbox.read(connection, destination.name, slots, most=most, but=resting) if slots else []
-            if not messages:  # or the slots were let go by one who had just sent them
-                return Passed()
-            delivery = await self._send(connection, destination, messages)
-            rests.learn(delivery, loop.time())
-            gone, left = _ended(messages, delivery)
-            refused[:] = delivery.refused
-            if refused:
-                await dead_letters.add(connection, [_letter(destination.name, *each) for each in refused])
-            if left:
-                await outbox.keep(connection, left)
-            await outbox.remove(connection, gone)
-            entries = len({message.id for message in messages})
-            return Passed(bool(gone or left), entries >= destination.page // FULL, delivery.trouble)
-
         try:
-            passed = await self._database.write(work)
+            passed = await self._database.write(self._move, destination, share)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end this for good
             return Passed(trouble=error)
         said = "a message for %s is refused for good, and a dead letter now: %s: %s"
-        for message, why in refused:
+        for message, why in passed.refused:
             log.error(said, destination.name, message.entity_id, why)
         return passed
+
+    async def _move(self, connection: Connection, destination: Destination, share: int) -> Passed:
+        """The transaction of a pass."""
+        rests, loop = self._rests[destination.name], asyncio.get_running_loop()
+        slots = await outbox.take(connection, destination.name, most=share)
+        most = max(1, destination.page // max(1, len(slots)))
+        resting = rests.at(loop.time())
+        messages = await outbox.read(connection, destination.name, slots, most=most, but=resting) if slots else []
+        if not messages:  # or the slots were let go by one who had just sent them
+            return Passed()
+        delivery = await self._send(connection, destination, messages)
+        rests.learn(delivery, loop.time())
+        gone, left = _ended(messages, delivery)
+        if delivery.refused:
+            await dead_letters.add(connection, [_letter(destination.name, *each) for each in delivery.refused])
+        if left:
+            await outbox.keep(connection, left)
+        await outbox.remove(connection, gone)
+        entries = len({message.id for message in messages})
+        return Passed(bool(gone or left), entries >= destination.page // FULL, delivery.trouble, delivery.refused)
 
     async def _send(self, connection: Connection, destination: Destination, messages: Sequence[Pending]) -> Delivery:
         delivery = Delivery(destination, messages)
@@ -209,54 +207,3 @@ def _letter(destination: str, message: Pending, why: str) -> Letter:
         headers=list(HEADERS.items()),
         error=why,
     )
-
-
-async def _either(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, so many seconds at most."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-
-
-@asynccontextmanager
-async def relaying(settings: Settings, url: str) -> AsyncIterator[Relay]:
-    """A relay that sends while this lasts, to what the settings name: a bus, Consul, both, or nothing at all.
-
-    `url` is the database's. Raises StartError for settings that the Kafka client refuses, and as `routes_of` does.
-    """
-    destinations: list[Destination] = []
-    breakers: dict[str, CircuitBreaker] = {}
-    async with AsyncExitStack() as stack:
-        if settings.bus is not BusKind.OFF:
-            buses = [_open_bus(settings.bus, settings) for _ in range(LANES)]
-            stack.push_async_callback(_close, buses)
-            destinations.append(to_topic(settings.topic_out, *buses))
-        if settings.consul_url is not None:
-            consul = Consul(settings.consul_url.get_secret_value())
-            stack.push_async_callback(consul.close)
-            destinations.append(to_handler("consul", consul.handle))
-            breakers["consul"] = consul.breaker
-        timeout = timedelta(seconds=settings.statement_timeout)
-        # Passes hold their connections while they send: they are not taken from those who answer requests.
-        database = Database(url, pool_size=max(1, len(destinations) * LANES), statement_timeout=timeout)
-        stack.push_async_callback(database.close)
-        relay = Relay(database, destinations, breakers=breakers)
-        stack.push_async_callback(relay.close)
-        relay.start()
-        yield relay
-
-
-def _open_bus(kind: Literal[BusKind.KAFKA, BusKind.MEMORY], settings: Settings) -> Bus:
-    """A bus of this kind; it belongs to the running event loop."""
-    match kind:
-        case BusKind.KAFKA:
-            return KafkaBus(settings.kafka or "")
-        case BusKind.MEMORY:
-            return MemoryBus()
-        case never:
-            assert_never(never)
-
-
-async def _close(buses: Sequence[Bus]) -> None:
-    """All at once: each may take its time when the broker is down."""
-    await asyncio.gather(*(bus.close() for bus in buses))

@@ -3,21 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from uuid import UUID
 
-from app.breaker import CircuitBreaker
 from app.domain.decider import Deadline, Decision, expire
 from app.domain.folding import Save
 from app.domain.registration import Registration
 from app.errors import PqsError, UnavailableError
 from app.outbound.entries import Outgoing
-from app.settings import Settings
 from app.store import overdue, registrations, upsert
 from app.store.database import Connection, Database, LostRaceError, translated
 from app.store.overdue import BEFORE_ALL, PassedKey
+from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ LEFT_ALONE = 60.0  # seconds until a row that could not be written is tried agai
 Told = Callable[[Deadline, int, float], None]
 
 
-class Sweep:
+class Sweep(Worker):
     """Turns passed deadlines into events.
 
     It goes page by page. A page is read without locks; then, in one transaction, those of its rows that nobody else
@@ -57,8 +55,11 @@ class Sweep:
         self._page_size = page
         self._left_alone: dict[tuple[Deadline, UUID, str], float] = {}  # rows that can't be written, and until when
 
-    async def run(self) -> None:
-        """Sweep until cancelled. A database that does not answer is asked again after a while."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Sweep until `stop` (see Worker). A page that is under way then is rolled back."""
+        await until_stopped(self._run_all(), stop)
+
+    async def _run_all(self) -> None:
         async with asyncio.TaskGroup() as group:
             for deadline in Deadline:
                 group.create_task(self._run(deadline))
@@ -163,22 +164,3 @@ def _due_at(row: Registration, deadline: Deadline) -> datetime:
     due_at = row.ack_deadline if deadline is Deadline.ACK else row.liveness_deadline
     assert due_at is not None  # noqa: S101 - the scan asks for it
     return due_at
-
-
-@asynccontextmanager
-async def sweeping(
-    settings: Settings, url: str, outgoing: Outgoing, told: Told = lambda *_: None
-) -> AsyncIterator[None]:
-    """A sweep that runs while this lasts. `url` is the database's."""
-    timeout = timedelta(seconds=settings.statement_timeout)
-    breaker = CircuitBreaker(open_for=timedelta(seconds=RETRY[1]))  # of both: it is one server
-    database = Database(url, pool_size=len(Deadline), statement_timeout=timeout, breaker=breaker)
-    scans = Database(url, pool_size=len(Deadline), statement_timeout=timeout, breaker=breaker, scans=True)
-    task = asyncio.create_task(Sweep(database, scans, outgoing, told).run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        await scans.close()
-        await database.close()

@@ -16,7 +16,8 @@ from msgspec import Raw
 from app.domain.events import Event
 from app.domain.positions import Position
 from app.errors import Fault, InvalidInputError, UnreadableError
-from app.wire.events import explain, read_event, read_events
+from app.wire.events import read_event, read_events
+from app.wire.faults import NOT_DECODED, explain
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -52,7 +53,6 @@ _ATTRIBUTE_OF = {f"#/{field}": attribute for field, attribute in _FIELDS.items()
 _MAX_DIGITS = 19  # of 2^63-1
 
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
-_NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_cloudevent(body: bytes | Raw, position: Position | None = None) -> Event:
@@ -64,7 +64,7 @@ def read_cloudevent(body: bytes | Raw, position: Position | None = None) -> Even
     try:
         whole.decode()  # nobody else looks into what is ignored
         members = _MEMBERS.decode(whole)
-    except _NOT_DECODED as error:
+    except NOT_DECODED as error:
         explain(whole, error)
     members = {name: value for name, value in members.items() if bytes(value) != b"null"}
     data, data_at = _data_of(members)
@@ -168,14 +168,14 @@ def _check_json(data: bytes) -> None:
     """That what is to be put into an event is one JSON value, and nothing that leads out of it."""
     try:
         msgspec.json.decode(data)
-    except _NOT_DECODED as error:
+    except NOT_DECODED as error:
         explain(data, error)
 
 
 def _text(value: Raw, pointer: str) -> str:
     try:
         return msgspec.json.decode(value, type=str)
-    except _NOT_DECODED:
+    except NOT_DECODED:
         raise InvalidInputError([Fault(pointer, "text was expected")]) from None
 
 

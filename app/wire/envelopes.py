@@ -73,5 +73,16 @@ def to_lines(envelopes: Sequence[Envelope]) -> bytes:
     return _ENCODER.encode_lines(envelopes)
 
 
+def key_of(envelope: bytes) -> bytes:
+    """The key of a written envelope, without parsing its JSON; the beginning of nonsense where it is no envelope.
+
+    To search for it is a tenth of the work of parsing. The name of the field is nowhere before it: a quote within a
+    JSON string has a backslash before it, and the fields that are written before this one hold no objects.
+    """
+    return envelope.partition(_KEY_AT)[2][:_KEY_LENGTH]
+
+
+_KEY_AT = b'"partitionkey":"'
+_KEY_LENGTH = 36  # bytes of a UUID as text
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Envelope)

@@ -4,33 +4,29 @@ msgspec checks shapes and ranges while it decodes. What it cannot know is checke
 holds none), depth, and the years that a time may lie in. A message is put together only when something is wrong.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import NoReturn, get_type_hints
-from urllib.parse import quote
+from typing import get_type_hints
+from uuid import UUID
 
 import msgspec
 
-from app.domain.events import EVENT_CLASSES, EVENT_TYPES, Event
+from app.domain.events import EVENT_CLASSES, Event
 from app.errors import Fault, InvalidInputError, UnreadableError
+from app.wire.faults import MAX_NESTING, NOT_DECODED, depth, explain, find_nul
 
 MAX_EVENTS = 10_000  # in one array
-MAX_NESTING = 64  # levels of objects and arrays in one event
 EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
 LATEST = datetime(9998, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 
 _EVENT = msgspec.json.Decoder(Event)
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
-_NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # The times in the data of each type, by its class.
 _TIMES = {
     data: tuple(name for name, type_ in get_type_hints(data).items() if type_ in {datetime, datetime | None})
     for data in (get_type_hints(cls)["data"] for cls in EVENT_CLASSES)
 }
 BEYOND = "a time lies in the years 1900 to 9998, in UTC"
-_CLASSES = dict(zip(EVENT_TYPES, EVENT_CLASSES, strict=True))
 
 
 def read_event(body: bytes | msgspec.Raw) -> Event:
@@ -38,7 +34,7 @@ def read_event(body: bytes | msgspec.Raw) -> Event:
     try:
         event: Event = _EVENT.decode(body)
         fault = _fault_beyond_shape(event, bytes(body))
-    except _NOT_DECODED as error:
+    except NOT_DECODED as error:
         explain(bytes(body), error)
     if fault is not None:
         raise InvalidInputError([fault])
@@ -49,7 +45,7 @@ def read_events(body: bytes, read: Callable[[msgspec.Raw], Event] = read_event) 
     """The events of a JSON array, in the order sent. Raises as `read` does; every item that is wrong is named."""
     try:
         items = _ITEMS.decode(body)
-    except _NOT_DECODED as error:
+    except NOT_DECODED as error:
         explain(body, error)
     if len(items) > MAX_EVENTS:
         detail = f"an array holds at most {MAX_EVENTS:,} events; this one has {len(items):,}"
@@ -69,104 +65,11 @@ def read_events(body: bytes, read: Callable[[msgspec.Raw], Event] = read_event) 
     return events
 
 
-def explain(body: bytes, error: Exception) -> NoReturn:
-    """Raise what is wrong with a body that did not decode.
-
-    That is InvalidInputError where the body is JSON of the wrong shape, with a pointer; else UnreadableError, with
-    line and column.
-    """
-    if not body.strip():
-        raise UnreadableError("the body is empty; a JSON value was expected") from None
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as wrong:
-        where = _place(body[: wrong.start].decode())
-        raise UnreadableError(f"not UTF-8: byte 0x{body[wrong.start]:02x} at {where}") from None
-    try:
-        json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as wrong:
-        raise UnreadableError(f"not JSON: {wrong.msg} at line {wrong.lineno} column {wrong.colno}") from None
-    except _ConstantError as wrong:
-        tokens = re.finditer(rf'"(?:[^"\\]|\\.)*"|{wrong}', text)
-        at = next(token.start() for token in tokens if token[0] == str(wrong))
-        raise UnreadableError(f"not JSON: {wrong} is no JSON number, at {_place(text[:at])}") from None
-    except RecursionError:
-        raise InvalidInputError([Fault("#", f"nested deeper than {MAX_NESTING} levels")]) from None
-    except ValueError:
-        raise InvalidInputError([Fault("#", "a number too large to keep")]) from None
-    if (lone := next(_lone_surrogates(text), None)) is not None:
-        raise UnreadableError(f"not Unicode: a lone surrogate in a string at {_place(text[:lone])}") from None
-    if isinstance(error, RecursionError):
-        raise InvalidInputError([Fault("#", f"nested deeper than {MAX_NESTING} levels")]) from None
-    if isinstance(error, msgspec.ValidationError):
-        raise InvalidInputError([fault_of(error, json.loads(text))]) from None
-    raise UnreadableError(f"not JSON: {error}") from None
-
-
-class _ConstantError(ValueError):
-    """NaN, Infinity or -Infinity, which Python's json module would take."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _ConstantError(name)
-
-
-def _place(before: str) -> str:
-    line = before.count("\n") + 1
-    return f"line {line} column {len(before) - (before.rfind(chr(10)) + 1) + 1}"
-
-
-def _lone_surrogates(text: str) -> Iterator[int]:
-    """Where one half of a surrogate pair is written without the other. An escaped backslash begins no escape."""
-    for match in re.finditer(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u[dD][89a-fA-F]..", text):
-        if len(match.group()) == len("\\uXXXX"):
-            yield match.start()
-
-
-_MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-_TYPE = re.compile(r"Invalid value (.*)", re.DOTALL)
-_A_CLOUDEVENT = (
-    "; with a specversion it looks like a CloudEvent: the content type of one is application/cloudevents+json, of an "
-    "array of them application/cloudevents-batch+json"
-)
-
-
-def fault_of(error: msgspec.ValidationError, value: object) -> Fault:
-    """msgspec's message as a fault: its path becomes a pointer, the field that it names becomes part of it."""
-    detail, _, path = str(error).partition(" - at `$")
-    pointer = "#" + "".join(f"/{_escape(step)}" for step in re.findall(r"[^.\[\]`]+", path))
-    if match := _MISSING.fullmatch(detail):
-        return Fault(f"{pointer}/{match[1]}", "this field is required")
-    if match := _UNKNOWN.fullmatch(detail):
-        return Fault(f"{pointer}/{_escape(match[1])}", f"unknown field{_known_fields(pointer, value)}")
-    if pointer == "#/type" and (match := _TYPE.fullmatch(detail)):
-        return Fault(pointer, f"unknown event type {match[1]}; known are {', '.join(EVENT_TYPES)}")
-    if detail.startswith(("Integer value out of range", "Number out of range")):
-        return Fault(pointer, "a number too large to keep")
-    return Fault(pointer, detail[0].lower() + detail[1:])
-
-
-def _escape(name: str) -> str:
-    """A field's name as a step of a JSON pointer in a URI fragment (RFC 6901, sections 3 and 6)."""
-    return quote(name.replace("~", "~0").replace("/", "~1"), safe="~!$&'()*+,;=:@")
-
-
-def _known_fields(pointer: str, value: object) -> str:
-    """Which fields the object at `pointer` may have; `value` is the event that it is in. Empty when it is none."""
-    if pointer == "#/position":
-        return "; known are sequence, partition, offset, previous"
-    if pointer == "#" and isinstance(value, dict) and "specversion" in value:
-        return _A_CLOUDEVENT
-    tag = value.get("type") if isinstance(value, dict) else None
-    if not isinstance(tag, str) or tag not in _CLASSES:
-        return ""
-    cls = _CLASSES[tag]
-    if pointer == "#":
-        return f"; known are type, {', '.join(cls.__struct_fields__)}"
-    data = next(field.type for field in msgspec.structs.fields(cls) if field.name == "data")
-    names = [field.name for field in msgspec.structs.fields(data)]
-    return f"; the data of {tag} may have {', '.join(names)}" if names else f"; the data of {tag} is empty"
+def correlated(event: Event, correlation_id: UUID | None) -> Event:
+    """The event with this correlation id, where it has none of its own."""
+    if correlation_id is None or event.correlation_id is not None:
+        return event
+    return msgspec.structs.replace(event, correlation_id=correlation_id)
 
 
 def _fault_beyond_shape(event: Event, body: bytes) -> Fault | None:
@@ -185,30 +88,3 @@ def _fault_beyond_shape(event: Event, body: bytes) -> Fault | None:
     if body.count(b"{") + body.count(b"[") > MAX_NESTING and depth(msgspec.json.decode(body)) > MAX_NESTING:
         return Fault("#/data", f"nested deeper than {MAX_NESTING} levels")
     return None
-
-
-def find_nul(value: object, pointer: str) -> str | None:
-    """The pointer to the first string that holds NUL, keys included, or None."""
-    if isinstance(value, str):
-        return pointer if "\0" in value else None
-    inner: Iterable[tuple[str, object]] = ()
-    if isinstance(value, dict):
-        if any("\0" in name for name in value):
-            return pointer
-        inner = value.items()
-    elif isinstance(value, list):
-        inner = ((str(index), item) for index, item in enumerate(value))
-    for name, item in inner:
-        if (found := find_nul(item, f"{pointer}/{_escape(name)}")) is not None:
-            return found
-    return None
-
-
-def depth(value: object) -> int:
-    """How many objects and arrays lie in one another."""
-    deepest = 0
-    level = [value]
-    while level := [item for item in level if isinstance(item, dict | list)]:
-        deepest += 1
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
-    return deepest

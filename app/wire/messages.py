@@ -11,14 +11,14 @@ from app.domain.events import Event
 from app.domain.positions import Position
 from app.errors import Fault, InvalidInputError
 from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
-from app.wire.events import explain, read_event
+from app.wire.events import read_event
+from app.wire.faults import NOT_DECODED, explain
 
 HEADER = "ce_"  # what the name of a header begins with that holds an attribute
 CONTENT_TYPE = "content-type"
 
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 _ENCODE = msgspec.json.Encoder().encode
-_NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Incoming(Struct, frozen=True, gc=False):
@@ -76,7 +76,7 @@ def _read_plain(value: bytes, position: Position) -> Event:
     """An event without headers: of our own form, or a CloudEvent, which says so by its `specversion`."""
     try:
         members = _MEMBERS.decode(value)
-    except _NOT_DECODED as error:
+    except NOT_DECODED as error:
         explain(value, error)
     if "specversion" in members:
         return read_cloudevent(value, position)

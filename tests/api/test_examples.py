@@ -18,8 +18,8 @@ import asyncpg
 import httpx
 
 from app.api.bodies import JSON, NDJSON
-from app.api.events import CHUNK_LINES
 from app.domain.events import EVENT_TYPES
+from app.inbound.lines import CHUNK_LINES
 from app.settings import Settings
 from app.wire.cloudevents import BATCH, STRUCTURED
 from tests.api.conftest import service_on

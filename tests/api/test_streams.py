@@ -20,7 +20,7 @@ import asyncpg
 import httpx
 import pytest
 
-from app.api.events import CHUNK_LINES
+from app.inbound.lines import CHUNK_LINES
 from app.store.tables import RegistrationProjection
 from tests.databases import new_database, on_server
 from tests.making import Json, event_json, node

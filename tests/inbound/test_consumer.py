@@ -21,9 +21,10 @@ from app.domain.events import Event
 from app.domain.folding import Result
 from app.domain.registration import Timing
 from app.errors import RefusedValuesError, StartError
-from app.inbound.consumer import HEADERLESS, REFUSED, consuming
+from app.inbound.consumer import HEADERLESS, REFUSED
 from app.inbound.membership import BATCH
 from app.outbound.entries import Outgoing
+from app.parts import Parts
 from app.projection.projector import Also, Projector
 from app.projection.sweep import Sweep
 from app.settings import read_settings
@@ -545,8 +546,8 @@ def test_the_command_does_not_read_what_the_service_writes(given: Json) -> None:
 async def test_a_topic_that_the_service_does_not_write_may_be_read(database_url: str) -> None:
     """With the bus off PQS_TOPIC_OUT is no more than a name."""
     given = {"kafka": "127.0.0.1:1", "bus": "off", "topics_in": "mine", "topic_out": "mine"}
-    async with consuming(read_settings(given), database_url):
-        pass
+    async with Parts(read_settings(given), database_url) as parts:
+        parts.consumer()
 
 
 def test_the_help_says_what_has_to_be_the_same() -> None:
@@ -563,12 +564,12 @@ async def test_settings_that_the_client_refuses_are_said(database: Database) -> 
 
 
 async def test_the_settings_lead_to_a_consumer(kafka: Broker, topic: str, database_url: str) -> None:
-    """`consuming` reads what PQS_TOPICS_IN names."""
+    """The consumer that is built from settings reads what PQS_TOPICS_IN names."""
     other = f"test-{uuid4().hex}"
     kafka.create_topic(other)
     produce(kafka, topic, life())
     produce(kafka, other, life(node(1)))
     settings = read_settings({"kafka": kafka.servers, "topics_in": f"{topic},{other}", "consumer_group": other})
-    async with consuming(settings, database_url) as consumer, running(consumer):
+    async with Parts(settings, database_url) as parts, running(parts.consumer()):
         await until(database_url, *taken(10))
     assert len({row[0] for row in await rows(database_url, "SELECT topic FROM watermarks")}) == 2

@@ -31,6 +31,7 @@ from app.store import dead_letters, outbox
 from app.store.database import Connection, Database
 from app.store.outbox import Backlog, Entry, Pending
 from app.wire.envelopes import Envelope, in_digits
+from app.worker import working
 from tests.broker import Broker, built_in_broker, read_topic
 from tests.conftest import application
 from tests.consul import consul
@@ -50,11 +51,10 @@ async def relaying(database_url: str, *destinations: Destination, share: int = 1
     size = max(1, len(destinations) * LANES)
     database = Database(database_url, pool_size=size, statement_timeout=timedelta(seconds=5))
     relay = Relay(database, destinations, share=share)
-    relay.start()
     try:
-        yield relay
+        async with working(relay):
+            yield relay
     finally:
-        await relay.close()
         await database.close()
 
 
@@ -511,16 +511,13 @@ async def test_what_is_on_its_way_comes_to_its_end(to_bus: Projector, database: 
     await send(to_bus, NODES[:5], types=WAY[:1])
     hand = Hand()
     hand.open.clear()
-    async with relaying(database_url, hand.destination, share=outbox.SLOTS) as relay:
+    async with relaying(database_url, hand.destination, share=outbox.SLOTS):
 
         async def is_sending() -> bool:
             return hand.calls == 5
 
         await until(is_sending, "the first message of each node is on its way")
-        closing = asyncio.create_task(relay.close())
-        await asyncio.sleep(0)
-        hand.open.set()
-        await closing
+        asyncio.get_running_loop().call_later(0.1, hand.open.set)  # when the relay has been stopped
     assert hand.told == {str(each): [1, 2, 3] for each in NODES[:5]}
     assert await waiting(database) == []
 

@@ -9,7 +9,7 @@ import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
 
 from app.wire.cloudevents import read_cloudevent
-from app.wire.envelopes import HEADERS, Envelope, in_digits, written_domain
+from app.wire.envelopes import HEADERS, Envelope, in_digits, key_of, written_domain
 from tests.making import NODE, event
 
 ID = UUID("0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01")
@@ -60,6 +60,20 @@ def test_the_sdk_reads_the_message() -> None:
 def test_what_is_written_is_read(written: Envelope) -> None:
     """An envelope comes back from its JSON as it was."""
     assert Envelope.from_json(written.to_json()) == written
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        envelope(),
+        envelope(source='"partitionkey":"nobody"', type='\\"partitionkey":"nobody"'),
+        envelope(data={"partitionkey": "nobody"}),
+    ],
+    ids=["usual", "its name in other fields", "its name in the data"],
+)
+def test_the_key_is_found_in_the_text(written: Envelope) -> None:
+    """The key of an envelope is found without parsing it, whatever else it holds."""
+    assert key_of(written.to_json()) == written.key == str(NODE).encode()
 
 
 def test_an_envelope_can_be_posted() -> None:

@@ -1,16 +1,20 @@
-"""Request bodies, read line by line."""
+"""Streams, read line by line."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.bodies import ClientDisconnect, lines
+from app.inbound.lines import split_lines
 
 LIMIT = 16  # bytes in a line
+
+
+class BrokenOffError(Exception):
+    """The sender is gone."""
+
 
 bodies = st.lists(
     st.one_of(
@@ -29,25 +33,22 @@ def in_chunks(draw: st.DrawFn) -> list[bytes]:
     return [body[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
 
 
-def request_of(chunks: list[bytes], *, ends: bool = True) -> Request:
-    """A request whose body comes in these chunks, and then ends, or breaks off."""
-    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    messages.append({"type": "http.request", "body": b""} if ends else {"type": "http.disconnect"})
-
-    async def receive() -> dict[str, object]:
-        return messages.pop(0)
-
-    return Request({"type": "http", "headers": []}, receive)
+async def pieces_of(chunks: list[bytes], *, ends: bool = True) -> AsyncIterator[bytes]:
+    """A body that comes in these chunks, and then ends, or breaks off."""
+    for chunk in chunks:
+        yield chunk
+    if not ends:
+        raise BrokenOffError
 
 
-async def read(request: Request) -> tuple[list[bytes | None], bool]:
+async def read(pieces: AsyncIterator[bytes]) -> tuple[list[bytes | None], bool]:
     """The lines, and whether the body came to its end."""
     read: list[bytes | None] = []
     try:
-        async for some in lines(request, LIMIT):
+        async for some in split_lines(pieces, LIMIT):
             assert some
             read += some
-    except ClientDisconnect:
+    except BrokenOffError:
         return read, False
     return read, True
 
@@ -63,37 +64,34 @@ def expected(body: bytes, *, ends: bool = True) -> list[bytes | None]:
 @given(in_chunks())
 def test_lines_do_not_depend_on_how_the_body_is_cut(chunks: list[bytes]) -> None:
     """However a body arrives, its lines are the same, and those over the limit are None."""
-    assert asyncio.run(read(request_of(chunks))) == (expected(b"".join(chunks)), True)
+    assert asyncio.run(read(pieces_of(chunks))) == (expected(b"".join(chunks)), True)
 
 
 @given(in_chunks())
 def test_a_body_that_breaks_off_loses_its_half_line(chunks: list[bytes]) -> None:
     """A body that ends early gives the lines that were whole, and then says that it ended early."""
-    assert asyncio.run(read(request_of(chunks, ends=False))) == (expected(b"".join(chunks), ends=False), False)
+    assert asyncio.run(read(pieces_of(chunks, ends=False))) == (expected(b"".join(chunks), ends=False), False)
 
 
 @pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1, 1000 * LIMIT])
 async def test_a_line_over_the_limit_does_not_spoil_the_next(size: int) -> None:
     """After a line of any length the next one is read as it is."""
-    read_, _ = await read(request_of([b"x" * size, b"\nnext", b"\n"]))
+    read_, _ = await read(pieces_of([b"x" * size, b"\nnext", b"\n"]))
     assert read_ == [b"x" * size if size <= LIMIT else None, b"next"]
 
 
 async def test_a_line_is_there_before_the_body_ends() -> None:
     """A line is read as soon as its end has arrived."""
-    held = asyncio.Event()
 
-    async def receive() -> dict[str, object]:
-        if held.is_set():
-            raise AssertionError("more was read than was needed")
-        held.set()
-        return {"type": "http.request", "body": b"first\nsec", "more_body": True}
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"first\nsec"
+        raise AssertionError("more was read than was needed")
 
-    body: AsyncIterator[list[bytes | None]] = lines(Request({"type": "http", "headers": []}, receive), LIMIT)
+    body = split_lines(pieces(), LIMIT)
     assert await anext(body) == [b"first"]
 
 
 async def test_lines_come_as_many_at_a_time_as_arrive() -> None:
     """The lines that one network read completes come together, and none waits for the next read."""
     chunks = [b"a\nb\nc", b"", b"d\n", b"e", b"f\ng\n"]
-    assert [some async for some in lines(request_of(chunks), LIMIT)] == [[b"a", b"b"], [b"cd"], [b"ef", b"g"]]
+    assert [some async for some in split_lines(pieces_of(chunks), LIMIT)] == [[b"a", b"b"], [b"cd"], [b"ef", b"g"]]

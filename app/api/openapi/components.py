@@ -1,0 +1,116 @@
+"""The schemas of everything that is asked and answered, by name."""
+
+import msgspec
+
+from app.api import schemas
+from app.api.openapi.operations import REFERENCE, Json
+from app.domain.events import EVENT_TYPES, Event
+from app.domain.folding import Result
+from app.domain.positions import MAX_NUMBER
+from app.domain.registration import Registration
+from app.domain.workflows import Provenance, Workflow
+
+
+def component_schemas() -> dict[str, Json]:
+    """The schemas of everything that is asked and answered, by name."""
+    types = [
+        Registration,
+        Result,
+        schemas.EntityState,
+        schemas.Lookup,
+        schemas.LookupAnswer,
+        schemas.EntityPage,
+        schemas.StateCounts,
+        schemas.OverduePage,
+        schemas.Summary,
+        schemas.StreamSummary,
+        schemas.Health,
+        schemas.Ready,
+        schemas.Problem,
+        schemas.OrderProblem,
+        schemas.InterruptedProblem,
+        Workflow,
+        Provenance,
+        schemas.WorkflowCommit,
+        schemas.WorkflowPage,
+        schemas.WatermarkList,
+        schemas.DeadLetterPage,
+        schemas.StateProblem,
+        schemas.ActionProblem,
+        Event,
+    ]
+    written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)
+    components["Event"] = {"title": "Event", "description": "One of the event types.", **written[-1]}
+    components["Position"] = _position(components["Position"])
+    components["CloudEvent"] = _cloudevent()
+    components["BatchAnswer"] = {
+        "title": "BatchAnswer",
+        "description": "What became of the events of an array, in the order sent.",
+        "type": "object",
+        "properties": {
+            "summary": {"$ref": REFERENCE.format(name="Summary")},
+            "results": {"type": "array", "items": {"$ref": REFERENCE.format(name="Result")}},
+        },
+        "required": ["summary", "results"],
+    }
+    for name in ("Summary", "StreamSummary"):  # their defaults are for this code: answers have all of them
+        components[name]["required"] = list(components[name]["properties"])
+    return components
+
+
+def _anything(type_: type) -> Json:
+    """What a capability may hold: any JSON."""
+    if type_ is object:
+        return {"description": "Any JSON."}
+    raise NotImplementedError
+
+
+def _position(position: Json) -> Json:
+    """Either kind of position, and no mixture: what Position checks when it is made."""
+    fields = {}
+    for name, schema in position["properties"].items():
+        [fields[name]] = [one for one in schema["anyOf"] if one != {"type": "null"}]
+    kinds = [
+        {
+            "title": title,
+            "type": "object",
+            "properties": {name: fields[name] for name in (*names, "previous")},
+            "required": names,
+            "additionalProperties": False,
+        }
+        for title, names in (("Sequence", ["sequence"]), ("Offset", ["partition", "offset"]))
+    ]
+    return {"title": "Position", "description": position["description"], "oneOf": kinds}
+
+
+def _cloudevent() -> Json:
+    """A CloudEvent in the JSON format, with our extensions. What is optional may be null."""
+    id_ = {"type": "string", "format": "uuid"}
+    digits = {"type": "string", "pattern": "^0*[0-9]{1,19}$", "description": "In decimal digits."}
+    number = {"anyOf": [digits, {"type": "integer", "minimum": 0, "maximum": MAX_NUMBER}]}
+    text = {"type": "string", "minLength": 1}
+    required: Json = {
+        "specversion": {"const": "1.0"},
+        "id": {**id_, "description": "The event id."},
+        "source": text,
+        "type": {"enum": list(EVENT_TYPES)},
+        "subject": {**id_, "description": "The entity id."},
+        "time": {"type": "string", "format": "date-time", "description": "When it happened, with a zone."},
+        "sequence": {**number, "description": "The position in the source."},
+    }
+    optional: Json = {
+        "previous": {**number, "description": "The sequence of the event before this one."},
+        "domain": {**text, "maxLength": 128},
+        "correlationid": id_,
+        "partitionkey": {**text, "description": "Checked, and not kept."},
+        "datacontenttype": {"type": "string", "description": "That of JSON."},
+        "data": {"type": "object", "description": "As in an Event of this type."},
+        "data_base64": {"type": "string", "contentEncoding": "base64", "description": "The data, as JSON in base64."},
+    }
+    return {
+        "title": "CloudEvent",
+        "description": "An event as a CloudEvent 1.0. Attributes that are not known are ignored.",
+        "type": "object",
+        "properties": required | {name: {"anyOf": [one, {"type": "null"}]} for name, one in optional.items()},
+        "required": list(required),
+    }

@@ -1,0 +1,68 @@
+"""The examples of the document: requests, and what a real service answered to them."""
+
+import json
+from functools import cache
+from importlib.resources import files
+
+from app.api.openapi.operations import JSON, NDJSON, PROBLEM, Json
+from app.domain.events import EVENT_TYPES
+from app.wire.cloudevents import BATCH
+
+
+@cache
+def examples() -> dict[str, Json]:
+    """Requests, and what a real service answered to them.
+
+    `requests` has an event of each type, an array, a CloudEvent, and a lookup; `answers` are by the name of their
+    schema, or by the operation's id where that answers otherwise, or by the id and `with` what is more in them;
+    `problems` by status, or by operation's id and status.
+    `tests/api/test_examples.py` asks for all of them again and compares.
+    """
+    text = files("app.api").joinpath("examples.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def illustrate(operation: Json) -> None:
+    """Put the examples into an operation."""
+    id_ = operation["operationId"]
+    for media, content in operation.get("requestBody", {}).get("content", {}).items():
+        _show(content, _requests(content, media))
+    for status, response in operation["responses"].items():
+        for media, content in response.get("content", {}).items():
+            _show(content, _problems(id_, status) if media == PROBLEM else _answers(id_, content, media))
+
+
+def _show(content: Json, shown: Json) -> None:
+    content["examples"] = {name: {"summary": name, "value": value} for name, value in shown.items()}
+
+
+def _requests(content: Json, media: str) -> Json:
+    requests = examples()["requests"]
+    if media == NDJSON:
+        return {"lines": "".join(json.dumps(event) + "\n" for event in requests["array"])}
+    if media == BATCH:
+        return {"batch": [requests["CloudEvent"]]}
+    if "oneOf" in content["schema"]:
+        return {name: requests[name] for name in (*EVENT_TYPES, "array")}
+    return _by_schema(content, requests)
+
+
+def _answers(id_: str, content: Json, media: str) -> Json:
+    answers = examples()["answers"]
+    own = f"{id_} {media}" if media != JSON else id_
+    if own in answers:
+        return {own: answers[own]}
+    more = {name: answer for name, answer in answers.items() if name.startswith(f"{id_} with ")}
+    return {**_by_schema(content, answers), **more}
+
+
+def _by_schema(content: Json, known: Json) -> Json:
+    references = content["schema"].get("anyOf", [content["schema"]])
+    names = [reference["$ref"].rpartition("/")[2] for reference in references]
+    return {name: known[name] for name in names}
+
+
+def _problems(id_: str, status: str) -> Json:
+    problems = examples()["problems"]
+    own = {name: problem for name, problem in problems.items() if name.split(" ")[:2] == [id_, status]}
+    return own if f"{id_} {status}" in own else {status: problems[status], **own}

@@ -1,0 +1,211 @@
+"""What routes say of themselves in the OpenAPI document, beyond their names."""
+
+from http import HTTPStatus
+from typing import Any, TypedDict
+from uuid import UUID
+
+import msgspec
+from fastapi.responses import Response
+
+from app.domain.events import DEFAULT_DOMAIN
+from app.wire.cloudevents import BATCH, STRUCTURED
+from app.wire.events import MAX_EVENTS
+
+Json = dict[str, Any]  # a piece of the document
+REFERENCE = "#/components/schemas/{name}"
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+PROBLEM = "application/problem+json"
+TEXT = "text/plain"
+
+WHY: dict[int, str] = {
+    400: "The body is not JSON (the detail says where it breaks), or the cursor is bad.",
+    404: "There is no such entity, workflow, or dead letter.",
+    409: "The event is early, or in conflict with its entity's row.",
+    412: "The workflow is not at the version that the headers ask for: the body has its row.",
+    413: "The body is too large.",
+    415: "The content type is none that this call reads.",
+    422: "The input is readable and wrong: `errors` says what and where.",
+    428: "Neither `If-Match` nor `If-None-Match` is there.",
+    503: "The database does not answer, or its schema is not the expected one: come again after `Retry-After`.",
+}
+
+
+class Operation(TypedDict):
+    """What a route says of itself beyond its name, for FastAPI's decorators."""
+
+    response_class: type[Response]
+    responses: dict[int | str, Json]
+    openapi_extra: Json | None
+
+
+def operation(
+    answer: type[msgspec.Struct],
+    *,
+    errors: tuple[int, ...],
+    body: type[msgspec.Struct] | None = None,
+    etag: bool = False,
+    link: bool = False,
+    text: bool = False,
+    stream: type[msgspec.Struct] | None = None,
+) -> Operation:
+    """A call that answers `answer`, or one of `errors`."""
+    content = {JSON: _schema(answer.__name__)}
+    if text:
+        content[TEXT] = _text("The state alone, without quotes.")
+    if stream is not None:
+        content[NDJSON] = _text(f"A {stream.__name__} a line.")
+    responses: dict[int | str, Json] = {
+        200: {"description": _sentence(answer), "content": content, "headers": _headers(etag=etag, link=link)}
+    }
+    if etag:
+        responses[304] = {
+            "description": "The row still has the version that `If-None-Match` names.",
+            "headers": _headers(etag=True),
+        }
+    responses |= {status: _error(status) for status in errors}
+    extra = None
+    if body is not None:
+        extra = {"requestBody": {"required": True, "content": {JSON: _schema(body.__name__)}}}
+    return {"response_class": Response, "responses": responses, "openapi_extra": extra}
+
+
+def events_operation() -> Operation:
+    """`POST /v1/events`, which reads events of our own form and CloudEvents: one, many, or a stream."""
+    event = {"$ref": REFERENCE.format(name="Event")}
+    asked = {
+        JSON: {"schema": {"oneOf": [event, {"type": "array", "items": event, "maxItems": MAX_EVENTS}]}},
+        NDJSON: _text("An event a line."),
+        STRUCTURED: _schema("CloudEvent"),
+        BATCH: {"schema": {"type": "array", "items": _schema("CloudEvent")["schema"], "maxItems": MAX_EVENTS}},
+    }
+    answered = {
+        JSON: _schema("Result", "BatchAnswer"),
+        NDJSON: _text(
+            "A line for each event that was not applied, with its `line` number from 1; at the end one with the "
+            "`summary`."
+        ),
+    }
+    responses: dict[int | str, Json] = {
+        200: {"description": "What became of the events.", "content": answered, "headers": _headers()},
+        400: _error(400),
+        409: _error(409, "OrderProblem"),
+        413: _error(413),
+        415: _error(415),
+        422: _error(422),
+        503: _error(503, "Problem", "InterruptedProblem"),
+    }
+    extra: Json = {"requestBody": {"required": True, "content": asked}, "parameters": _attributes()}
+    return {"response_class": Response, "responses": responses, "openapi_extra": extra}
+
+
+def commit_operation() -> Operation:
+    """`PUT /v1/workflows/{workflow_key}`, which creates and changes."""
+    replayed = {
+        "description": "`true` when the action was applied before, and this is the answer of then.",
+        "schema": {"type": "string", "const": "true"},
+    }
+    headers = {**_headers(etag=True), "Idempotency-Replayed": replayed}
+    responses: dict[int | str, Json] = {
+        status: {"description": description, "content": {JSON: _schema("Workflow")}, "headers": headers}
+        for status, description in ((200, "The row, one version on."), (201, "The row, new."))
+    }
+    responses |= {status: _error(status) for status in (400, 413, 415, 422, 428, 503)}
+    conflict = "The action was applied before, and with another state."
+    responses[409] = {**_error(409, "ActionProblem"), "description": conflict, "headers": _headers()}
+    responses[412] = {**_error(412, "StateProblem"), "headers": _headers(etag=True)}
+    extra = {"requestBody": {"required": True, "content": {JSON: _schema("WorkflowCommit")}}}
+    return {"response_class": Response, "responses": responses, "openapi_extra": extra}
+
+
+def retry_operation() -> Operation:
+    """`POST /v1/dead-letters/{id}/retry`, which answers as an event that is posted does."""
+    ok = {"description": "What became of the event.", "content": {JSON: _schema("Result")}, "headers": _headers()}
+    out = {"description": "It was to go out, and waits in the outbox again.", "headers": _headers()}
+    responses: dict[int | str, Json] = {200: ok, 202: out, 409: _error(409, "OrderProblem")}
+    responses |= {status: _error(status) for status in (400, 404, 422, 503)}
+    responses[400]["description"] = "The message is not JSON: the detail says where it breaks."
+    return {"response_class": Response, "responses": responses, "openapi_extra": None}
+
+
+def removal_operation() -> Operation:
+    """`DELETE /v1/dead-letters/{id}`, which answers nothing."""
+    responses: dict[int | str, Json] = {204: {"description": "It is removed.", "headers": _headers()}}
+    responses |= {status: _error(status) for status in (404, 422, 503)}
+    return {"response_class": Response, "responses": responses, "openapi_extra": None}
+
+
+def metrics_operation() -> Operation:
+    """`GET /metrics`, which answers text."""
+    ok = {"description": "Prometheus' text format.", "content": {TEXT: _text("Metrics.")}, "headers": _headers()}
+    return {"response_class": Response, "responses": {200: ok, 422: _error(422)}, "openapi_extra": None}
+
+
+def _schema(*names: str) -> Json:
+    references = [{"$ref": REFERENCE.format(name=name)} for name in names]
+    return {"schema": references[0] if len(references) == 1 else {"anyOf": references}}
+
+
+def _text(description: str) -> Json:
+    return {"schema": {"type": "string", "description": description}}
+
+
+def _sentence(type_: type[msgspec.Struct]) -> str:
+    return (type_.__doc__ or "").strip()
+
+
+def _headers(*, etag: bool = False, link: bool = False) -> Json:
+    headers: Json = {
+        "X-Correlation-ID": {
+            "description": "The client's, or one that was made.",
+            "schema": {"type": "string", "format": "uuid"},
+        }
+    }
+    if etag:
+        headers["ETag"] = {"description": "The row's version, quoted.", "schema": {"type": "string"}}
+    if link:
+        headers["Link"] = {"description": "The next page, where there is one.", "schema": {"type": "string"}}
+    return headers
+
+
+def _error(status: int, *names: str) -> Json:
+    headers = _headers()
+    if status in {409, 503}:
+        when = " Only with an event that is early." if status == 409 else ""
+        headers["Retry-After"] = {
+            "description": f"Seconds to wait.{when}",
+            "schema": {"type": "integer", "minimum": 1},
+        }
+    return {
+        "description": WHY.get(status, HTTPStatus(status).phrase),
+        "content": {PROBLEM: _schema(*(names or ("Problem",)))},
+        "headers": headers,
+    }
+
+
+def _attributes() -> list[Json]:
+    """The headers of a CloudEvent in binary mode: none of them, or all that a CloudEvent must have."""
+    told = {
+        "specversion": ("Of a CloudEvent in binary mode, whose body is its `data` alone: `1.0`.", "1.0"),
+        "id": ("The event id, a UUID.", "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1d02"),
+        "source": ("Where it comes from. Checked, and not kept.", "/racks/12"),
+        "type": ("The event type.", "registration.accepted"),
+        "subject": ("The entity id, a UUID.", "2f4d6b8a-7c53-4c58-8a3c-1f0e2d3c4b5a"),
+        "time": ("When it happened, with a zone.", "2026-01-01T12:00:02Z"),
+        "sequence": ("The position in the source, in decimal digits.", "0002"),
+        "previous": ("The sequence of the event before this one; may be left out.", "0001"),
+        "domain": ("The domain; `registration` where it is left out.", DEFAULT_DOMAIN),
+        "correlationid": ("A UUID to be kept with the event; may be left out.", str(UUID(int=1))),
+        "partitionkey": ("Checked, and not kept; may be left out.", "2f4d6b8a-7c53-4c58-8a3c-1f0e2d3c4b5a"),
+    }
+    return [
+        {
+            "name": f"ce-{name}",
+            "in": "header",
+            "required": False,
+            "description": description,
+            "schema": {"type": "string"},
+            "example": example,
+        }
+        for name, (description, example) in told.items()
+    ]

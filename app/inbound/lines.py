@@ -1,0 +1,166 @@
+"""NDJSON in: a stream of lines becomes chunks of events, and each chunk a transaction.
+
+While the database writes a chunk, the next one is read and folded, unless both have events of one entity. Chunks
+commit one by one, in the order of arrival.
+"""
+
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import Protocol
+from uuid import UUID
+
+from msgspec import Struct
+
+from app.domain.events import Event
+from app.domain.folding import Result
+from app.errors import (
+    Fault,
+    IngestInterruptedError,
+    InvalidInputError,
+    RefusedValuesError,
+    UnavailableError,
+    UnreadableError,
+)
+from app.projection.projector import Projector
+from app.wire.events import correlated, read_event
+
+MAX_LINE = 1024 * 1024  # bytes
+CHUNK_LINES = 1000  # lines that one transaction takes in
+CHUNK_BYTES = 4 * 1024 * 1024  # bytes of lines that are held for one transaction
+CHUNKS_AT_ONCE = 2  # chunks of one stream under way: the database works on one while the other is folded
+
+Outcomes = list[Result | RefusedValuesError]
+
+
+class Report(Protocol):
+    """Hears what became of a stream."""
+
+    @abstractmethod
+    def committed(self, outcomes: Outcomes) -> None:
+        """Called after each commit with the outcomes of its events, also when the stream breaks off later."""
+
+    @abstractmethod
+    def line(self, number: int, outcome: Result | RefusedValuesError | list[Fault]) -> None:
+        """Called for each line that is not blank, in the order of the input, after the commit of its chunk.
+
+        `number` counts all lines from 1. Faults are those of a line that holds no event.
+        """
+
+
+class _Line(Struct, frozen=True):
+    """One line of the input: its event, or its faults."""
+
+    number: int
+    read: Event | list[Fault]
+
+
+class _Chunk(Struct, frozen=True):
+    """A chunk that the database is taking in."""
+
+    lines: list[_Line]
+    last: int  # the number of its last line
+    entities: set[UUID]
+    outcomes: "asyncio.Task[Outcomes]"
+
+
+async def take_lines(
+    projector: Projector, pieces: AsyncIterable[bytes], report: Report, *, correlation_id: UUID | None = None
+) -> None:
+    """Take in the events of a stream to its end, in flat memory.
+
+    `correlation_id` is kept with the events that have none of their own. Raises IngestInterruptedError when the
+    database fails midway, and whatever `pieces` raises. Chunks that were begun are finished before that.
+    """
+    committed = 0  # the number of the last line of the last chunk that is reported
+    under_way: deque[_Chunk] = deque()
+
+    async def finish() -> int:
+        """Report the oldest chunk. One that fails stays under way."""
+        _tell(under_way[0], await under_way[0].outcomes, report)
+        return under_way.popleft().last
+
+    try:
+        async for lines, last in _chunks(pieces, correlation_id):
+            events = [line.read for line in lines if not isinstance(line.read, list)]
+            entities = {event.entity_id for event in events}
+            while under_way and (
+                len(under_way) == CHUNKS_AT_ONCE or not all(entities.isdisjoint(each.entities) for each in under_way)
+            ):
+                committed = await finish()
+            before = under_way[-1].outcomes if under_way else None
+            taking = asyncio.create_task(_take(projector, events, before, report))
+            under_way.append(_Chunk(lines, last, entities, taking))
+        while under_way:
+            committed = await finish()
+    except BaseException as error:
+        # What was begun is not left halfway.
+        await asyncio.gather(*(each.outcomes for each in under_way), return_exceptions=True)
+        if isinstance(error, UnavailableError):
+            raise IngestInterruptedError(error, committed) from error
+        raise
+
+
+async def split_lines(pieces: AsyncIterable[bytes], limit: int) -> AsyncIterator[list[bytes | None]]:
+    """The lines without their ends, as many at a time as one piece completes; None for a line over `limit` bytes.
+
+    No more than `limit` bytes and one piece are held. When `pieces` raises, the line that was not complete is lost.
+    """
+    held = b""
+    too_long = False
+    async for piece in pieces:
+        first, *others = piece.split(b"\n")
+        too_long = too_long or len(held) + len(first) > limit
+        held = b"" if too_long else held + first
+        if not others:
+            continue
+        *whole, rest = others
+        yield [None if too_long else held, *(line if len(line) <= limit else None for line in whole)]
+        too_long = len(rest) > limit
+        held = b"" if too_long else rest
+    if too_long or held:
+        yield [None if too_long else held]
+
+
+async def _chunks(
+    pieces: AsyncIterable[bytes], correlation_id: UUID | None
+) -> AsyncIterator[tuple[list[_Line], int]]:
+    """The lines that are not blank, in chunks for one transaction each, with the number of the last line of each."""
+    chunk: list[_Line] = []
+    size = number = 0
+    async for some in split_lines(pieces, MAX_LINE):
+        for line in some:
+            number += 1
+            if line is None:
+                chunk.append(_Line(number, [Fault("#", f"the line is larger than {MAX_LINE:,} bytes")]))
+            elif line and not line.isspace():
+                chunk.append(_Line(number, _read(line, correlation_id)))
+                size += len(line)
+            if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES:
+                yield chunk, number
+                chunk, size = [], 0
+    yield chunk, number
+
+
+def _read(line: bytes, correlation_id: UUID | None) -> Event | list[Fault]:
+    try:
+        return correlated(read_event(line), correlation_id)
+    except InvalidInputError as error:
+        return error.faults
+    except UnreadableError as error:
+        return [Fault("#", str(error))]
+
+
+async def _take(
+    projector: Projector, events: Sequence[Event], after: "asyncio.Task[Outcomes] | None", report: Report
+) -> Outcomes:
+    outcomes = await projector.persist_fitting(events, after=after)
+    report.committed(outcomes)
+    return outcomes
+
+
+def _tell(chunk: _Chunk, outcomes: Outcomes, report: Report) -> None:
+    of_events = iter(outcomes)
+    for line in chunk.lines:
+        report.line(line.number, line.read if isinstance(line.read, list) else next(of_events))

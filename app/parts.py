@@ -1,0 +1,201 @@
+"""The parts of a service and of its workers: built here and nowhere else, from settings, and closed in order.
+
+Nothing in here knows the web framework: `app.main` puts it on top, and the workers' commands run without it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from types import TracebackType
+from typing import Literal, Self, assert_never
+
+from app.breaker import CircuitBreaker
+from app.domain.decider import Deadline
+from app.domain.registration import Timing
+from app.errors import StartError
+from app.inbound.consumer import FIRST_WAIT, Consumer
+from app.outbound.bus import Bus
+from app.outbound.consul import Consul
+from app.outbound.delivery import Destination, to_handler, to_topic
+from app.outbound.entries import Outgoing, outgoing_of
+from app.outbound.kafka import KafkaBus
+from app.outbound.memory import MemoryBus
+from app.outbound.relay import LANES, Relay
+from app.projection.batching import Reader, Writer
+from app.projection.projector import Projector
+from app.projection.sweep import RETRY, Sweep, Told
+from app.runtime.metrics import Metrics
+from app.settings import BusKind, Settings
+from app.store.database import Database
+from app.worker import working
+from app.workflows import Pruner, WorkflowStore
+
+CONSUMER_CONNECTIONS = 2  # one for batches, one to look watermarks up
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a service at work.
+
+    `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans. `reader` and
+    `writer` join requests that come one by one; arrays and streams go to the projector as they are. `breakers` have
+    the names that the metrics give them.
+    """
+
+    settings: Settings
+    database: Database
+    scans: Database
+    reader: Reader
+    projector: Projector
+    writer: Writer
+    workflows: WorkflowStore
+    outgoing: Outgoing
+    metrics: Metrics
+    breakers: dict[str, CircuitBreaker]
+
+
+class Parts:
+    """Builds parts from settings. Leaving the context closes what was built, the last part first.
+
+    A part that is built belongs to the running event loop. Building connects to nothing.
+    """
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        """`url` is the address of the primary: that of the settings, or of the service's own PostgreSQL."""
+        self._settings = settings
+        self._url = url
+        self._timeout = timedelta(seconds=settings.statement_timeout)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        return self
+
+    async def __aexit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close everything."""
+        await self._stack.__aexit__(type_, error, trace)
+
+    @cached_property
+    def timing(self) -> Timing:
+        """How long nodes have."""
+        return Timing(
+            ack_timeout=timedelta(seconds=self._settings.ack_timeout),
+            liveness_interval=timedelta(seconds=self._settings.liveness_interval),
+            liveness_window=timedelta(seconds=self._settings.liveness_window),
+        )
+
+    @cached_property
+    def outgoing(self) -> Outgoing:
+        """Where events and intents go. Raises StartError for intents that nobody can carry out."""
+        return outgoing_of(self._settings)
+
+    async def service(self, metrics: Metrics) -> Service:
+        """A service with the workers that its settings want in it.
+
+        When it is closed, it first answers the requests that it has taken in; then its workers stop, and last its
+        databases close.
+        """
+        settings = self._settings
+        database = self._database(settings.pool_size)
+        read_url = settings.database_read_url.get_secret_value() if settings.database_read_url else self._url
+        scans = self._database(settings.pool_size, url=read_url, scans=True)
+        breakers = {"primary": database.breaker, "scans": scans.breaker}
+        reader = Reader(database, joining=settings.batching)
+        self._stack.push_async_callback(reader.close)
+        if settings.relay:
+            relay = self.relay()
+            self.outgoing.on_commit = relay.wake
+            breakers |= relay.breakers
+            await self._stack.enter_async_context(working(relay))
+        if settings.sweep:
+            await self._stack.enter_async_context(working(self.sweep(metrics.swept)))
+        projector = Projector(database, self.timing, self.outgoing)
+        writer = Writer(projector, joining=settings.batching)
+        self._stack.push_async_callback(writer.close)
+        store = WorkflowStore(database, joining=settings.batching)
+        self._stack.push_async_callback(store.close)
+        pruner = Pruner(database, timedelta(seconds=settings.action_retention))
+        await self._stack.enter_async_context(working(pruner))
+        return Service(settings, database, scans, reader, projector, writer, store, self.outgoing, metrics, breakers)
+
+    def relay(self) -> Relay:
+        """A relay to the destinations that the settings name: a bus, Consul, both, or none.
+
+        Raises StartError for settings that the Kafka client refuses.
+        """
+        settings = self._settings
+        destinations: list[Destination] = []
+        breakers: dict[str, CircuitBreaker] = {}
+        if settings.bus is not BusKind.OFF:
+            buses = [_open_bus(settings.bus, settings) for _ in range(LANES)]
+            self._stack.push_async_callback(_close, buses)
+            destinations.append(to_topic(settings.topic_out, *buses))
+        if settings.consul_url is not None:
+            consul = Consul(settings.consul_url.get_secret_value())
+            self._stack.push_async_callback(consul.close)
+            destinations.append(to_handler("consul", consul.handle))
+            breakers["consul"] = consul.breaker
+        # Passes hold their connections while they send: they are not taken from those who answer requests.
+        database = self._database(max(1, len(destinations) * LANES))
+        return Relay(database, destinations, breakers=breakers)
+
+    def sweep(self, told: Told = lambda *_: None) -> Sweep:
+        """A sweep of the primary; `told` hears of each page."""
+        breaker = CircuitBreaker(open_for=timedelta(seconds=RETRY[1]))  # of both: it is one server
+        database = self._database(len(Deadline), breaker=breaker)
+        scans = self._database(len(Deadline), breaker=breaker, scans=True)
+        return Sweep(database, scans, self.outgoing, told)
+
+    def consumer(self) -> Consumer:
+        """A consumer of the topics that the settings name.
+
+        Raises StartError where a setting is missing, or the service's own topic is among those to read.
+        """
+        settings = self._settings
+        if settings.kafka is None:
+            raise StartError("PQS_KAFKA is not set: the servers to read from, as host:port,host:port")
+        if settings.topics_in is None:
+            raise StartError("PQS_TOPICS_IN is not set: the topics to read, as topic,topic")
+        topics = settings.topics_in.split(",")
+        if settings.bus is BusKind.KAFKA and settings.topic_out in topics:
+            raise StartError(
+                f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
+            )
+        breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer has a pace of its own
+        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker)
+        return Consumer(
+            database,
+            Projector(database, self.timing, self.outgoing),
+            servers=settings.kafka,
+            topics=topics,
+            group=settings.consumer_group,
+        )
+
+    def _database(
+        self, pool_size: int, *, url: str | None = None, scans: bool = False, breaker: CircuitBreaker | None = None
+    ) -> Database:
+        database = Database(
+            url or self._url, pool_size=pool_size, statement_timeout=self._timeout, scans=scans, breaker=breaker
+        )
+        self._stack.push_async_callback(database.close)
+        return database
+
+
+def _open_bus(kind: Literal[BusKind.KAFKA, BusKind.MEMORY], settings: Settings) -> Bus:
+    match kind:
+        case BusKind.KAFKA:
+            return KafkaBus(settings.kafka or "")
+        case BusKind.MEMORY:
+            return MemoryBus()
+        case never:
+            assert_never(never)
+
+
+async def _close(buses: Sequence[Bus]) -> None:
+    """Close all at once: each may take its time while the broker is down."""
+    await asyncio.gather(*(bus.close() for bus in buses))
