@@ -15,7 +15,7 @@ from tests.broker import Broker
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-LOOP = ROOT / "docs" / "registration-loop.md"
+LOOP = ROOT / "docs" / "tutorial" / "registration-loop.md"
 UPDATE = "UPDATE_README" in os.environ  # write down what is so, instead of comparing
 
 # A block of commands, and the block with what they print.
