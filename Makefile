@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve kafka test check bench format requirements clean
+.PHONY: help serve kafka test check docs bench format requirements clean
 
 help: ## list the commands
 	@grep -hE '^[a-z.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,9 @@ check: $(VENV) ## format, lint, types, import directions, dead code
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/vulture
+
+docs: $(VENV) ## write the generated blocks of docs/reference from the code
+	$(BIN)/python -m docs.reference
 
 bench: $(VENV) ## measure against the peers, up to 15 minutes; one part: make bench ONLY=lookup
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)

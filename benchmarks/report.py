@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT
 
-KEPT, TABLE, PICTURE, GROWTH = "performance.json", "performance-table.md", "performance.svg", "growth.svg"
+KEPT, TABLE, PICTURE, GROWTH = "performance.json", "reference/performance.md", "performance.svg", "growth.svg"
 HEAD = ("what", "ours", "the other", "ratio", "target", "met", "spread")
 
 
@@ -125,6 +125,7 @@ def write(folder: Path, parts: dict[str, Measured], notes: list[str], order: lis
     kept = {name: kept[name] for name in order if name in kept}
     told = {name: asdict(part) for name, part in kept.items()}
     (folder / KEPT).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    (folder / TABLE).parent.mkdir(exist_ok=True)
     (folder / TABLE).write_text(_markdown(kept, notes))
     rows = [row for part in kept.values() for row in part.rows]
     (folder / PICTURE).write_text(_bars([row for row in rows if row.target is not None]))

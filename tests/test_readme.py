@@ -1,4 +1,4 @@
-"""What README.md and docs/ say is so: their lines are typed, and their answers compared."""
+"""README.md and the tutorial say what is so: their lines are typed, and their answers compared."""
 
 import os
 import re
@@ -6,26 +6,31 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from app.settings import PREFIX, Settings
 from tests.broker import Broker
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-LOOP = ROOT / "docs" / "registration-loop.md"
+TUTORIAL = ROOT / "docs" / "tutorial"
+LOOP = TUTORIAL / "registration-loop.md"
+TYPED = [TUTORIAL / "events.md", TUTORIAL / "cloudevents.md", TUTORIAL / "workflows.md"]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks" / "README.md"])
+DECISIONS = sorted(ROOT.glob("docs/decisions/0*.md"))
+MOST_LINES = 150  # of the README
 UPDATE = "UPDATE_README" in os.environ  # write down what is so, instead of comparing
 
 # A block of commands, and the block with what they print.
 STEP = re.compile(r"^```sh\n(.*?)^```\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TABLE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)
+EXAMPLE = re.compile(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)")
 ADDRESS = "localhost:8000"
 KAFKA = "127.0.0.1:9092"
 PYTHON = ".venv/bin/python"
-# What a default is that is not the same everywhere.
-COMPUTED = {"data_dir": "the user's data folder", "bus": "kafka where PQS_KAFKA is set, else off"}
 MARK = "\x1e"  # between the outputs of two commands
 START_TIMEOUT = 60  # seconds
 
@@ -64,16 +69,19 @@ def walk(page: Path, places: dict[str, str]) -> None:
     printed = shell.stdout.split(MARK)[:-1]
     if UPDATE:
         answers = iter(printed)
-        text = STEP.sub(lambda step: f"```sh\n{step[1]}```\n\n```json\n{next(answers)}```", text)
+        text = STEP.sub(lambda step: f"```sh\n{step[1]}```\n\n```text\n{next(answers)}```", text)
         page.write_text(text, encoding="utf-8")
     else:
         assert printed == [answer for _, answer in steps]
 
 
-def test_the_walk_answers_as_it_says(data_dir: Path) -> None:
-    """Every command of the README's walk, typed from its top in one shell, prints what the README shows."""
+@pytest.mark.parametrize("page", [README, *TYPED], ids=lambda page: page.stem)
+def test_a_walk_answers_as_it_says(data_dir: Path, page: Path) -> None:
+    """Every command of a page, typed from its top in one shell at an empty service, prints what the page shows."""
     with service(data_dir) as address:
-        walk(README, {ADDRESS: address})
+        walk(page, {ADDRESS: address})
+        if page == README:
+            run_example(address)
 
 
 def test_the_registration_loop_goes_round_as_it_says(data_dir: Path, kafka: Broker, topic: str) -> None:
@@ -84,24 +92,46 @@ def test_the_registration_loop_goes_round_as_it_says(data_dir: Path, kafka: Brok
         walk(LOOP, places)
 
 
-def test_the_settings_are_all_there() -> None:
-    """The README's table of settings is what Settings says."""
-    rows = ["| variable | default | what it sets |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else str(field.default)
-        if field.default_factory is not None:
-            default = COMPUTED[name]
-        rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
-    table = "\n".join(rows) + "\n"
-    text = README.read_text(encoding="utf-8")
-    if UPDATE:
-        README.write_text(TABLE.sub(lambda _: table, text), encoding="utf-8")
-    else:
-        assert TABLE.findall(text) == [table]
+def run_example(address: str) -> None:
+    """Run the README's Python example against the service at `address`, and compare what it prints."""
+    [(program, shown)] = EXAMPLE.findall(README.read_text(encoding="utf-8"))
+    program = program.replace("127.0.0.1:8000", address)
+    if find_spec("pqs_client") is None:  # until the package of that name is here
+        program = program.replace("from pqs_client import", "from app.client import")
+    run = subprocess.run(
+        [sys.executable, "-"], input=program, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert (run.stdout, run.stderr) == (shown, "")
 
 
-@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda page: page.name)
+def test_the_readme_is_short() -> None:
+    """The README has at most 150 lines."""
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link of a page names a file that is there."""
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    """Every relative link of a page names a file that is there, and a heading of it where it names one."""
+    text = page.read_text(encoding="utf-8")
+    missing = []
+    for target, anchor in LINK.findall(FENCE.sub("", text)):
+        file = page.parent / target if target else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            missing.append(f"{target}#{anchor}")
+    assert missing == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=lambda page: page.stem)
+def test_a_decision_has_date_and_status(page: Path) -> None:
+    """Each decision has its date and status under its title, and the same in the index."""
+    title, _, facts, *_ = page.read_text(encoding="utf-8").splitlines()
+    number, name = re.fullmatch(r"# (\d+)\. (.*)", title).groups()  # type: ignore[union-attr]  # else it fails
+    date, status = re.fullmatch(r"Date: (\d{4}-\d\d-\d\d)\. Status: ([^.]*)\.", facts).groups()  # type: ignore[union-attr]  # same
+    index = (page.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| {number} | [{name}]({page.name}) | {date} | {status} |\n" in index

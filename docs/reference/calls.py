@@ -1,0 +1,139 @@
+"""The blocks about HTTP, from the OpenAPI document: the calls, their values, and the statuses of errors."""
+
+from collections.abc import Iterator
+from functools import cache
+
+from app import main
+from app.settings import read_settings
+from docs.reference.markdown import Json, default_of, in_words, paragraph, table
+
+EVERYWHERE = "X-Correlation-ID"  # a header of every request and every answer: the page says so once
+NOT_LISTED = "ce-"  # headers of CloudEvents in binary mode: the tutorial has them
+
+
+@cache
+def document() -> Json:
+    """The OpenAPI document. No database is asked for it."""
+    return main.create_app(read_settings({"database_url": "postgresql:///"})).openapi()
+
+
+def _operations() -> Iterator[tuple[str, str, Json]]:
+    for path, item in document()["paths"].items():
+        for method, operation in item.items():
+            yield method.upper(), path, operation
+
+
+def calls() -> str:
+    """A section for each call."""
+    parts = []
+    for tag in document()["tags"]:
+        parts.append(f"## {tag['name'].capitalize()}\n\n{tag['description']}\n\n")
+        parts += [
+            f"### {method} {path}\n\n{_call(operation)}\n"
+            for method, path, operation in _operations()
+            if operation["tags"] == [tag["name"]]
+        ]
+    return "".join(parts)
+
+
+def _call(operation: Json) -> str:
+    parts = [f"**{operation['summary']}** (`{operation['operationId']}`)\n\n"]
+    parts.append(paragraph(operation["description"]) + "\n")
+    asked = [
+        each
+        for each in operation["parameters"]
+        if each["name"] != EVERYWHERE and not each["name"].startswith(NOT_LISTED)
+    ]
+    if asked:
+        lines = [
+            [
+                f"`{each['name']}`",
+                each["in"],
+                in_words(each["schema"]),
+                "required" if each["required"] else default_of(each["schema"]),
+                paragraph(each["description"]),
+            ]
+            for each in asked
+        ]
+        parts.append("\n" + table(["parameter", "in", "value", "default", "meaning"], lines))
+    bodies = operation.get("requestBody", {}).get("content", {})
+    if bodies:
+        lines = [[f"`{media}`", _body(content["schema"])] for media, content in bodies.items()]
+        parts.append("\n" + table(["content type of the body", "body"], lines))
+    answers = [
+        [f"`{status}`", paragraph(answer["description"]), _contents(answer), _headers(answer)]
+        for status, answer in sorted(operation["responses"].items())
+    ]
+    parts.append("\n" + table(["status", "meaning", "body", "headers"], answers))
+    return "".join(parts)
+
+
+def _contents(answer: Json) -> str:
+    contents = answer.get("content", {})
+    named = [
+        _body(content["schema"]) + ("" if media.endswith("json") and len(contents) == 1 else f" (`{media}`)")
+        for media, content in contents.items()
+    ]
+    return "; ".join(named)
+
+
+def _body(schema: Json) -> str:
+    if schema.get("type") == "string":
+        return paragraph(schema["description"]).removesuffix(".")
+    return in_words(schema)
+
+
+def _headers(answer: Json) -> str:
+    return ", ".join(f"`{name}`" for name in answer.get("headers", {}) if name != EVERYWHERE)
+
+
+def values() -> str:
+    """A section for each value, but for the events, which have a page of their own."""
+    parts = []
+    events = document()["components"]["schemas"]["Event"]["discriminator"]["mapping"].values()
+    own = {reference.rpartition("/")[2] for reference in events}
+    for name, schema in document()["components"]["schemas"].items():
+        if name in own or name.endswith("Data"):
+            continue
+        parts.append(f"### {name}\n\n{_value(name, schema)}\n")
+    return "".join(parts)
+
+
+def _value(name: str, schema: Json) -> str:
+    if name == "Event":
+        return "An event or a trigger: see [events](events.md).\n"
+    text = paragraph(schema.get("description")).replace(" Raises ValueError when the fields do not name one.", "")
+    if "enum" in schema:
+        return f"{text}\n\nOne of {in_words(schema)}.\n"
+    kinds = schema.get("oneOf", [schema])
+    tables = []
+    for kind in kinds:
+        required = kind.get("required", [])
+        lines = [
+            [
+                f"`{field}`",
+                in_words(value) + (f": {paragraph(value['description'])}" if "description" in value else ""),
+                "" if field in required else default_of(value) or "may be absent",
+            ]
+            for field, value in kind.get("properties", {}).items()
+        ]
+        tables.append(table(["field", "value", "default"], lines))
+    return "\n".join([text + "\n", "\nor\n\n".join(tables)])
+
+
+def statuses() -> str:
+    """Every status of an error, the calls that answer it, and what it means there."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for _, _, operation in _operations():
+        for status, answer in operation["responses"].items():
+            if int(status) >= 400:
+                told = found.setdefault(status, {})
+                told.setdefault(paragraph(answer["description"]), []).append(operation["operationId"])
+    many = 6  # more calls than this are not named one by one
+    lines = []
+    for status, told in sorted(found.items()):
+        for meaning, ids in told.items():
+            lines.append(
+                [f"`{status}`", meaning, ", ".join(f"`{id_}`" for id_ in ids) if len(ids) <= many else "most calls"]
+            )
+    return table(["status", "meaning", "calls"], lines)

@@ -1,0 +1,72 @@
+"""The blocks about running the service: settings, commands, metrics."""
+
+import re
+
+import click
+
+from app.cli import pqs
+from app.domain.registration import Outcome
+from app.runtime.metrics import Kept, Metrics
+from app.settings import PREFIX, Settings
+from app.store.outbox import Backlog
+from app.store.watermarks import Age
+from docs.reference.markdown import code, paragraph, table
+
+# The defaults that depend on the machine or on other settings.
+COMPUTED = {"data_dir": "the user's data folder", "bus": "kafka where PQS_KAFKA is set, else off"}
+FAMILY = re.compile(r"^# HELP (\S+) (.*)\n# TYPE \S+ (\S+)\n(?:\S+?\{(.*?)\} )?", re.MULTILINE)
+LABEL = re.compile(r'(\w+)="')
+BUCKET = "le"  # the label of a histogram's buckets
+
+
+def settings() -> str:
+    """Every setting, its default and its meaning."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else str(field.default)
+        if field.default_factory is not None:
+            default = COMPUTED[name]
+        lines.append([f"`{PREFIX}{name.upper()}`", default, str(field.description)])
+    return table(["variable", "default", "meaning"], lines)
+
+
+def commands() -> str:
+    """A section for each command: its help, and the options that it takes."""
+    context = click.Context(pqs, info_name="pqs")
+    parts = []
+    for name in pqs.list_commands(context):
+        command = pqs.get_command(context, name)
+        assert command is not None  # noqa: S101 - its name was listed
+        usage = command.get_usage(click.Context(command, info_name=f"pqs {name}")).removeprefix("Usage: ")
+        parts.append(f"## pqs {name}\n\n    {' '.join(usage.split())}\n\n{paragraph(command.help)}\n")
+        own, taken = [], []
+        for option in command.params:
+            if isinstance(option, click.Option) and option.name in Settings.model_fields:
+                taken.append(option.opts[0])
+            elif isinstance(option, click.Option):
+                own.append([f"`{option.opts[0]}`", option.help or ""])
+        if own:
+            parts.append("\n" + table(["option", "meaning"], own))
+        if len(taken) == len(Settings.model_fields):
+            parts.append("\nEvery [setting](settings.md) is an option.\n")
+        elif taken:
+            parts.append(f"\n[Settings](settings.md) as options: {code(taken)}.\n")
+        parts.append("\n")
+    return "".join(parts).removesuffix("\n")
+
+
+def metrics() -> str:
+    """Every metric, its kind and labels."""
+    told = Metrics()
+    told.request("GET", "/", 200, 0.001)
+    told.events(Outcome.APPLIED, 1)
+    told.commit("committed")
+    told.breaker("primary", is_open=False)
+    told.swept("ack", 0, 0.0)
+    kept = Kept([Backlog("topic", 0, 0.0)], [Age("topic", 0, 0.0)], 0)
+    lines = []
+    for name, meaning, kind, labels in FAMILY.findall(told.text(kept).decode()):
+        if not name.endswith("_created"):
+            names = [label for label in LABEL.findall(labels) if label != BUCKET]
+            lines.append([f"`{name}`", kind, code(names), meaning])
+    return table(["metric", "kind", "labels", "meaning"], lines)

@@ -1,0 +1,39 @@
+"""The generated blocks of docs/reference are what the code says now; `make docs` writes them."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from app.domain.events import EVENT_TYPES
+from docs.reference.blocks import PAGES, WRITERS, filled, names
+
+ROOT = Path(__file__).resolve().parent.parent
+PROBLEM_TYPE = re.compile(r"urn:pqs:problem:[a-z-]+")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_generated_block_is_what_the_code_says(page: Path) -> None:
+    """Each page is what `make docs` would write."""
+    text = page.read_text(encoding="utf-8")
+    assert text == filled(text), "run `make docs`, and read the diff"
+
+
+def test_every_block_has_its_place() -> None:
+    """Each block that can be generated is on exactly one page."""
+    found = Counter(name for page in PAGES for name in names(page.read_text(encoding="utf-8")))
+    assert found == dict.fromkeys(WRITERS, 1)
+
+
+def test_every_event_type_has_a_section() -> None:
+    """The page about events has a heading for each type, facts and triggers."""
+    text = (ROOT / "docs" / "reference" / "events.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^### (\S+\.\S+)$", text, re.MULTILINE)) == set(EVENT_TYPES)
+
+
+def test_every_problem_type_is_explained() -> None:
+    """The page about errors has every problem type that the service answers, and no other."""
+    answered = {name for path in ROOT.glob("app/**/*.py") for name in PROBLEM_TYPE.findall(path.read_text("utf-8"))}
+    said = set(PROBLEM_TYPE.findall((ROOT / "docs" / "reference" / "errors.md").read_text("utf-8")))
+    assert said == answered
