@@ -260,7 +260,7 @@ async def test_every_index_is_valid(database_url: str) -> None:
 
 
 async def test_the_page_about_storage_is_complete(database_url: str) -> None:
-    """docs/reference/tables.md has a line for each table's columns and for each index, and names every CHECK constraint."""
+    """docs/reference/tables.md has a line for the columns of each table and for each index, and names every CHECK."""
     parts = await catalog(database_url)
     page = (ROOT / "docs" / "reference" / "tables.md").read_text()
     sections = dict(section.partition("\n")[::2] for section in page.split("\n## ")[1:])
