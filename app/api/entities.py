@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from app.api.bodies import JSON, NDJSON, json_answer, media_type, read_body
 from app.api.context import Headers
-from app.api.negotiation import preferred, unchanged
+from app.api.negotiation import etag_of, preferred, unchanged
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import (
@@ -83,7 +83,7 @@ def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: 
     """The answer to a request with these headers. Raises NotFoundError when there is no registration."""
     if registration is None:
         raise _not_found(entity_id, domain)
-    etag = f'"{registration.version}"'
+    etag = etag_of(registration)
     if unchanged(headers, etag):
         return Response(status_code=304, headers={"ETag": etag})
     return json_answer(encode(registration), (b"etag", etag.encode()))
