@@ -19,7 +19,7 @@ from app.projection.projector import Result
 from app.store import dead_letters
 from app.store.database import Connection
 from app.store.dead_letters import DeadLetter
-from app.wire.messages import Incoming, read_message
+from app.wire.messages import KafkaMessage, read_message
 
 router = APIRouter(tags=["kafka"])
 
@@ -29,7 +29,7 @@ FILTERS = ["dead letters"]
 Id = Annotated[int, Path(ge=1, le=MAX_NUMBER, description="The dead letter's id.")]
 
 
-class _Place(msgspec.Struct, array_like=True):
+class _PageEnd(msgspec.Struct, array_like=True):
     """Where a page ended."""
 
     id: int
@@ -43,10 +43,10 @@ class _Place(msgspec.Struct, array_like=True):
 )
 async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query()]) -> Response:
     """Answer a page, oldest first. A page with large messages ends after some megabytes of them."""
-    after = 0 if query.cursor is None else read_cursor(query.cursor, FILTERS, _Place).id
+    after = 0 if query.cursor is None else read_cursor(query.cursor, FILTERS, _PageEnd).id
 
     letters, more = await service_of(request).scans.read(dead_letters.get_page, after=after, limit=query.limit)
-    cursor = write_cursor(_Place(letters[-1].id), FILTERS) if more else None
+    cursor = write_cursor(_PageEnd(letters[-1].id), FILTERS) if more else None
     headers = {} if cursor is None else next_link(request, cursor)
     page = DeadLetterPage([_shown(each) for each in letters], cursor)
     return Response(encode(page), headers=headers, media_type=JSON)
@@ -76,7 +76,7 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
         service.outgoing.committed([letter])
         return Response(status_code=202)
     place = (letter.topic, letter.partition, letter.offset)
-    event = read_message(Incoming(*place, letter.key, letter.value, letter.headers))
+    event = read_message(KafkaMessage(*place, letter.key, letter.value, letter.headers))
 
     async def also(connection: Connection, results: list[Result]) -> None:
         if results[0].outcome not in KEPT_OUT:

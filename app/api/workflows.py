@@ -34,8 +34,8 @@ from app.workflows import ATTEMPTS
 
 router = APIRouter(tags=["workflows"])
 
-PREFIX = "/v1/workflows/"
-ROUTE = PREFIX + "{workflow_key}"
+PATH = "/v1/workflows/"
+ROUTE = PATH + "{workflow_key}"
 NO_VERSION = MAX_NUMBER  # which no row ever has
 
 
@@ -60,7 +60,7 @@ WorkflowKey = Annotated[
 ]
 
 
-class _Place(msgspec.Struct, array_like=True):
+class _PageEnd(msgspec.Struct, array_like=True):
     """Where a page ended."""
 
     updated_at: Time
@@ -82,14 +82,14 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     filters = ["workflows", since]
     after = (since, "")
     if query.cursor is not None:
-        place = read_cursor(query.cursor, filters, _Place)
-        after = (place.updated_at, place.workflow_key)
+        end = read_cursor(query.cursor, filters, _PageEnd)
+        after = (end.updated_at, end.workflow_key)
     rows = await service_of(request).scans.read(workflows.get_changed, after=after, limit=query.limit + 1)
     items = rows[: query.limit]
     cursor = None
     headers = {}
     if len(rows) > query.limit:
-        cursor = write_cursor(_Place(items[-1].updated_at, items[-1].workflow_key), filters)
+        cursor = write_cursor(_PageEnd(items[-1].updated_at, items[-1].workflow_key), filters)
         headers = next_link(request, cursor)
     return Response(encode(WorkflowPage(items, cursor)), headers=headers, media_type=JSON)
 
@@ -162,7 +162,7 @@ async def answer_put(service: Service, workflow_key: str, conditions: Conditions
         raise
     if isinstance(outcome, StateConflict):
         service.metrics.commit("conflict")
-        return state_problem(outcome, conditions.version, quote(PREFIX + workflow_key))
+        return state_problem(outcome, conditions.version, quote(PATH + workflow_key))
     service.metrics.commit("replayed" if outcome.replayed else "committed")
     headers = [(b"etag", etag_of(outcome.workflow).encode())]
     if outcome.replayed:
