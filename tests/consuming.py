@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from app.breaker import CircuitBreaker
 from app.domain.registration import Timing
 from app.inbound.consumer import Consumer
-from app.inbound.membership import BATCH
+from app.inbound.membership import MAX_BATCH
 from app.projection.projector import Projector
 from app.store.database import Database
 from tests.broker import PATIENCE, Broker
@@ -45,7 +45,7 @@ def consumer_on(
     topic: str,
     group: str,
     *,
-    batch: int = BATCH,
+    batch: int = MAX_BATCH,
     projector: Projector | None = None,
     options: Mapping[str, str | int] = OPTIONS,
 ) -> Consumer:
@@ -142,7 +142,7 @@ def taken(count: int) -> tuple[str, int]:
 
 @contextmanager
 def process(
-    url: str, servers: str, topic: str, group: str, *, batch: int = BATCH
+    url: str, servers: str, topic: str, group: str, *, batch: int = MAX_BATCH
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """A consumer as a process of its own; killed at the end."""
     command = [sys.executable, "-m", "tests.consuming", url, servers, topic, group, str(batch)]

@@ -4,39 +4,31 @@ from app import main, settings
 from app.api import bodies, hot, schemas, workflows
 from app.client.entities import Entities, Overdue
 from app.client.events import Events
-from app.domain import decider, events
+from app.domain import events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
-from app.store import tables, watermarks
+from app.store import tables
 from app.wire import envelopes
 
 _used_from_outside: list[object] = [
     # uvicorn imports it by name.
     main.from_environment,
-    hot.HotProtocol.connection_lost,
-    hot.HotProtocol.on_headers_complete,
-    hot.HotProtocol.on_message_begin,
-    hot.HotProtocol.on_message_complete,
     hot.HotCycle.message_event,
     # Contract: predicates for those who use the package from Python.
-    RegistrationState.is_active,
-    RegistrationState.requires_ack,
-    RegistrationState.requires_liveness,
     RegistrationState.can_retry,
     # Calls of the Python client.
     Entities.lookup,
     Overdue.ack,
     Overdue.liveness,
     Events.send_all,
+    # Contract: the intents of the database.
     postgres.upsert_registration,
     postgres.update_registration,
-    # What the relay and the sweep are built on.
-    decider.expire,
+    # Contract: one of the two calls of a bus.
     kafka.KafkaBus.publish_envelope,
     # Tests go through them.
     envelopes.Envelope.correlationid,
-    envelopes.Envelope.from_json,
     events.FACT_CLASSES,
     events.TRIGGER_CLASSES,
     # pydantic calls it.
@@ -47,7 +39,6 @@ _used_from_outside: list[object] = [
     settings.LogLevel.ERROR,
     # Starlette reads them.
     bodies.json_answer(b"").background,
-    bodies.json_answer(b"").raw_headers,
     workflows._Key.regex,
     workflows._Key.to_string,
     # SQLAlchemy reads them.
@@ -58,19 +49,11 @@ _used_from_outside: list[object] = [
     tables.WorkflowAction.committed_at,
     # Read by what decodes it.
     Provenance.effect_id,
-    tables.OutboxEntry.created_at,
     tables.Watermark.caught_up_at,
     # Fields of answers: encoded, never read.
-    schemas.EntityPage.next_cursor,
-    watermarks.Watermark.caught_up_at,
     schemas.OverdueRegistration.overdue_seconds,
-    schemas.OverduePage.next_deadline,
     schemas.Summary.applied,
     schemas.Summary.ignored,
     schemas.Summary.duplicate,
-    schemas.Summary.stale,
-    schemas.Summary.early,
-    schemas.Summary.conflict,
     schemas.StreamSummary.invalid,
-    schemas.Problem.instance,
 ]

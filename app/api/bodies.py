@@ -7,8 +7,9 @@ from app.errors import TooLargeError, UnsupportedMediaError
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+TEXT = "text/plain"
 
-__all__ = ["JSON", "NDJSON", "ClientDisconnect", "json_answer", "media_type", "read_body"]
+__all__ = ["JSON", "NDJSON", "TEXT", "ClientDisconnect", "json_answer", "media_type", "read_body"]
 
 
 def json_answer(body: bytes, *headers: tuple[bytes, bytes], status: int = 200) -> Response:

@@ -7,32 +7,29 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.api.bodies import JSON
-from app.api.events import render_one
+from app.api.events import KEPT_OUT, render_one
 from app.api.openapi.operations import operation, removal_operation, retry_operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import DeadLetterPage, DeadMessage, Header, NoQuery, RowsQuery, encode
 from app.api.service import service_of
 from app.domain.folding import Result
 from app.domain.positions import MAX_NUMBER
-from app.domain.registration import Outcome
 from app.errors import NotFoundError
-from app.store import dead_letters, outbox
+from app.outbound.requeue import requeue
+from app.store import dead_letters
 from app.store.database import Connection
 from app.store.dead_letters import DeadLetter
-from app.store.outbox import EFFECT, Entry, slot_of
-from app.wire.envelopes import Envelope, to_lines
-from app.wire.messages import Incoming, read_message
+from app.wire.messages import KafkaMessage, read_message
 
 router = APIRouter(tags=["kafka"])
 
 ROUTE = "/v1/dead-letters"
 FILTERS = ["dead letters"]
-STILL_OUT = {Outcome.EARLY, Outcome.CONFLICT}
 
 Id = Annotated[int, Path(ge=1, le=MAX_NUMBER, description="The dead letter's id.")]
 
 
-class _Place(msgspec.Struct, array_like=True):
+class _PageEnd(msgspec.Struct, array_like=True):
     """Where a page ended."""
 
     id: int
@@ -46,10 +43,10 @@ class _Place(msgspec.Struct, array_like=True):
 )
 async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query()]) -> Response:
     """Answer a page, oldest first. A page with large messages ends after some megabytes of them."""
-    after = 0 if query.cursor is None else read_cursor(query.cursor, FILTERS, _Place).id
+    after = 0 if query.cursor is None else read_cursor(query.cursor, FILTERS, _PageEnd).id
 
     letters, more = await service_of(request).scans.read(dead_letters.get_page, after=after, limit=query.limit)
-    cursor = write_cursor(_Place(letters[-1].id), FILTERS) if more else None
+    cursor = write_cursor(_PageEnd(letters[-1].id), FILTERS) if more else None
     headers = {} if cursor is None else next_link(request, cursor)
     page = DeadLetterPage([_shown(each) for each in letters], cursor)
     return Response(encode(page), headers=headers, media_type=JSON)
@@ -74,15 +71,15 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     if letter is None:
         raise _unknown(id)
     if letter.partition is None or letter.offset is None:
-        if not await service.database.write(_send_again, letter):
+        if not await service.database.write(requeue, letter):
             raise _unknown(id)
         service.outgoing.committed([letter])
         return Response(status_code=202)
     place = (letter.topic, letter.partition, letter.offset)
-    event = read_message(Incoming(*place, letter.key, letter.value, letter.headers))
+    event = read_message(KafkaMessage(*place, letter.key, letter.value, letter.headers))
 
     async def also(connection: Connection, results: list[Result]) -> None:
-        if results[0].outcome not in STILL_OUT:
+        if results[0].outcome not in KEPT_OUT:
             await dead_letters.remove(connection, id)
 
     [result] = await service.projector.persist([event], also=also)
@@ -101,18 +98,6 @@ async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery
     if not await service_of(request).database.write_alone(dead_letters.remove, id):
         raise _unknown(id)
     return Response(status_code=204)
-
-
-async def _send_again(connection: Connection, letter: DeadLetter) -> bool:
-    """Move a message back to the outbox. False: somebody else just did."""
-    envelope = Envelope.from_json(letter.value or b"")
-    entity_id = envelope.subject
-    of_intent = entity_id if letter.topic.startswith(EFFECT) else None
-    entry = Entry(letter.topic, slot_of(entity_id), of_intent, 1, to_lines([envelope])[:-1].decode())
-    if not await dead_letters.remove(connection, letter.id):
-        return False
-    await outbox.add(connection, entry)
-    return True
 
 
 def _unknown(id_: int) -> NotFoundError:

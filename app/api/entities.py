@@ -8,9 +8,9 @@ import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.bodies import JSON, NDJSON, json_answer, media_type, read_body
+from app.api.bodies import JSON, NDJSON, TEXT, json_answer, media_type, read_body
 from app.api.context import Headers
-from app.api.negotiation import preferred, unchanged
+from app.api.negotiation import etag_of, preferred, unchanged
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import (
@@ -33,7 +33,6 @@ from app.wire.faults import MAX_NESTING, depth, explain, find_nul
 router = APIRouter(tags=["entities"])
 
 PATH = "/v1/entities/{entity_id}"
-TEXT = "text/plain"
 
 
 @router.post(
@@ -83,7 +82,7 @@ def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: 
     """The answer to a request with these headers. Raises NotFoundError when there is no registration."""
     if registration is None:
         raise _not_found(entity_id, domain)
-    etag = f'"{registration.version}"'
+    etag = etag_of(registration)
     if unchanged(headers, etag):
         return Response(status_code=304, headers={"ETag": etag})
     return json_answer(encode(registration), (b"etag", etag.encode()))
@@ -122,7 +121,7 @@ async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]
     wanted = _filter(query)
     after = None
     if query.cursor is not None:
-        after = read_cursor(query.cursor, ["entities", wanted], _Place).entity_id
+        after = read_cursor(query.cursor, ["entities", wanted], _PageEnd).entity_id
     if preferred(request, JSON, NDJSON) == NDJSON:
         first = await _page(service, wanted, after, MAX_LIMIT)
         return StreamingResponse(_stream(service, wanted, first), headers={"Vary": "Accept"}, media_type=NDJSON)
@@ -131,12 +130,12 @@ async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]
     headers = {"Vary": "Accept"}
     cursor = None
     if len(rows) > query.limit:
-        cursor = write_cursor(_Place(items[-1].entity_id), ["entities", wanted])
+        cursor = write_cursor(_PageEnd(items[-1].entity_id), ["entities", wanted])
         headers |= next_link(request, cursor)
     return Response(encode(EntityPage(items, cursor)), headers=headers, media_type=JSON)
 
 
-class _Place(msgspec.Struct, array_like=True):
+class _PageEnd(msgspec.Struct, array_like=True):
     """Where a page ended."""
 
     entity_id: UUID

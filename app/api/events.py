@@ -3,7 +3,6 @@
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from http import HTTPStatus
 from typing import IO, Annotated
 from uuid import UUID
 
@@ -14,8 +13,8 @@ from fastapi.responses import StreamingResponse
 from app.api.bodies import JSON, NDJSON, json_answer, media_type, read_body
 from app.api.context import given_correlation_id
 from app.api.openapi.operations import events_operation
-from app.api.problems import respond
-from app.api.schemas import EventsQuery, OrderProblem, StreamSummary, Summary, encode
+from app.api.problems import order_problem
+from app.api.schemas import EventsQuery, StreamSummary, Summary, encode
 from app.api.service import Service, service_of
 from app.domain.events import Event
 from app.domain.folding import Result
@@ -29,12 +28,7 @@ router = APIRouter(tags=["events"])
 
 PATH = "/v1/events"
 ANSWER_IN_MEMORY = 1024 * 1024  # bytes of a stream's answer, before it goes to a file
-RETRY_EARLY = "1"  # seconds; what is missing is most likely on its way
-
-TYPES = {
-    Outcome.EARLY: ("urn:pqs:problem:early", "The event is early"),
-    Outcome.CONFLICT: ("urn:pqs:problem:conflict", "The event is in conflict with its entity's row"),
-}
+KEPT_OUT = {Outcome.EARLY, Outcome.CONFLICT}
 
 
 @router.post(
@@ -140,19 +134,9 @@ def _count(service: Service, results: Iterable[Result | RefusedValuesError]) -> 
 
 
 def _render(result: Result, *, instance: str = PATH) -> Response:
-    if result.outcome not in TYPES:
-        return json_answer(encode(result))
-    type_, title = TYPES[result.outcome]
-    status = HTTPStatus.CONFLICT
-    problem = OrderProblem(
-        type=type_,
-        title=title,
-        status=status,
-        detail=result.reason or "",
-        instance=instance,
-        **msgspec.structs.asdict(result),
-    )
-    return respond(problem, status, {"Retry-After": RETRY_EARLY} if result.outcome is Outcome.EARLY else None)
+    if result.outcome in KEPT_OUT:
+        return order_problem(result, instance)
+    return json_answer(encode(result))
 
 
 # --- A stream of lines ---------------------------------------------------------------------------------------------

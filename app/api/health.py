@@ -1,7 +1,5 @@
 """Whether the process is up, whether the service is ready, and what it measured."""
 
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -10,12 +8,8 @@ from app.api.bodies import JSON
 from app.api.openapi.operations import metrics_operation, operation
 from app.api.schemas import Health, NoQuery, Ready, encode
 from app.api.service import service_of
-from app.errors import UnavailableError
 from app.runtime import metrics
-from app.runtime.metrics import Kept
-from app.store import dead_letters, outbox, watermarks
-from app.store.database import Connection
-from app.store.outbox import Backlog
+from app.runtime.metrics import read_kept
 
 router = APIRouter(tags=["health"])
 
@@ -44,14 +38,5 @@ async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> 
     service = service_of(request)
     for name, breaker in service.breakers.items():
         service.metrics.breaker(name, is_open=breaker.is_open)
-    kept = Kept()
-    with suppress(UnavailableError):  # a database that is down takes these numbers away, and no others
-        kept = await service.database.read(_collect, service.outgoing.destinations)
+    kept = await read_kept(service.database, service.outgoing.destinations)
     return Response(service.metrics.text(kept), media_type=metrics.MEDIA_TYPE)
-
-
-async def _collect(connection: Connection, destinations: Sequence[str]) -> Kept:
-    backlogs = await outbox.backlogs(connection)
-    waiting = {each.destination for each in backlogs}
-    backlogs += [Backlog(name, 0, 0.0) for name in destinations if name not in waiting]
-    return Kept(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))

@@ -1,11 +1,22 @@
 """What a client wants to read, what it has already, and what its change builds on (RFC 9110, sections 12.5.1, 13)."""
 
 import re
+from typing import Protocol
 
 from fastapi import Request
 
 from app.api.context import Headers
 from app.errors import Fault, InvalidInputError
+
+
+class Versioned(Protocol):
+    """A row that counts its changes."""
+
+    @property
+    def version(self) -> int:
+        """How often it was changed, from 1."""
+        ...
+
 
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
@@ -35,6 +46,11 @@ def _q(parameters: list[str]) -> float:
             except ValueError:
                 return 0.0
     return 1.0
+
+
+def etag_of(row: Versioned) -> str:
+    """The ETag of a row: its version."""
+    return f'"{row.version}"'
 
 
 def unchanged(headers: Headers, etag: str) -> bool:

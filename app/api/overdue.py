@@ -25,7 +25,7 @@ router = APIRouter(tags=["overdue"])
 Find = Callable[..., Awaitable[Overdue]]
 
 
-class _Place(msgspec.Struct, array_like=True):
+class _PageEnd(msgspec.Struct, array_like=True):
     """Where a page ended, and the moment that the first page was asked about."""
 
     as_of: Time
@@ -75,13 +75,13 @@ async def _scan(
     deadline_of: Callable[[Registration], datetime | None],
 ) -> Response:
     filters = [request.url.path, query.domain]
-    place = None if query.cursor is None else read_cursor(query.cursor, filters, _Place)
-    if place is not None and query.as_of not in {None, place.as_of}:
+    end = None if query.cursor is None else read_cursor(query.cursor, filters, _PageEnd)
+    if end is not None and query.as_of not in {None, end.as_of}:
         raise BadCursorError("the cursor belongs to another `as_of`; leave it out beside a cursor")
-    after: DueKey | None = None if place is None else (place.deadline, place.entity_id)
+    after: DueKey | None = None if end is None else (end.deadline, end.entity_id)
 
     as_of, found = await service_of(request).scans.read(
-        _find, find, query.domain, query.as_of if place is None else place.as_of, after, query.limit + 1
+        _find, find, query.domain, query.as_of if end is None else end.as_of, after, query.limit + 1
     )
     items = []
     for registration in found.items[: query.limit]:
@@ -93,7 +93,7 @@ async def _scan(
     headers = {}
     if len(found.items) > query.limit:
         last = found.items[query.limit - 1]
-        cursor = write_cursor(_Place(as_of, deadline_of(last) or as_of, last.entity_id), filters)
+        cursor = write_cursor(_PageEnd(as_of, deadline_of(last) or as_of, last.entity_id), filters)
         headers = next_link(request, cursor)
     page = OverduePage(as_of, items, cursor, found.next_deadline)
     return Response(encode(page), headers=headers, media_type=JSON)

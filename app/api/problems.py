@@ -10,10 +10,15 @@ from urllib.parse import quote
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from app.api.schemas import ActionProblem, InterruptedProblem, Problem, encode
+from app.api.negotiation import etag_of
+from app.api.schemas import ActionProblem, InterruptedProblem, OrderProblem, Problem, StateProblem, encode
+from app.domain.folding import Result
+from app.domain.registration import Outcome
+from app.domain.workflows import StateConflict
 from app.errors import (
     ActionConflictError,
     BadCursorError,
@@ -34,6 +39,13 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 NO_TYPE = "about:blank"  # RFC 9457, section 4.2.1: the status says it all
+RETRY_EARLY = "1"  # seconds; the missing event is most likely on its way
+
+# Types of our own, with their titles.
+EARLY = ("urn:pqs:problem:early", "The event is early")
+CONFLICT = ("urn:pqs:problem:conflict", "The event is in conflict with its entity's row")
+STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is not at that version")
+ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was applied with another state")
 
 STATUS: dict[type[PqsError], HTTPStatus] = {
     UnreadableError: HTTPStatus.BAD_REQUEST,
@@ -59,12 +71,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
 
 
-def respond(body: msgspec.Struct, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:
+def _respond(body: Struct, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:
     """A problem as a response."""
     return Response(encode(body), status, headers, media_type=MEDIA_TYPE)
 
 
-def problem(
+def _problem(
     request: Request,
     status: HTTPStatus,
     detail: str,
@@ -73,16 +85,48 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """A problem that has nothing to say beyond the members of RFC 9457, and `errors`."""
-    body = Problem(NO_TYPE, TITLES.get(status, status.phrase), status, detail, instance_of(request), faults)
-    return respond(body, status, headers)
+    body = Problem(NO_TYPE, TITLES.get(status, status.phrase), status, detail, _instance_of(request), faults)
+    return _respond(body, status, headers)
 
 
-def instance_of(request: Request) -> str:
+def order_problem(result: Result, instance: str) -> Response:
+    """The answer to an event that is early or in conflict: a problem with the fields of its result."""
+    early = result.outcome is Outcome.EARLY
+    status = HTTPStatus.CONFLICT
+    body = OrderProblem(
+        *(EARLY if early else CONFLICT),
+        status,
+        result.reason or "",
+        instance,
+        **msgspec.structs.asdict(result),
+    )
+    return _respond(body, status, {"Retry-After": RETRY_EARLY} if early else None)
+
+
+def state_problem(conflict: StateConflict, expected_version: int | None, instance: str) -> Response:
+    """The answer to a commit that builds on another version; None when the headers name no single version."""
+    stands = f"at version {conflict.actual_version}" if conflict.current else "not there"
+    expected = {None: "the headers want another", 0: "none was expected"}
+    wanted = expected.get(expected_version, f"{expected_version} was expected")
+    status = HTTPStatus.PRECONDITION_FAILED
+    body = StateProblem(
+        *STATE_CONFLICT,
+        status,
+        f"the workflow is {stands}, and {wanted}: nothing was written",
+        instance,
+        expected_version or None,
+        conflict.actual_version,
+        conflict.current,
+    )
+    return _respond(body, status, {"ETag": etag_of(conflict.current)} if conflict.current else None)
+
+
+def _instance_of(request: Request) -> str:
     """The path that the problem is about. Not request.url.path, which ends at a `?` or `#` that was escaped."""
     return quote(request.scope["path"])
 
 
-def retry_after(error: UnavailableError) -> dict[str, str]:
+def _retry_after(error: UnavailableError) -> dict[str, str]:
     """The header that says when to come again: whole seconds, at least one (RFC 9110, section 10.2.3)."""
     return {"Retry-After": str(max(1, ceil(error.retry_after.total_seconds())))}
 
@@ -94,7 +138,7 @@ def answer_to(scope: MutableMapping[str, Any], error: Exception) -> Response:
         return _to_ours(request, error)
     log.error("a bug: %s %s", request.method, request.url.path, exc_info=error)
     detail = "an error inside the service; the log has it, by the X-Correlation-ID of this answer"
-    return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+    return _problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
 
 
 async def _on_our_error(request: Request, error: Exception) -> Response:
@@ -103,7 +147,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 
 def _to_ours(request: Request, error: PqsError) -> Response:
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
-    headers = retry_after(error) if isinstance(error, UnavailableError) else None
+    headers = _retry_after(error) if isinstance(error, UnavailableError) else None
     if isinstance(error, RefusedValuesError):
         error = InvalidInputError([Fault("#", str(error))])
     if isinstance(error, IngestInterruptedError):
@@ -112,23 +156,22 @@ def _to_ours(request: Request, error: PqsError) -> Response:
             TITLES.get(status, status.phrase),
             status,
             str(error),
-            instance_of(request),
+            _instance_of(request),
             error.committed_lines,
         )
-        return respond(body, status, headers)
+        return _respond(body, status, headers)
     if isinstance(error, ActionConflictError):
         conflict = ActionProblem(
-            "urn:pqs:problem:action-conflict",
-            "The action was applied with another state",
+            *ACTION_CONFLICT,
             status,
             str(error),
-            instance_of(request),
+            _instance_of(request),
             error.action_id,
             error.version,
         )
-        return respond(conflict, status)
+        return _respond(conflict, status)
     faults = error.faults if isinstance(error, InvalidInputError) else None
-    return problem(request, status, _summary(error, faults), faults=faults, headers=headers)
+    return _problem(request, status, _summary(error, faults), faults=faults, headers=headers)
 
 
 def _summary(error: PqsError, faults: list[Fault] | None) -> str:
@@ -172,10 +215,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     elif status is HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = _allowed(request, error)
         detail = f"{request.method} does not work here" + (f"; {allowed} does" if allowed else "")
-        return problem(request, status, detail, headers={"Allow": allowed})
+        return _problem(request, status, detail, headers={"Allow": allowed})
     else:
         detail = str(error.detail)
-    return problem(request, status, detail, headers=dict(error.headers or {}))
+    return _problem(request, status, detail, headers=dict(error.headers or {}))
 
 
 def _allowed(request: Request, error: HTTPException) -> str:

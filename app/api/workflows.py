@@ -10,11 +10,11 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from app.api.bodies import JSON, json_answer, media_type, read_body
 from app.api.context import Headers
-from app.api.negotiation import Conditions, unchanged
+from app.api.negotiation import Conditions, etag_of, unchanged
 from app.api.openapi.operations import commit_operation, operation
 from app.api.pages import next_link, read_cursor, write_cursor
-from app.api.problems import respond
-from app.api.schemas import NoQuery, StateProblem, WorkflowCommit, WorkflowPage, WorkflowQuery, encode
+from app.api.problems import state_problem
+from app.api.schemas import NoQuery, WorkflowCommit, WorkflowPage, WorkflowQuery, encode
 from app.api.service import Service, service_of
 from app.domain.events import Time
 from app.domain.positions import MAX_NUMBER
@@ -34,10 +34,9 @@ from app.workflows import ATTEMPTS
 
 router = APIRouter(tags=["workflows"])
 
-PREFIX = "/v1/workflows/"
-ROUTE = PREFIX + "{workflow_key}"
+PATH = "/v1/workflows/"
+ROUTE = PATH + "{workflow_key}"
 NO_VERSION = MAX_NUMBER  # which no row ever has
-STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is not at that version")
 
 
 class _Key(Convertor[str]):
@@ -61,7 +60,7 @@ WorkflowKey = Annotated[
 ]
 
 
-class _Place(msgspec.Struct, array_like=True):
+class _PageEnd(msgspec.Struct, array_like=True):
     """Where a page ended."""
 
     updated_at: Time
@@ -83,14 +82,14 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     filters = ["workflows", since]
     after = (since, "")
     if query.cursor is not None:
-        place = read_cursor(query.cursor, filters, _Place)
-        after = (place.updated_at, place.workflow_key)
+        end = read_cursor(query.cursor, filters, _PageEnd)
+        after = (end.updated_at, end.workflow_key)
     rows = await service_of(request).scans.read(workflows.get_changed, after=after, limit=query.limit + 1)
     items = rows[: query.limit]
     cursor = None
     headers = {}
     if len(rows) > query.limit:
-        cursor = write_cursor(_Place(items[-1].updated_at, items[-1].workflow_key), filters)
+        cursor = write_cursor(_PageEnd(items[-1].updated_at, items[-1].workflow_key), filters)
         headers = next_link(request, cursor)
     return Response(encode(WorkflowPage(items, cursor)), headers=headers, media_type=JSON)
 
@@ -112,7 +111,7 @@ async def answer_get(service: Service, workflow_key: str, headers: Headers) -> R
     row = await service.workflows.get_state(workflow_key)
     if row is None:
         raise NotFoundError(f"there is no workflow {workflow_key}")
-    etag = _etag(row)
+    etag = etag_of(row)
     if unchanged(headers, etag):
         return Response(status_code=304, headers={"ETag": etag})
     return json_answer(encode(row), (b"etag", etag.encode()))
@@ -163,9 +162,9 @@ async def answer_put(service: Service, workflow_key: str, conditions: Conditions
         raise
     if isinstance(outcome, StateConflict):
         service.metrics.commit("conflict")
-        return _conflict(workflow_key, outcome, conditions)
+        return state_problem(outcome, conditions.version, quote(PATH + workflow_key))
     service.metrics.commit("replayed" if outcome.replayed else "committed")
-    headers = [(b"etag", _etag(outcome.workflow).encode())]
+    headers = [(b"etag", etag_of(outcome.workflow).encode())]
     if outcome.replayed:
         headers.append((b"idempotency-replayed", b"true"))
     status = HTTPStatus.CREATED if outcome.workflow.version == 1 else HTTPStatus.OK
@@ -195,29 +194,8 @@ async def _commit(
     raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
 
 
-def _conflict(workflow_key: str, outcome: StateConflict, conditions: Conditions) -> Response:
-    stands = f"at version {outcome.actual_version}" if outcome.current else "not there"
-    expected = conditions.version
-    wanted = {None: "the headers want another", 0: "none was expected"}.get(expected, f"{expected} was expected")
-    status = HTTPStatus.PRECONDITION_FAILED
-    problem = StateProblem(
-        *STATE_CONFLICT,
-        status,
-        f"the workflow is {stands}, and {wanted}: nothing was written",
-        quote(PREFIX + workflow_key),
-        expected or None,
-        outcome.actual_version,
-        outcome.current,
-    )
-    return respond(problem, status, {"ETag": _etag(outcome.current)} if outcome.current else None)
-
-
 def _allowed(conditions: Conditions, row: Workflow | None) -> bool:
-    return conditions.allow(None if row is None else _etag(row))
-
-
-def _etag(row: Workflow) -> str:
-    return f'"{row.version}"'
+    return conditions.allow(None if row is None else etag_of(row))
 
 
 def _check_encoding(request: Request, workflow_key: str) -> None:

@@ -23,21 +23,23 @@ from app.domain.events import Event
 from app.domain.folding import Result
 from app.domain.registration import Outcome
 from app.errors import InvalidInputError, RefusedValuesError, UnavailableError, UnreadableError
-from app.inbound.membership import BATCH, Batch, Places, Reading
+from app.inbound.membership import MAX_BATCH, Batch, Membership, Offsets
 from app.outbound.client_log import client_log
 from app.projection.projector import Projector
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import Letter
 from app.store.watermarks import LostPlaceError, Partition
-from app.wire.messages import Incoming, read_message
+from app.wire.messages import KafkaMessage, read_message
 from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 
 DECODED_AT_ONCE = 50  # messages, before the event loop turns to what the database has answered
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds until the database is asked again that did not answer
-REFUSED = "refused: PostgreSQL does not take what this would write; the log of `pqs consume` has its words"
+REFUSED_BY_DATABASE = (
+    "refused: PostgreSQL does not take what this would write; the log of `pqs consume` has its words"
+)
 HEADERLESS = (
     "it had headers, which are not kept: one of their names is not UTF-8, and the Kafka client gives none then"
 )
@@ -62,7 +64,7 @@ class Consumer(Worker):
         topics: Sequence[str],
         group: str,
         options: Mapping[str, str | int] | None = None,
-        batch: int = BATCH,
+        batch: int = MAX_BATCH,
     ) -> None:
         self._database = database
         self._projector = projector
@@ -92,9 +94,9 @@ class Consumer(Worker):
         refuses a dead letter, too.
         """
         while not stop.is_set():
-            reading = Reading(self._settings, self._topics, self._places_for(stop), batch=self._batch)
+            membership = Membership(self._settings, self._topics, self._offsets_for(stop), batch=self._batch)
             try:
-                await self._read(reading, stop)
+                await self._read(membership, stop)
             except LostPlaceError as error:
                 log.warning("%s; reading begins anew at the watermarks", error)
             except UnavailableError as error:  # which is waited for until there is no more time
@@ -103,48 +105,48 @@ class Consumer(Worker):
                 log.warning("reading begins anew: %s", error)
                 await set_within(stop, LONGEST_WAIT)
             finally:
-                await asyncio.to_thread(reading.close)
+                await asyncio.to_thread(membership.close)
 
-    def _places_for(self, stop: asyncio.Event) -> Places:
+    def _offsets_for(self, stop: asyncio.Event) -> Offsets:
         """What the thread calls to learn where to read on from."""
         loop = asyncio.get_running_loop()
 
-        def places(partitions: Sequence[Partition]) -> dict[Partition, int]:
-            reading = _tried(lambda: self._database.read(watermarks.read, partitions), stop)
-            return asyncio.run_coroutine_threadsafe(reading, loop).result()
+        def offsets(partitions: Sequence[Partition]) -> dict[Partition, int]:
+            looking = _tried(lambda: self._database.read(watermarks.read, partitions), stop)
+            return asyncio.run_coroutine_threadsafe(looking, loop).result()
 
-        return places
+        return offsets
 
-    async def _read(self, reading: Reading, stop: asyncio.Event) -> None:
+    async def _read(self, membership: Membership, stop: asyncio.Event) -> None:
         """Three things at once: one batch is fetched, the one before it is decoded, and that before it is written."""
-        fetching = asyncio.create_task(asyncio.to_thread(reading.fetch))
+        fetching = asyncio.create_task(asyncio.to_thread(membership.fetch))
         writing: asyncio.Task[None] | None = None
         try:
             while True:
                 batch = await fetching
                 if stop.is_set():
                     break
-                fetching = asyncio.create_task(asyncio.to_thread(reading.fetch))
+                fetching = asyncio.create_task(asyncio.to_thread(membership.fetch))
                 decoded = await _decoded(batch)
                 if writing is not None:
                     await writing
-                writing = asyncio.create_task(self._write(reading, batch, decoded, stop))
+                writing = asyncio.create_task(self._write(membership, batch, decoded, stop))
             if writing is not None:
                 await writing
         finally:
-            reading.end()
+            membership.end()
             await asyncio.wait([each for each in (fetching, writing) if each is not None])
 
     async def _write(
-        self, reading: Reading, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event
+        self, membership: Membership, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event
     ) -> None:
         """Take a batch in, and tell Kafka."""
         try:
             if batch.advances:
                 await self._take(batch, decoded, stop)
-            reading.is_written(batch)
+            membership.is_written(batch)
         finally:
-            reading.is_done()
+            membership.is_done()
 
     async def _take(self, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event) -> None:
         """Take a batch in as one transaction; what PostgreSQL refuses, by halves, down to the message that it is.
@@ -159,8 +161,8 @@ class Consumer(Worker):
                 middle = len(first.messages)
                 await self._take(first, decoded[:middle], stop)
                 await self._take(second, decoded[middle:], stop)
-            elif batch.messages and decoded != [REFUSED]:
-                await self._take(batch, [REFUSED], stop)
+            elif batch.messages and decoded != [REFUSED_BY_DATABASE]:
+                await self._take(batch, [REFUSED_BY_DATABASE], stop)
             else:
                 raise
 
@@ -194,7 +196,9 @@ async def _decoded(batch: Batch) -> "list[Event | str]":
     return decoded
 
 
-def _dead(messages: Sequence[Incoming], decoded: "Sequence[Event | str]", results: Sequence[Result]) -> list[Letter]:
+def _dead(
+    messages: Sequence[KafkaMessage], decoded: "Sequence[Event | str]", results: Sequence[Result]
+) -> list[Letter]:
     """The messages that could not be taken in, in their order."""
     of_events = iter(results)
     letters = []

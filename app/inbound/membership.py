@@ -27,11 +27,11 @@ from msgspec.structs import replace
 from app.errors import StartError, UnavailableError
 from app.store.dead_letters import Headers
 from app.store.watermarks import Advance, Partition
-from app.wire.messages import Incoming
+from app.wire.messages import KafkaMessage
 
 log = logging.getLogger(__name__)
 
-BATCH = 1000  # messages that one transaction takes in
+MAX_BATCH = 1000  # messages that one transaction takes in
 IDLE = 0.2  # seconds that the thread waits for a first message, before it looks up
 LOOK = 0.5  # seconds between two looks at whether a partition that was read to its end still ends there
 ANSWER = 1.0  # seconds that a broker has to say where a partition ends
@@ -42,7 +42,7 @@ LAST_TIME = 253_370_764_799_999  # milliseconds since 1970: the end of the year 
 class Batch(Struct, frozen=True):
     """What was read in one go, and how that moves the watermarks of its partitions."""
 
-    messages: list[Incoming]
+    messages: list[KafkaMessage]
     advances: list[Advance]
 
     def halves(self) -> "tuple[Batch, Batch]":
@@ -100,15 +100,15 @@ class Times:
 
 
 # Where partitions are to be read on from; those of which nothing was read are left out.
-Places = Callable[[Sequence[Partition]], dict[Partition, int]]
+Offsets = Callable[[Sequence[Partition]], dict[Partition, int]]
 
 
-class Reading:
+class Membership:
     """One membership in the group, and how far each partition is read in it. Its methods are called in a thread, one
     at a time; `is_written`, `is_done` and `end` by the event loop meanwhile."""
 
     def __init__(
-        self, settings: Mapping[str, object], topics: list[str], places: Places, *, batch: int = BATCH
+        self, settings: Mapping[str, object], topics: list[str], offsets: Offsets, *, batch: int = MAX_BATCH
     ) -> None:
         """Join the group, to fetch up to `batch` messages at a time.
 
@@ -118,9 +118,9 @@ class Reading:
             self._client = Client(dict(settings))
         except KafkaException as error:
             raise StartError(f"the Kafka client refuses its settings: {error.args[0]}") from error
-        self._watermarks = places
+        self._watermarks = offsets
         self._batch = batch
-        self._places: dict[Partition, int | None] = {}  # the offset up to which each of ours is read
+        self._offsets: dict[Partition, int | None] = {}  # the offset up to which each of ours is read
         self._ends: dict[Partition, int] = {}  # the offset after the last message, of those that were read to it
         self._times: dict[Partition, Times] = {}  # of what was read of each of ours since we have it
         self._looked_at = 0.0  # by the monotonic clock
@@ -164,7 +164,7 @@ class Reading:
             error = each.error()
             if error is not None:
                 self._failed(partition, each, error)
-            elif partition in self._places:
+            elif partition in self._offsets:
                 last[partition] = each
                 self._ends.pop(partition, None)
                 kind, time_ = each.timestamp()
@@ -180,7 +180,7 @@ class Reading:
     def _failed(self, partition: Partition, message: ClientMessage, error: KafkaError) -> None:
         if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - that is its public name
             log.warning("Kafka: %s", error)
-        elif partition in self._places:
+        elif partition in self._offsets:
             self._ends[partition] = message.offset() or 0
 
     def _advances(self, last: Mapping[Partition, ClientMessage]) -> list[Advance]:
@@ -188,24 +188,24 @@ class Reading:
         caught_up = self._look()
         advances = []
         for partition in dict.fromkeys([*last, *caught_up]):
-            place, message = self._places[partition], last.get(partition)
-            offset = place if message is None else message.offset()
+            known, message = self._offsets[partition], last.get(partition)
+            offset = known if message is None else message.offset()
             if offset is None:  # nothing was ever read of it
                 continue
-            if place is not None and offset < place:
+            if known is not None and offset < known:
                 log.warning("%s-%d has offsets again that it had before: was the topic made anew?", *partition)
-                offset = place
+                offset = known
             advances.append(
                 Advance(
                     topic=partition[0],
                     partition=partition[1],
-                    expected=place,
+                    expected=known,
                     offset=offset,
                     message_at=None if message is None else self._times[partition].reached,
                     caught_up=caught_up.get(partition),
                 )
             )
-            self._places[partition] = offset
+            self._offsets[partition] = offset
         return advances
 
     def _look(self) -> dict[Partition, float]:
@@ -217,7 +217,7 @@ class Reading:
         if now < self._looked_at + LOOK:
             return {}
         self._looked_at = now
-        asked = [TopicPartition(*each, OFFSET_END) for each in self._ends if self._places[each] is not None]
+        asked = [TopicPartition(*each, OFFSET_END) for each in self._ends if self._offsets[each] is not None]
         try:
             ends = self._client.offsets_for_times(asked, timeout=ANSWER) if asked else []
         except KafkaException as error:
@@ -234,14 +234,14 @@ class Reading:
         """Read new partitions from their watermarks on."""
         ours = [(each.topic, each.partition) for each in partitions]
         try:
-            places = self._watermarks(ours)
+            offsets = self._watermarks(ours)
         except UnavailableError:  # and it is to stop
             return
         log.info("reading %s", ", ".join(f"{topic}-{number}" for topic, number in ours) or "no new partition")
         for each in partitions:
-            place = places.get((each.topic, each.partition))
-            each.offset = OFFSET_BEGINNING if place is None else place + 1
-            self._places[each.topic, each.partition] = place
+            known = offsets.get((each.topic, each.partition))
+            each.offset = OFFSET_BEGINNING if known is None else known + 1
+            self._offsets[each.topic, each.partition] = known
             self._times[each.topic, each.partition] = Times()
         client.incremental_assign(partitions)
 
@@ -250,7 +250,7 @@ class Reading:
         theirs = {(each.topic, each.partition) for each in partitions}
         self._held[:] = [each for each in self._held if (each.topic(), each.partition()) not in theirs]
         for partition in theirs:
-            self._places.pop(partition, None)
+            self._offsets.pop(partition, None)
             self._times.pop(partition, None)
             self._ends.pop(partition, None)
         with self._change:
@@ -280,11 +280,11 @@ class Reading:
 _headers_of = methodcaller("headers")
 
 
-def _incoming(message: ClientMessage) -> Incoming:
+def _incoming(message: ClientMessage) -> KafkaMessage:
     try:
         headers = cast("Headers", _headers_of(message) or [])
     except SystemError:
         headers = None
     # What the client's types call optional is there in every message that came from a broker.
     place = cast("tuple[str, int, int]", (message.topic(), message.partition(), message.offset()))
-    return Incoming(*place, message.key(), message.value(), headers)
+    return KafkaMessage(*place, message.key(), message.value(), headers)

@@ -32,8 +32,10 @@ PASSING = {
     HTTPStatus.TOO_MANY_REQUESTS,
 }
 # Answers that a proxy gives for a Consul that does not answer.
-SILENCE = {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
-UNKNOWN = "unknown service"  # in what Consul says when it is to deregister what it does not have: 404, once 500
+NO_ANSWER = {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
+UNKNOWN_SERVICE = (
+    "unknown service"  # in what Consul says when it is to deregister what it does not have: 404, once 500
+)
 SAID = 200  # characters of an answer that an error quotes
 
 
@@ -87,12 +89,12 @@ class Consul:
             except httpx.HTTPError as error:
                 trouble: PqsError = EffectDownError(f"Consul does not answer: {type(error).__name__}: {error}")
                 continue
-            if answer.is_success or (body is None and UNKNOWN in answer.text.lower()):
+            if answer.is_success or (body is None and UNKNOWN_SERVICE in answer.text.lower()):
                 return  # a service that it does not know is what was asked for
             said = f"status {answer.status_code}: {answer.text[:SAID]!r}"
             if answer.is_client_error and answer.status_code not in PASSING:
                 raise IntentError(f"Consul refuses {call} with {said}")
-            if answer.status_code in SILENCE:
+            if answer.status_code in NO_ANSWER:
                 trouble = EffectDownError(f"Consul does not answer: {said}")
             else:
                 trouble = NotNowError(f"Consul does not {call} now: {said}")

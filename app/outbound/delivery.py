@@ -64,8 +64,8 @@ def to_topic(topic: str, *buses: Bus) -> Destination:
         if not failed:
             delivery.arrived += going
             return
-        for place, message in enumerate(going):
-            delivery.told(message, failed.get(place))
+        for index, message in enumerate(going):
+            delivery.told(message, failed.get(index))
 
     return Destination(TOPIC + topic, deliver, PAGE)
 

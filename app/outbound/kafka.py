@@ -22,11 +22,11 @@ SOONEST = 0.001  # seconds until the next look for reports, after one that found
 SLOWER = 1.2  # times longer is each wait, while looks find none
 LATEST_BUSY = 0.05  # seconds until the next look, while reports are awaited
 LATEST_IDLE = 1.0  # seconds until the next look otherwise: for what the library has to say
-LARGEST = 100_000_000  # bytes of a message: it is the broker that says what is too large, of what is compressed
+MAX_MESSAGE = 100_000_000  # bytes of a message: it is the broker that says what is too large, of what is compressed
 GRACE = timedelta(seconds=5)  # for what is on its way when the bus is closed
 
 # The fault is the message's, not the broker's or the moment's: trying again changes nothing.
-_REFUSED = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD}
+_NEVER_TAKEN = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD}
 
 
 class _Group(Struct, eq=False):
@@ -38,10 +38,10 @@ class _Group(Struct, eq=False):
     landed: asyncio.Future[dict[int, BusError]]
     failed: dict[int, BusError] = field(default_factory=dict)
 
-    def fail(self, place: int, error: KafkaError | None, _: Message) -> None:
+    def fail(self, index: int, error: KafkaError | None, _: Message) -> None:
         """Take in the delivery report of a message, which there is for an error alone."""
         if error is not None:
-            self.failed[place] = _failure(error)
+            self.failed[index] = _failure(error)
 
 
 class KafkaBus(Bus):
@@ -71,7 +71,7 @@ class KafkaBus(Bus):
             "partitioner": "murmur2_random",  # as Kafka's Java client has it, and partitioner.py
             "compression.type": "lz4",
             "linger.ms": 2,
-            "message.max.bytes": LARGEST,
+            "message.max.bytes": MAX_MESSAGE,
             "delivery.report.only.error": True,
             "message.timeout.ms": round(delivery_timeout.total_seconds() * 1000),
             **(options or {}),
@@ -198,15 +198,15 @@ class KafkaBus(Bus):
 
 
 def _produce(producer: Producer, group: _Group) -> None:
-    for place, (key, value) in enumerate(group.messages):
+    for index, (key, value) in enumerate(group.messages):
         try:
-            producer.produce(group.topic, value, key, headers=group.headers, on_delivery=partial(group.fail, place))
+            producer.produce(group.topic, value, key, headers=group.headers, on_delivery=partial(group.fail, index))
         except BufferError:
-            group.failed[place] = BusError("the Kafka client's queue is full")
+            group.failed[index] = BusError("the Kafka client's queue is full")
         except KafkaException as error:
-            group.failed[place] = _failure(error.args[0])
+            group.failed[index] = _failure(error.args[0])
         except Exception as error:  # noqa: BLE001 - what is not handed over must not count as arrived
-            group.failed[place] = BusError(f"the Kafka client did not take it: {error}")
+            group.failed[index] = BusError(f"the Kafka client did not take it: {error}")
 
 
 def _refuse(groups: Iterable[_Group], error: BusError) -> None:
@@ -244,7 +244,7 @@ def _closed() -> BusError:
 
 
 def _failure(error: KafkaError) -> BusError:
-    return (MessageRefusedError if error.code() in _REFUSED else BusError)(_said(error))
+    return (MessageRefusedError if error.code() in _NEVER_TAKEN else BusError)(_said(error))
 
 
 def _said(error: KafkaError) -> str:

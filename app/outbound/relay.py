@@ -28,7 +28,7 @@ RETRY = 1.0  # seconds after a pass in which nothing got through
 GRACE = 5.0  # seconds that a pass has to come to its end when the relay is closed
 
 
-class Passed(Struct, frozen=True):
+class PassResult(Struct, frozen=True):
     """How a pass ended."""
 
     moved: bool = False  # something left the outbox
@@ -137,17 +137,17 @@ class Relay(Worker):
             else:
                 await set_within(woken, POLL)
 
-    async def _pass(self, destination: Destination, share: int) -> Passed:
+    async def _pass(self, destination: Destination, share: int) -> PassResult:
         try:
             passed = await self._database.write(self._move, destination, share)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end this for good
-            return Passed(trouble=error)
+            return PassResult(trouble=error)
         said = "a message for %s is refused for good, and a dead letter now: %s: %s"
         for message, why in passed.refused:
             log.error(said, destination.name, message.entity_id, why)
         return passed
 
-    async def _move(self, connection: Connection, destination: Destination, share: int) -> Passed:
+    async def _move(self, connection: Connection, destination: Destination, share: int) -> PassResult:
         """The transaction of a pass."""
         rests, loop = self._rests[destination.name], asyncio.get_running_loop()
         slots = await outbox.take(connection, destination.name, most=share)
@@ -155,7 +155,7 @@ class Relay(Worker):
         resting = rests.at(loop.time())
         messages = await outbox.read(connection, destination.name, slots, most=most, but=resting) if slots else []
         if not messages:  # or the slots were let go by one who had just sent them
-            return Passed()
+            return PassResult()
         delivery = await self._send(connection, destination, messages)
         rests.learn(delivery, loop.time())
         gone, left = _ended(messages, delivery)
@@ -165,7 +165,7 @@ class Relay(Worker):
             await outbox.keep(connection, left)
         await outbox.remove(connection, gone)
         entries = len({message.id for message in messages})
-        return Passed(bool(gone or left), entries >= destination.page // FULL, delivery.trouble, delivery.refused)
+        return PassResult(bool(gone or left), entries >= destination.page // FULL, delivery.trouble, delivery.refused)
 
     async def _send(self, connection: Connection, destination: Destination, messages: Sequence[Pending]) -> Delivery:
         delivery = Delivery(destination, messages)

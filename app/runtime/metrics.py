@@ -1,7 +1,7 @@
 """What Prometheus reads: requests, events by outcome, the circuit breakers, and what the database has to tell."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -12,6 +12,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from app.domain.registration import Outcome
+from app.errors import UnavailableError
+from app.store import dead_letters, outbox, watermarks
+from app.store.database import Connection, Database
 from app.store.outbox import Backlog
 from app.store.watermarks import Age
 
@@ -27,6 +30,24 @@ class Kept(Struct, frozen=True):
     backlogs: Sequence[Backlog] = ()
     ages: Sequence[Age] = ()
     dead_letters: int | None = None
+
+
+async def read_kept(database: Database, destinations: Collection[str]) -> Kept:
+    """Ask the database; each of `destinations` has a backlog, if an empty one.
+
+    A database that does not answer takes these numbers away, and no others.
+    """
+    try:
+        return await database.read(_read_kept, destinations)
+    except UnavailableError:
+        return Kept()
+
+
+async def _read_kept(connection: Connection, destinations: Collection[str]) -> Kept:
+    backlogs = await outbox.backlogs(connection)
+    waiting = {each.destination for each in backlogs}
+    backlogs += [Backlog(name, 0, 0.0) for name in destinations if name not in waiting]
+    return Kept(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))
 
 
 class Metrics:

@@ -21,7 +21,7 @@ from app.wire.faults import NOT_DECODED, explain
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
-HEADER = b"ce-"  # what the name of an HTTP header begins with that holds an attribute
+_ATTRIBUTE = b"ce-"  # what the name of an HTTP header begins with that holds an attribute
 
 # Our field, and the attribute that it is read from.
 _FIELDS = {
@@ -98,10 +98,10 @@ def attributes_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """
     attributes: dict[str, str] = {}
     for header, value in headers:
-        if not header.startswith(HEADER):
+        if not header.startswith(_ATTRIBUTE):
             continue
         pointer = f"#/header/{header.decode('latin-1')}"
-        name = header.removeprefix(HEADER).decode("latin-1")
+        name = header.removeprefix(_ATTRIBUTE).decode("latin-1")
         if name in attributes:
             raise InvalidInputError([Fault(pointer, "this header is there more than once")])
         quoted = re.fullmatch(rb'"(.*)"', value)  # RFC 9110, section 5.6.4

@@ -28,7 +28,7 @@ def explain(body: bytes, error: Exception) -> NoReturn:
     try:
         text = body.decode()
     except UnicodeDecodeError as wrong:
-        where = _place(body[: wrong.start].decode())
+        where = _line_and_column(body[: wrong.start].decode())
         raise UnreadableError(f"not UTF-8: byte 0x{body[wrong.start]:02x} at {where}") from None
     try:
         json.loads(text, parse_constant=_refuse_constant)
@@ -37,13 +37,15 @@ def explain(body: bytes, error: Exception) -> NoReturn:
     except _ConstantError as wrong:
         tokens = re.finditer(rf'"(?:[^"\\]|\\.)*"|{wrong}', text)
         at = next(token.start() for token in tokens if token[0] == str(wrong))
-        raise UnreadableError(f"not JSON: {wrong} is no JSON number, at {_place(text[:at])}") from None
+        raise UnreadableError(f"not JSON: {wrong} is no JSON number, at {_line_and_column(text[:at])}") from None
     except RecursionError:
         raise InvalidInputError([Fault("#", f"nested deeper than {MAX_NESTING} levels")]) from None
     except ValueError:
         raise InvalidInputError([Fault("#", "a number too large to keep")]) from None
     if (lone := next(_lone_surrogates(text), None)) is not None:
-        raise UnreadableError(f"not Unicode: a lone surrogate in a string at {_place(text[:lone])}") from None
+        raise UnreadableError(
+            f"not Unicode: a lone surrogate in a string at {_line_and_column(text[:lone])}"
+        ) from None
     if isinstance(error, RecursionError):
         raise InvalidInputError([Fault("#", f"nested deeper than {MAX_NESTING} levels")]) from None
     if isinstance(error, msgspec.ValidationError):
@@ -59,7 +61,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise _ConstantError(name)
 
 
-def _place(before: str) -> str:
+def _line_and_column(before: str) -> str:
     line = before.count("\n") + 1
     return f"line {line} column {len(before) - (before.rfind(chr(10)) + 1) + 1}"
 

@@ -14,14 +14,14 @@ from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
 from app.wire.events import read_event
 from app.wire.faults import NOT_DECODED, explain
 
-HEADER = "ce_"  # what the name of a header begins with that holds an attribute
+_ATTRIBUTE = "ce_"  # what the name of a header begins with that holds an attribute
 CONTENT_TYPE = "content-type"
 
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 _ENCODE = msgspec.json.Encoder().encode
 
 
-class Incoming(Struct, frozen=True, gc=False):
+class KafkaMessage(Struct, frozen=True, gc=False):
     """A message of a topic, as it came. `headers` is None where one has a name that is not UTF-8: the Kafka client
     then gives none of them."""
 
@@ -38,7 +38,7 @@ class Incoming(Struct, frozen=True, gc=False):
         return Position(partition=f"{self.topic}-{self.partition}", offset=self.offset)
 
 
-def read_message(message: Incoming) -> Event:
+def read_message(message: KafkaMessage) -> Event:
     """The event in a message. Raises as `wire.read_event`."""
     value = message.value
     if value is None:
@@ -48,7 +48,7 @@ def read_message(message: Incoming) -> Event:
         media = headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower()
         if media == STRUCTURED:
             return read_cloudevent(value, message.position)
-        attributes = {name[len(HEADER) :]: text for name, text in headers.items() if name.startswith(HEADER)}
+        attributes = {name[len(_ATTRIBUTE) :]: text for name, text in headers.items() if name.startswith(_ATTRIBUTE)}
         if attributes:
             if CONTENT_TYPE in headers:
                 attributes["datacontenttype"] = headers[CONTENT_TYPE]
@@ -56,12 +56,12 @@ def read_message(message: Incoming) -> Event:
     return _read_plain(value, message.position)
 
 
-def _texts(message: Incoming) -> dict[str, str]:
+def _texts(message: KafkaMessage) -> dict[str, str]:
     """The headers that have a value, by name in lower case."""
     texts: dict[str, str] = {}
     for header, value in message.headers or ():
         name = header.lower()
-        if value is None or not (name == CONTENT_TYPE or name.startswith(HEADER)):
+        if value is None or not (name == CONTENT_TYPE or name.startswith(_ATTRIBUTE)):
             continue
         if name in texts:
             raise InvalidInputError([Fault(f"#/header/{header}", "this header is there more than once")])

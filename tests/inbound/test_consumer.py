@@ -21,8 +21,8 @@ from app.domain.events import Event
 from app.domain.folding import Result
 from app.domain.registration import Timing
 from app.errors import RefusedValuesError, StartError
-from app.inbound.consumer import HEADERLESS, REFUSED
-from app.inbound.membership import BATCH
+from app.inbound.consumer import HEADERLESS, REFUSED_BY_DATABASE
+from app.inbound.membership import MAX_BATCH
 from app.outbound.entries import Outgoing
 from app.parts import Parts
 from app.projection.projector import Also, Projector
@@ -64,7 +64,7 @@ def lives(nodes: int = NODES) -> list[Json]:
 
 @asynccontextmanager
 async def reading(
-    kafka: Broker, topic: str, url: str, group: str | None = None, *, batch: int = BATCH
+    kafka: Broker, topic: str, url: str, group: str | None = None, *, batch: int = MAX_BATCH
 ) -> AsyncIterator[None]:
     """A consumer that reads a topic into a database while this lasts."""
     database = patient_database(url)
@@ -264,7 +264,7 @@ async def test_what_postgresql_refuses_stops_nothing(kafka: Broker, topic: str, 
     assert [(row[0], row[1]) for row in dead] == [
         (partition, place) for partition in places for place in places[partition]
     ]
-    assert {row[5] for row in dead} == {REFUSED}
+    assert {row[5] for row in dead} == {REFUSED_BY_DATABASE}
     versions = await rows(
         database_url, "SELECT current_state, version, count(*) FROM registration_projections GROUP BY 1, 2"
     )
@@ -281,7 +281,10 @@ async def test_a_database_of_another_encoding_stops_nothing(kafka: Broker, topic
         produce(kafka, topic, [*life()[:2], poison, poison | {"type": "узел"}, *life()[2:]], partition=0)
         async with reading(kafka, topic, url):
             await until(url, *taken(7))
-        assert [(row[1], row[5]) for row in await rows(url, DEAD)] == [(2, REFUSED), (3, REFUSED)]
+        assert [(row[1], row[5]) for row in await rows(url, DEAD)] == [
+            (2, REFUSED_BY_DATABASE),
+            (3, REFUSED_BY_DATABASE),
+        ]
         assert await rows(url, "SELECT version FROM registration_projections") == [(5,)]
 
 

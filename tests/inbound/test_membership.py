@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from app.inbound.membership import LAST_TIME, Batch, Times
 from app.store.watermarks import Advance
-from app.wire.messages import Incoming
+from app.wire.messages import KafkaMessage
 from tests.making import when
 
 MILLISECONDS = strategies.integers(0, LAST_TIME) | strategies.integers(1_767_225_600_000, 1_767_225_601_000)
@@ -22,7 +22,7 @@ def test_halves_lead_where_the_whole_does(partitions: list[int], extra: bool) ->
     messages = []
     for partition in partitions:
         numbers[partition] += 1
-        messages.append(Incoming("topic", partition, numbers[partition], None, None, []))
+        messages.append(KafkaMessage("topic", partition, numbers[partition], None, None, []))
     advances = [
         Advance(topic="topic", partition=each, expected=4, offset=last, message_at=when(each), caught_up=1.0)
         for each, last in numbers.items()

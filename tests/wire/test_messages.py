@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.positions import Position
 from app.errors import InvalidInputError, UnreadableError
-from app.wire.messages import Incoming, read_message
+from app.wire.messages import KafkaMessage, read_message
 from tests.making import NODE, Json, event_json, node, when
 
 EVENT = event_json("registration.initiated", 1)
@@ -24,10 +24,10 @@ CE_HEADERS = [(f"ce_{name}", value.encode()) for name, value in ATTRIBUTES.items
 JSON_TYPE = ("content-type", b"application/json")
 
 
-def message(value: Json | bytes | None, headers: Any = ()) -> Incoming:
+def message(value: Json | bytes | None, headers: Any = ()) -> KafkaMessage:
     """A message at offset 42 of partition 7."""
     encoded = msgspec.json.encode(value) if isinstance(value, dict) else value
-    return Incoming("nodes", 7, 42, b"key", encoded, list(headers))
+    return KafkaMessage("nodes", 7, 42, b"key", encoded, list(headers))
 
 
 def without(event: Json, name: str) -> Json:

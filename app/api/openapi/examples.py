@@ -4,7 +4,9 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from app.api.openapi.operations import JSON, NDJSON, PROBLEM, Json
+from app.api.bodies import JSON, NDJSON
+from app.api.openapi.operations import Json
+from app.api.problems import MEDIA_TYPE
 from app.domain.events import EVENT_TYPES
 from app.wire.cloudevents import BATCH
 
@@ -29,7 +31,7 @@ def illustrate(operation: Json) -> None:
         _show(content, _requests(content, media))
     for status, response in operation["responses"].items():
         for media, content in response.get("content", {}).items():
-            _show(content, _problems(id_, status) if media == PROBLEM else _answers(id_, content, media))
+            _show(content, _problems(id_, status) if media == MEDIA_TYPE else _answers(id_, content, media))
 
 
 def _show(content: Json, shown: Json) -> None:

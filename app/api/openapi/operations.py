@@ -7,16 +7,14 @@ from uuid import UUID
 import msgspec
 from fastapi.responses import Response
 
+from app.api.bodies import JSON, NDJSON, TEXT
+from app.api.problems import MEDIA_TYPE
 from app.domain.events import DEFAULT_DOMAIN
 from app.wire.cloudevents import BATCH, STRUCTURED
 from app.wire.events import MAX_EVENTS
 
 Json = dict[str, Any]  # a piece of the document
 REFERENCE = "#/components/schemas/{name}"
-JSON = "application/json"
-NDJSON = "application/x-ndjson"
-PROBLEM = "application/problem+json"
-TEXT = "text/plain"
 
 WHY: dict[int, str] = {
     400: "The body is not JSON (the detail says where it breaks), or the cursor is bad.",
@@ -178,7 +176,7 @@ def _error(status: int, *names: str) -> Json:
         }
     return {
         "description": WHY.get(status, HTTPStatus(status).phrase),
-        "content": {PROBLEM: _schema(*(names or ("Problem",)))},
+        "content": {MEDIA_TYPE: _schema(*(names or ("Problem",)))},
         "headers": headers,
     }
 
