@@ -154,6 +154,7 @@ def _markdown(parts: dict[str, Measured], notes: list[str]) -> str:
 # --- Pictures --------------------------------------------------------------------------------------------------
 
 FONT = 'font-family="system-ui, sans-serif" font-size="13"'
+LETTER = 7.4  # pixels, an average letter of this font and a little more
 GOOD, BAD, GREY = "#2f7d4f", "#b3442e", "#8a8a8a"
 LINES = ("#1f6feb", "#b3442e", "#2f7d4f", "#8250df", "#bf8700", "#0f7b8a", "#cf4f9b", "#57606a")
 
@@ -174,7 +175,10 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
 
 def _bars(rows: list[Row]) -> str:
     """How far each target is met: a bar that reaches the line has met it. Longer is better, whatever the unit."""
-    left, scale, step, most = 400, 180, 26, 2.5
+    scale, step, most = 180, 26, 2.5
+    labels = [f"{row.what} / {row.other_name}" for row in rows]
+    left = max(map(_width, labels), default=0) + 20
+    right = 0
     parts = []
     for number, row in enumerate(rows):
         assert row.target is not None
@@ -182,13 +186,20 @@ def _bars(rows: list[Row]) -> str:
         reached = min(row.target / value if row.at_most else value / row.target, most)
         y = 40 + number * step
         colour = GOOD if row.met else BAD
-        parts.append(_text(left - 10, y + 14, f"{row.what} / {row.other_name}", "end"))
+        parts.append(_text(left - 10, y + 14, labels[number], "end"))
         parts.append(f'<rect x="{left}" y="{y}" width="{reached * scale:.1f}" height="18" fill="{colour}"/>')
-        said = f"{figure(row.value)} (target {'≤' if row.at_most else '≥'} {row.target:g})"
+        unit = f" {row.unit}" if row.difference else ""
+        said = f"{figure(row.value)}{unit} (target {'≤' if row.at_most else '≥'} {row.target:g}{unit})"
         parts.append(_text(left + reached * scale + 6, y + 14, said))
+        right = max(right, round(left + reached * scale) + 6 + _width(said))
     bottom = 40 + len(rows) * step
     parts += [_line(left + scale, 26, left + scale, bottom, "#24292f"), _text(left + scale, 20, "target", "middle")]
-    return _svg(left + round(most * scale) + 170, bottom + 14, parts)
+    return _svg(right + 10, bottom + 14, parts)
+
+
+def _width(text: str) -> int:
+    """Room for a text in pixels, more than it needs in most fonts: nothing measures it here."""
+    return math.ceil(len(text) * LETTER)
 
 
 def _curves(curves: dict[str, dict[str, float]]) -> str:
@@ -218,5 +229,6 @@ def _curves(curves: dict[str, dict[str, float]]) -> str:
         path = " ".join(f"{x_of(rows):.1f},{y_of(took):.1f}" for rows, took in sorted(curve.items()))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts.append(_text(left + wide + 20, top + 16 + place * 20, name, colour=colour))
+    right = left + wide + 30 + max(map(_width, points), default=0)
     parts.append(_text(left + wide / 2, top + high + 42, "rows in the table", "middle", GREY))
-    return _svg(left + wide + 260, top + high + 56, parts)
+    return _svg(right, top + high + 56, parts)

@@ -37,3 +37,16 @@ def test_every_problem_type_is_explained() -> None:
     answered = {name for path in ROOT.glob("app/**/*.py") for name in PROBLEM_TYPE.findall(path.read_text("utf-8"))}
     said = set(PROBLEM_TYPE.findall((ROOT / "docs" / "reference" / "errors.md").read_text("utf-8")))
     assert said == answered
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=lambda picture: picture.name)
+def test_no_picture_cuts_its_labels(picture: Path) -> None:
+    """Every text of a picture lies within it, with seven pixels for each letter of the usual size."""
+    drawing = picture.read_text(encoding="utf-8")
+    wide = re.findall(r'viewBox="0 0 (\d+) \d+"', drawing)[0]
+    for attributes, text in re.findall(r"<text ([^>]*)>([^<]*)</text>", drawing):
+        named = dict(re.findall(r'([\w-]+)="([^"]*)"', attributes))
+        room = len(text) * 7.0
+        before = {"end": room, "middle": room / 2}.get(named.get("text-anchor", "middle"), 0.0)
+        assert float(named["x"]) - before >= 0, text
+        assert float(named["x"]) - before + room <= int(wide), text

@@ -1,4 +1,4 @@
-"""The orchestrator of README.md and docs/, run as it stands there."""
+"""The orchestrator of the tutorial, run as it stands there."""
 
 import os
 import re
@@ -14,13 +14,14 @@ from uuid import UUID
 
 import pytest
 
+from tests.databases import new_database
 from tests.making import Json, event_json, node
-from tests.processes import PATIENCE, Service, environment
+from tests.processes import PATIENCE, Service, environment, serving, until
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "tutorial" / "orchestrator.md"
 ORCHESTRATOR = ROOT / "docs" / "orchestrator.py"
-BLOCK = re.compile(r'(?<=^```python\n)"""Escalates.*?(?=^```$)', re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?<=^```python\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 
 # Its tests are no coroutines, and use an asynchronous fixture.
 pytestmark = pytest.mark.usefixtures("anyio_backend")
@@ -82,11 +83,33 @@ def test_each_step_is_done_once_by_whoever_is_first(service: Service) -> None:
             assert said([later], 1) == steps(("give up", node(6)))
 
 
-def test_the_readme_shows_this_orchestrator() -> None:
-    """What README.md shows is the file that runs here. UPDATE_README=1 writes it down."""
+async def test_a_sweep_takes_no_node_away(tmp_path: Path) -> None:
+    """Where a sweep turns deadlines into events, each step of each node is done once all the same.
+
+    A node that left before its deadline is not late, whatever its state says.
+    """
+    async with new_database() as url:
+        with serving(tmp_path, database_url=url, sweep=True, pool_size=4) as service, service.client() as http:
+            left = [
+                event_json("node.introspected", 1, entity_id=node(3), data={"node_type": "compute"}),
+                event_json("node.deregistered", 2, entity_id=node(3)),
+            ]
+            late = [overdue(number, seconds) for number, seconds in enumerate([10, 100, 5000])]
+            http.post("/v1/events", json=late + left).raise_for_status()
+            until(lambda: http.get("/v1/state-counts").json()["counts"]["ack_timed_out"] == 4, "the sweep is done")
+            assert http.get("/v1/overdue/ack").json()["items"] == []
+            with orchestrating(service.url) as one, orchestrating(service.url) as other:
+                lines = said([one, other], len(late))
+            names = ["remind", "tell an operator", "give up"]
+            assert lines == steps(*((name, node(number)) for number, name in enumerate(names)))
+            assert http.get(f"/v1/workflows/ack/{node(3)}").status_code == 404
+
+
+def test_the_tutorial_shows_this_orchestrator() -> None:
+    """The tutorial shows the file that runs here. UPDATE_README=1 writes it down."""
     program = ORCHESTRATOR.read_text(encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     if "UPDATE_README" in os.environ:
-        README.write_text(BLOCK.sub(lambda _: program, text), encoding="utf-8")
+        PAGE.write_text(BLOCK.sub(lambda _: program, text), encoding="utf-8")
     else:
         assert BLOCK.findall(text) == [program]
