@@ -27,8 +27,9 @@ from app.outbound.entries import outgoing_of
 from app.outbound.relay import relaying
 from app.projection.sweep import sweeping
 from app.runtime import log
-from app.runtime.processes import export, listening, run
-from app.runtime.signals import database_of, own_database, run_worker
+from app.runtime.database import database_of, own_database, run_worker
+from app.runtime.processes import export, run
+from app.runtime.sockets import listening
 from app.settings import PREFIX, BusKind, Settings, read_settings
 from app.store import registrations, schema
 from app.store.database import Connection, Database, translated

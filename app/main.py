@@ -1,16 +1,10 @@
 """create_app(): the ASGI application, and the lifespan in which its parts are built and closed."""
 
 import asyncio
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,6 +15,7 @@ from app.api import (
     context,
     counts,
     dead_letters,
+    direct,
     entities,
     events,
     health,
@@ -39,19 +34,24 @@ from app.projection.batching import Reader, Writer
 from app.projection.projector import Projector
 from app.projection.sweep import sweeping
 from app.runtime import log
-from app.runtime.collector import collect_seldom
-from app.runtime.metrics import SHARED_DIRECTORY, Metrics
+from app.runtime.metrics import Metrics
+from app.runtime.signals import collect_seldom
 from app.settings import Settings, read_settings
 from app.store.database import Database
 from app.workflows import Pruner, WorkflowStore
 
 
 class Application(FastAPI):
-    """FastAPI, with ours around all of it: what every request passes through."""
+    """FastAPI, with ours around all of it: the hot calls, and what every other request passes through (`routed`)."""
 
     def __init__(self, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
-        self._outermost = context.RequestContext(super().__call__, metrics, problems.answer_to)
+        self.routed = context.RequestContext(super().__call__, metrics, problems.answer_to)
+        self.hot_calls = direct.HotCalls(self.routed, metrics)
+        self.direct, self.refuse = (
+            self.hot_calls.find,
+            self.hot_calls.refuse,
+        )  # app/runtime/protocol.py looks for them
 
     def build_middleware_stack(self) -> ASGIApp:
         """FastAPI's, less its outermost, which would answer unforeseen errors and broken bodies before ours does."""
@@ -61,7 +61,7 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         scope["app"] = self
-        await self._outermost(scope, receive, send)
+        await self.hot_calls(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -88,9 +88,8 @@ def create_app(settings: Settings) -> FastAPI:
         writer = Writer(projector, joining=settings.batching)
         store = WorkflowStore(database, joining=settings.batching)
         breakers = {"primary": database.breaker, "scans": scans.breaker}
-        app.state.service = Service(
-            settings, database, scans, reader, projector, writer, store, outgoing, metrics, breakers
-        )
+        service = Service(settings, database, scans, reader, projector, writer, store, outgoing, metrics, breakers)
+        app.state.service = application.hot_calls.service = service
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         pruning = asyncio.create_task(pruner.run())
         workers = AsyncExitStack()
@@ -112,7 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
             await database.close()
             await scans.close()
 
-    app = Application(
+    app = application = Application(
         metrics,
         title="Projection Query Service",
         version=version("projection-query-service"),
@@ -131,16 +130,6 @@ def from_environment() -> FastAPI:
     """The application as the environment sets it: what each process of `pqs serve` runs."""
     settings = read_settings()
     log.configure(settings.log_level, settings.log_format, context.correlation_id.get)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     app = create_app(settings)
     collect_seldom()
     return app
-
-
-def _end_with(parent: BaseProcess) -> None:
-    """End this worker when the process that started it was killed, so that its port is free again."""
-    parent.join()
-    shutil.rmtree(os.environ.get(SHARED_DIRECTORY, ""), ignore_errors=True)
-    os.kill(os.getpid(), signal.SIGTERM)

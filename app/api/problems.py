@@ -49,7 +49,12 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
 }
 
 # RFC 9110's names, where Python's differ between its versions.
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
+
+
+def title(status: HTTPStatus) -> str:
+    """The title of a problem that its status says all of."""
+    return TITLES.get(status, status.phrase)
 
 
 def install(app: FastAPI) -> None:
@@ -73,7 +78,7 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """A problem that has nothing to say beyond the members of RFC 9457, and `errors`."""
-    body = Problem(NO_TYPE, TITLES.get(status, status.phrase), status, detail, instance_of(request), faults)
+    body = Problem(NO_TYPE, title(status), status, detail, instance_of(request), faults)
     return respond(body, status, headers)
 
 
@@ -109,7 +114,7 @@ def _to_ours(request: Request, error: PqsError) -> Response:
     if isinstance(error, IngestInterruptedError):
         body = InterruptedProblem(
             NO_TYPE,
-            TITLES.get(status, status.phrase),
+            title(status),
             status,
             str(error),
             instance_of(request),
