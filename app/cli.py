@@ -24,8 +24,9 @@ from app.load import load_file, service_url
 from app.outbound import contract
 from app.parts import Parts
 from app.runtime import log
-from app.runtime.processes import export, listening, run
-from app.runtime.signals import database_of, own_database, run_worker
+from app.runtime.database import database_of, own_database, run_worker
+from app.runtime.processes import export, run
+from app.runtime.sockets import listening
 from app.settings import PREFIX, BusKind, Settings, read_settings
 from app.store import registrations, schema
 from app.store.counts import verify_counts

@@ -1,14 +1,8 @@
 """create_app(): the ASGI application, and the lifespan in which its parts are built and closed."""
 
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +13,7 @@ from app.api import (
     context,
     counts,
     dead_letters,
+    direct,
     entities,
     events,
     health,
@@ -32,17 +27,22 @@ from app.errors import StartError
 from app.outbound import contract
 from app.parts import Parts
 from app.runtime import log
-from app.runtime.collector import collect_seldom
-from app.runtime.metrics import SHARED_DIRECTORY, Metrics
+from app.runtime.metrics import Metrics
+from app.runtime.signals import collect_seldom
 from app.settings import Settings, read_settings
 
 
 class Application(FastAPI):
-    """FastAPI, with ours around all of it: what every request passes through."""
+    """FastAPI, with ours around all of it: the hot calls, and what every other request passes through (`routed`)."""
 
     def __init__(self, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
-        self._outermost = context.RequestContext(super().__call__, metrics, problems.answer_to)
+        self.routed = context.RequestContext(super().__call__, metrics, problems.answer_to)
+        self.hot_calls = direct.HotCalls(self.routed, metrics)
+        self.direct, self.refuse = (
+            self.hot_calls.find,
+            self.hot_calls.refuse,
+        )  # app/runtime/protocol.py looks for them
 
     def build_middleware_stack(self) -> ASGIApp:
         """FastAPI's, less its outermost, which would answer unforeseen errors and broken bodies before ours does."""
@@ -52,7 +52,7 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         scope["app"] = self
-        await self._outermost(scope, receive, send)
+        await self.hot_calls(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -66,10 +66,10 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with Parts(settings, url) as parts:
-            app.state.service = await parts.service(metrics)
+            app.state.service = application.hot_calls.service = await parts.service(metrics)
             yield
 
-    app = Application(
+    app = application = Application(
         metrics,
         title="Projection Query Service",
         version=version("projection-query-service"),
@@ -88,16 +88,6 @@ def from_environment() -> FastAPI:
     """The application as the environment sets it: what each process of `pqs serve` runs."""
     settings = read_settings()
     log.configure(settings.log_level, settings.log_format, context.correlation_id.get)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     app = create_app(settings)
     collect_seldom()
     return app
-
-
-def _end_with(parent: BaseProcess) -> None:
-    """End this worker when the process that started it was killed, so that its port is free again."""
-    parent.join()
-    shutil.rmtree(os.environ.get(SHARED_DIRECTORY, ""), ignore_errors=True)
-    os.kill(os.getpid(), signal.SIGTERM)

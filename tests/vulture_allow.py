@@ -1,21 +1,31 @@
 """What is used from outside the code that vulture sees, and why."""
 
 from app import main, settings
-from app.api import bodies, hot, schemas, workflows
+from app.api import bodies, schemas, workflows
 from app.client.entities import Entities, Overdue
 from app.client.events import Events
 from app.domain import events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
+from app.runtime import protocol
 from app.store import tables
 from app.wire import envelopes
 
 _used_from_outside: list[object] = [
     # uvicorn imports it by name.
     main.from_environment,
-    hot.HotCycle.message_event,
+    # The transport and uvicorn's server call them.
+    protocol.HttpProtocol.connection_made,
+    protocol.HttpProtocol.connection_lost,
+    protocol.HttpProtocol.data_received,
+    protocol.HttpProtocol.eof_received,
+    protocol.HttpProtocol.pause_writing,
+    protocol.HttpProtocol.shutdown,
     # Contract: predicates for those who use the package from Python.
+    RegistrationState.is_active,
+    RegistrationState.requires_ack,
+    RegistrationState.requires_liveness,
     RegistrationState.can_retry,
     # Calls of the Python client.
     Entities.lookup,

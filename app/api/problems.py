@@ -61,7 +61,12 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
 }
 
 # RFC 9110's names, where Python's differ between its versions.
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
+
+
+def title(status: HTTPStatus) -> str:
+    """The title of a problem that its status says all of."""
+    return TITLES.get(status, status.phrase)
 
 
 def install(app: FastAPI) -> None:
@@ -85,7 +90,7 @@ def _problem(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """A problem that has nothing to say beyond the members of RFC 9457, and `errors`."""
-    body = Problem(NO_TYPE, TITLES.get(status, status.phrase), status, detail, _instance_of(request), faults)
+    body = Problem(NO_TYPE, title(status), status, detail, _instance_of(request), faults)
     return _respond(body, status, headers)
 
 
@@ -153,7 +158,7 @@ def _to_ours(request: Request, error: PqsError) -> Response:
     if isinstance(error, IngestInterruptedError):
         body = InterruptedProblem(
             NO_TYPE,
-            TITLES.get(status, status.phrase),
+            title(status),
             status,
             str(error),
             _instance_of(request),

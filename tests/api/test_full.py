@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.test_hot import PATIENCE, locked
+from tests.connections import PATIENCE, locked
 from tests.making import event_json, node
 
 BOUND = 2

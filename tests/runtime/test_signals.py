@@ -6,7 +6,7 @@ import sys
 PATIENCE = 20.0  # seconds; only a test that fails waits that long
 IN_A_FINALIZER = """
 import os, signal, time
-from app.runtime.signals import _stop_on_signals
+from app.runtime.signals import stop_on_signals
 
 class Last:
     def __del__(self):
@@ -14,7 +14,7 @@ class Last:
         for _ in range(1000):  # the handler runs in here, and Python drops what it raises
             pass
 
-_stop_on_signals()
+stop_on_signals()
 try:
     Last()
     while True:

@@ -1,0 +1,246 @@
+"""The calls that come thousands of times a second, answered without FastAPI.
+
+FastAPI's routing costs more processor time than everything else in `GET /v1/entities/{id}`, `POST /v1/events`, and
+`GET` and `PUT /v1/workflows/{key}`. In their plain form (no query, no escapes, a JSON body of known length up to
+64 KiB) FastAPI has nothing to do for them. This module recognises them by their head, and answers with the parts that
+FastAPI's handlers are made of: the same question to the same lane, and the same rendering of the result. Every other
+form, and every other call, goes to FastAPI.
+
+A task for each request would cost as much as reading it, so entities and events have none: the answer is made when
+the lane's future is done.
+
+HotCalls is an ASGI application around another one, so it works on any ASGI server and for calls within the process.
+A server that knows it (`app/runtime/protocol.py`) takes `find` and `refuse`, and saves the ASGI messages as well.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from fastapi import Response
+
+from app.api import context, entities, events, problems, workflows
+from app.api.bodies import JSON
+from app.api.context import App, Headers, Receive, Scope, Send
+from app.api.schemas import Problem, encode
+from app.api.service import Service
+from app.domain.events import DEFAULT_DOMAIN
+from app.errors import InvalidInputError, UnavailableError
+from app.runtime.metrics import Metrics
+
+ENTITY = b"/v1/entities/"
+ENTITY_LENGTH = len(ENTITY) + 36  # with a UUID in its usual form
+EVENTS = events.PATH.encode()
+WORKFLOW = re.compile(rb"/v1/workflows/([A-Za-z0-9._~:@/-]{1,255})")  # with a key that needs no decoding
+MAX_BODY = 64 * 1024  # bytes; a longer body is FastAPI's, which reads no faster than it works off
+PLAIN = JSON.encode()
+NOT_PLAIN = {b"transfer-encoding", b"expect"}  # headers of requests that are FastAPI's, as are those of CloudEvents
+
+# A question that is under way, and the rendering of its answer.
+Asked = tuple["asyncio.Future[Any]", Callable[[Any], Response]]
+Ask = Callable[[Service, Headers, bytes, UUID | None], Asked]
+OnAnswer = Callable[[int, Headers, bytes], None]
+
+
+class HotCalls:
+    """The hot calls of the application that it is put around. Until `service` is set there are none."""
+
+    def __init__(self, app: App, metrics: Metrics) -> None:
+        self.service: Service | None = None
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a hot call; hand everything else on."""
+        call = None
+        if scope["type"] == "http" and not scope["query_string"] and not scope.get("root_path"):
+            call = self.find(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["headers"])
+        if call is None:
+            await self._app(scope, receive, send)
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                call.leave()
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        answered = asyncio.get_running_loop().create_future()
+        call.begin(body, lambda *answer: None if answered.done() else answered.set_result(answer))
+        status, headers, content = await answered
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    def find(self, method: str, target: bytes, headers: Headers) -> "HotCall | None":
+        """The call that a request's head makes; None when it is not one of these in its plain form."""
+        service = self.service
+        if service is None:
+            return None
+        found = _find(method, target, headers, min(MAX_BODY, service.settings.max_body))
+        return None if found is None else HotCall(service, headers, method, target.decode("ascii"), *found)
+
+    def refuse(self, status: int, detail: str, headers: Headers, *, counted: bool) -> tuple[int, Headers, bytes]:
+        """The answer to a request that a server does not carry out, for reasons of its own: a problem, with an id.
+
+        `counted`: it is logged and in the metrics, as a request that nobody else accounts for.
+        """
+        before = context.correlation_id.get()
+        given = None
+        with suppress(InvalidInputError):
+            given = context.given_correlation_id(headers)
+        its_id = context.begin(given)
+        problem = Problem(problems.NO_TYPE, problems.title(HTTPStatus(status)), status, detail, "")
+        body = encode(problem)
+        if counted:
+            context.account(self._metrics, "-", "-", context.UNKNOWN, status, time.perf_counter())
+        context.correlation_id.set(before)
+        length = (b"content-length", b"%d" % len(body))
+        return (
+            status,
+            [length, (b"content-type", problems.MEDIA_TYPE.encode()), (context.HEADER, its_id.encode())],
+            body,
+        )
+
+
+class HotCall:
+    """One request of these calls. Either `begin` or `leave` is called, once."""
+
+    __slots__ = (
+        "_ask",
+        "_began",
+        "_headers",
+        "_id",
+        "_method",
+        "_on_answer",
+        "_path",
+        "_render",
+        "_route",
+        "_service",
+    )
+
+    def __init__(self, service: Service, headers: Headers, method: str, path: str, route: str, ask: Ask) -> None:
+        self._service = service
+        self._headers = headers
+        self._method = method
+        self._path = path
+        self._route = route
+        self._ask = ask
+        self._render: Callable[[Any], Response]
+        self._on_answer: OnAnswer
+        self._id = ""
+        self._began = 0.0
+
+    def begin(self, body: bytes, answer: OnAnswer) -> None:
+        """Ask for the answer. `answer` is called with status, headers and body, once, and later than this returns."""
+        self._began = time.perf_counter()
+        self._on_answer = answer
+        before = context.correlation_id.get()  # of the request in whose task this one begins, or of none
+        future: asyncio.Future[Any]
+        try:
+            future, self._render = self._ask(self._service, self._headers, body, self._begin())
+        except Exception as error:  # noqa: BLE001 - it is answered, as FastAPI's handlers would answer it
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+        future.add_done_callback(self._on_done)
+        context.correlation_id.set(before)
+
+    def leave(self) -> None:
+        """The client is gone before its request was complete."""
+        self._began = time.perf_counter()
+        before = context.correlation_id.get()
+        with suppress(InvalidInputError):
+            self._begin()
+        self._account(context.GONE)
+        context.correlation_id.set(before)
+
+    def _begin(self) -> UUID | None:
+        """Set the correlation id, and return the client's. Raises InvalidInputError when that is no UUID."""
+        given = None
+        try:
+            given = context.given_correlation_id(self._headers)
+        except InvalidInputError:
+            self._route = context.UNKNOWN  # it is refused before there is a route
+            raise
+        finally:
+            self._id = context.begin(given)
+        return given
+
+    def _on_done(self, future: "asyncio.Future[Any]") -> None:
+        try:
+            result = future.result()
+            answer = self._render(result)
+        except asyncio.CancelledError:  # by a stop that waits no longer
+            answer = self._problem(UnavailableError("the service is stopping"))
+        except Exception as error:  # noqa: BLE001 - as above
+            answer = self._problem(error)
+        headers = [*answer.raw_headers, (context.HEADER, self._id.encode())]
+        self._on_answer(answer.status_code, headers, bytes(answer.body))
+        self._account(answer.status_code)
+
+    def _problem(self, error: Exception) -> Response:
+        """The answer to an error, made from what FastAPI would know of the request."""
+        scope = {"type": "http", "method": self._method, "path": self._path, "query_string": b""}
+        return problems.answer_to(scope | {"headers": self._headers}, error)
+
+    def _account(self, status: int) -> None:
+        context.account(self._service.metrics, self._method, self._path, self._route, status, self._began)
+
+
+def _find(method: str, target: bytes, headers: Headers, max_body: int) -> tuple[str, Ask] | None:
+    """The route of a plain request, and the question that it asks."""
+    length = None
+    for name, value in headers:
+        if name == b"content-length":
+            if length is not None or not value.isdigit():
+                return None
+            length = int(value)
+        elif name in NOT_PLAIN or (name == b"content-type" and value != PLAIN) or name.startswith(b"ce-"):
+            return None
+    with_body = length is not None and length <= max_body
+    if method == "GET" and len(target) == ENTITY_LENGTH and target.startswith(ENTITY) and length is None:
+        try:
+            entity_id = msgspec.convert(target[len(ENTITY) :].decode("ascii"), UUID)
+        except msgspec.ValidationError:
+            return None
+        return entities.PATH, partial(_ask_for_entity, entity_id)
+    if method == "POST" and target == EVENTS and with_body:
+        return events.PATH, _ask_for_outcome
+    if (match := WORKFLOW.fullmatch(target)) is not None:
+        key = match[1].decode()
+        if method == "GET" and length is None:
+            return workflows.ROUTE, partial(_ask_for_workflow, key)
+        if method == "PUT" and with_body:
+            return workflows.ROUTE, partial(_ask_to_commit, key)
+    return None
+
+
+def _ask_for_entity(entity_id: UUID, service: Service, headers: Headers, _body: bytes, _given: UUID | None) -> Asked:
+    render = partial(entities.render_entity, entity_id, DEFAULT_DOMAIN, headers)
+    return service.reader.ask(entity_id, DEFAULT_DOMAIN), render
+
+
+def _ask_for_outcome(service: Service, _headers: Headers, body: bytes, given: UUID | None) -> Asked:
+    if events.is_array(body):
+        return asyncio.ensure_future(events.answer_array(service, body, given)), _as_it_is
+    return service.writer.ask(events.read_one(body, given)), partial(events.render_one, service)
+
+
+def _ask_for_workflow(key: str, service: Service, headers: Headers, _body: bytes, _given: UUID | None) -> Asked:
+    return asyncio.ensure_future(workflows.answer_get(service, key, headers)), _as_it_is
+
+
+def _ask_to_commit(key: str, service: Service, headers: Headers, body: bytes, _given: UUID | None) -> Asked:
+    conditions = workflows.required(headers)
+    return asyncio.ensure_future(workflows.answer_put(service, key, conditions, body)), _as_it_is
+
+
+def _as_it_is(answer: Response) -> Response:
+    return answer

@@ -1,0 +1,188 @@
+"""One request and its answer, between a connection and an ASGI application (ASGI 3, HTTP spec version 2.3)."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from app.runtime.framing import Head, Headers
+
+log = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]  # ASGI's own types
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NO_NAME = re.compile(rb'[\x00-\x20\x7f()<>@,;:\\"/\[\]?={}]')
+_NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+
+STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
+
+
+class Connection(Protocol):
+    """What an exchange needs of its connection."""
+
+    def default_headers(self) -> bytes:
+        """The header lines that every answer begins with."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, in this order."""
+
+    async def drained(self) -> None:
+        """Wait until the client has read enough for more to be sent, or is gone."""
+
+    def wants_body(self) -> None:
+        """Read on: what was read of the body is used up."""
+
+    def answered(self) -> None:
+        """The answer is complete."""
+
+    def fail(self, *, started: bool) -> None:
+        """The application broke off, before or after its answer had begun."""
+
+
+class Exchange:
+    """A request that an ASGI application answers."""
+
+    def __init__(self, connection: Connection, head: Head, scope: Scope) -> None:
+        self.keep_alive = head.keep_alive
+        self.more_body = True
+        self.complete = False  # the answer
+        self.started = False
+        self._connection = connection
+        self._head = head
+        self._scope = scope
+        self._body = bytearray()
+        self._end_is_told = False
+        self._disconnected = False
+        self._happened = asyncio.Event()
+        self._left: int | None = None  # bytes of the answer that its Content-Length promises
+        self._chunked = False
+        self.bare = head.method == "HEAD"  # the answer has no body
+        self.awaits_continue = head.expects_continue
+
+    @property
+    def held(self) -> int:
+        """Bytes of the body that the application has not taken yet."""
+        return len(self._body)
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether it is for the client to send more of the body."""
+        return self.more_body and not self.awaits_continue
+
+    def feed(self, piece: bytes, *, ended: bool) -> None:
+        """A part of the body; after the answer it is dropped."""
+        self.more_body = not ended
+        if piece:
+            self.awaits_continue = False
+            if not (self.complete or self._disconnected):
+                self._body += piece
+        if piece or ended:
+            self._happened.set()
+
+    def disconnect(self) -> None:
+        """The client is gone, or is answered by somebody else."""
+        self._disconnected = True
+        self._happened.set()
+
+    async def run(self, app: App) -> None:
+        """Let the application answer."""
+        try:
+            await app(self._scope, self._receive, self._send)
+        except Exception:
+            log.exception("the application failed")
+        except BaseException:  # a stop that waits no longer
+            self._connection.fail(started=True)
+            raise
+        if not (self.complete or self._disconnected):
+            self._connection.fail(started=self.started)
+
+    async def _receive(self) -> Message:
+        if self.awaits_continue and not (self._disconnected or self.started):
+            self.awaits_continue = False
+            self._connection.write(CONTINUE)
+        while not (self._disconnected or self.complete):
+            if self._body or not (self.more_body or self._end_is_told):
+                piece = bytes(self._body)
+                self._body.clear()
+                self._end_is_told = not self.more_body
+                if self.more_body:
+                    self._connection.wants_body()
+                return {"type": "http.request", "body": piece, "more_body": self.more_body}
+            self._happened.clear()
+            self._connection.wants_body()
+            await self._happened.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        await self._connection.drained()
+        if self._disconnected:
+            return
+        expected = "http.response.body" if self.started else "http.response.start"
+        if self.complete or message["type"] != expected:
+            raise RuntimeError(f"{message['type']} has no place here in an answer")
+        if not self.started:
+            self._start(message["status"], list(message.get("headers", ())))
+        else:
+            self._send_body(message.get("body", b""), more=message.get("more_body", False))
+
+    def _start(self, status: int, headers: Headers) -> None:
+        if status not in STATUS_LINES:
+            raise RuntimeError(f"{status} is not the status of an answer")
+        self.bare = self.bare or status in {204, 304}
+        lines = [STATUS_LINES[status], self._connection.default_headers()]
+        for name, value in headers:
+            lower = name.lower()
+            if not name or _NO_NAME.search(name) or _NO_VALUE.search(value):
+                raise RuntimeError(f"{name!r}: {value!r} is not a header field")
+            if lower == b"transfer-encoding" or (lower == b"content-length" and status == 204):
+                continue  # the connection's own business
+            if lower == b"content-length":
+                self._left = int(value)
+            elif lower == b"connection":
+                self.keep_alive = self.keep_alive and b"close" not in value.lower()
+                continue
+            lines += [name, b": ", value, b"\r\n"]
+        if self.awaits_continue:  # it may send its body or not; nobody can know which
+            self.keep_alive = False
+        if self._left is None and not self.bare:
+            self._chunked = self._head.version != "1.0"
+            self.keep_alive = self.keep_alive and self._chunked  # else the end of the connection is the answer's end
+            if self._chunked:
+                lines.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        self.started = True
+        self._connection.write(b"".join(lines))
+
+    def _send_body(self, body: bytes, *, more: bool) -> None:
+        if not self.bare:
+            if self._left is not None:
+                self._left -= len(body)
+                if self._left < 0 or (self._left and not more):
+                    raise RuntimeError("the answer is not as long as its Content-Length says")
+            if self._chunked and body:
+                body = b"%x\r\n%b\r\n" % (len(body), body)
+            if self._chunked and not more:
+                body += b"0\r\n\r\n"
+            if body:
+                self._connection.write(body)
+        if not more:
+            self.complete = True
+            self._body.clear()
+            self._happened.set()
+            self._connection.answered()

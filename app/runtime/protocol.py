@@ -1,0 +1,450 @@
+"""HTTP/1.1 on one connection, for uvicorn's `http=` slot: one parser and one rule of framing for every request.
+
+A connection carries out one request after the other, and answers them in the order in which they came. Requests
+that the application answers directly need no task and no ASGI messages; every other request is an ASGI exchange. All
+that a client can make grow has a bound here (heads, bodies that nobody takes, requests that wait, answers that nobody
+reads), and so has every wait for a client that is to send something.
+
+The application may have two attributes. `direct(method, target, headers)` returns a DirectCall, or None for a request
+that takes the usual way. `refuse(status, detail, headers, counted=)` returns the answer to a request that this module
+does not carry out.
+"""
+
+import asyncio
+import contextvars
+import enum
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+from urllib.parse import unquote
+
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from app.runtime.exchange import STATUS_LINES, App, Exchange
+from app.runtime.framing import (
+    MAX_HEAD,
+    ChunkedBody,
+    Fields,
+    FramingError,
+    Head,
+    Headers,
+    SizedBody,
+    find_stray,
+    read_head,
+    too_large,
+)
+
+log = logging.getLogger(__name__)
+
+HIGH_WATER = 64 * 1024  # bytes that are held of what a client sends before anybody wants it
+HEAD_SECONDS = 10.0  # that a request line and header section may take
+BODY_SECONDS = 30.0  # without a byte of a body that is waited for
+LINGER_SECONDS = 2.0  # that a client has to read its last answer, while what it still sends is dropped
+CLOSE_SECONDS = 30.0  # until a connection that does not get closed is broken off
+
+Answer = tuple[int, Headers, bytes]
+
+
+class DirectCall(Protocol):
+    """A request that the application answers without ASGI."""
+
+    def begin(self, body: bytes, answer: Callable[[int, Headers, bytes], None]) -> None:
+        """Begin to answer; `answer` is called once, and later than this returns. Raises nothing."""
+
+    def leave(self) -> None:
+        """The client is gone before its request was complete."""
+
+
+class Awaited(enum.Enum):
+    """What a connection waits for."""
+
+    REQUEST = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    CLOSE = enum.auto()
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection."""
+
+    # The header lines of every answer, as they were last put together: uvicorn makes the list anew each second.
+    _defaults: tuple[Headers, bytes] = ([], b"")
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self._loop = _loop or asyncio.get_running_loop()
+        self._app = cast("App", config.loaded_app)
+        self._direct: Callable[[str, bytes, Headers], DirectCall | None] = getattr(self._app, "direct", _never)
+        self._refuse: Callable[..., Answer] = getattr(self._app, "refuse", _refuse)
+        self._idle_seconds = config.timeout_keep_alive
+        self._root_path = config.root_path
+        self._server_state = server_state
+        self._connections = cast("set[asyncio.Protocol]", server_state.connections)
+        self._app_state = app_state
+        self._transport: asyncio.Transport
+        # What was read and is not used up, and how far it was searched for the end of a head.
+        self._buffer = bytearray()
+        self._searched = 0
+        self._fields: Fields | None = None
+        self._exchange: Exchange | _DirectExchange | None = None
+        self._body: SizedBody | ChunkedBody | None = None  # of the exchange
+        self._reading = True
+        self._closing = False
+        self._eof = False
+        self._unsent = 0  # bytes of the last answer, when the connection was to be closed
+        self._drained: asyncio.Event | None = None  # while the client does not read
+        self._awaited: Awaited | None = None
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._context = contextvars.copy_context()  # of no request: each begins with a copy of it
+        self._connections.add(self)
+        self._await(Awaited.REQUEST, self._idle_seconds or HEAD_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        """The client has sent something."""
+        if self._closing:
+            return
+        self._buffer += data
+        self._go_on()
+
+    def eof_received(self) -> bool:
+        """The client sends no more. It may still read: what it has asked for whole is answered."""
+        self._eof = True
+        exchange = self._exchange
+        if self._closing or (exchange is not None and exchange.more_body):
+            return False  # the transport closes, after what was written
+        if exchange is None:
+            return self._drained is not None  # whole requests may wait until it has read the answers before
+        if not self._buffer:
+            exchange.keep_alive = False
+        return True
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """The connection is no more. What was begun goes on; nobody hears of it."""
+        self._closing = True
+        self._connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._exchange is not None:
+            self._exchange.disconnect()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._drained = asyncio.Event()
+
+    def resume_writing(self) -> None:
+        """It reads again, or is gone."""
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
+            if not self._closing:
+                self._go_on()
+
+    # --- What uvicorn's server calls
+
+    def shutdown(self) -> None:
+        """Close the connection, after the answer to a request that has begun."""
+        exchange = self._exchange
+        if exchange is None or exchange.complete or self._closing:
+            self._closing = True
+            self._transport.close()
+        else:
+            exchange.keep_alive = False
+
+    # --- Requests
+
+    def _go_on(self) -> None:
+        """Use up what was read, as far as it goes."""
+        try:
+            while not self._closing and (self._exchange is not None or self._begin()):
+                exchange, body = self._exchange, self._body
+                if exchange is None or body is None:
+                    break
+                if exchange.more_body:
+                    if exchange.held > HIGH_WATER:
+                        break
+                    piece = body.take(self._buffer)
+                    exchange.feed(piece, ended=body.ended)
+                    if exchange.more_body:
+                        break
+                if not exchange.complete:
+                    break
+                self._exchange = None
+        except FramingError as error:
+            self._end_with(error)
+        self._look_after_the_client()
+
+    def _begin(self) -> bool:
+        """Begin to carry out the next request, when its head is there."""
+        buffer = self._buffer
+        while buffer.startswith(b"\r\n"):  # RFC 9112, section 2.2
+            del buffer[:2]
+            self._searched = 0
+        if not buffer or self._drained is not None:
+            return False
+        end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3), MAX_HEAD + 4)
+        if end < 0:
+            if find_stray(buffer, max(0, self._searched - 1)):
+                raise FramingError(400, "the request cannot be read")
+            if len(buffer) >= MAX_HEAD + 4:
+                raise too_large(buffer)
+            self._searched = len(buffer)
+            return False
+        raw = bytes(buffer[:end])
+        self._searched = 0
+        head, self._fields = read_head(raw, self._fields)
+        del buffer[: end + 4]
+        self._awaited = None
+        self._body = ChunkedBody() if head.length is None else SizedBody(head.length)
+        call = self._direct(head.method, head.target, head.headers)
+        if call is not None:
+            self._exchange = _DirectExchange(self, call, keep_alive=head.keep_alive)
+            return True
+        self._exchange = exchange = Exchange(self, head, self._scope(head))
+        task = self._loop.create_task(exchange.run(self._app), context=self._context.copy())
+        task.add_done_callback(self._server_state.tasks.discard)
+        self._server_state.tasks.add(task)
+        return True
+
+    def _scope(self, head: Head) -> dict[str, Any]:
+        raw_path, _, query = head.target.partition(b"?")
+        path = raw_path.decode("ascii")
+        client = self._transport.get_extra_info("peername")
+        server = self._transport.get_extra_info("sockname")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "method": head.method,
+            "scheme": "https" if self._transport.get_extra_info("sslcontext") else "http",
+            "path": self._root_path + (unquote(path) if "%" in path else path),
+            "raw_path": self._root_path.encode() + raw_path,
+            "query_string": query,
+            "root_path": self._root_path,
+            "headers": list(head.headers),
+            "client": tuple(client[:2]) if isinstance(client, tuple) else None,
+            "server": tuple(server[:2]) if isinstance(server, tuple) else None,
+            "state": self._app_state.copy(),
+        }
+
+    # --- What exchanges call
+
+    def default_headers(self) -> bytes:
+        """The header lines that every answer begins with: uvicorn's date, and what its configuration adds."""
+        headers = self._server_state.default_headers
+        if HttpProtocol._defaults[0] is not headers:
+            HttpProtocol._defaults = (headers, b"".join(b"%b: %b\r\n" % header for header in headers))
+        return HttpProtocol._defaults[1]
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, unless the connection is no more."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait until the client has read enough for more to be sent, or is gone."""
+        while self._drained is not None:
+            await self._drained.wait()
+
+    def wants_body(self) -> None:
+        """Read on: what was read of the body is used up."""
+        exchange = self._exchange
+        if exchange is not None and exchange.more_body:
+            if self._buffer:
+                self._loop.call_soon(self._go_on)
+            else:
+                self._look_after_the_client()
+
+    def write_answer(self, answer: Answer, *, keep_alive: bool, bare: bool = False) -> None:
+        """Send a whole answer at once."""
+        status, headers, body = answer
+        lines = [STATUS_LINES[status], self.default_headers()]
+        lines += [b"%b: %b\r\n" % header for header in headers]
+        lines.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+        if not bare:
+            lines.append(body)
+        self.write(b"".join(lines))
+
+    def answered(self) -> None:
+        """The answer is complete: go on with the next request, or close."""
+        exchange = self._exchange
+        if exchange is None or self._closing:
+            return
+        self._server_state.total_requests += 1
+        if not exchange.keep_alive or (self._eof and not self._buffer):
+            self._close(linger=exchange.more_body or bool(self._buffer))
+        else:
+            self._go_on()
+
+    def fail(self, *, started: bool) -> None:
+        """The application broke off: nothing but the end of the connection can say so, once an answer has begun."""
+        if self._closing:
+            return
+        if started:
+            self._closing = True
+            self._transport.abort()
+        else:
+            self._end_with(FramingError(500, "an error inside the service"))
+
+    # --- The end of a connection
+
+    def _end_with(self, error: FramingError) -> None:
+        """Answer what is not carried out, and close."""
+        exchange = self._exchange
+        if exchange is None:
+            bare = self._buffer.startswith(b"HEAD ")
+        else:
+            bare = exchange.bare
+            exchange.disconnect()
+        if exchange is not None and exchange.started:
+            if exchange.complete:  # what came after it can no longer be answered, and need not be
+                self._close(linger=True)
+            else:
+                self._closing = True
+                self._transport.abort()
+            return
+        answer = self._refuse(error.status, str(error), error.headers, counted=exchange is None)
+        self.write_answer(answer, keep_alive=False, bare=bare)
+        self._close(linger=True)
+
+    def _close(self, *, linger: bool) -> None:
+        """Close, after what was written. A client that still sends would lose it by a reset: it gets time to read."""
+        self._closing = True
+        self._buffer.clear()
+        if self._transport.is_closing():
+            return
+        if linger and not self._eof and self._transport.can_write_eof():
+            self._transport.write_eof()
+            self._await(Awaited.CLOSE, LINGER_SECONDS)
+            self._read(on=True)
+        else:
+            self._unsent = self._transport.get_write_buffer_size()
+            self._transport.close()
+            self._await(Awaited.CLOSE, CLOSE_SECONDS)
+
+    # --- Time and flow
+
+    def _look_after_the_client(self) -> None:
+        """Read on or not, and bound the time in which the client has to send what is missing."""
+        if self._closing:
+            return
+        exchange = self._exchange
+        self._read(on=len(self._buffer) <= HIGH_WATER and (exchange is None or exchange.held <= HIGH_WATER))
+        if exchange is None:
+            if self._drained is not None:  # it has to read first
+                self._awaited = None
+            elif self._eof:  # of the next request there is a part, or nothing
+                self._close(linger=False)
+            elif self._buffer:
+                if self._awaited is not Awaited.HEAD:
+                    self._await(Awaited.HEAD, HEAD_SECONDS)
+            elif self._awaited is not Awaited.REQUEST:
+                self._await(Awaited.REQUEST, self._idle_seconds)
+        elif exchange.waits_for_client and self._reading:
+            self._await(Awaited.BODY, BODY_SECONDS)
+        else:
+            self._awaited = None
+
+    def _read(self, *, on: bool) -> None:
+        if on is self._reading or self._eof or self._transport.is_closing():
+            return
+        self._reading = on
+        if on:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _await(self, what: Awaited, seconds: float) -> None:
+        """From now on wait so long for this. A timer that goes off too soon is set again: most are never needed."""
+        self._awaited = what
+        self._due = self._loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= self._due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._due, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        if self._awaited is None:
+            return
+        if self._due > self._loop.time():
+            self._timer = self._loop.call_at(self._due, self._on_time)
+        elif self._awaited is Awaited.HEAD:
+            self._end_with(FramingError(408, f"the header section did not come within {HEAD_SECONDS:.0f} seconds"))
+        elif self._awaited is Awaited.BODY:
+            self._end_with(FramingError(408, f"nothing of the body came for {BODY_SECONDS:.0f} seconds"))
+        elif self._awaited is Awaited.CLOSE and self._transport.is_closing():
+            self._abort_if_stuck()
+        else:
+            self._close(linger=False)
+
+    def _abort_if_stuck(self) -> None:
+        """Break a connection off whose client has read nothing of its last answer since this was called before."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._unsent = unsent
+            self._await(Awaited.CLOSE, CLOSE_SECONDS)
+        else:
+            self._transport.abort()
+
+
+class _DirectExchange:
+    """A request that is answered directly, when its body is there."""
+
+    held = 0  # the application has said that it takes the whole body
+    started = False  # its answer is written at once
+    waits_for_client = True
+    bare = False
+
+    def __init__(self, connection: HttpProtocol, call: DirectCall, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+        self.more_body = True
+        self.complete = False
+        self._connection = connection
+        self._call = call
+        self._body = b""
+        self._disconnected = False
+
+    def feed(self, piece: bytes, *, ended: bool) -> None:
+        """A part of the body."""
+        self._body = self._body + piece if self._body else piece
+        if ended:
+            self.more_body = self.waits_for_client = False
+            self._call.begin(self._body, self._answer)
+
+    def disconnect(self) -> None:
+        """The client is gone, or is answered by somebody else."""
+        if not self._disconnected and self.more_body:
+            self._call.leave()
+        self._disconnected = True
+
+    def _answer(self, status: int, headers: Headers, body: bytes) -> None:
+        if not self._disconnected:
+            self._connection.write_answer((status, headers, body), keep_alive=self.keep_alive)
+            self.complete = True
+            self._connection.answered()
+
+
+def _never(_method: str, _target: bytes, _headers: Headers) -> DirectCall | None:
+    return None
+
+
+def _refuse(status: int, detail: str, _headers: Headers, *, counted: bool) -> Answer:
+    body = f"{detail}\n".encode()
+    return status, [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))], body
