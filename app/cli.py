@@ -28,9 +28,9 @@ from app.runtime.database import database_of, own_database, run_worker
 from app.runtime.processes import export, run
 from app.runtime.sockets import listening
 from app.settings import PREFIX, BusKind, Settings, read_settings
-from app.store import registrations, schema
-from app.store.counts import verify_counts
+from app.store import schema
 from app.store.database import Connection, Database, translated
+from app.store.registrations import REGISTRATIONS
 from app.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def rebase(
     settings = _command_settings(given)
 
     async def work(connection: Connection) -> str:
-        moved = await registrations.rebase(connection, entity_id, domain, position)
+        moved = await REGISTRATIONS.rebase(connection, entity_id, domain, position)
         if moved is None:
             raise StartError(f"there is no entity {entity_id} in domain {domain}")
         before, after = moved
@@ -180,7 +180,7 @@ def verify(**given: str | None) -> None:
     """Compare the state counts with a full count, and say what differs. Status 1 when something does."""
     settings = _command_settings(given)
     with database_of(settings) as url:
-        differing = asyncio.run(_transaction(url, settings, verify_counts))
+        differing = asyncio.run(_transaction(url, settings, REGISTRATIONS.counts.verify_counts))
     for each in differing:
         click.echo(f"domain {each.domain}, {each.state}: kept {each.kept:,}, counted {each.counted:,}")
     if differing:

@@ -43,6 +43,7 @@ from app.domain.events import (
 )
 from app.domain.folding import take_in
 from app.domain.positions import Position
+from app.domain.projection import REGISTRATION
 from app.domain.registration import Registration, Timing
 from app.domain.states import SOURCES, RegistrationState
 from app.wire.events import EARLIEST, LATEST
@@ -128,7 +129,7 @@ def make_log(
         else:
             position = Position(sequence=number, previous=previous)
         event = _make_event(choose, _choose_class(choose, row, types), entity_id, position)
-        row, _ = take_in(row, event, Timing())
+        row, _ = take_in(REGISTRATION, row, event, Timing())
         if row is not None:
             rows[entity_id] = row
         stands_at[entity_id] = number
@@ -223,7 +224,7 @@ def triggers_and_rows(draw: st.DrawFn) -> tuple[Registration | None, Trigger]:
 
     row = None
     if choose((True, True, False)):
-        row, _ = take_in(None, _make_event(choose, Recorded, NODE, Position(sequence=1)), Timing())
+        row, _ = take_in(REGISTRATION, None, _make_event(choose, Recorded, NODE, Position(sequence=1)), Timing())
     trigger = _make_event(choose, choose(TRIGGER_CLASSES), NODE, Position(sequence=2))
     assert isinstance(trigger, Trigger)
     return row, trigger

@@ -24,8 +24,8 @@ from app.domain.events import FACT_CLASSES, Event, Recorded
 from app.domain.registration import Outcome, Timing
 from app.projection.batching import Writer
 from app.projection.projector import Projector
-from app.store import registrations
 from app.store.database import Connection, Database
+from app.store.registrations import REGISTRATIONS
 from app.wire.events import read_event
 from tests.strategies import Batches, in_domain, logs, reread_logs, seeded_log, shuffled_logs, stored
 
@@ -167,7 +167,7 @@ async def test_law_4_no_reader_sees_a_version_or_a_position_go_down(
     done = asyncio.Event()
 
     async def read(connection: Connection) -> dict[UUID, tuple[int, int]]:
-        found = await registrations.get_entity_states(connection, keys)
+        found = await REGISTRATIONS.get_entity_states(connection, keys)
         return {entity: (row.version, row.position.number) for (entity, _), row in found.items()}
 
     async def watch(sightings: dict[UUID, list[tuple[int, int]]]) -> None:

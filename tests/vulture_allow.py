@@ -54,6 +54,8 @@ _used_from_outside: list[object] = [
     # SQLAlchemy reads them.
     tables.Base.metadata,
     tables.Base.type_annotation_map,
+    tables.RegistrationProjection,
+    tables.StateCount,
     tables.WorkflowState,
     tables.WorkflowAction.state_digest,
     tables.WorkflowAction.committed_at,

@@ -26,8 +26,9 @@ from app.api.schemas import (
 from app.api.service import Service, service_of
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError
-from app.store import listing, registrations
+from app.store import listing
 from app.store.listing import EntityFilter
+from app.store.registrations import REGISTRATIONS
 from app.wire.faults import MAX_NESTING, depth, explain, find_nul
 
 router = APIRouter(tags=["entities"])
@@ -53,7 +54,7 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
     ids = list(dict.fromkeys(asked.entity_ids))
 
     keys = [(id_, query.domain) for id_ in ids]
-    found = await service.database.read(registrations.get_entity_states, keys)
+    found = await service.database.read(REGISTRATIONS.get_entity_states, keys)
     answer = LookupAnswer(
         items=[found[key] for key in keys if key in found], missing=[key[0] for key in keys if key not in found]
     )

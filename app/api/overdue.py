@@ -13,12 +13,13 @@ from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import OverduePage, OverdueQuery, OverdueRegistration, encode
 from app.api.service import service_of
+from app.domain.decider import Deadline
 from app.domain.events import Time
 from app.domain.registration import Registration
 from app.errors import BadCursorError
-from app.store import overdue
 from app.store.database import Connection
-from app.store.overdue import DueKey, Overdue
+from app.store.overdue import DueKey, Overdue, now
+from app.store.registrations import REGISTRATIONS
 
 router = APIRouter(tags=["overdue"])
 
@@ -44,9 +45,8 @@ async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()])
 
     Nodes whose time-out was emitted are left out, also when that was after `as_of`.
     """
-    return await _scan(
-        request, query, overdue.get_overdue_ack_registrations, lambda registration: registration.ack_deadline
-    )
+    find = REGISTRATIONS.overdue[Deadline.ACK].get_overdue
+    return await _scan(request, query, find, lambda registration: registration.ack_deadline)
 
 
 @router.get(
@@ -60,12 +60,8 @@ async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Quer
 
     Nodes whose time-out was emitted are left out, also when that was after `as_of`.
     """
-    return await _scan(
-        request,
-        query,
-        overdue.get_overdue_liveness_registrations,
-        lambda registration: registration.liveness_deadline,
-    )
+    find = REGISTRATIONS.overdue[Deadline.LIVENESS].get_overdue
+    return await _scan(request, query, find, lambda registration: registration.liveness_deadline)
 
 
 async def _scan(
@@ -108,5 +104,5 @@ async def _find(
     limit: int,
 ) -> tuple[datetime, Overdue]:
     """The rows that are overdue at `as_of`, or else by the database's clock; and which of the two that was."""
-    moment = as_of or await overdue.now(connection)
+    moment = as_of or await now(connection)
     return moment, await find(connection, domain, as_of=moment, after=after, limit=limit)

@@ -5,7 +5,7 @@ Pure, like evolve(): the clock is the trigger's own `occurred_at`; for a deadlin
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeVar, assert_never
+from typing import Generic, TypeVar, assert_never
 from uuid import UUID, uuid5
 
 from msgspec import Struct
@@ -21,6 +21,7 @@ from app.domain.events import (
     Activated,
     Data,
     Deregistered,
+    Envelope,
     Fact,
     Heartbeat,
     Initiated,
@@ -31,16 +32,16 @@ from app.domain.events import (
     Trigger,
 )
 from app.domain.intents import Intent
-from app.domain.registration import UNKNOWN_ENTITY, Ignored, Registration, Timing, evolve
+from app.domain.registration import UNKNOWN_ENTITY, Ignored, R, Registration, Timing, evolve
 from app.domain.states import SOURCES, RegistrationState
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, Generic[R], frozen=True):
     """What follows: the events in their order, the intents, and the row as evolve() makes it of these events."""
 
-    events: tuple[Fact, ...]
+    events: tuple[Envelope, ...]
     intents: tuple[Intent, ...]
-    registration: Registration
+    row: R
 
 
 class Deadline(StrEnum):
@@ -172,21 +173,15 @@ def expire(registration: Registration, deadline: Deadline, now: datetime) -> Dec
     """
     match deadline:
         case Deadline.ACK:
-            waits = registration.current_state.requires_ack()
-            due_at, emitted_at = registration.ack_deadline, registration.ack_timeout_emitted_at
+            needed = registration.needs_ack_timeout_event(now)
             cls: type[AckTimedOut | LivenessExpired] = AckTimedOut
         case Deadline.LIVENESS:
-            waits = registration.current_state.requires_liveness()
-            due_at, emitted_at = registration.liveness_deadline, registration.liveness_timeout_emitted_at
+            needed = registration.needs_liveness_timeout_event(now)
             cls = LivenessExpired
         case never:
             assert_never(never)
-    if not waits:
-        return Ignored(f"no {deadline} deadline counts; the state is {registration.current_state}")
-    if emitted_at is not None:
-        return Ignored(f"the time-out of the {deadline} deadline is out already")
-    if due_at is None or due_at >= now:
-        return Ignored(f"the {deadline} deadline has not passed")
+    if not needed:
+        return Ignored(_why_not_needed(registration, deadline))
     event = cls(
         event_id=expiry_id(registration, deadline),
         entity_id=registration.entity_id,
@@ -199,6 +194,19 @@ def expire(registration: Registration, deadline: Deadline, now: datetime) -> Dec
     assert isinstance(evolved, Registration), evolved  # noqa: S101 - see _after
     after = replace(evolved, last_applied_event_id=registration.last_applied_event_id)
     return Decision((event,), (intents.update(after, registration), intents.deregister(after)), after)
+
+
+def _why_not_needed(registration: Registration, deadline: Deadline) -> str:
+    state = registration.current_state
+    if deadline is Deadline.ACK:
+        waits, emitted_at = state.requires_ack(), registration.ack_timeout_emitted_at
+    else:
+        waits, emitted_at = state.requires_liveness(), registration.liveness_timeout_emitted_at
+    if not waits:
+        return f"no {deadline} deadline counts; the state is {state}"
+    if emitted_at is not None:
+        return f"the time-out of the {deadline} deadline is out already"
+    return f"the {deadline} deadline has not passed"
 
 
 def expiry_id(registration: Registration, deadline: Deadline) -> UUID:

@@ -1,20 +1,19 @@
 """Folding: order → evolve or decide → the rows to write. Pure: the same rows and events always give the same."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import assert_never
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, assert_never
 from uuid import UUID
 
 from msgspec import UNSET, Struct, UnsetType
 
-from app.domain.decider import Decision, decide
-from app.domain.events import Deregistered, Event, Introspected, Key, RegistrationAcked
+from app.domain.decider import Decision
+from app.domain.events import Envelope, Key
 from app.domain.positions import Comparison, Position, compare, in_order
-from app.domain.registration import Ignored, Outcome, Registration, Timing, evolve, record
+from app.domain.projection import Projection
+from app.domain.registration import Ignored, Outcome, R, Timing
+from app.domain.rows import Row, record
 from app.domain.states import RegistrationState
-
-# The triggers that are no facts: what follows from them is evolved. A heartbeat evolves as it is.
-_DECIDED = (Introspected, RegistrationAcked, Deregistered)
 
 
 class Followed(Struct, frozen=True):
@@ -24,11 +23,15 @@ class Followed(Struct, frozen=True):
     type: str
 
 
-class Result(Struct, frozen=True, gc=False):
-    """What became of one event, and how its entity's row stands after it.
+_FollowedEvents = list[Followed] | UnsetType
 
-    Without a row `current_state`, `version` and `stands_at` are None. `reason` is None when the event was applied.
-    `events` is what followed, in its order, and is there for triggers alone (a heartbeat is its own event).
+
+class Result(Struct, frozen=True, gc=False):
+    """The outcome of one event, and its entity's row after it.
+
+    `current_state` is the column that the projection counts by. Without a row it, `version` and `stands_at` are None.
+    `reason` is None when the event was applied. `events` are the events that followed, in their order; only the
+    results of triggers have them.
     """
 
     event_id: UUID
@@ -39,81 +42,94 @@ class Result(Struct, frozen=True, gc=False):
     current_state: RegistrationState | None
     version: int | None
     stands_at: Position | None
-    events: list[Followed] | UnsetType = UNSET
+    events: _FollowedEvents = UNSET
 
 
-class Save(Struct, frozen=True, gc=False):
+class Save(Struct, Generic[R], frozen=True, gc=False):
     """A row to write, and the row that was read before it: None when there was none."""
 
-    registration: Registration
-    read: Registration | None
+    row: R
+    read: R | None
 
 
-class Fold(Struct, frozen=True):
-    """What a batch makes of the rows that were read: a result for each event, the rows to write, what followed."""
+class Fold(Struct, Generic[R], frozen=True):
+    """A folded batch: a result for each event, the rows to write, and what followed from triggers."""
 
     results: list[Result]
-    saves: list[Save]
-    decisions: list[Decision] = []
+    saves: list[Save[R]]
+    decisions: list[Decision[R]] = []
 
 
-def fold(rows: dict[Key, Registration], events: Sequence[Event], timing: Timing, *, by_position: bool) -> Fold:
-    """Fold a batch onto the rows of its entities. Pure: the same rows and events always give the same."""
+def fold(
+    projection: Projection[R], rows: Mapping[Key, R], events: Sequence[Envelope], timing: Timing, *, by_position: bool
+) -> Fold[R]:
+    """Fold a batch onto the rows of its entities: the events of each in the order given, or `by_position`."""
     results: list[Result | None] = [None] * len(events)
-    saves: list[Save] = []
-    decisions: list[Decision] = []
+    saves: list[Save[R]] = []
+    decisions: list[Decision[R]] = []
     places: dict[Key, list[int]] = defaultdict(list)
     for place, event in enumerate(events):
         places[event.key].append(place)
     for key, places_of_entity in places.items():
-        read = registration = rows.get(key)
+        read = row = rows.get(key)
         ordered: Iterable[int] = places_of_entity
         if by_position:
             ordered = in_order(places_of_entity, lambda place: events[place].position)
         for place in ordered:
-            registration, results[place] = take_in(registration, events[place], timing, decisions)
-        if registration is not None and registration is not read:
-            saves.append(Save(registration, read))
+            row, results[place] = take_in(projection, row, events[place], timing, decisions)
+        if row is not None and row is not read:
+            saves.append(Save(row, read))
     return Fold([result for result in results if result is not None], saves, decisions)
 
 
 def take_in(
-    registration: Registration | None, event: Event, timing: Timing, decisions: list[Decision] | None = None
-) -> tuple[Registration | None, Result]:
-    """One event onto one row: the row after it (the same object when it is untouched), and the result.
+    projection: Projection[R],
+    row: R | None,
+    event: Envelope,
+    timing: Timing,
+    decisions: list[Decision[R]] | None = None,
+) -> tuple[R | None, Result]:
+    """Fold one event onto one row: the row after it (the same object when it is untouched), and the result.
 
-    What follows from a trigger is put at the end of `decisions`.
+    What follows from a trigger is added to `decisions`.
     """
-    refusal = check_order(registration, event)
+    refusal = check_order(row, event)
     if refusal is not None:
-        outcome, reason = refusal
-        return registration, _result(event, outcome, reason, registration)
-    if isinstance(event, _DECIDED):
-        decided = decide(registration, event, timing)
+        nothing: _FollowedEvents = [] if isinstance(event, projection.triggers) else UNSET
+        return row, _result(projection, event, *refusal, row, nothing)
+    followed: _FollowedEvents = UNSET
+    if isinstance(event, projection.triggers):
+        followed = []
+        decided = projection.decide(row, event, timing)
         if isinstance(decided, Decision):
             if decisions is not None:
                 decisions.append(decided)
-            return decided.registration, _result(event, Outcome.APPLIED, None, decided.registration, decided)
-        evolved: Registration | Ignored = decided
+            followed = [Followed(each.event_id, each.type) for each in decided.events]
+            evolved: R | Ignored = decided.row
+        else:
+            evolved = decided
     else:
-        evolved = evolve(registration, event, timing)
-    if isinstance(evolved, Registration):
-        return evolved, _result(event, Outcome.APPLIED, None, evolved)
-    recorded = None if registration is None else record(registration, event)
-    return recorded, _result(event, Outcome.IGNORED, evolved.reason, recorded)
+        evolved = projection.evolve(row, event, timing)
+    if isinstance(evolved, Ignored):
+        recorded = None if row is None else record(row, event)
+        return recorded, _result(projection, event, Outcome.IGNORED, evolved.reason, recorded, followed)
+    return evolved, _result(projection, event, Outcome.APPLIED, None, evolved, followed)
 
 
-def check_order(registration: Registration | None, event: Event) -> tuple[Outcome, str] | None:
-    """Why the event's position does not fit its entity's row now, as outcome and reason; None when it does."""
-    stands_at = None if registration is None else registration.position
-    if registration is not None and stands_at is not None:
+def check_order(row: Row | None, event: Envelope) -> tuple[Outcome, str] | None:
+    """Compare the event's position with its entity's row: outcome and reason when it does not fit, None when it does.
+
+    The cases are those of the table of order; the first that holds decides.
+    """
+    stands_at = None if row is None else row.position
+    if row is not None and stands_at is not None:
         match compare(event.position, stands_at):
             case Comparison.OTHER_TRACK:
                 return Outcome.CONFLICT, f"the positions can't be compared: the row stands at {stands_at}"
-            case Comparison.SAME if registration.last_applied_event_id == event.event_id:
+            case Comparison.SAME if row.last_applied_event_id == event.event_id:
                 return Outcome.DUPLICATE, f"this event is already in: the row stands at {stands_at}"
             case Comparison.SAME:
-                claimed_by = registration.last_applied_event_id
+                claimed_by = row.last_applied_event_id
                 return Outcome.CONFLICT, f"two events claim one position: {stands_at} is event {claimed_by}"
             case Comparison.LOWER:
                 return Outcome.STALE, f"the row is further on: it stands at {stands_at}"
@@ -129,16 +145,14 @@ def check_order(registration: Registration | None, event: Event) -> tuple[Outcom
 
 
 def _result(
-    event: Event,
+    projection: Projection[R],
+    event: Envelope,
     outcome: Outcome,
     reason: str | None,
-    registration: Registration | None,
-    decision: Decision | None = None,
+    row: R | None,
+    events: _FollowedEvents,
 ) -> Result:
-    events: list[Followed] | UnsetType = UNSET
-    if isinstance(event, _DECIDED):
-        events = [Followed(each.event_id, each.type) for each in decision.events] if decision else []
-    if registration is None:
+    if row is None:
         return Result(event.event_id, outcome, reason, event.entity_id, event.domain, None, None, None, events)
     return Result(
         event.event_id,
@@ -146,8 +160,8 @@ def _result(
         reason,
         event.entity_id,
         event.domain,
-        registration.current_state,
-        registration.version,
-        registration.position,
+        getattr(row, projection.counted_by),
+        row.version,
+        row.position,
         events,
     )

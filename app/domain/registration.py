@@ -6,7 +6,7 @@ from typing import assert_never
 from uuid import UUID
 
 from msgspec import Struct
-from msgspec.structs import replace
+from typing_extensions import TypeVar
 
 from app.domain.events import (
     Accepted,
@@ -15,7 +15,6 @@ from app.domain.events import (
     AckTimedOut,
     Activated,
     Capabilities,
-    Event,
     Fact,
     Heartbeat,
     Initiated,
@@ -26,6 +25,7 @@ from app.domain.events import (
     Time,
 )
 from app.domain.positions import Position
+from app.domain.rows import Row, record
 from app.domain.states import SOURCES, RegistrationState
 
 UNKNOWN_ENTITY = "unknown entity"
@@ -82,6 +82,28 @@ class Registration(Struct, frozen=True, gc=False):
             offset=self.last_applied_offset,
         )
 
+    def needs_ack_timeout_event(self, now: datetime) -> bool:
+        """Whether the node missed its `ack_deadline` by `now`, and no event has said so yet."""
+        return (
+            self.current_state.requires_ack()
+            and self.ack_timeout_emitted_at is None
+            and self.ack_deadline is not None
+            and self.ack_deadline < now
+        )
+
+    def needs_liveness_timeout_event(self, now: datetime) -> bool:
+        """Whether the node missed its `liveness_deadline` by `now`, and no event has said so yet."""
+        return (
+            self.current_state.requires_liveness()
+            and self.liveness_timeout_emitted_at is None
+            and self.liveness_deadline is not None
+            and self.liveness_deadline < now
+        )
+
+
+# The row of a projection. Where a generic type is not told which, it is a registration.
+R = TypeVar("R", bound=Row, default=Registration)
+
 
 class Ignored(Struct, frozen=True):
     """The event changes nothing, and why."""
@@ -128,21 +150,6 @@ def evolve(registration: Registration | None, event: Fact, timing: Timing) -> Re
             return _transition(registration, event, RegistrationState.LIVENESS_EXPIRED, changes)
         case _:
             assert_never(event)
-
-
-def record(registration: Registration, event: Event, **changes: object) -> Registration:
-    """The row with `changes`, and with `event` written down in it. An ignored event is recorded without changes."""
-    return replace(
-        registration,
-        last_applied_event_id=event.event_id,
-        last_applied_partition=event.position.partition,
-        last_applied_offset=event.position.offset,
-        last_applied_sequence=event.position.sequence,
-        correlation_id=event.correlation_id,
-        updated_at=event.occurred_at,
-        version=registration.version + 1,
-        **changes,
-    )
 
 
 # What an event changes: names of columns and their new values.

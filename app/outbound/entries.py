@@ -61,7 +61,7 @@ def outgoing_of(settings: Settings) -> Outgoing:
 def _lines(decision: Decision) -> Lines:
     """The events of one decision, as the bus takes them."""
     events = decision.events
-    version = decision.registration.version - len(events)  # before them
+    version = decision.row.version - len(events)  # before them
     first = events[0]  # what all have from their trigger is looked up once
     domain, time = written_domain(first.domain), first.occurred_at.astimezone(UTC)
     in_utc = first.occurred_at.tzinfo is UTC
@@ -104,7 +104,7 @@ def _intent_envelope(intent: Intent, decision: Decision) -> Envelope:
         subject=intent.entity_id,
         time=event.occurred_at.astimezone(UTC),
         partitionkey=intent.entity_id,
-        digits=in_digits(decision.registration.version),
+        digits=in_digits(decision.row.version),
         data=intent,
         domain=written_domain(intent.domain),
         correlationid=event.correlation_id,

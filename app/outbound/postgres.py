@@ -14,8 +14,8 @@ from app.domain.folding import Save
 from app.domain.intents import Columns, UpdateRegistration, UpsertRegistration
 from app.domain.registration import Registration
 from app.errors import IntentError
-from app.store import registrations, upsert
 from app.store.database import Connection, refused_values
+from app.store.registrations import REGISTRATIONS
 
 INTENTS = ("postgres.upsert_registration", "postgres.update_registration")
 
@@ -34,11 +34,11 @@ async def upsert_registration(connection: Connection, intent: object) -> bool:
     if (given.pop("entity_id"), given.pop("domain")) != key:
         raise IntentError("postgres.upsert_registration: the row is another entity's")
     after = Registration(*key, **_columns(given))  # type: ignore[arg-type]  # Columns has the types of its fields
-    before = await registrations.get_entity_state(connection, *key, lock=True)
+    before = await REGISTRATIONS.get_entity_state(connection, *key, lock=True)
     if (None if before is None else before.version) != intent.read_version:
         return False
     with refused_values():
-        await upsert.save(connection, [Save(after, before)])
+        await REGISTRATIONS.upsert.save(connection, [Save(after, before)])
     return True
 
 
@@ -59,14 +59,14 @@ async def update_registration(connection: Connection, intent: object) -> bool:
     version = changes.setdefault("version", intent.read_version + 1)
     if not isinstance(version, int) or version <= intent.read_version:
         raise IntentError(f"postgres.update_registration: version {version} is not above {intent.read_version}")
-    before = await registrations.get_entity_state(connection, intent.entity_id, intent.domain, lock=True)
+    before = await REGISTRATIONS.get_entity_state(connection, intent.entity_id, intent.domain, lock=True)
     if before is None or before.version != intent.read_version:
         return False
     after = replace(before, **changes)
     if "last_heartbeat_at" in changes and not _is_newer(after.last_heartbeat_at, before.last_heartbeat_at):
         return False
     with refused_values():
-        await upsert.save(connection, [Save(after, before)])
+        await REGISTRATIONS.upsert.save(connection, [Save(after, before)])
     return True
 
 

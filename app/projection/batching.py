@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from app.domain.events import Event, Key
+from app.domain.events import Envelope, Key
 from app.domain.folding import Result
 from app.domain.registration import Registration
 from app.errors import UnavailableError
 from app.projection.projector import Projector
-from app.store import registrations
 from app.store.database import Database
+from app.store.registrations import REGISTRATIONS
 
 WAITING = 2000  # requests that may wait in one lane; further ones are sent away at once
 LARGEST = 500  # requests that one statement answers
@@ -119,7 +119,7 @@ class Reader:
         return answer
 
     async def _read(self, keys: list[Key]) -> list[Registration | None]:
-        found = await self._database.read(registrations.get_entity_states, keys)
+        found = await self._database.read(REGISTRATIONS.get_entity_states, keys)
         return [found.get(key) for key in keys]
 
 
@@ -135,7 +135,7 @@ class Writer:
         self._lane = Lane(projector.persist)
         self._joining = joining
 
-    def ask(self, event: Event) -> "asyncio.Future[Result]":
+    def ask(self, event: Envelope) -> "asyncio.Future[Result]":
         """The event's result, after the commit."""
         if self._joining:
             return self._lane.ask(event)
@@ -145,6 +145,6 @@ class Writer:
         """Finish what was taken in, and take no more."""
         await self._lane.close()
 
-    async def _alone(self, event: Event) -> Result:
+    async def _alone(self, event: Envelope) -> Result:
         [result] = await self._projector.persist([event])
         return result

@@ -1,68 +1,73 @@
 """State counts: how many entities are in each state, kept in slots, and compared with a full count."""
 
+from enum import StrEnum
+from typing import Generic
+
 from msgspec import Struct
 from sqlalchemy import BigInteger, String, bindparam, func, literal_column, select
 
-from app.domain.states import RegistrationState
+from app.domain.registration import R
 from app.store.database import Connection
-from app.store.rows import COUNTS, STATES, TABLE
+from app.store.rows import Rows
 from app.store.statements import Statement
-
-# How many rows are in each state of a domain, by the counters.
-COUNT = Statement(
-    select(COUNTS.c.current_state, func.sum(COUNTS.c.count).cast(BigInteger()))
-    .where(COUNTS.c.domain == bindparam("domain", type_=String()))
-    .group_by(COUNTS.c.current_state)
-)
-
-
-async def count_by_state(connection: Connection, domain: str) -> dict[RegistrationState, int]:
-    """How many entities of the domain are in each of the states, the empty ones included."""
-    counts = dict.fromkeys(RegistrationState, 0)
-    for state, count in await COUNT.rows(connection, domain=domain):
-        counts[STATES[state]] = count
-    return counts
-
-
-# Where the counters differ from the rows: a full count, in one snapshot with the counters.
-_kept = (
-    select(COUNTS.c.domain, COUNTS.c.current_state, func.sum(COUNTS.c.count).cast(BigInteger()).label("kept"))
-    .group_by(COUNTS.c.domain, COUNTS.c.current_state)
-    .subquery("kept")
-)
-_counted = (
-    select(TABLE.c.domain, TABLE.c.current_state, func.count().label("counted"))
-    .group_by(TABLE.c.domain, TABLE.c.current_state)
-    .subquery("counted")
-)
-VERIFY = Statement(
-    select(
-        func.coalesce(_kept.c.domain, _counted.c.domain).label("domain"),
-        func.coalesce(_kept.c.current_state, _counted.c.current_state).label("state"),
-        func.coalesce(_kept.c.kept, 0),
-        func.coalesce(_counted.c.counted, 0),
-    )
-    .select_from(
-        _kept.join(
-            _counted,
-            (_kept.c.domain == _counted.c.domain) & (_kept.c.current_state == _counted.c.current_state),
-            full=True,
-        )
-    )
-    .where(func.coalesce(_kept.c.kept, 0) != func.coalesce(_counted.c.counted, 0))
-    .order_by(literal_column("1"), literal_column("2"))
-)
 
 
 class Miscount(Struct, frozen=True):
     """A counter that differs from the rows."""
 
     domain: str
-    state: RegistrationState
+    state: StrEnum
     kept: int
     counted: int
 
 
-async def verify_counts(connection: Connection) -> list[Miscount]:
-    """The counters that differ from a full count; an empty list when all is well. Reads every row."""
-    return [Miscount(domain, STATES[state], *both) for domain, state, *both in await VERIFY.rows(connection)]
+class Counts(Generic[R]):
+    """The counters of one projection: the table has a row for each domain, state and slot."""
+
+    def __init__(self, rows: Rows[R]) -> None:
+        self._states = rows.states
+        counts, counted_by = rows.counts, str(rows.counted_by.key)
+        state = counts.c[counted_by]
+        # How many rows are in each state of a domain, by the counters.
+        self.count = Statement(
+            select(state, func.sum(counts.c.count).cast(BigInteger()))
+            .where(counts.c.domain == bindparam("domain", type_=String()))
+            .group_by(state)
+        )
+        kept = (
+            select(counts.c.domain, state, func.sum(counts.c.count).cast(BigInteger()).label("kept"))
+            .group_by(counts.c.domain, state)
+            .subquery("kept")
+        )
+        counted = (
+            select(rows.table.c.domain, rows.counted_by, func.count().label("counted"))
+            .group_by(rows.table.c.domain, rows.counted_by)
+            .subquery("counted")
+        )
+        is_same = (kept.c.domain == counted.c.domain) & (kept.c[counted_by] == counted.c[counted_by])
+        # Where the counters differ from the rows: a full count, in one snapshot with the counters.
+        self.verify = Statement(
+            select(
+                func.coalesce(kept.c.domain, counted.c.domain).label("domain"),
+                func.coalesce(kept.c[counted_by], counted.c[counted_by]).label("state"),
+                func.coalesce(kept.c.kept, 0),
+                func.coalesce(counted.c.counted, 0),
+            )
+            .select_from(kept.join(counted, is_same, full=True))
+            .where(func.coalesce(kept.c.kept, 0) != func.coalesce(counted.c.counted, 0))
+            .order_by(literal_column("1"), literal_column("2"))
+        )
+
+    async def count_by_state(self, connection: Connection, domain: str) -> dict[StrEnum, int]:
+        """How many entities of the domain are in each of the states, the empty ones included."""
+        counts = dict.fromkeys(self._states.values(), 0)
+        for state, count in await self.count.rows(connection, domain=domain):
+            counts[self._states[state]] = count
+        return counts
+
+    async def verify_counts(self, connection: Connection) -> list[Miscount]:
+        """The counters that differ from a full count; an empty list when all is well. Reads every row."""
+        return [
+            Miscount(domain, self._states[state], *both)
+            for domain, state, *both in await self.verify.rows(connection)
+        ]

@@ -19,7 +19,7 @@ from sqlalchemy import (
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.store.database import Connection
-from app.store.rows import COLUMNS, TABLE, registration_of
+from app.store.registrations import REGISTRATIONS
 from app.store.statements import Statement
 from app.store.tables import REGISTRATION_STATE
 
@@ -35,13 +35,15 @@ class EntityFilter(Struct, frozen=True, kw_only=True):
     updated_before: datetime | None = None
 
 
+_table, _columns = REGISTRATIONS.rows.table, REGISTRATIONS.rows.columns
+
 # The conditions that a list may have beside its domain and states, by the name of what they are given.
 _CONDITIONS: dict[str, ColumnElement[bool]] = {
-    "after": TABLE.c.entity_id > bindparam("after", type_=Uuid()),
-    "node_type": TABLE.c.node_type == bindparam("node_type", type_=String()),
-    "updated_before": TABLE.c.updated_at < bindparam("updated_before", type_=TABLE.c.updated_at.type),
-    "capabilities": TABLE.c.capabilities.contains(bindparam("capabilities", type_=TABLE.c.capabilities.type)),
-    "event_id": TABLE.c.last_applied_event_id == bindparam("event_id", type_=Uuid()),
+    "after": _table.c.entity_id > bindparam("after", type_=Uuid()),
+    "node_type": _table.c.node_type == bindparam("node_type", type_=String()),
+    "updated_before": _table.c.updated_at < bindparam("updated_before", type_=_table.c.updated_at.type),
+    "capabilities": _table.c.capabilities.contains(bindparam("capabilities", type_=_table.c.capabilities.type)),
+    "event_id": _table.c.last_applied_event_id == bindparam("event_id", type_=Uuid()),
 }
 _FINDING_FEW = {"capabilities", "event_id"}  # each has an index of its own
 
@@ -54,12 +56,12 @@ def list_statement(conditions: frozenset[str], states: int) -> Statement:
     only as far as needed: so it costs what a page costs, in any domain. A capability or an event id has an index
     that finds the few rows first.
     """
-    found = [TABLE.c.domain == bindparam("domain", type_=String())]
+    found = [_table.c.domain == bindparam("domain", type_=String())]
     found += [condition for name, condition in _CONDITIONS.items() if name in conditions]
     limit = bindparam("limit", type_=BigInteger())
     wanted = [bindparam(f"state{number}", type_=REGISTRATION_STATE) for number in range(states)]
     pages = [
-        select(*COLUMNS).where(*found, TABLE.c.current_state.in_(some)).order_by(TABLE.c.entity_id).limit(limit)
+        select(*_columns).where(*found, _table.c.current_state.in_(some)).order_by(_table.c.entity_id).limit(limit)
         for some in ([wanted] if conditions & _FINDING_FEW else [[state] for state in wanted])
     ]
     if len(pages) == 1:
@@ -85,4 +87,4 @@ async def get_by_state(
     statement = list_statement(frozenset(given), len(states))
     given |= {f"state{number}": state for number, state in enumerate(states)}
     rows = await statement.rows(connection, domain=wanted.domain, limit=limit, **given)
-    return [registration_of(row) for row in rows]
+    return [REGISTRATIONS.rows.row(record) for record in rows]

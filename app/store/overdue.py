@@ -1,42 +1,40 @@
-"""Overdue scans: registrations whose deadline has passed, for callers and for the sweep."""
+"""Overdue scans: rows whose deadline has passed, for callers and for the sweep."""
 
 from datetime import UTC, datetime
-from typing import cast
+from typing import Generic, cast
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import BigInteger, ColumnElement, String, Uuid, bindparam, func, select, text, tuple_
+from sqlalchemy import BigInteger, String, Uuid, bindparam, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
-from app.domain.decider import Deadline
-from app.domain.registration import Registration
-from app.store.database import Connection, Record
-from app.store.rows import COLUMNS, TABLE, registration_of
+from app.domain.projection import Timeout
+from app.domain.registration import R
+from app.store.database import Connection
+from app.store.rows import Rows
 from app.store.statements import Statement
-from app.store.tables import ACK_DUE, LIVENESS_DUE
+from app.store.tables import due
 
 DueKey = tuple[datetime, UUID]  # deadline, entity_id: the order of an overdue scan
-
-
-class Overdue(Struct, frozen=True):
-    """A page of an overdue scan: the rows, and the earliest deadline that has not passed."""
-
-    items: list[Registration]
-    next_deadline: datetime | None
-
-
-PassedKey = tuple[str, datetime, UUID]  # domain, deadline, entity_id: the order of what the sweep reads
+PassedKey = tuple[str, datetime, UUID]  # domain, deadline, entity_id: the order in which the sweep reads
 EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
 BEFORE_ALL: PassedKey = ("", EARLIEST, UUID(int=0))
 
 
-class Passed(Struct, frozen=True):
+class Overdue(Struct, Generic[R], frozen=True):
+    """A page of an overdue scan: the rows, and the earliest deadline that has not passed."""
+
+    items: list[R]
+    next_deadline: datetime | None
+
+
+class Passed(Struct, Generic[R], frozen=True):
     """A page of passed deadlines: the rows that may expire, the time of the read, and where the next page begins.
 
     `after` is None when there is no next page.
     """
 
-    items: list[Registration]
+    items: list[R]
     now: datetime
     after: PassedKey | None
 
@@ -48,13 +46,13 @@ class Passed(Struct, frozen=True):
 _PASSED = """
 WITH RECURSIVE domains AS (
     (
-        SELECT domain FROM registration_projections
+        SELECT domain FROM {table}
         WHERE {due} AND domain >= CAST(:after_domain AS varchar)
         ORDER BY domain LIMIT 1
     )
     UNION ALL
     SELECT following.domain FROM domains CROSS JOIN LATERAL (
-        SELECT r.domain FROM registration_projections AS r
+        SELECT r.domain FROM {table} AS r
         WHERE {due} AND r.domain > domains.domain
         ORDER BY r.domain LIMIT 1
     ) AS following
@@ -62,7 +60,7 @@ WITH RECURSIVE domains AS (
     SELECT overdue.*, row_number() OVER () AS place
     FROM (
         SELECT passed.* FROM domains CROSS JOIN LATERAL (
-            SELECT * FROM registration_projections AS r
+            SELECT * FROM {table} AS r
             WHERE r.domain = domains.domain AND {due} AND r.{deadline} < statement_timestamp()
                 AND (r.{deadline}, r.entity_id) > (
                     CASE WHEN domains.domain = CAST(:after_domain AS varchar)
@@ -85,84 +83,71 @@ SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_
 """
 
 
-class _Scan:
-    """The statements of one overdue scan. `due` is the predicate of its partial index, to the letter."""
+class Scan(Generic[R]):
+    """The statements over one kind of deadline. Their conditions are the predicate of its partial index."""
 
-    def __init__(self, deadline: ColumnElement[datetime], due: str) -> None:
+    def __init__(self, rows: Rows[R], timeout: Timeout[R]) -> None:
+        self._rows = rows
+        self._deadline = timeout.deadline
+        deadline, entity_id = rows.table.c[timeout.deadline], rows.table.c.entity_id
+        condition = due(rows.projection.counted_by, timeout)
         as_of = bindparam("as_of", type_=TIMESTAMP(timezone=True))
-        rows = (TABLE.c.domain == bindparam("domain", type_=String()), text(due))
+        waiting = (rows.table.c.domain == bindparam("domain", type_=String()), text(condition))
         first = (
-            select(*COLUMNS)
-            .where(*rows, deadline < as_of)
-            .order_by(deadline, TABLE.c.entity_id)
+            select(*rows.columns)
+            .where(*waiting, deadline < as_of)
+            .order_by(deadline, entity_id)
             .limit(bindparam("limit", type_=BigInteger()))
         )
         place = tuple_(
             bindparam("after_deadline", type_=TIMESTAMP(timezone=True)), bindparam("after_id", type_=Uuid())
         )
-        # The passed deadlines, oldest first.
+        # The passed deadlines of a domain, oldest first.
         self.first = Statement(first)
-        # The same from a row on.
-        self.after = Statement(first.where(tuple_(deadline, TABLE.c.entity_id) > place))
-        # The earliest deadline that has not passed.
-        self.next = Statement(select(func.min(deadline)).where(*rows, deadline >= as_of))
-        # The passed deadlines of all domains that may expire now.
-        names = ", ".join(str(c.key) for c in COLUMNS)
-        self.passed = Statement(text(_PASSED.format(due=due, deadline=deadline.key, columns=names)))
+        # The same, after a row.
+        self.after = Statement(first.where(tuple_(deadline, entity_id) > place))
+        # The earliest deadline of a domain that has not passed.
+        self.next = Statement(select(func.min(deadline)).where(*waiting, deadline >= as_of))
+        # The passed deadlines of all domains whose rows may expire now.
+        passed = _PASSED.format(
+            table=rows.table.name, due=condition, deadline=timeout.deadline, columns=", ".join(rows.names)
+        )
+        self.passed = Statement(text(passed))
 
+    async def get_overdue(
+        self, connection: Connection, domain: str, *, as_of: datetime, after: DueKey | None, limit: int
+    ) -> Overdue[R]:
+        """The rows whose deadline lies before `as_of`, oldest first, without those whose timeout was emitted."""
+        asked: dict[str, object] = {"domain": domain, "as_of": as_of}
+        if after is None:
+            records = await self.first.rows(connection, limit=limit, **asked)
+        else:
+            place = dict(zip(("after_deadline", "after_id"), after, strict=True))
+            records = await self.after.rows(connection, limit=limit, **place, **asked)
+        next_deadline = cast("datetime | None", await self.next.value(connection, **asked))
+        return Overdue([self._rows.row(record) for record in records], next_deadline)
 
-ACK_SCAN = _Scan(TABLE.c.ack_deadline, ACK_DUE)
-LIVENESS_SCAN = _Scan(TABLE.c.liveness_deadline, LIVENESS_DUE)
-_SCANS = {Deadline.ACK: ACK_SCAN, Deadline.LIVENESS: LIVENESS_SCAN}
+    async def get_passed(self, connection: Connection, *, after: PassedKey, most: int) -> Passed[R]:
+        """The rows of all domains whose deadline has passed by the database's clock, and which may expire now.
+
+        They are in the order of domain, deadline and entity id, and come after `after`. `most` rows are looked at, so
+        a page may have fewer, or none, and still be followed by another. A row on a partition is left out until the
+        partition's watermark has passed the deadline; a partition without a watermark never has.
+        """
+        place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
+        records = await self.passed.rows(connection, most=most, **place)
+        if not records:
+            return Passed([], EARLIEST, None)
+        items = [self._rows.row(record) for record in records if record["may_expire"]]
+        last = records[-1]
+        end = (last["domain"], last[self._deadline], last["entity_id"]) if last["is_full"] else None
+        return Passed(items, last["as_of"], end)
+
 
 # The database's clock.
 NOW = Statement(select(func.clock_timestamp()))
 
 
 async def now(connection: Connection) -> datetime:
-    """What the database's clock says."""
+    """The time by the database's clock."""
     return cast("datetime", await NOW.value(connection))
-
-
-async def get_overdue_ack_registrations(
-    connection: Connection, domain: str, *, as_of: datetime, after: DueKey | None, limit: int
-) -> Overdue:
-    """Nodes that had to acknowledge before `as_of`, oldest deadline first, unless their time-out is out."""
-    return await _overdue(connection, ACK_SCAN, domain, as_of, after, limit)
-
-
-async def get_overdue_liveness_registrations(
-    connection: Connection, domain: str, *, as_of: datetime, after: DueKey | None, limit: int
-) -> Overdue:
-    """Nodes that had to be heard of before `as_of`, oldest deadline first, unless their time-out is out."""
-    return await _overdue(connection, LIVENESS_SCAN, domain, as_of, after, limit)
-
-
-async def _overdue(
-    connection: Connection, scan: _Scan, domain: str, as_of: datetime, after: DueKey | None, limit: int
-) -> Overdue:
-    asked: dict[str, object] = {"domain": domain, "as_of": as_of}
-    if after is None:
-        rows = await scan.first.rows(connection, limit=limit, **asked)
-    else:
-        rows = await scan.after.rows(connection, limit=limit, after_deadline=after[0], after_id=after[1], **asked)
-    next_deadline = cast("datetime | None", await scan.next.value(connection, **asked))
-    return Overdue([registration_of(row) for row in rows], next_deadline)
-
-
-async def get_passed(connection: Connection, deadline: Deadline, *, after: PassedKey, most: int) -> Passed:
-    """The nodes of all domains whose deadline has passed by the database's clock, and which may expire now.
-
-    They are in the order of domain, deadline and entity id, from `after` on. `most` rows are looked at, so there may
-    be fewer, or none, where there is a next page. What stands on a partition is left out until the partition's
-    watermark has passed the deadline; without a watermark it never has.
-    """
-    place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
-    rows = await _SCANS[deadline].passed.rows(connection, most=most, **place)
-    if not rows:
-        return Passed([], EARLIEST, None)
-    read = [registration_of(cast("Record", row[: len(COLUMNS)])) for row in rows]
-    items = [registration for registration, row in zip(read, rows, strict=True) if row["may_expire"]]
-    now, last = rows[-1]["as_of"], rows[-1]
-    end = (last["domain"], last[f"{deadline}_deadline"], last["entity_id"]) if last["is_full"] else None
-    return Passed(items, now, end)

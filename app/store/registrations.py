@@ -1,89 +1,105 @@
-"""Registrations by key: point reads, locks, and the move to another track."""
+"""The store of a projection: its statements, bound to its tables. `REGISTRATIONS` is the store that the service uses.
+
+Here are the statements that find rows by their keys; `upsert`, `counts` and `overdue` have the others.
+"""
 
 from collections.abc import Sequence
+from typing import Generic
 from uuid import UUID
 
-from sqlalchemy import BigInteger, String, Uuid, bindparam, select, update
+from sqlalchemy import BigInteger, MetaData, String, Uuid, bindparam, select, update
 
 from app.domain.events import Key
 from app.domain.positions import Position
-from app.domain.registration import Registration
+from app.domain.projection import REGISTRATION, Projection
+from app.domain.registration import R
+from app.store.counts import Counts
 from app.store.database import Connection
-from app.store.rows import COLUMNS, KEYS, TABLE, arrays, is_row_of, registration_of
+from app.store.overdue import Scan
+from app.store.rows import Rows, arrays
 from app.store.statements import Statement
-
-_asked = arrays(*KEYS, name="asked")
-
-# The rows of some entities: what point reads and lookups are, and what a batch is folded onto.
-_READ_KEYS = select(*COLUMNS).join(_asked, is_row_of(_asked.c.entity_id, _asked.c.domain))
-READ = Statement(_READ_KEYS)
-
-# The same in the order of their keys, each row locked before the next: two batches that share rows wait for each
-# other instead of deadlocking.
-LOCK = Statement(_READ_KEYS.order_by(*_asked.c).with_for_update(of=TABLE))
-
-# The same, without those that somebody else has locked.
-LOCK_FREE = Statement(_READ_KEYS.order_by(*_asked.c).with_for_update(of=TABLE, skip_locked=True))
+from app.store.tables import Base
+from app.store.upsert import Upsert
 
 
-async def get_entity_states(
-    connection: Connection, keys: Sequence[Key], *, lock: bool = False
-) -> dict[Key, Registration]:
-    """The registrations of those entities that have one, by key; locked until the transaction ends when `lock`."""
-    rows = await (LOCK if lock else READ).rows(
-        connection,
-        asked_entity_id=[entity_id for entity_id, _ in keys],
-        asked_domain=[domain for _, domain in keys],
-    )
-    return {(row[0], row[1]): registration_of(row) for row in rows}
+class Store(Generic[R]):
+    """Every statement over the tables of one projection."""
+
+    def __init__(self, projection: Projection[R], metadata: MetaData, *, counts: str) -> None:
+        """Raises ValueError as `Rows` does. Each statement is built once, and compiled when it is first run."""
+        self.projection = projection
+        self.rows = Rows(projection, metadata, counts=counts)
+        self.upsert = Upsert(self.rows)
+        self.counts = Counts(self.rows)
+        self.overdue = {name: Scan(self.rows, timeout) for name, timeout in projection.deadlines.items()}
+        table, columns = self.rows.table, self.rows.columns
+        asked = arrays(*self.rows.keys, name="asked")
+        by_keys = select(*columns).join(asked, self.rows.is_row_of(asked.c.entity_id, asked.c.domain))
+        # The rows of some entities: for point reads and lookups, and to fold a batch onto.
+        self.read = Statement(by_keys)
+        # The same, each row locked before the next, in the order of their keys: two batches that share rows wait for
+        # each other instead of deadlocking.
+        self.lock = Statement(by_keys.order_by(*asked.c).with_for_update(of=table))
+        # The same, without the rows that another transaction has locked.
+        self.lock_free = Statement(by_keys.order_by(*asked.c).with_for_update(of=table, skip_locked=True))
+        # Moves one entity to another track: position and version change, nothing else.
+        self.move = Statement(
+            update(table)
+            .where(self.rows.is_row_of(bindparam("of_entity", type_=Uuid()), bindparam("of_domain", type_=String())))
+            .values(
+                last_applied_sequence=bindparam("sequence", type_=BigInteger()),
+                last_applied_partition=bindparam("partition", type_=String()),
+                last_applied_offset=bindparam("offset", type_=BigInteger()),
+                version=table.c.version + 1,
+            )
+            .returning(*columns)
+        )
+
+    async def get_entity_states(
+        self, connection: Connection, keys: Sequence[Key], *, lock: bool = False
+    ) -> dict[Key, R]:
+        """The rows of those entities that have one, by key; locked until the transaction ends when `lock`."""
+        records = await (self.lock if lock else self.read).rows(
+            connection,
+            asked_entity_id=[entity_id for entity_id, _ in keys],
+            asked_domain=[domain for _, domain in keys],
+        )
+        row = self.rows.row
+        return {(record[0], record[1]): row(record) for record in records}
+
+    async def get_entity_state(
+        self, connection: Connection, entity_id: UUID, domain: str, *, lock: bool = False
+    ) -> R | None:
+        """The row of one entity, or None; locked until the transaction ends when `lock`."""
+        return (await self.get_entity_states(connection, [(entity_id, domain)], lock=lock)).get((entity_id, domain))
+
+    async def lock_unchanged(self, connection: Connection, read: Sequence[R]) -> list[R]:
+        """The rows that are still as they were read, locked until the transaction ends.
+
+        It waits for nobody: a row that another transaction has locked is left out.
+        """
+        records = await self.lock_free.rows(
+            connection, asked_entity_id=[each.entity_id for each in read], asked_domain=[each.domain for each in read]
+        )
+        versions = {(record["entity_id"], record["domain"]): record["version"] for record in records}
+        return [each for each in read if versions.get((each.entity_id, each.domain)) == each.version]
+
+    async def rebase(
+        self, connection: Connection, entity_id: UUID, domain: str, position: Position
+    ) -> tuple[R, R] | None:
+        """Move an entity to `position`, on any track; the row before and after, or None without a row."""
+        before = await self.get_entity_state(connection, entity_id, domain, lock=True)
+        if before is None:
+            return None
+        [moved] = await self.move.rows(
+            connection,
+            of_entity=entity_id,
+            of_domain=domain,
+            sequence=position.sequence,
+            partition=position.partition,
+            offset=position.offset,
+        )
+        return before, self.rows.row(moved)
 
 
-async def lock_unchanged(connection: Connection, read: Sequence[Registration]) -> list[Registration]:
-    """Those of the rows that are still as they were read, locked until the transaction ends.
-
-    It waits for nobody: a row that somebody else has locked is left out.
-    """
-    rows = await LOCK_FREE.rows(
-        connection, asked_entity_id=[each.entity_id for each in read], asked_domain=[each.domain for each in read]
-    )
-    versions = {(row["entity_id"], row["domain"]): row["version"] for row in rows}
-    return [each for each in read if versions.get((each.entity_id, each.domain)) == each.version]
-
-
-async def get_entity_state(
-    connection: Connection, entity_id: UUID, domain: str, *, lock: bool = False
-) -> Registration | None:
-    """The registration of one entity, or None; locked until the transaction ends when `lock`."""
-    return (await get_entity_states(connection, [(entity_id, domain)], lock=lock)).get((entity_id, domain))
-
-
-# Another track for one entity: position and version change, nothing else.
-REBASE = Statement(
-    update(TABLE)
-    .where(is_row_of(bindparam("of_entity", type_=Uuid()), bindparam("of_domain", type_=String())))
-    .values(
-        last_applied_sequence=bindparam("sequence", type_=BigInteger()),
-        last_applied_partition=bindparam("partition", type_=String()),
-        last_applied_offset=bindparam("offset", type_=BigInteger()),
-        version=TABLE.c.version + 1,
-    )
-    .returning(*COLUMNS)
-)
-
-
-async def rebase(
-    connection: Connection, entity_id: UUID, domain: str, position: Position
-) -> tuple[Registration, Registration] | None:
-    """Move an entity to `position`, on whatever track that is; the row before and after, or None without a row."""
-    before = await get_entity_state(connection, entity_id, domain, lock=True)
-    if before is None:
-        return None
-    [moved] = await REBASE.rows(
-        connection,
-        of_entity=entity_id,
-        of_domain=domain,
-        sequence=position.sequence,
-        partition=position.partition,
-        offset=position.offset,
-    )
-    return before, registration_of(moved)
+REGISTRATIONS = Store(REGISTRATION, Base.metadata, counts="registration_state_counts")

@@ -1,55 +1,79 @@
-"""The table of registrations: its columns, row ↔ Registration, and how rows are found by their keys."""
+"""The tables of a projection: their columns, record ↔ row, and how rows are found by their keys."""
 
-from typing import cast
-from uuid import UUID
+import functools
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Generic, cast
 
 import msgspec
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    FromClause,
-    Table,
-    any_,
-    bindparam,
-    column,
-    func,
-    literal_column,
-)
-from sqlalchemy.dialects.postgresql import array
+from sqlalchemy import ARRAY, ColumnElement, Enum, FromClause, MetaData, any_, bindparam, column, func, literal_column
+from sqlalchemy.dialects.postgresql import JSONB, array
 
-from app.domain.registration import Registration
-from app.domain.states import RegistrationState
+from app.domain.projection import Projection
+from app.domain.registration import R
 from app.store.database import Record
-from app.store.tables import RegistrationProjection, StateCount
 
-# Not quoted: vulture would take the import for unused.
-TABLE = cast(Table, RegistrationProjection.__table__)  # noqa: TC006
-COUNTS = cast(Table, StateCount.__table__)  # noqa: TC006
-COLUMNS = tuple(TABLE.c)
-KEYS = (TABLE.c.entity_id, TABLE.c.domain)
-STATES = {state.value: state for state in RegistrationState}
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 
 
-def registration_of(row: Record) -> Registration:
-    """A row of all columns, in their order, as a Registration."""
-    entity_id, domain, state, node_type, node_version, capabilities, *rest = row
-    return Registration(entity_id, domain, STATES[state], node_type, node_version, _decode(capabilities), *rest)
+class Rows(Generic[R]):
+    """A projection bound to its tables.
+
+    Statements are built from the columns of the tables, so a new column needs no change in the store.
+    """
+
+    def __init__(self, projection: Projection[R], metadata: MetaData, *, counts: str) -> None:
+        """`counts` names the table of its counters.
+
+        Raises ValueError when the fields of the row are not the table's columns, in their order. Columns with enums
+        and JSON are not null.
+        """
+        self.projection = projection
+        self.table = metadata.tables[projection.table]
+        self.counts = metadata.tables[counts]
+        self.columns = tuple(self.table.c)
+        self.names = tuple(str(c.key) for c in self.columns)
+        if self.names != projection.row.__struct_fields__:
+            raise ValueError(f"the fields of a {projection.name} are not the columns of {projection.table}")
+        self.keys = (self.table.c.entity_id, self.table.c.domain)
+        self.counted_by = self.table.c[projection.counted_by]
+        self.states = _values_of(cast("Enum", self.counted_by.type))
+        self.json = tuple(str(c.key) for c in self.columns if isinstance(c.type, JSONB))
+        self._make: Callable[..., R] = projection.row
+        self._conversions = [
+            (place, _values_of(c.type).__getitem__ if isinstance(c.type, Enum) else _decode)
+            for place, c in enumerate(self.columns)
+            if isinstance(c.type, Enum | JSONB)
+        ]
+        self._more = len(self.columns)
+
+    def row(self, record: Record) -> R:
+        """A record as a row: all columns, in their order; what follows them is left out."""
+        values = list(record)
+        del values[self._more :]
+        for place, convert in self._conversions:
+            values[place] = convert(values[place])
+        return self._make(*values)
+
+    def is_row_of(self, entity_id: ColumnElement[object], domain: ColumnElement[str]) -> ColumnElement[bool]:
+        """Whether a row is this entity's, to be found by the primary key and by nothing else.
+
+        The empty string that is joined to the domain keeps the planner from the indexes that begin with it: while the
+        table is small they look as good, and the plan is kept while the table grows. `= ANY` keeps it from another
+        plan: it joins an array to a small table by `=` by reading the whole table, and looks for each row in the
+        array. With `= ANY` it can only look for each key in the index.
+        """
+        is_entity = self.table.c.entity_id == any_(array([entity_id]))
+        return is_entity & (self.table.c.domain.concat(literal_column("''")) == domain)
+
+
+@functools.cache
+def _values_of(enum: Enum) -> dict[str, StrEnum]:
+    return {str(member.value): member for member in cast("type[StrEnum]", enum.enum_class)}
 
 
 def arrays(*columns: ColumnElement[object], name: str) -> FromClause:
     """A table with a row for each item of the arrays, which are bound by the table's and the columns' names."""
-    arrays = (bindparam(f"{name}_{c.key}", type_=ARRAY(c.type)) for c in columns)
-    derived = func.unnest(*arrays).table_valued(*(column(str(c.key), c.type) for c in columns), name=name)
+    bound = (bindparam(f"{name}_{c.key}", type_=ARRAY(c.type)) for c in columns)
+    derived = func.unnest(*bound).table_valued(*(column(str(c.key), c.type) for c in columns), name=name)
     return derived.render_derived(name=name)
-
-
-def is_row_of(entity_id: ColumnElement[UUID], domain: ColumnElement[str]) -> ColumnElement[bool]:
-    """Which row is an entity's, to be found by the primary key alone.
-
-    What is joined on to the domain keeps the indexes out that begin with it: while the table is small they look as
-    good to the planner, and the plan is kept while the table grows. So is one that joins an array with a small table
-    by `=`: it reads the table from end to end, and looks for each row in the array. `= ANY` is joined by no other way
-    than looking for each key in the index.
-    """
-    return (TABLE.c.entity_id == any_(array([entity_id]))) & (TABLE.c.domain.concat(literal_column("''")) == domain)

@@ -23,6 +23,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from app.domain.decider import Deadline
+from app.domain.projection import REGISTRATION, Timeout
+from app.domain.registration import R
 from app.domain.states import RegistrationState
 
 REGISTRATION_STATE = Enum(
@@ -30,11 +33,19 @@ REGISTRATION_STATE = Enum(
 )
 
 
-# What the partial indexes hold, and what an overdue scan asks for: the same words, so that the planner sees it.
-ACK_DUE = (
-    "current_state IN ('accepted', 'awaiting_ack') AND ack_timeout_emitted_at IS NULL AND ack_deadline IS NOT NULL"
+def due(counted_by: str, timeout: Timeout[R]) -> str:
+    """Which rows wait for a deadline: what its partial index holds, and what an overdue scan asks for.
+
+    Both are these very words, so that the planner sees that the index has every row of the scan.
+    """
+    states = [f"'{state}'" for state in timeout.states]
+    waits = f"= {states[0]}" if len(states) == 1 else f"IN ({', '.join(states)})"
+    return f"{counted_by} {waits} AND {timeout.emitted_at} IS NULL AND {timeout.deadline} IS NOT NULL"
+
+
+ACK_DUE, LIVENESS_DUE = (
+    due(REGISTRATION.counted_by, REGISTRATION.deadlines[deadline]) for deadline in (Deadline.ACK, Deadline.LIVENESS)
 )
-LIVENESS_DUE = "current_state = 'active' AND liveness_timeout_emitted_at IS NULL AND liveness_deadline IS NOT NULL"
 
 
 class Base(DeclarativeBase):

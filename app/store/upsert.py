@@ -1,17 +1,17 @@
 """The ordered upsert: one guarded statement for a batch of rows, the state counts and the outbox."""
 
-import functools
 import itertools
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from enum import IntEnum
+from enum import StrEnum
 from operator import attrgetter
-from typing import NamedTuple, cast
+from typing import Generic, NamedTuple, cast
 
 import asyncpg
 import msgspec
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Integer,
@@ -27,171 +27,188 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from app.domain.folding import Save
-from app.domain.states import RegistrationState
+from app.domain.registration import R
 from app.store import outbox
 from app.store.database import Connection, LostRaceError
 from app.store.outbox import Entry
-from app.store.rows import COLUMNS, COUNTS, KEYS, TABLE, arrays, is_row_of
+from app.store.rows import Rows, arrays
 from app.store.statements import Statement
 
 SLOTS = 16  # of each counter: transactions that change states take turns at them
 
-
-class Extent(IntEnum):
-    """How much of the known rows a batch writes. What all of them keep as it is, is not sent to the database."""
-
-    HEARTBEAT = 0
-    TRANSITION = 1
-    WHOLE = 2
-
-
-_STEADY = ("node_type", "node_version", "capabilities", "registered_at")  # in a transition
-_CALM = ("current_state", "ack_deadline", "ack_timeout_emitted_at")  # in a heartbeat, as well
-_CLEARED = "liveness_timeout_emitted_at"  # by a heartbeat
-_steady = attrgetter(*_STEADY)
-_calm = attrgetter(*_CALM)
-
-# The columns that are sent for each: the key, and what is written.
-_SENT = {
-    extent: tuple(str(c.key) for c in COLUMNS if c.key not in kept)
-    for extent, kept in {
-        Extent.HEARTBEAT: {*_STEADY, *_CALM, _CLEARED},
-        Extent.TRANSITION: {*_STEADY},
-        Extent.WHOLE: set[str](),
-    }.items()
-}
-_values = {extent: attrgetter(*names) for extent, names in _SENT.items()}
+_slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
 
 
 class Writes(NamedTuple):
-    """What a batch writes: to known rows (None: there are none), new rows, counters, and entries of the outbox."""
+    """The parts of a batch's statement: known rows, new rows, counters, and entries of the outbox.
 
-    known: Extent | None
+    `known` is the kind of change of the known rows: its place in the projection's `unchanged`, and the next number
+    for whole rows. None: there are no known rows.
+    """
+
+    known: int | None
     new: bool
     counts: bool
     sends: bool = False
 
 
-@functools.cache
-def save_statement(writes: Writes) -> Statement:
-    """One statement that writes a batch, all of it or, by an error, nothing.
+class Upsert(Generic[R]):
+    """The writes of one projection."""
 
-    `updated`: the known rows, each guarded by the version that was read. `inserted`: the new rows; one that somebody
-    else has inserted since is left alone. After the rows `sent`: the messages for the outbox, and `counted`: what the
-    counters gain and lose. Where fewer rows were written than there are, a division by zero rolls the statement
-    back: that saves the two round trips of a transaction around it.
-    """
-    written = []
-    if writes.known is not None:
-        sent = [TABLE.c[name] for name in _SENT[writes.known]]
+    def __init__(self, rows: Rows[R]) -> None:
+        self._rows = rows
+        changes = rows.projection.unchanged
+        self.whole = len(changes)
+        kept = [{*change.unchanged, *change.cleared} for change in changes]
+        # The columns that are sent for each kind of change: the key, and the columns that are written.
+        self._sent = [tuple(name for name in rows.names if name not in names) for names in [*kept, set[str]()]]
+        self._values = [attrgetter(*names) for names in self._sent]
+        self._unchanged = [(attrgetter(*change.unchanged), change.cleared) for change in changes]
+        self._counted_by = rows.projection.counted_by
+        self._changes_state = [self._counted_by in names for names in self._sent]
+        self._state: attrgetter[StrEnum] = attrgetter(self._counted_by)
+        self._statements: dict[Writes, Statement] = {}
+
+    async def save(self, connection: Connection, saves: Iterable[Save[R]], entries: Sequence[Entry] = ()) -> None:
+        """Write the rows in the order of their keys, then their changes of the state counts and the outbox entries.
+
+        That is one statement. Entries keep the order given, and are written beside at least one row. Raises
+        LostRaceError when a row is not as it was read. Nothing is written then.
+        """
+        ordered = sorted(saves, key=lambda save: (save.row.entity_id, save.row.domain))
+        if not ordered:
+            return
+        known = [save for save in ordered if save.read is not None]
+        new = [save for save in ordered if save.read is None] if len(known) < len(ordered) else []
+        change = max(map(self._change, known), default=None)
+        gains = self._gains(ordered) if new or (change is not None and self._changes_state[change]) else {}
+        given: dict[str, object] = {"rows_to_write": len(ordered)}
+        if change is not None:
+            given |= self._arrays_of(known, change, "known")
+            given["known_read_version"] = [save.read.version for save in known if save.read is not None]
+        if new:
+            given |= self._arrays_of(new, self.whole, "new")
+        if gains:
+            given["gains_domain"] = [domain for domain, _ in gains]
+            given[f"gains_{self._counted_by}"] = [state for _, state in gains]
+            given["gains_slot"] = [next(_slots)] * len(gains)
+            given["gains_count"] = list(gains.values())
+        if entries:
+            given |= outbox.given(entries)
+        try:
+            statement = self.statement(Writes(change, bool(new), bool(gains), bool(entries)))
+            await statement.value(connection, **given)
+        except asyncpg.DivisionByZeroError:
+            raise LostRaceError("another writer changed a row that this batch had read") from None
+
+    def _change(self, save: Save[R]) -> int:
+        """The first kind of change that leaves alone no less than this one."""
+        for kind, (unchanged, cleared) in enumerate(self._unchanged):
+            if unchanged(save.row) == unchanged(save.read):
+                for name in cleared:
+                    if getattr(save.row, name) is not None:
+                        break
+                else:
+                    return kind
+        return self.whole
+
+    def _arrays_of(self, saves: Sequence[Save[R]], change: int, name: str) -> dict[str, object]:
+        """An array for each column that is sent."""
+        sent, values = self._sent[change], self._values[change]
+        columns = zip(*[values(save.row) for save in saves], strict=True)
+        given: dict[str, object] = {f"{name}_{key}": items for key, items in zip(sent, columns, strict=True)}
+        encode = msgspec.json.encode
+        for key in self._rows.json:
+            if (items := given.get(f"{name}_{key}")) is not None:
+                given[f"{name}_{key}"] = [encode(item).decode() for item in cast("tuple[object, ...]", items)]
+        return given
+
+    def _gains(self, saves: Sequence[Save[R]]) -> dict[tuple[str, StrEnum], int]:
+        """What each counter gains or loses, in the order of domain and state, without those that stay as they are."""
+        gains: Counter[tuple[str, StrEnum]] = Counter()
+        state_of = self._state
+        for save in saves:
+            state = state_of(save.row)
+            if save.read is None:
+                gains[save.row.domain, state] += 1
+            elif (before := state_of(save.read)) is not state:
+                gains[save.row.domain, state] += 1
+                gains[save.row.domain, before] -= 1
+        return {key: gains[key] for key in sorted(gains) if gains[key]}
+
+    # --- The statement ---------------------------------------------------------------------------------------------
+
+    def statement(self, writes: Writes) -> Statement:
+        """The statement that writes a batch, all of it or, by an error, nothing. Built once for each kind of batch.
+
+        `updated`: the known rows, each guarded by the version that was read. `inserted`: the new rows; one that
+        somebody else has inserted since is left alone. After the rows, `sent`: the messages for the outbox, and
+        `counted`: what the counters gain and lose. When fewer rows were written than given, a division by zero rolls
+        the statement back: that saves the two round trips of a transaction around it.
+        """
+        if writes not in self._statements:
+            self._statements[writes] = self._built(writes)
+        return self._statements[writes]
+
+    def _built(self, writes: Writes) -> Statement:
+        written = []
+        if writes.known is not None:
+            written.append(self._updated(writes.known))
+        if writes.new:
+            written.append(self._inserted())
+        first, *others = (select(func.count()).select_from(rows).scalar_subquery() for rows in written)
+        hits: ColumnElement[int] = first
+        for other in others:
+            hits = hits + other
+        complete = hits == bindparam("rows_to_write", type_=BigInteger())
+        one, zero = literal_column("1", Integer()), literal_column("0", Integer())
+        checked: ColumnElement[int] = one // case((complete, one), else_=zero)
+        statement = select(checked)
+        if writes.sends:
+            statement = statement.add_cte(outbox.sending(complete))
+        if writes.counts:
+            statement = statement.add_cte(self._counted(complete))
+        return Statement(statement)
+
+    def _updated(self, change: int) -> CTE:
+        """The part that updates known rows, each guarded by the version that was read."""
+        rows, table = self._rows, self._rows.table
+        sent = [table.c[name] for name in self._sent[change]]
         read_version = cast("ColumnElement[object]", column("read_version", BigInteger()))
         known = arrays(*sent, read_version, name="known")
-        changes = {c: known.c[str(c.key)] for c in sent if not c.primary_key}
-        cleared = {TABLE.c[_CLEARED]: null()} if writes.known is Extent.HEARTBEAT else {}
-        written.append(
-            update(TABLE)
-            .where(is_row_of(known.c.entity_id, known.c.domain), TABLE.c.version == known.c.read_version)
-            .values(changes | cleared)
+        values = {c: known.c[str(c.key)] for c in sent if not c.primary_key}
+        cleared = () if change == self.whole else rows.projection.unchanged[change].cleared
+        return (
+            update(table)
+            .where(rows.is_row_of(known.c.entity_id, known.c.domain), table.c.version == known.c.read_version)
+            .values(values | {table.c[name]: null() for name in cleared})
             .returning(literal_column("1").label("one"))
             .cte("updated")
         )
-    if writes.new:
-        new = arrays(*COLUMNS, name="new")
-        written.append(
-            insert(TABLE)
-            .from_select(COLUMNS, select(*new.c))
-            .on_conflict_do_nothing(index_elements=KEYS)
+
+    def _inserted(self) -> CTE:
+        """The part that inserts new rows, and leaves alone a row that is there."""
+        new = arrays(*self._rows.columns, name="new")
+        return (
+            insert(self._rows.table)
+            .from_select(self._rows.columns, select(*new.c))
+            .on_conflict_do_nothing(index_elements=self._rows.keys)
             .returning(literal_column("1").label("one"))
             .cte("inserted")
         )
-    first, *others = (select(func.count()).select_from(rows).scalar_subquery() for rows in written)
-    hits: ColumnElement[int] = first
-    for other in others:
-        hits = hits + other
-    complete = hits == bindparam("rows_to_write", type_=BigInteger())
-    one, zero = literal_column("1", Integer()), literal_column("0", Integer())
-    checked: ColumnElement[int] = one // case((complete, one), else_=zero)
-    statement = select(checked)
-    if writes.sends:
-        statement = statement.add_cte(outbox.sending(complete))
-    if writes.counts:
-        gains = arrays(COUNTS.c.domain, COUNTS.c.current_state, COUNTS.c.slot, COUNTS.c.count, name="gains")
-        counting = insert(COUNTS).from_select(
-            tuple(COUNTS.c), select(*gains.c).where(complete).order_by(gains.c.domain, gains.c.current_state)
+
+    def _counted(self, complete: ColumnElement[bool]) -> CTE:
+        """The part that adds to the counters, in the order of their keys, when all rows were written."""
+        counts = self._rows.counts
+        state = counts.c[self._counted_by]
+        gains = arrays(counts.c.domain, state, counts.c.slot, counts.c.count, name="gains")
+        counting = insert(counts).from_select(
+            tuple(counts.c), select(*gains.c).where(complete).order_by(gains.c.domain, gains.c[self._counted_by])
         )
-        counted = (
+        return (
             counting.on_conflict_do_update(
-                index_elements=COUNTS.primary_key, set_={"count": COUNTS.c.count + counting.excluded.count}
+                index_elements=counts.primary_key, set_={"count": counts.c.count + counting.excluded.count}
             )
             .returning(literal_column("1").label("one"))
             .cte("counted")
         )
-        statement = statement.add_cte(counted)
-    return Statement(statement)
-
-
-_slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
-
-
-async def save(connection: Connection, saves: Iterable[Save], entries: Sequence[Entry] = ()) -> None:
-    """Write the rows in the order of their keys, what that does to the state counts, and what is to be sent after it.
-
-    That is one statement. Entries keep the order given, and are written beside at least one row. Raises
-    LostRaceError when a row is not as it was read. Nothing is written then.
-    """
-    ordered = sorted(saves, key=lambda save: (save.registration.entity_id, save.registration.domain))
-    if not ordered:
-        return
-    known = [save for save in ordered if save.read is not None]
-    new = [save for save in ordered if save.read is None] if len(known) < len(ordered) else []
-    extent = max(map(_extent, known), default=None)
-    gains = _gains(ordered) if new or extent is not Extent.HEARTBEAT else {}
-    given: dict[str, object] = {"rows_to_write": len(ordered)}
-    if extent is not None:
-        given |= _arrays_of(known, extent, "known")
-        given["known_read_version"] = [save.read.version for save in known if save.read is not None]
-    if new:
-        given |= _arrays_of(new, Extent.WHOLE, "new")
-    if gains:
-        given["gains_domain"] = [domain for domain, _ in gains]
-        given["gains_current_state"] = [state for _, state in gains]
-        given["gains_slot"] = [next(_slots)] * len(gains)
-        given["gains_count"] = list(gains.values())
-    if entries:
-        given |= outbox.given(entries)
-    try:
-        await save_statement(Writes(extent, bool(new), bool(gains), bool(entries))).value(connection, **given)
-    except asyncpg.DivisionByZeroError:
-        raise LostRaceError("another writer changed a row that this batch had read") from None
-
-
-def _extent(save: Save) -> Extent:
-    registration, read = save.registration, save.read
-    if _steady(registration) != _steady(read):
-        return Extent.WHOLE
-    if registration.liveness_timeout_emitted_at is not None or _calm(registration) != _calm(read):
-        return Extent.TRANSITION
-    return Extent.HEARTBEAT
-
-
-def _arrays_of(saves: Sequence[Save], extent: Extent, name: str) -> dict[str, object]:
-    """An array for each column that is sent."""
-    columns = zip(*[_values[extent](save.registration) for save in saves], strict=True)
-    given: dict[str, object] = {f"{name}_{key}": values for key, values in zip(_SENT[extent], columns, strict=True)}
-    if extent is Extent.WHOLE:
-        encode = msgspec.json.encode
-        given[f"{name}_capabilities"] = [encode(save.registration.capabilities).decode() for save in saves]
-    return given
-
-
-def _gains(saves: Sequence[Save]) -> dict[tuple[str, RegistrationState], int]:
-    """What each counter gains or loses, those that stay as they are left out, in the order of domain and state."""
-    gains: Counter[tuple[str, RegistrationState]] = Counter()
-    for save in saves:
-        state = save.registration.current_state
-        if save.read is None:
-            gains[save.registration.domain, state] += 1
-        elif save.read.current_state is not state:
-            gains[save.registration.domain, state] += 1
-            gains[save.registration.domain, save.read.current_state] -= 1
-    return {key: gains[key] for key in sorted(gains) if gains[key]}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app.domain.decider import Deadline, Decision, decide, expire
-from app.domain.events import TRIGGER_CLASSES, Fact, Trigger
+from app.domain.events import TRIGGER_CLASSES, AckTimedOut, Fact, LivenessExpired, Trigger
 from app.domain.intents import (
     DeregisterService,
     Intent,
@@ -217,8 +217,8 @@ def test_the_row_is_what_evolve_makes_of_the_events(type_: str, state: Registrat
     decision = decided(before, trigger)
     facts = decision.events or [trigger]
     after = folded(before, [each for each in facts if isinstance(each, Fact)], TIMING)
-    assert decision.registration == replace(after, last_applied_event_id=trigger.event_id)
-    assert decision.registration.version == (0 if before is None else before.version) + len(facts)
+    assert decision.row == replace(after, last_applied_event_id=trigger.event_id)
+    assert decision.row.version == (0 if before is None else before.version) + len(facts)
 
 
 @pytest.mark.parametrize(("type_", "state"), FOLLOWED)
@@ -226,14 +226,14 @@ def test_the_postgres_intent_leads_to_that_row(type_: str, state: RegistrationSt
     """What it asks to be written is what the projector writes, on the row of the version that it names."""
     before = standing(state)
     decision = decided(before, sent(type_))
-    assert applied(before, decision.intents[0]) == decision.registration
+    assert applied(before, decision.intents[0]) == decision.row
 
 
 def test_an_introspection_registers_the_node_as_it_says() -> None:
     """Its data are those of the registration, and the deadline of the request is its time and the ack time-out."""
     data: Json = {"node_type": "gpu", "node_version": "3.1", "capabilities": {"tags": ["a", "b"]}}
     decision = decided(None, sent("node.introspected", data))
-    after = decision.registration
+    after = decision.row
     assert {name: getattr(after, name) for name in data} == data
     assert (after.current_state, after.ack_deadline, after.registered_at) == (
         AWAITING_ACK,
@@ -244,7 +244,7 @@ def test_an_introspection_registers_the_node_as_it_says() -> None:
 
 def test_an_ack_makes_the_node_active_until_its_liveness_is_due() -> None:
     """The ack deadline is gone, and the liveness deadline is the ack's time and the interval."""
-    after = decided(row(AWAITING_ACK), sent("node.registration_acked")).registration
+    after = decided(row(AWAITING_ACK), sent("node.registration_acked")).row
     assert (after.current_state, after.ack_deadline, after.liveness_deadline) == (ACTIVE, None, when(SEQUENCE + 61))
 
 
@@ -291,8 +291,8 @@ def test_whatever_the_row_holds_what_follows_is_allowed_and_folds_to_the_row(
         return
     facts = [each for each in decision.events or [trigger] if isinstance(each, Fact)]
     after = folded(before, facts, TIMING)
-    assert decision.registration == replace(after, last_applied_event_id=trigger.event_id)
-    assert applied(before, decision.intents[0]) == decision.registration
+    assert decision.row == replace(after, last_applied_event_id=trigger.event_id)
+    assert applied(before, decision.intents[0]) == decision.row
 
 
 @given(triggers_and_rows())
@@ -352,8 +352,8 @@ def test_a_passed_deadline_changes_state_marker_time_and_version_alone(
     decision = expire(before, deadline, NOW)
     assert isinstance(decision, Decision)
     changes = {"current_state": EXPIRES[deadline][2], DEADLINE_AND_MARKER[deadline][1]: NOW}
-    assert decision.registration == replace(before, updated_at=NOW, version=22, **changes)
-    assert applied(before, decision.intents[0]) == decision.registration
+    assert decision.row == replace(before, updated_at=NOW, version=22, **changes)
+    assert applied(before, decision.intents[0]) == decision.row
 
 
 @pytest.mark.parametrize(("deadline", "state"), EXPIRING)
@@ -411,8 +411,10 @@ def test_whatever_the_row_holds_its_time_out_is_allowed_once(
     decision = Ignored("") if before is None else expire(before, deadline, when(seconds))
     if before is None or isinstance(decision, Ignored):
         return
-    assert isinstance(evolve(before, decision.events[0], TIMING), Registration)
-    assert isinstance(expire(decision.registration, deadline, when(2 * 10**9)), Ignored)
+    [event_of_it] = decision.events
+    assert isinstance(event_of_it, AckTimedOut | LivenessExpired)
+    assert isinstance(evolve(before, event_of_it, TIMING), Registration)
+    assert isinstance(expire(decision.row, deadline, when(2 * 10**9)), Ignored)
 
 
 def test_a_registration_that_ran_out_can_begin_anew() -> None:
@@ -421,4 +423,4 @@ def test_a_registration_that_ran_out_can_begin_anew() -> None:
     assert isinstance(ended, Decision)
     again = event("node.introspected", 18, occurred_at=at(5001))
     assert isinstance(again, Trigger)
-    assert decided(ended.registration, again).registration.current_state is AWAITING_ACK
+    assert decided(ended.row, again).row.current_state is AWAITING_ACK

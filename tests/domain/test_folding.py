@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from app.domain.events import Event
 from app.domain.folding import Followed, Result, check_order, take_in
 from app.domain.positions import Position
+from app.domain.projection import REGISTRATION
 from app.domain.registration import Outcome, Registration, Timing
 from app.domain.states import RegistrationState
 from tests.making import NODE, Json, event
@@ -49,7 +50,9 @@ def off(number: int, previous: int | None = None, partition: str = "p") -> Posit
 
 def standing_at(position: Position, event_id: UUID) -> Registration:
     """An active row at a position."""
-    begun, _ = take_in(None, replace(event("registration.recorded", 1, data=ACTIVE), position=position), Timing())
+    begun, _ = take_in(
+        REGISTRATION, None, replace(event("registration.recorded", 1, data=ACTIVE), position=position), Timing()
+    )
     assert begun is not None
     return replace(begun, last_applied_event_id=event_id, version=7)
 
@@ -116,7 +119,7 @@ def test_an_event_that_is_refused_leaves_the_row_untouched_and_says_where_it_sta
     """The very row comes back, and its state, version and position are in the result."""
     row = None if stands_at is None else standing_at(stands_at, MINE)
     sent = replace(heartbeat(1), position=position, event_id=event_id)
-    after, result = take_in(row, sent, Timing())
+    after, result = take_in(REGISTRATION, row, sent, Timing())
     assert after is row
     assert result.reason is not None
     assert reason in result.reason
@@ -130,7 +133,7 @@ def test_an_event_that_fits_moves_the_row_on(stands_at: Position | None, positio
     row = None if stands_at is None else standing_at(stands_at, MINE)
     sent = replace(event("registration.recorded", 1, data=ACTIVE), position=position, event_id=OTHERS)
     place = replace(position, previous=None)
-    after, result = take_in(row, sent, Timing())
+    after, result = take_in(REGISTRATION, row, sent, Timing())
     assert after is not None
     assert (after.position, after.version) == (place, 1 if row is None else 8)
     state = RegistrationState.ACTIVE
@@ -141,7 +144,7 @@ def test_an_ignored_event_is_recorded() -> None:
     """Position, event id, time and correlation id are the event's, the version is one higher, and that is all."""
     row = standing_at(seq(5), MINE)
     sent = event("registration.accepted", 6, correlation_id=str(OTHERS))
-    after, result = take_in(row, sent, Timing())
+    after, result = take_in(REGISTRATION, row, sent, Timing())
     assert after == replace(
         row,
         last_applied_sequence=6,
@@ -158,7 +161,7 @@ def test_an_ignored_event_is_recorded() -> None:
 def test_an_event_that_begins_nothing_leaves_no_row() -> None:
     """For an unknown entity there is nothing to record it in."""
     sent = heartbeat(3)
-    assert take_in(None, sent, Timing()) == (
+    assert take_in(REGISTRATION, None, sent, Timing()) == (
         None,
         Result(sent.event_id, IGNORED, "unknown entity", NODE, "registration", None, None, None),
     )
@@ -185,7 +188,7 @@ def followed(trigger: Event, types: Sequence[str]) -> list[Followed]:
 def test_a_trigger_that_is_applied_names_what_followed() -> None:
     """The result has the row after all of it, and the ids and types of the events in their order."""
     sent = introspected()
-    _, result = take_in(None, sent, Timing())
+    _, result = take_in(REGISTRATION, None, sent, Timing())
     state, position = RegistrationState.AWAITING_ACK, Position(sequence=1)
     events = followed(sent, REGISTERED)
     assert result == Result(sent.event_id, APPLIED, None, NODE, "registration", state, 3, position, events)
@@ -193,9 +196,9 @@ def test_a_trigger_that_is_applied_names_what_followed() -> None:
 
 def test_an_ignored_trigger_is_recorded_like_an_ignored_event() -> None:
     """Position, id and time are the trigger's, the version is one higher, and nothing followed."""
-    before, _ = take_in(None, introspected(), Timing())
+    before, _ = take_in(REGISTRATION, None, introspected(), Timing())
     sent = introspected(2)
-    after, result = take_in(before, sent, Timing())
+    after, result = take_in(REGISTRATION, before, sent, Timing())
     assert after is not None
     assert (after.version, after.last_applied_event_id, after.position) == (4, sent.event_id, Position(sequence=2))
     assert (after.current_state, after.updated_at) == (RegistrationState.AWAITING_ACK, sent.occurred_at)
@@ -204,7 +207,7 @@ def test_an_ignored_trigger_is_recorded_like_an_ignored_event() -> None:
 
 def test_a_trigger_that_begins_nothing_leaves_no_row() -> None:
     """For an unknown entity there is nothing to record it in."""
-    after, result = take_in(None, acked(3), Timing())
+    after, result = take_in(REGISTRATION, None, acked(3), Timing())
     assert after is None
     assert (result.outcome, result.reason, result.version, result.events) == (IGNORED, "unknown entity", None, [])
 
@@ -212,6 +215,6 @@ def test_a_trigger_that_begins_nothing_leaves_no_row() -> None:
 @pytest.mark.parametrize("type_", ["node.heartbeat", "registration.ack_received"])
 def test_a_fact_names_nothing_that_followed(type_: str) -> None:
     """A heartbeat is its own event, and its result is that of an event."""
-    before, _ = take_in(None, introspected(), Timing())
-    _, result = take_in(before, event(type_, 2), Timing())
+    before, _ = take_in(REGISTRATION, None, introspected(), Timing())
+    _, result = take_in(REGISTRATION, before, event(type_, 2), Timing())
     assert (result.outcome, result.events) == (APPLIED, UNSET)

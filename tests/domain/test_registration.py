@@ -10,7 +10,8 @@ import pytest
 
 from app.domain.events import FACT_CLASSES, Fact
 from app.domain.positions import Position
-from app.domain.registration import Ignored, Registration, Timing, evolve, record
+from app.domain.registration import Ignored, Registration, Timing, evolve
+from app.domain.rows import record
 from app.domain.states import RegistrationState
 from tests.making import Json, at, event, row, when
 

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import TopicPartition
 
 from app.domain.decider import Deadline
-from app.domain.events import Event
+from app.domain.events import Envelope
 from app.domain.folding import Result
 from app.domain.registration import Timing
 from app.errors import RefusedValuesError, StartError
@@ -137,7 +137,7 @@ class Swept(Projector):
 
     async def persist(
         self,
-        events: Sequence[Event],
+        events: Sequence[Envelope],
         *,
         by_position: bool = False,
         also: Also | None = None,

@@ -14,13 +14,14 @@ from app.domain.decider import Deadline, Decision, expire
 from app.domain.events import Event
 from app.domain.folding import Save, take_in
 from app.domain.intents import DeregisterService, Intent, RegisterService
+from app.domain.projection import REGISTRATION
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
 from app.outbound.entries import SOURCE, Outgoing
 from app.projection.projector import Projector
-from app.store import registrations, upsert
 from app.store.database import Connection, Database
 from app.store.outbox import SLOTS, slot_of
+from app.store.registrations import REGISTRATIONS
 from app.wire.envelopes import SEQUENCE_DIGITS, Envelope
 from app.wire.events import read_event
 from tests.making import NODE, START, Json, event, event_json, node, row, when
@@ -118,8 +119,8 @@ async def test_what_goes_out_can_be_taken_in_elsewhere(sending: Projector, datab
     for each in envelopes(await outbox(database), EVENTS):
         fields = {"occurred_at": each.time, "event_id": each.id, "position": {"sequence": each.sequence}}
         json = event_json(each.type, 1, entity_id=each.subject, data=cast("dict[str, object]", each.data), **fields)
-        copy, _ = take_in(copy, read_event(msgspec.json.encode(json)), Timing())
-    original = await database.read(lambda c: registrations.get_entity_state(c, NODE, "registration"))
+        copy, _ = take_in(REGISTRATION, copy, read_event(msgspec.json.encode(json)), Timing())
+    original = await database.read(lambda c: REGISTRATIONS.get_entity_state(c, NODE, "registration"))
     assert copy is not None
     assert original is not None
     same: Json = {"last_applied_event_id": NODE, "last_applied_sequence": 1}
@@ -238,13 +239,13 @@ async def test_writers_that_race_keep_each_nodes_messages_in_order(database: Dat
 async def test_a_write_that_is_lost_leaves_no_message(database: Database) -> None:
     """When the row is not as it was read, neither row nor message is written."""
     before, decisions = None, list[Decision]()
-    after, _ = take_in(before, event("node.introspected", 1), Timing(), decisions)
+    after, _ = take_in(REGISTRATION, before, event("node.introspected", 1), Timing(), decisions)
     assert after is not None
     messages = Outgoing(TOPIC).entries(decisions)
     gone = msgspec.structs.replace(after, version=9)
 
     async def work(connection: Connection) -> None:
-        await upsert.save(connection, [Save(after, gone)], messages)
+        await REGISTRATIONS.upsert.save(connection, [Save(after, gone)], messages)
 
     with pytest.raises(Exception, match="another writer changed a row"):
         await database.write_alone(work)
@@ -258,9 +259,9 @@ async def test_a_passed_deadline_is_sent_too(database: Database) -> None:
     assert isinstance(decision, Decision)
 
     async def work(connection: Connection) -> None:
-        await upsert.save(connection, [Save(before, None)])
+        await REGISTRATIONS.upsert.save(connection, [Save(before, None)])
         messages = Outgoing(TOPIC, CONSUL).entries([decision])
-        await upsert.save(connection, [Save(decision.registration, before)], messages)
+        await REGISTRATIONS.upsert.save(connection, [Save(decision.row, before)], messages)
 
     await database.write(work)
     assert told(await outbox(database)) == [

@@ -17,11 +17,9 @@ from app.domain.registration import Registration, Timing
 from app.domain.states import RegistrationState
 from app.errors import IntentError, NotFoundError, RefusedValuesError
 from app.outbound.postgres import update_registration, upsert_registration
-from app.store import registrations
-from app.store.counts import verify_counts
 from app.store.database import Connection, Database
+from app.store.registrations import REGISTRATIONS
 from app.store.tables import RegistrationProjection
-from app.store.upsert import save
 from tests.making import NODE, Json, event, row, when
 
 ACTIVE, AWAITING_ACK = RegistrationState.ACTIVE, RegistrationState.AWAITING_ACK
@@ -31,17 +29,17 @@ KEY = (NODE, "registration")
 
 async def put(database: Database, registration: Registration) -> None:
     """Have that row."""
-    await database.write_alone(lambda connection: save(connection, [Save(registration, None)]))
+    await database.write_alone(lambda connection: REGISTRATIONS.upsert.save(connection, [Save(registration, None)]))
 
 
 async def row_of(database: Database) -> Registration | None:
     """The row as it stands."""
-    return await database.read(lambda connection: registrations.get_entity_state(connection, *KEY))
+    return await database.read(lambda connection: REGISTRATIONS.get_entity_state(connection, *KEY))
 
 
 async def counts_are_right(database: Database) -> bool:
     """Whether the state counts are what a full count gives."""
-    return await database.read(verify_counts) == []
+    return await database.read(REGISTRATIONS.counts.verify_counts) == []
 
 
 def update(changes: Mapping[str, object], *, read_version: int = 21, domain: str = "registration") -> Intent:
@@ -85,7 +83,7 @@ async def test_the_intent_writes_the_row_that_the_projector_writes(
     assert isinstance(decision, Decision)
     handle = upsert_registration if isinstance(decision.intents[0], UpsertRegistration) else update_registration
     assert await database.write(lambda connection: handle(connection, decision.intents[0]))
-    assert await row_of(database) == decision.registration
+    assert await row_of(database) == decision.row
     assert await counts_are_right(database)
 
 
@@ -96,7 +94,7 @@ async def test_a_passed_deadline_is_written_by_its_intent(database: Database) ->
     decision = expire(before, Deadline.LIVENESS, when(500))
     assert isinstance(decision, Decision)
     assert await carry_out(database, decision.intents[0])
-    assert await row_of(database) == decision.registration
+    assert await row_of(database) == decision.row
     assert await counts_are_right(database)
 
 

@@ -19,8 +19,8 @@ from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration, Timing
 from app.errors import ContentionError
 from app.projection.projector import ATTEMPTS, Projector
-from app.store import registrations
 from app.store.database import Connection, Database
+from app.store.registrations import REGISTRATIONS
 from app.wire.events import read_event
 from tests.making import NODE, event, life, node
 
@@ -47,7 +47,7 @@ async def row_of(database: Database, entity_id: UUID = NODE, domain: str = "regi
     """The row as it stands in the database."""
 
     async def work(connection: Connection) -> Registration | None:
-        return await registrations.get_entity_state(connection, entity_id, domain)
+        return await REGISTRATIONS.get_entity_state(connection, entity_id, domain)
 
     return await database.read(work)
 
@@ -220,7 +220,7 @@ async def test_a_batch_may_be_larger_than_an_array(projector: Projector, databas
     assert Counter(outcomes(results)) == {APPLIED: 12_000}
 
     async def work(connection: Connection) -> list[int]:
-        rows = await registrations.get_entity_states(connection, [(n, "registration") for n in nodes])
+        rows = await REGISTRATIONS.get_entity_states(connection, [(n, "registration") for n in nodes])
         return [row.version for row in rows.values()]
 
     assert await database.read(work) == [4] * 3000

@@ -22,8 +22,9 @@ from app.outbound.entries import Outgoing
 from app.projection.projector import Projector
 from app.projection.sweep import Sweep
 from app.settings import Settings
-from app.store import overdue, registrations
 from app.store.database import Connection, Database
+from app.store.overdue import now
+from app.store.registrations import REGISTRATIONS
 from app.wire.envelopes import Envelope
 from tests.conftest import application
 from tests.making import Json, event, node
@@ -65,7 +66,7 @@ async def register(
 
 async def read(database: Database, entity_id: UUID, domain: str = "registration") -> Registration:
     """A row."""
-    found = await database.read(lambda connection: registrations.get_entity_state(connection, entity_id, domain))
+    found = await database.read(lambda connection: REGISTRATIONS.get_entity_state(connection, entity_id, domain))
     assert found is not None
     return found
 
@@ -126,15 +127,14 @@ async def until_expired(database: Database, count: int) -> None:
 
 @asynccontextmanager
 async def running(sweep: Sweep) -> AsyncIterator[None]:
-    """A sweep that runs."""
+    """A sweep that runs, and ends by itself when it is told to stop."""
     stop = asyncio.Event()
     task = asyncio.create_task(sweep.run(stop))
     try:
         yield
     finally:
         stop.set()
-        await asyncio.wait([task])
-    task.result()  # it ended because it was stopped, and not by an error
+        await asyncio.wait_for(task, PATIENCE)
 
 
 @pytest.fixture
@@ -158,9 +158,9 @@ async def test_a_passed_deadline_becomes_an_event(
     """State, marker, time and version change, by the database's clock, and nothing else does."""
     await register(projector, [node(1)], deadline)
     before = await read(database, node(1))
-    earliest = await database.read(overdue.now)
+    earliest = await database.read(now)
     assert await sweep.page(deadline) is None
-    latest = await database.read(overdue.now)
+    latest = await database.read(now)
     after = await read(database, node(1))
     assert earliest < after.updated_at < latest
     marker = f"{deadline}_timeout_emitted_at"
@@ -281,7 +281,7 @@ async def test_a_row_at_work_is_not_waited_for(sweep: Sweep, projector: Projecto
     await register(projector, [node(number) for number in range(5)], Deadline.ACK)
 
     async def meanwhile(connection: Connection) -> None:
-        await registrations.get_entity_states(connection, [(node(0), "registration")], lock=True)
+        await REGISTRATIONS.get_entity_states(connection, [(node(0), "registration")], lock=True)
         await sweep.page(Deadline.ACK)
 
     await database.write(meanwhile)

@@ -7,8 +7,8 @@ from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration, Timing
 from app.domain.states import RegistrationState
 from app.projection.projector import Projector
-from app.store import registrations
 from app.store.database import Connection, Database
+from app.store.registrations import REGISTRATIONS
 from tests.making import NODE, event, node
 
 APPLIED, IGNORED, DUPLICATE, STALE, EARLY, CONFLICT = Outcome
@@ -28,7 +28,7 @@ async def row_of(database: Database) -> Registration | None:
     """The node's row."""
 
     async def work(connection: Connection) -> Registration | None:
-        return await registrations.get_entity_state(connection, NODE, "registration")
+        return await REGISTRATIONS.get_entity_state(connection, NODE, "registration")
 
     return await database.read(work)
 

@@ -5,6 +5,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from enum import StrEnum
 from itertools import count
 from random import Random
 from typing import Any
@@ -14,13 +15,14 @@ import pytest
 
 from app.domain.events import Event
 from app.domain.folding import fold
+from app.domain.projection import REGISTRATION
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
 from app.projection.projector import Projector
 from app.store import upsert
-from app.store.counts import Miscount, count_by_state, verify_counts
+from app.store.counts import Miscount
 from app.store.database import Connection, Database
-from app.store.registrations import get_entity_states
+from app.store.registrations import REGISTRATIONS
 from tests.making import NODE, WAY_TO_ACTIVE, Json, at, event, node
 
 DOMAINS = ("registration", "edge")
@@ -31,12 +33,12 @@ NONE = dict.fromkeys(S, 0)
 
 async def miscounts(database: Database) -> list[Miscount]:
     """What is wrong with the counts, in one snapshot."""
-    return await database.read(verify_counts)
+    return await database.read(REGISTRATIONS.counts.verify_counts)
 
 
-async def counts(database: Database, domain: str = "registration") -> dict[RegistrationState, int]:
+async def counts(database: Database, domain: str = "registration") -> dict[StrEnum, int]:
     """What the service says."""
-    return await database.read(lambda connection: count_by_state(connection, domain))
+    return await database.read(lambda connection: REGISTRATIONS.counts.count_by_state(connection, domain))
 
 
 def recorded(state: RegistrationState, sequence: int, **fields: Any) -> Event:
@@ -121,11 +123,11 @@ async def test_a_rollback_takes_the_counts_back(projector: Projector, database: 
     await projector.persist([recorded(S.ACTIVE, 1)])
 
     async def given_up(connection: Connection) -> None:
-        [read] = (await get_entity_states(connection, [(NODE, "registration")])).values()
+        [read] = (await REGISTRATIONS.get_entity_states(connection, [(NODE, "registration")])).values()
         events = [recorded(S.REJECTED, 2), recorded(S.ACCEPTED, 2, entity_id=node(1))]
-        folded = fold({(NODE, "registration"): read}, events, Timing(), by_position=False)
-        await upsert.save(connection, folded.saves)
-        assert (await count_by_state(connection, "registration"))[S.REJECTED] == 1
+        folded = fold(REGISTRATION, {(NODE, "registration"): read}, events, Timing(), by_position=False)
+        await REGISTRATIONS.upsert.save(connection, folded.saves)
+        assert (await REGISTRATIONS.counts.count_by_state(connection, "registration"))[S.REJECTED] == 1
         raise KeyError("given up")
 
     with pytest.raises(KeyError):

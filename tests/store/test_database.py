@@ -27,7 +27,7 @@ from app.store import database as database_module
 from app.store import schema
 from app.store.database import Connection, Database, LostRaceError, Work
 from app.store.overdue import now
-from app.store.registrations import get_entity_state
+from app.store.registrations import REGISTRATIONS
 from app.store.schema import HEAD
 from tests.databases import on_server
 from tests.making import NODE
@@ -599,7 +599,7 @@ async def test_a_migration_under_a_running_service(database_url: str, database: 
     """A table that changes under prepared statements costs a read nothing, and a write one lost race."""
 
     async def work(connection: Connection) -> object:
-        return await get_entity_state(connection, NODE, "registration")
+        return await REGISTRATIONS.get_entity_state(connection, NODE, "registration")
 
     async def widen(size: int) -> None:
         connection = await asyncpg.connect(database_url)
@@ -625,7 +625,7 @@ async def test_a_database_without_the_tables(
     """A missing table is a SchemaMismatchError, which points at /readyz, and no failure of the database."""
     async with opened(empty_database_url, breaker=CircuitBreaker(failures=1)) as database:
         with pytest.raises(SchemaMismatchError, match="/readyz"):
-            await call(database, lambda connection: get_entity_state(connection, NODE, "registration"))
+            await call(database, lambda connection: REGISTRATIONS.get_entity_state(connection, NODE, "registration"))
         assert not database.breaker.is_open
 
 
@@ -637,7 +637,7 @@ async def test_a_database_without_a_column(database_url: str, database: Database
     finally:
         await connection.close()
     with pytest.raises(SchemaMismatchError):
-        await database.read(lambda connection: get_entity_state(connection, NODE, "registration"))
+        await database.read(lambda connection: REGISTRATIONS.get_entity_state(connection, NODE, "registration"))
 
 
 async def test_a_read_only_server(database_url: str) -> None:

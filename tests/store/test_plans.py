@@ -16,19 +16,18 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from app.domain.decider import Deadline
 from app.domain.folding import Save
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store import counts, dead_letters, outbox, registrations, upsert, watermarks, workflows
-from app.store import overdue as overdue_scans
-from app.store.counts import COUNT
+from app.store import dead_letters, outbox, upsert, watermarks, workflows
 from app.store.database import POINTS as PLANNER
 from app.store.database import Connection, Database
 from app.store.listing import _CONDITIONS, list_statement
-from app.store.overdue import ACK_SCAN, BEFORE_ALL, LIVENESS_SCAN, PassedKey, _Scan
-from app.store.registrations import get_entity_states
+from app.store.overdue import BEFORE_ALL, PassedKey
+from app.store.registrations import REGISTRATIONS
 from app.store.statements import Statement
-from app.store.upsert import Extent, Writes
+from app.store.upsert import Writes
 from tests.databases import new_database
 from tests.making import NODE, START
 
@@ -267,9 +266,15 @@ def listing(index: str, domain: str, states: tuple[RegistrationState, ...], limi
     )
 
 
+OVERDUE = {
+    "ack": (REGISTRATIONS.overdue[Deadline.ACK], ACK_DUE),
+    "liveness": (REGISTRATIONS.overdue[Deadline.LIVENESS], LIVENESS_DUE),
+}
+
+
 def overdue(kind: str, domain: str, as_of: datetime, limit: int, after_deadline: datetime | None = None) -> Case:
     """A page of an overdue scan."""
-    scan, index = {"ack": (ACK_SCAN, ACK_DUE), "liveness": (LIVENESS_SCAN, LIVENESS_DUE)}[kind]
+    scan, index = OVERDUE[kind]
     given: Parameters = {"domain": domain, "as_of": as_of, "limit": limit}
     name = f"overdue {kind} {domain} {as_of:%d.%m.} {limit}"
     if after_deadline is None:
@@ -314,7 +319,7 @@ async def test_a_page_costs_what_a_page_costs(scans: Connection, case: Case) -> 
 @pytest.mark.parametrize("as_of", [START, SOON, LATE], ids=["all to come", "some", "all passed"])
 async def test_the_next_deadline_is_one_look(scans: Connection, kind: str, domain: str, as_of: datetime) -> None:
     """The earliest deadline to come is the first entry of the index after the clock."""
-    scan, index = {"ack": (ACK_SCAN, ACK_DUE), "liveness": (LIVENESS_SCAN, LIVENESS_DUE)}[kind]
+    scan, index = OVERDUE[kind]
     plan = await explain(scans, scan.next, {"domain": domain, "as_of": as_of})
     assert indexes(plan) == {index}
     assert most_rows(plan) <= 1
@@ -333,7 +338,7 @@ SWEPT = [
 @pytest.mark.parametrize("kind", ["ack", "liveness"])
 async def test_the_sweep_reads_a_page(scans: Connection, kind: str, after: PassedKey) -> None:
     """Passed deadlines of all domains are read off their index, from where the last page ended."""
-    scan, index = {"ack": (ACK_SCAN, ACK_DUE), "liveness": (LIVENESS_SCAN, LIVENESS_DUE)}[kind]
+    scan, index = OVERDUE[kind]
     place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
     plan = await explain(scans, scan.passed, {"most": 250, **place})
     assert indexes(plan) == {index}
@@ -395,7 +400,7 @@ async def test_what_narrows_a_list_stops_with_the_page(scans: Connection, given:
 @pytest.mark.parametrize("domain", ["big", "tiny", "nobody"])
 async def test_counts_read_the_counters_alone(scans: Connection, domain: str) -> None:
     """State counts read the slots of their domain in the counters' primary key, and not one registration."""
-    plan = await explain(scans, COUNT, {"domain": domain})
+    plan = await explain(scans, REGISTRATIONS.counts.count, {"domain": domain})
     assert tables(plan) == {COUNTS}
     assert indexes(plan) == {COUNTS_KEY}
     assert "Seq Scan" not in kinds(plan)
@@ -411,24 +416,24 @@ async def known(connection: Connection, number: int, domain: str = "big") -> lis
     found = await connection.fetch(
         f"SELECT entity_id FROM {TABLE} WHERE domain = $1 ORDER BY entity_id LIMIT $2", domain, number
     )
-    rows = await get_entity_states(connection, [(row["entity_id"], domain) for row in found])
+    rows = await REGISTRATIONS.get_entity_states(connection, [(row["entity_id"], domain) for row in found])
     return [rows[key] for key in sorted(rows)]
 
 
 EVERY_WRITE = [
     Writes(known, new, counts, sends)
-    for known in (None, *Extent)
+    for known in (None, *range(REGISTRATIONS.upsert.whole + 1))
     for new in (False, True)
     for counts in (False, True)
     for sends in (False, True)
     if known is not None or new
 ]
 POINTS: dict[str, Statement] = {
-    "read": registrations.READ,
-    "lock": registrations.LOCK,
-    "lock free": registrations.LOCK_FREE,
-    "rebase": registrations.REBASE,
-    **{f"save {writes}": upsert.save_statement(writes) for writes in EVERY_WRITE},
+    "read": REGISTRATIONS.read,
+    "lock": REGISTRATIONS.lock,
+    "lock free": REGISTRATIONS.lock_free,
+    "rebase": REGISTRATIONS.move,
+    **{f"save {writes}": REGISTRATIONS.upsert.statement(writes) for writes in EVERY_WRITE},
 }
 FINDING = {name: statement for name, statement in POINTS.items() if "known=None" not in name}  # rows that are there
 BATCHES = {name: statement for name, statement in POINTS.items() if name != "rebase"}
@@ -552,17 +557,19 @@ async def test_a_plan_from_when_the_table_was_empty_does_no_harm_while_it_grows(
         for batch in range(10):
             rows = [replace(template, entity_id=uuid5(NODE, f"{batch} {each}")) for each in range(size)]
             keys = [(row.entity_id, row.domain) for row in rows]
-            await upsert.save(connection, [Save(row, None) for row in rows])
+            await REGISTRATIONS.upsert.save(connection, [Save(row, None) for row in rows])
             for changes in (
                 {"updated_at": LATE},
                 {"current_state": RegistrationState.REJECTED},
                 {"node_type": "storage"},
                 {"node_type": "compute", "current_state": RegistrationState.ACTIVE},
             ):
-                read = await get_entity_states(connection, keys, lock=True)
-                assert read == await get_entity_states(connection, keys)
+                read = await REGISTRATIONS.get_entity_states(connection, keys, lock=True)
+                assert read == await REGISTRATIONS.get_entity_states(connection, keys)
                 after = [replace(row, version=row.version + 1, **changes) for row in read.values()]
-                await upsert.save(connection, [Save(row, read[row.entity_id, row.domain]) for row in after])
+                await REGISTRATIONS.upsert.save(
+                    connection, [Save(row, read[row.entity_id, row.domain]) for row in after]
+                )
         await connection.execute("SELECT pg_stat_force_next_flush()")
 
     await database.write_alone(work)
@@ -580,7 +587,7 @@ async def test_a_plan_from_when_the_table_was_empty_does_no_harm_while_it_grows(
 
 async def test_the_largest_lookup_reads_what_it_asks_for(points: Connection) -> None:
     """A lookup of a thousand entities descends the primary key a thousand times."""
-    plan = await explain(points, registrations.READ, point_parameters(await known(points, 1000)))
+    plan = await explain(points, REGISTRATIONS.read, point_parameters(await known(points, 1000)))
     assert plan["Actual Rows"] == 1000
     assert buffers(plan) <= 4 * 1000
 
@@ -589,7 +596,7 @@ async def test_the_largest_lookup_reads_what_it_asks_for(points: Connection) -> 
 async def test_a_write_reads_no_more_than_its_rows(points: Connection, writes: Writes) -> None:
     """A thousand known rows are updated, each found once; new rows and counters ask their primary keys alone."""
     given = point_parameters(await known(points, 1000, "other"), writes)
-    plan = await explain(points, upsert.save_statement(writes), given)
+    plan = await explain(points, REGISTRATIONS.upsert.statement(writes), given)
     parts = {node["Subplan Name"]: node for node in nodes(plan) if "Subplan Name" in node}
     if writes.known is not None:
         updated = parts["CTE updated"]
@@ -605,7 +612,7 @@ async def test_a_write_reads_no_more_than_its_rows(points: Connection, writes: W
 
 async def test_locks_are_taken_in_the_order_of_keys(points: Connection) -> None:
     """Rows are sorted before they are locked, not after."""
-    plan = await explain(points, registrations.LOCK, point_parameters(await known(points, 100)), run=False)
+    plan = await explain(points, REGISTRATIONS.lock, point_parameters(await known(points, 100)), run=False)
     assert plan["Node Type"] == "LockRows"
     below = plan["Plans"][0]
     assert below["Node Type"] == "Sort"
@@ -695,17 +702,18 @@ def test_every_statement_has_a_case() -> None:
     """The statements of the modules are those whose plans are read here; the clock and a full count need none."""
     named = {
         module: {name for name, value in vars(module).items() if isinstance(value, Statement)}
-        for module in (watermarks, dead_letters, registrations, counts, overdue_scans)
+        for module in (watermarks, dead_letters)
     }
     assert named[watermarks] == {"READ", "ADVANCE", "LIST", "AGES"}
     assert named[dead_letters] == {"ADD", "LIST", "COUNT", "READ", "REMOVE"}
-    assert named[registrations] == {"READ", "LOCK", "LOCK_FREE", "REBASE"}
-    assert named[counts] == {"COUNT", "VERIFY"}
-    assert named[overdue_scans] == {"NOW"}
-    assert {name for name, value in vars(overdue_scans).items() if isinstance(value, _Scan)} == {
-        "ACK_SCAN",
-        "LIVENESS_SCAN",
+    of_the_store = {
+        part: {name for name, value in vars(part).items() if isinstance(value, Statement)}
+        for part in (REGISTRATIONS, REGISTRATIONS.counts, *REGISTRATIONS.overdue.values())
     }
+    assert of_the_store[REGISTRATIONS] == {"read", "lock", "lock_free", "move"}
+    assert of_the_store[REGISTRATIONS.counts] == {"count", "verify"}
+    for scan, _ in OVERDUE.values():
+        assert of_the_store[scan] == {"first", "after", "next", "passed"}
     indexed = {"after", "capabilities", "event_id"}
     assert set(_CONDITIONS) == indexed | {"node_type", "updated_before"}
 

@@ -10,16 +10,17 @@ from uuid import UUID
 import pytest
 from msgspec.structs import asdict, replace
 
+from app.domain.decider import Deadline
 from app.domain.events import Key
 from app.domain.folding import Save
 from app.domain.positions import MAX_NUMBER, Position
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store import listing, registrations, upsert
-from app.store.counts import count_by_state
+from app.store import listing
 from app.store.database import Connection, Database, LostRaceError, Work
 from app.store.listing import EntityFilter
-from app.store.overdue import DueKey, Overdue, get_overdue_ack_registrations, get_overdue_liveness_registrations
+from app.store.overdue import DueKey, Overdue
+from app.store.registrations import REGISTRATIONS
 from tests.databases import new_database
 from tests.making import START, node
 
@@ -103,13 +104,13 @@ async def database(shared: Database) -> Database:
 async def insert(database: Database, rows: Iterable[Registration]) -> None:
     """Put new rows into the table."""
     saves = [Save(registration, None) for registration in rows]
-    await database.write(lambda connection: upsert.save(connection, saves))
+    await database.write(lambda connection: REGISTRATIONS.upsert.save(connection, saves))
 
 
 async def update(database: Database, registration: Registration, read: Registration) -> None:
     """Write a row over the one that was read."""
     saves = [Save(registration, read)]
-    await database.write(lambda connection: upsert.save(connection, saves))
+    await database.write(lambda connection: REGISTRATIONS.upsert.save(connection, saves))
 
 
 async def table(database: Database, name: str) -> list[str]:
@@ -125,7 +126,7 @@ def keys_of(*entity_ids: UUID) -> list[Key]:
 
 async def read(database: Database, entity_id: UUID, domain: str = DOMAIN) -> Registration | None:
     """The row as it stands."""
-    return await database.read(lambda connection: registrations.get_entity_state(connection, entity_id, domain))
+    return await database.read(lambda connection: REGISTRATIONS.get_entity_state(connection, entity_id, domain))
 
 
 async def without_indexes(connection: Connection) -> None:
@@ -166,7 +167,7 @@ async def test_a_lookup(database: Database) -> None:
     rows = [row(node(number)) for number in range(5)]
     await insert(database, rows)
     asked = keys_of(node(3), node(99), node(1), node(3))
-    found = await database.read(lambda c: registrations.get_entity_states(c, asked))
+    found = await database.read(lambda c: REGISTRATIONS.get_entity_states(c, asked))
     assert found == {(node(3), DOMAIN): rows[3], (node(1), DOMAIN): rows[1]}
 
 
@@ -175,7 +176,7 @@ async def test_the_smallest_and_the_largest_lookup(database: Database, number: i
     """A lookup of nothing finds nothing, and one of a thousand finds a thousand."""
     rows = {(node(each), DOMAIN): row(node(each)) for each in range(number)}
     await insert(database, rows.values())
-    assert await database.read(lambda c: registrations.get_entity_states(c, list(rows))) == rows
+    assert await database.read(lambda c: REGISTRATIONS.get_entity_states(c, list(rows))) == rows
 
 
 def at_sequence(number: int) -> dict[str, Any]:
@@ -197,9 +198,9 @@ async def test_the_rows_of_a_batch(database: Database, *, lock: bool) -> None:
     rows = [row(node(1)), row(node(1), domain="other"), row(node(2)), row(node(3), domain="other")]
     await insert(database, rows)
     keys = [(node(1), "other"), (node(2), DOMAIN), (node(3), DOMAIN), (node(4), DOMAIN)]
-    found = await database.write(lambda c: registrations.get_entity_states(c, keys, lock=lock))
+    found = await database.write(lambda c: REGISTRATIONS.get_entity_states(c, keys, lock=lock))
     assert found == {(node(1), "other"): rows[1], (node(2), DOMAIN): rows[2]}
-    assert await database.write(lambda c: registrations.get_entity_states(c, [], lock=lock)) == {}
+    assert await database.write(lambda c: REGISTRATIONS.get_entity_states(c, [], lock=lock)) == {}
 
 
 async def waits_for_a_lock(database: Database) -> None:
@@ -217,17 +218,17 @@ async def test_locked_rows_make_others_wait(database: Database) -> None:
     locked, go_on = asyncio.Event(), asyncio.Event()
 
     async def first(connection: Connection) -> None:
-        (found,) = (await registrations.get_entity_states(connection, keys, lock=True)).values()
+        (found,) = (await REGISTRATIONS.get_entity_states(connection, keys, lock=True)).values()
         locked.set()
         await go_on.wait()
-        await upsert.save(connection, [Save(replace(found, version=2, node_type="storage"), found)])
+        await REGISTRATIONS.upsert.save(connection, [Save(replace(found, version=2, node_type="storage"), found)])
 
     async with asyncio.timeout(10):
         writer = asyncio.create_task(database.write(first))
         await locked.wait()
-        second = asyncio.create_task(database.write(lambda c: registrations.get_entity_states(c, keys, lock=True)))
+        second = asyncio.create_task(database.write(lambda c: REGISTRATIONS.get_entity_states(c, keys, lock=True)))
         await waits_for_a_lock(database)
-        plain = await database.write(lambda c: registrations.get_entity_states(c, keys, lock=False))
+        plain = await database.write(lambda c: REGISTRATIONS.get_entity_states(c, keys, lock=False))
         assert plain[keys[0]].version == 1
         assert not second.done()
         go_on.set()
@@ -243,10 +244,10 @@ async def test_batches_that_share_rows_wait_for_each_other(database: Database) -
 
     async def batch(keys: list[Key]) -> None:
         async def work(connection: Connection) -> None:
-            found = await registrations.get_entity_states(connection, keys, lock=True)
+            found = await REGISTRATIONS.get_entity_states(connection, keys, lock=True)
             saves = [Save(replace(each, version=each.version + 1), each) for each in found.values()]
             shuffle.shuffle(saves)
-            await upsert.save(connection, saves)
+            await REGISTRATIONS.upsert.save(connection, saves)
 
         await database.write(work)
 
@@ -259,7 +260,7 @@ async def test_batches_that_share_rows_wait_for_each_other(database: Database) -
     for begin in range(0, len(batches), 4):
         async with asyncio.timeout(10):
             await asyncio.gather(*batches[begin : begin + 4])
-    found = await database.read(lambda c: registrations.get_entity_states(c, keys_of(*(e.entity_id for e in rows))))
+    found = await database.read(lambda c: REGISTRATIONS.get_entity_states(c, keys_of(*(e.entity_id for e in rows))))
     assert sum(each.version - 1 for each in found.values()) == 24 * 12
 
 
@@ -281,7 +282,7 @@ async def test_a_save_changes_every_column(database: Database) -> None:
 async def test_a_save_of_nothing(database: Database) -> None:
     """A batch that changes no row is no error."""
     await insert(database, [])
-    assert await database.read(lambda c: count_by_state(c, DOMAIN)) == dict.fromkeys(S, 0)
+    assert await database.read(lambda c: REGISTRATIONS.counts.count_by_state(c, DOMAIN)) == dict.fromkeys(S, 0)
 
 
 async def test_known_and_new_rows_in_one_save(database: Database) -> None:
@@ -293,9 +294,9 @@ async def test_known_and_new_rows_in_one_save(database: Database) -> None:
         Save(row(node(1), version=3, node_type="b"), rows[1]),
         Save(row(node(0), version=9, node_type="a"), rows[0]),
     ]
-    await database.write(lambda c: upsert.save(c, saves))
+    await database.write(lambda c: REGISTRATIONS.upsert.save(c, saves))
     keys = keys_of(*map(node, range(4)))
-    found = await database.read(lambda c: registrations.get_entity_states(c, keys))
+    found = await database.read(lambda c: REGISTRATIONS.get_entity_states(c, keys))
     after = [
         row(node(0), version=9, node_type="a"),
         row(node(1), version=3, node_type="b"),
@@ -325,9 +326,9 @@ async def test_a_lost_race_undoes_the_batch(
     moved = row(node(2), version=6, node_type="storage", current_state=S.REJECTED)
     saves = [Save(moved, before[1]), lost, Save(row(node(3)), None)]
     with pytest.raises(LostRaceError):
-        await call(database, lambda c: upsert.save(c, saves))
+        await call(database, lambda c: REGISTRATIONS.upsert.save(c, saves))
     keys = keys_of(node(1), node(2), node(3), node(9))
-    found = await database.read(lambda c: registrations.get_entity_states(c, keys))
+    found = await database.read(lambda c: REGISTRATIONS.get_entity_states(c, keys))
     assert found == {(each.entity_id, DOMAIN): each for each in before}
     assert await table(database, "registration_state_counts") == counters
 
@@ -341,14 +342,14 @@ async def test_of_two_writers_one_loses(database: Database, before: Registration
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def slowly(connection: Connection) -> None:
-        await upsert.save(connection, [Save(first, before)])
+        await REGISTRATIONS.upsert.save(connection, [Save(first, before)])
         written.set()
         await go_on.wait()
 
     async with asyncio.timeout(10):
         winner = asyncio.create_task(database.write(slowly))
         await written.wait()
-        loser = asyncio.create_task(database.write(lambda c: upsert.save(c, [Save(second, before)])))
+        loser = asyncio.create_task(database.write(lambda c: REGISTRATIONS.upsert.save(c, [Save(second, before)])))
         await waits_for_a_lock(database)
         go_on.set()
         await winner
@@ -363,7 +364,7 @@ async def test_a_writer_that_was_undone_wins_no_race(database: Database) -> None
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def given_up(connection: Connection) -> None:
-        await upsert.save(connection, [Save(row(node(1), version=2, node_type="first"), row(node(1)))])
+        await REGISTRATIONS.upsert.save(connection, [Save(row(node(1), version=2, node_type="first"), row(node(1)))])
         written.set()
         await go_on.wait()
         raise KeyError("given up")
@@ -541,11 +542,11 @@ async def test_counts_name_all_states(database: Database) -> None:
             row(node(4), current_state=S.ACCEPTED, domain="other"),
         ],
     )
-    counts = await database.read(lambda c: count_by_state(c, DOMAIN))
+    counts = await database.read(lambda c: REGISTRATIONS.counts.count_by_state(c, DOMAIN))
     assert counts == dict.fromkeys(S, 0) | {S.ACTIVE: 3, S.REJECTED: 1}
     assert list(counts) == list(S)
     assert len(counts) == 8
-    other = await database.read(lambda c: count_by_state(c, "other"))
+    other = await database.read(lambda c: REGISTRATIONS.counts.count_by_state(c, "other"))
     assert other == dict.fromkeys(S, 0) | {S.ACCEPTED: 1}
 
 
@@ -555,13 +556,13 @@ Scan = Callable[..., Awaitable[Overdue]]
 # The scan, the column of its deadline, that of its marker, and the states that it looks at.
 SCANS: list[tuple[Scan, str, str, set[RegistrationState]]] = [
     (
-        get_overdue_ack_registrations,
+        REGISTRATIONS.overdue[Deadline.ACK].get_overdue,
         "ack_deadline",
         "ack_timeout_emitted_at",
         {S.ACCEPTED, S.AWAITING_ACK},
     ),
     (
-        get_overdue_liveness_registrations,
+        REGISTRATIONS.overdue[Deadline.LIVENESS].get_overdue,
         "liveness_deadline",
         "liveness_timeout_emitted_at",
         {S.ACTIVE},
@@ -716,7 +717,7 @@ async def test_rebase(
     before = replace(FULL, domain=DOMAIN, version=7, **stands_at)
     others = [replace(before, entity_id=node(99)), replace(before, domain="other")]
     await insert(database, [before, *others])
-    answer = await database.write(lambda c: registrations.rebase(c, before.entity_id, DOMAIN, position))
+    answer = await database.write(lambda c: REGISTRATIONS.rebase(c, before.entity_id, DOMAIN, position))
     after = replace(before, version=8, **moved)
     assert answer == (before, after)
     assert after.position == position
@@ -727,7 +728,7 @@ async def test_rebase(
 
 async def test_rebase_without_a_row(database: Database) -> None:
     """A rebase of an entity that has no row says None, and makes none."""
-    answer = await database.write(lambda c: registrations.rebase(c, node(1), DOMAIN, Position(sequence=1)))
+    answer = await database.write(lambda c: REGISTRATIONS.rebase(c, node(1), DOMAIN, Position(sequence=1)))
     assert answer is None
     assert await read(database, node(1)) is None
 
@@ -738,7 +739,9 @@ async def test_rebase_waits_for_a_writer(database: Database) -> None:
     written, go_on = asyncio.Event(), asyncio.Event()
 
     async def write(connection: Connection) -> None:
-        await upsert.save(connection, [Save(row(node(1), version=2, node_type="storage"), row(node(1)))])
+        await REGISTRATIONS.upsert.save(
+            connection, [Save(row(node(1), version=2, node_type="storage"), row(node(1)))]
+        )
         written.set()
         await go_on.wait()
 
@@ -746,7 +749,7 @@ async def test_rebase_waits_for_a_writer(database: Database) -> None:
         writer = asyncio.create_task(database.write(write))
         await written.wait()
         rebase = asyncio.create_task(
-            database.write(lambda c: registrations.rebase(c, node(1), DOMAIN, Position(sequence=9)))
+            database.write(lambda c: REGISTRATIONS.rebase(c, node(1), DOMAIN, Position(sequence=9)))
         )
         await waits_for_a_lock(database)
         go_on.set()

@@ -1,0 +1,63 @@
+"""A projection as a value: its parts fit each other, and say of the columns only what the rules do."""
+
+import pytest
+from msgspec.structs import replace
+
+from app.domain.decider import Deadline
+from app.domain.events import Heartbeat
+from app.domain.folding import fold
+from app.domain.projection import REGISTRATION, Change
+from app.domain.registration import Registration, Timing
+from app.domain.states import RegistrationState
+from tests.making import NODE, event, row, when
+
+KEY = (NODE, "registration")
+
+
+def test_a_type_has_one_class() -> None:
+    """Of an event class that is an event and a trigger nobody could say whether it is evolved or decided."""
+    with pytest.raises(ValueError, match=r"^the projection registration has two classes for node\.heartbeat$"):
+        replace(REGISTRATION, triggers=(*REGISTRATION.triggers, Heartbeat))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [REGISTRATION.unchanged[::-1], (Change(("node_type",)), Change((), cleared=("ack_deadline",)))],
+    ids=["unchanged", "cleared"],
+)
+def test_each_change_leaves_alone_no_more_than_the_one_before(changes: tuple[Change, ...]) -> None:
+    """Else a batch of both would not write a column that changes in some of its rows."""
+    with pytest.raises(ValueError, match=r"^the changes of the projection registration are not in order: Change"):
+        replace(REGISTRATION, unchanged=changes)
+
+
+@pytest.mark.parametrize("state", RegistrationState)
+def test_a_heartbeat_leaves_its_columns_alone(state: RegistrationState) -> None:
+    """An applied heartbeat changes no column that the projection calls unchanged, and clears the cleared ones."""
+    before, change = row(state), REGISTRATION.unchanged[0]
+    sent = event("node.heartbeat", 100)
+    [save] = fold(REGISTRATION, {KEY: before}, [sent], Timing(), by_position=False).saves
+    assert [getattr(save.row, name) for name in change.unchanged] == [
+        getattr(before, name) for name in change.unchanged
+    ]
+    if not state.is_terminal():
+        assert [getattr(save.row, name) for name in change.cleared] == [None]
+
+
+@pytest.mark.parametrize("deadline", Deadline)
+@pytest.mark.parametrize("state", RegistrationState)
+@pytest.mark.parametrize("due_at", [None, when(9), when(10), when(11)])
+@pytest.mark.parametrize("emitted_at", [None, when(1)])
+def test_the_columns_of_a_deadline_say_what_the_rule_says(
+    deadline: Deadline, state: RegistrationState, due_at: object, emitted_at: object
+) -> None:
+    """By state, deadline and marker a row waits for a timeout when `needs_…_timeout_event` says that it does."""
+    timeout = REGISTRATION.deadlines[deadline]
+    there = row(state, **{timeout.deadline: due_at, timeout.emitted_at: emitted_at})
+    waits = state in timeout.states and emitted_at is None and due_at == when(9)
+    rules = {
+        Deadline.ACK: Registration.needs_ack_timeout_event,
+        Deadline.LIVENESS: Registration.needs_liveness_timeout_event,
+    }
+    assert rules[deadline](there, when(10)) is waits
+    assert (type(timeout.expire(there, when(10))).__name__ == "Decision") is waits
