@@ -289,7 +289,7 @@ async def _migrate(url: str, target: str) -> tuple[str, str]:
     engine = schema.create_engine(url, pool_size=2)
     try:
         with translated():
-            return await schema.migrate(engine, target)
+            return await schema.initialize_schema(engine, target)
     finally:
         await engine.dispose()
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import asyncpg
 
-from app.store.schema import create_engine, migrate
+from app.store.schema import create_engine, initialize_schema
 
 SERVER = "TESTS_POSTGRES"  # the variable with the server's address, for the worker processes
 TEMPLATE = "pqs_template"
@@ -77,7 +77,7 @@ async def make_template(url: str) -> None:
         await connection.execute(f"CREATE DATABASE {TEMPLATE}")
     engine = create_engine(on_server(url, TEMPLATE), pool_size=2)
     try:
-        await migrate(engine)
+        await initialize_schema(engine)
     finally:
         await engine.dispose()
 

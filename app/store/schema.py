@@ -71,11 +71,11 @@ async def is_current(url: str) -> bool:
         await connection.close()
 
 
-async def migrate(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
-    """Bring the database to revision `target`, up or down, and return where it was and where it is.
+async def initialize_schema(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
+    """Bring the database to revision `target`, up or down, for `pqs migrate`; return the revisions before and after.
 
-    Safe to repeat, and safe to run twice at once: the second waits for the first. Raises StartError when the
-    database is at a revision that this code does not know, and when somebody else keeps a table locked.
+    It is safe to repeat, and to run twice at once: the second run waits for the first. Raises StartError when the
+    database is at a revision that this code does not know, and when another session keeps a table locked.
     """
     if target not in (*REVISIONS, BASE):
         raise StartError(f"there is no revision {target}; known are {BASE}, {', '.join(REVISIONS)}")

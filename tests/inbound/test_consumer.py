@@ -29,7 +29,7 @@ from app.projection.projector import Also, Projector
 from app.projection.sweep import Sweep
 from app.settings import read_settings
 from app.store.database import Database
-from app.store.schema import create_engine, migrate
+from app.store.schema import create_engine, initialize_schema
 from tests.broker import PATIENCE, Broker, built_in_broker, produce_raw
 from tests.consuming import (
     WATERMARKS,
@@ -275,7 +275,7 @@ async def test_a_database_of_another_encoding_stops_nothing(kafka: Broker, topic
     """A message in letters that the database does not have is a dead letter, also one that can't be read either."""
     async with bare_database("ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'") as url:
         engine = create_engine(url, pool_size=2)
-        await migrate(engine)
+        await initialize_schema(engine)
         await engine.dispose()
         poison = event_json("registration.initiated", 1, entity_id=node(1), data={"node_type": "узел"})
         produce(kafka, topic, [*life()[:2], poison, poison | {"type": "узел"}, *life()[2:]], partition=0)

@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from app.errors import StartError
 from app.store import schema
 from app.store.outbox import slot_of
-from app.store.schema import BASE, HEAD, LOCK_KEY, REVISIONS, create_engine, migrate, script_location
+from app.store.schema import BASE, HEAD, LOCK_KEY, REVISIONS, create_engine, initialize_schema, script_location
 from app.store.tables import Base
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ async def migrated(url: str, target: str = HEAD) -> tuple[str, str]:
     """Migrate with an engine of its own, as a process would."""
     engine = create_engine(url, pool_size=2)
     try:
-        return await migrate(engine, target)
+        return await initialize_schema(engine, target)
     finally:
         await engine.dispose()
 
