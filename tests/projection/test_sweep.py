@@ -474,6 +474,35 @@ async def test_a_sweep_outlives_its_connections(projector: Projector, database: 
         await until_expired(database, 2)
 
 
+async def test_a_sweep_that_is_told_to_stop_finishes_its_page(
+    projector: Projector, database: Database, scans: Database
+) -> None:
+    """It returns by itself: the page under way is committed, and the next one is left for another sweep."""
+    await register(projector, [node(number) for number in range(6)], Deadline.LIVENESS)
+    stop = asyncio.Event()
+
+    def told(_deadline: str, count: int, _late: float) -> None:
+        if count:
+            stop.set()
+
+    await asyncio.wait_for(Sweep(database, scans, Outgoing(), told, page=2).run(stop), PATIENCE)
+    assert await expired(database) == 2
+
+
+async def test_a_sweep_that_rests_stops_at_once(database: Database, scans: Database) -> None:
+    """With nothing to do, and told to stop before it starts or while it waits, it does not wait any longer."""
+    stop = asyncio.Event()
+    looks: list[str] = []
+    sweep = Sweep(database, scans, Outgoing(), lambda deadline, *_: looks.append(deadline))
+    task = asyncio.create_task(sweep.run(stop))
+    while len(looks) < len(Deadline):
+        await asyncio.sleep(POLL)
+    stop.set()
+    await asyncio.wait_for(task, PATIENCE)
+    await asyncio.wait_for(sweep.run(stop), PATIENCE)
+    assert sorted(looks) == sorted(Deadline)
+
+
 async def test_a_relay_is_told(database: Database, scans: Database, projector: Projector) -> None:
     """What a sweep puts into the outbox is announced when it is there, and only then."""
     calls: list[str] = []
