@@ -4,18 +4,18 @@ A log is made of choices, so that Hypothesis and a seeded `random.Random` make t
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from random import Random
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID, uuid5
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app.domain.events import (
-    EVENT_CLASSES,
     TRIGGER_CLASSES,
     Accepted,
     AckDeadlineData,
@@ -27,6 +27,7 @@ from app.domain.events import (
     Capabilities,
     Data,
     Deregistered,
+    Envelope,
     Event,
     Heartbeat,
     HeartbeatData,
@@ -43,10 +44,13 @@ from app.domain.events import (
 )
 from app.domain.folding import take_in
 from app.domain.positions import Position
-from app.domain.projection import REGISTRATION
+from app.domain.projection import REGISTRATION, Projection
 from app.domain.registration import Registration, Timing
+from app.domain.rows import Row
 from app.domain.states import SOURCES, RegistrationState
-from app.wire.events import EARLIEST, LATEST
+from app.store.registrations import REGISTRATIONS, Store
+from app.wire.events import EARLIEST, LATEST, read_event
+from tests.leases import LEASE, LEASES, Asked, Lapsed, LeaseState, Noted, NotedData, Released, Renewed
 from tests.making import NODE, START, event_json, node
 
 # No example is kept between runs: they are found again by the seed that pytest-randomly prints.
@@ -104,19 +108,44 @@ _DECIDED_IN: dict[type[Event], tuple[RegistrationState, ...]] = {
 _OFTEN_NONE = (None, None, *TIMES)
 
 
+class Kind(NamedTuple):
+    """A projection, and how events for it are drawn."""
+
+    projection: Projection[Any]
+    store: Store[Any]
+    begins: tuple[type[Envelope], ...]  # the classes of an entity's first event
+    whole: type[Envelope]  # the class of an event that has the whole row
+    allowed: Callable[[Any], list[type[Envelope]]]  # the classes that a row's state allows
+    make_data: Callable[[Choose, type[Envelope]], Data]
+    read: Callable[[bytes], Envelope]
+
+    @property
+    def classes(self) -> tuple[type[Envelope], ...]:
+        """Every event class."""
+        return (*self.projection.events, *self.projection.triggers)
+
+
 def make_log(
-    choose: Choose, *, entities: int, length: int, linked: bool, types: Sequence[type[Event]] = EVENT_CLASSES
-) -> list[Event]:
+    choose: Choose,
+    *,
+    entities: int,
+    length: int,
+    linked: bool,
+    types: Sequence[type[Envelope]] | None = None,
+    kind: Kind | None = None,
+) -> list[Any]:
     """A log of so many events in the order of their positions, in which every entity's first begins a registration.
 
     About half of the events are allowed by the state that they meet; the others are of any of `types`. All entities
     come from one partition, or each has its own sequence. `linked` events name the position before them.
     """
+    kind = kind or REGISTRATION_KIND
+    types = types or kind.classes
     partition = choose((None, "topic-0"))
     offset = 0
     stands_at: dict[UUID, int] = {}
-    rows: dict[UUID, Registration] = {}
-    log: list[Event] = []
+    rows: dict[UUID, Any] = {}
+    log: list[Envelope] = []
     for _ in range(length):
         entity_id = choose([node(number) for number in range(entities)])
         row = rows.get(entity_id)
@@ -128,8 +157,8 @@ def make_log(
             position = Position(partition=partition, offset=number, previous=previous)
         else:
             position = Position(sequence=number, previous=previous)
-        event = _make_event(choose, _choose_class(choose, row, types), entity_id, position)
-        row, _ = take_in(REGISTRATION, row, event, Timing())
+        event = _make_event(choose, _choose_class(choose, row, types, kind), entity_id, position, kind)
+        row, _ = take_in(kind.projection, row, event, Timing())
         if row is not None:
             rows[entity_id] = row
         stands_at[entity_id] = number
@@ -137,30 +166,35 @@ def make_log(
     return log
 
 
-def _choose_class(choose: Choose, row: Registration | None, types: Sequence[type[Event]]) -> type[Event]:
+def _choose_class(choose: Choose, row: Row | None, types: Sequence[type[Envelope]], kind: Kind) -> type[Envelope]:
     if row is None:
-        return choose([cls for cls in (Initiated, Introspected, Recorded) if cls in types])
-    led = [cls for state, cls in _LEADING_TO.items() if row.current_state in SOURCES[state]]
-    decided = [cls for cls, states in _DECIDED_IN.items() if row.current_state in states]
-    allowed = [cls for cls in (*led, *decided) if cls in types]
+        return choose([cls for cls in kind.begins if cls in types])
+    allowed = [cls for cls in kind.allowed(row) if cls in types]
     follows = choose((True, False))
     return choose(allowed if allowed and follows else types)
 
 
-def _make_event(choose: Choose, cls: type[Event], entity_id: UUID, position: Position) -> Event:
-    envelope = {
-        "event_id": uuid5(entity_id, f"event {position.number}"),
-        "entity_id": entity_id,
-        "position": position,
-        "occurred_at": choose(TIMES),
-        "correlation_id": choose((None, node(1), node(2))),
-        "data": _make_data(choose, cls),
-    }
-    event: Event = cls(**envelope)  # type: ignore[arg-type]  # each type has its own data, and gets it
-    return event
+def _allowed(row: Registration) -> list[type[Envelope]]:
+    led = [cls for state, cls in _LEADING_TO.items() if row.current_state in SOURCES[state]]
+    decided = [cls for cls, states in _DECIDED_IN.items() if row.current_state in states]
+    return [*led, *decided]
 
 
-def _make_data(choose: Choose, cls: type[Event]) -> Data:
+def _make_event(
+    choose: Choose, cls: type[Envelope], entity_id: UUID, position: Position, kind: Kind | None = None
+) -> Envelope:
+    make_data = _make_data if kind is None else kind.make_data
+    return cls(
+        event_id=uuid5(entity_id, f"event {position.number}"),
+        entity_id=entity_id,
+        position=position,
+        occurred_at=choose(TIMES),
+        correlation_id=choose((None, node(1), node(2))),
+        data=make_data(choose, cls),
+    )
+
+
+def _make_data(choose: Choose, cls: type[Envelope]) -> Data:
     if cls in {Initiated, Introspected}:
         return InitiatedData(
             node_type=choose(("compute", "storage")),
@@ -188,31 +222,67 @@ def _make_data(choose: Choose, cls: type[Event]) -> Data:
     return NoData()
 
 
-def in_domain(log: Sequence[Event], domain: str) -> list[Event]:
+REGISTRATION_KIND = Kind(
+    REGISTRATION, REGISTRATIONS, (Initiated, Introspected, Recorded), Recorded, _allowed, _make_data, read_event
+)
+
+
+def _make_lease_data(choose: Choose, cls: type[Envelope]) -> Data:
+    if cls is Noted:
+        return NotedData(
+            lease_state=choose(list(LeaseState)), holder=choose(("me", "you")), ends_at=choose(_OFTEN_NONE)
+        )
+    return NoData()
+
+
+_LEASE_EVENT = Noted | Renewed | Released | Lapsed | Asked
+LEASE_KIND = Kind(
+    LEASE,
+    LEASES,
+    (Noted,),
+    Noted,
+    lambda lease: [Renewed, Released, Lapsed, Asked] if lease.lease_state is LeaseState.HELD else [Noted],
+    _make_lease_data,
+    msgspec.json.Decoder(_LEASE_EVENT).decode,
+)
+KINDS = {kind.projection.name: kind for kind in (REGISTRATION_KIND, LEASE_KIND)}
+
+
+E = TypeVar("E", bound=Envelope)
+
+
+def in_domain(log: Sequence[E], domain: str) -> list[E]:
     """The same log for the entities of another domain."""
     return [replace(event, domain=domain) for event in log]
 
 
 @st.composite
 def logs(
-    draw: st.DrawFn, *, linked: bool = False, types: Sequence[type[Event]] = EVENT_CLASSES, max_size: int = 14
-) -> list[Event]:
+    draw: st.DrawFn,
+    *,
+    linked: bool = False,
+    types: Sequence[type[Envelope]] | None = None,
+    max_size: int = 14,
+    kind: Kind = REGISTRATION_KIND,
+) -> list[Any]:
     """Logs of one to three entities, in the order of their positions."""
 
     def choose(options: Sequence[T], /) -> T:
         return draw(st.sampled_from(options))
 
     entities, length = draw(st.integers(1, 3)), draw(st.integers(1, max_size))
-    return make_log(choose, entities=entities, length=length, linked=linked, types=types)
+    return make_log(choose, entities=entities, length=length, linked=linked, types=types, kind=kind)
 
 
-def seeded_log(random: Random, *, entities: int, length: int, linked: bool) -> list[Event]:
+def seeded_log(
+    random: Random, *, entities: int, length: int, linked: bool, kind: Kind = REGISTRATION_KIND
+) -> list[Any]:
     """A log as one seed makes it."""
 
     def choose(options: Sequence[T], /) -> T:
         return random.choice(options)
 
-    return make_log(choose, entities=entities, length=length, linked=linked)
+    return make_log(choose, entities=entities, length=length, linked=linked, kind=kind)
 
 
 @st.composite
@@ -224,7 +294,8 @@ def triggers_and_rows(draw: st.DrawFn) -> tuple[Registration | None, Trigger]:
 
     row = None
     if choose((True, True, False)):
-        row, _ = take_in(REGISTRATION, None, _make_event(choose, Recorded, NODE, Position(sequence=1)), Timing())
+        recorded = _make_event(choose, Recorded, NODE, Position(sequence=1))
+        row, _ = take_in(REGISTRATION, None, recorded, Timing())
     trigger = _make_event(choose, choose(TRIGGER_CLASSES), NODE, Position(sequence=2))
     assert isinstance(trigger, Trigger)
     return row, trigger
@@ -233,18 +304,20 @@ def triggers_and_rows(draw: st.DrawFn) -> tuple[Registration | None, Trigger]:
 # --- Ways to read a log --------------------------------------------------------------------------------------------
 
 
-Batches = list[list[Event]]
+Batches = list[list[Any]]
 
 
 @st.composite
-def reread_logs(draw: st.DrawFn, *, readers: int = 1) -> tuple[list[Event], list[Batches]]:
+def reread_logs(
+    draw: st.DrawFn, *, readers: int = 1, kind: Kind = REGISTRATION_KIND
+) -> tuple[list[Any], list[Batches]]:
     """A log, and how each reader reads it: with rewinds and repeats, never beginning beyond what it has read."""
-    log = draw(logs(linked=draw(st.booleans())))
+    log = draw(logs(linked=draw(st.booleans()), kind=kind))
     return log, [draw(_readings(log)) for _ in range(readers)]
 
 
 @st.composite
-def _readings(draw: st.DrawFn, log: Sequence[Event]) -> Batches:
+def _readings(draw: st.DrawFn, log: Sequence[Any]) -> Batches:
     batches: Batches = []
     reached = 0
     while reached < len(log):
@@ -262,10 +335,14 @@ def _readings(draw: st.DrawFn, log: Sequence[Event]) -> Batches:
 
 @st.composite
 def shuffled_logs(
-    draw: st.DrawFn, *, linked: bool, types: Sequence[type[Event]] = EVENT_CLASSES
-) -> tuple[list[Event], Batches]:
+    draw: st.DrawFn,
+    *,
+    linked: bool,
+    types: Sequence[type[Envelope]] | None = None,
+    kind: Kind = REGISTRATION_KIND,
+) -> tuple[list[Any], Batches]:
     """A log, and the same events in any order, in batches."""
-    log = draw(logs(linked=linked, types=types))
+    log = draw(logs(linked=linked, types=types, kind=kind))
     batches: Batches = [[]]
     for event in draw(st.permutations(log)):
         batches[-1].append(event)

@@ -1,4 +1,4 @@
-"""decide(): what follows from a trigger, and expire(): what follows from a passed deadline. Events, and intents.
+"""decide(): the events and intents that follow from a trigger; expire(): those that follow from a passed deadline.
 
 Pure, like evolve(): the clock is the trigger's own `occurred_at`; for a deadline it is passed in.
 """
@@ -53,7 +53,7 @@ class Deadline(StrEnum):
 
 _S = RegistrationState
 _AWAITING = " or ".join(SOURCES[_S.ACK_RECEIVED])
-# What becomes of a registration whose node leaves.
+# The event that ends a registration whose node leaves, by state.
 _LEFT: dict[RegistrationState, type[Rejected | AckTimedOut | LivenessExpired]] = {
     _S.PENDING_REGISTRATION: Rejected,
     _S.ACCEPTED: AckTimedOut,
@@ -63,12 +63,12 @@ _LEFT: dict[RegistrationState, type[Rejected | AckTimedOut | LivenessExpired]] =
 
 
 def decide(registration: Registration | None, trigger: Trigger, timing: Timing) -> Decision | Ignored:
-    """What follows from `trigger` for `registration` (None: no row yet), or why nothing does.
+    """The events and intents that follow from `trigger` for `registration` (None: no row yet), or why none do.
 
-    Order is not looked at here. The events have the trigger's position, time and correlation id, and the id
+    The caller has checked the order. The events have the trigger's position, time and correlation id, and the id
     uuid5(trigger's id, type); evolve() allows each of them, one after the other. The row that they lead to has the
-    trigger's id as `last_applied_event_id`, and one version more for each of them. A heartbeat is its own event:
-    nothing but the row follows from it, with one version more.
+    trigger's id as `last_applied_event_id`, and its version rises by one for each of them. A heartbeat is its own
+    event: only the row follows from it, and its version rises by one.
     """
     if isinstance(trigger, Introspected):
         return _introspected(registration, trigger, timing)
@@ -139,7 +139,7 @@ F = TypeVar("F", bound=Fact)
 
 
 def _following(cls: type[F], trigger: Trigger, data: Data | None = None) -> F:
-    """An event that follows from `trigger`; without `data` it has those of its type's default."""
+    """An event that follows from `trigger`; without `data` it has its type's default."""
     given = {} if data is None else {"data": data}
     return cls(
         event_id=uuid5(trigger.event_id, str(cls.__struct_config__.tag)),
@@ -155,7 +155,7 @@ def _following(cls: type[F], trigger: Trigger, data: Data | None = None) -> F:
 def _after(
     registration: Registration | None, trigger: Trigger, events: tuple[Fact, ...], timing: Timing
 ) -> Registration:
-    """The row after the events, with the trigger written down in it."""
+    """The row after the events, with the trigger recorded in it."""
     for event in events:
         evolved = evolve(registration, event, timing)
         assert isinstance(evolved, Registration), evolved  # noqa: S101 - the tables agree, and a test tries every cell
@@ -165,11 +165,11 @@ def _after(
 
 
 def expire(registration: Registration, deadline: Deadline, now: datetime) -> Decision | Ignored:
-    """What follows when `deadline` has passed at `now`, the database's clock; or why nothing does.
+    """The event and intents that follow when `deadline` has passed at `now`, the database's clock; or why none do.
 
-    That is one event, whose id is uuid5 of the entity, its domain, the deadline and the version that it leads to: two
-    that find the same row make the same event. It has no place in the source, so that `last_applied_*` and
-    `correlation_id` stay, and the source's own next event still fits.
+    One event follows. Its id is uuid5 of the entity, its domain, the deadline and the version that it leads to: two
+    sweeps that find the same row make the same event. It has no place in the source, so `last_applied_*` and
+    `correlation_id` stay as they are, and the source's next event still fits.
     """
     match deadline:
         case Deadline.ACK:

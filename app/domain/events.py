@@ -20,20 +20,20 @@ NodeType = Annotated[str, Meta(min_length=1, max_length=64)]
 NodeVersion = Annotated[str, Meta(min_length=1, max_length=32)]
 Time = Annotated[datetime, Meta(tz=True)]
 Key = tuple[UUID, str]  # what names an entity: `entity_id` and `domain`
-# A JSON object. What it holds is the node's business; PostgreSQL keeps it as jsonb.
+# A JSON object. The node decides its content; PostgreSQL keeps it as jsonb.
 Capabilities = dict[str, object]
 
 
 class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """What an event says beside its envelope. Fields that are not known are refused."""
+    """The content of an event. Unknown fields are refused."""
 
 
 class NoData(Data, frozen=True):
-    """An event whose type says it all."""
+    """The content of an event whose type says everything."""
 
 
 class InitiatedData(Data, frozen=True, kw_only=True):
-    """A registration begins: what the node is."""
+    """A registration begins: the node's description."""
 
     node_type: NodeType
     node_version: NodeVersion = DEFAULT_NODE_VERSION
@@ -41,20 +41,20 @@ class InitiatedData(Data, frozen=True, kw_only=True):
 
 
 class AckDeadlineData(Data, frozen=True, kw_only=True, omit_defaults=True):
-    """Until when the node has to acknowledge. What is not said is not written either."""
+    """The time by which the node must acknowledge. An absent field is not encoded."""
 
     ack_deadline: Time | None = None
 
 
 class ActivatedData(Data, frozen=True, kw_only=True, omit_defaults=True):
-    """The node is active: until when it has to be heard of, and what it can do. What is not said is not written."""
+    """The node is active: its first liveness deadline, and its capabilities. An absent field is not encoded."""
 
     liveness_deadline: Time | None = None
     capabilities: Capabilities | None = None
 
 
 class HeartbeatData(Data, frozen=True, kw_only=True):
-    """The node is alive: since when that is known, and until when it counts."""
+    """The node is alive: the time of the heartbeat, and the liveness deadline that follows."""
 
     heartbeat_at: Time | None = None
     liveness_deadline: Time | None = None
@@ -104,7 +104,7 @@ class Initiated(Envelope, frozen=True, kw_only=True, tag="registration.initiated
 
 
 class Accepted(Envelope, frozen=True, kw_only=True, tag="registration.accepted"):
-    """The registration is accepted; the node has to acknowledge in time."""
+    """The registration is accepted; the node must acknowledge in time."""
 
     data: AckDeadlineData = AckDeadlineData()
 
@@ -134,19 +134,19 @@ class AckReceived(Envelope, frozen=True, kw_only=True, tag="registration.ack_rec
 
 
 class Activated(Envelope, frozen=True, kw_only=True, tag="registration.activated"):
-    """The node is active, and has to be heard of in time."""
+    """The node is active, and must send heartbeats in time."""
 
     data: ActivatedData = ActivatedData()
 
 
 class Heartbeat(Envelope, frozen=True, kw_only=True, tag="node.heartbeat"):
-    """The node was heard of."""
+    """The node sent a heartbeat."""
 
     data: HeartbeatData = HeartbeatData()
 
 
 class LivenessExpired(Envelope, frozen=True, kw_only=True, tag="registration.liveness_expired"):
-    """The node was not heard of in time."""
+    """The node sent no heartbeat in time."""
 
     data: NoData = NoData()
 
@@ -158,13 +158,13 @@ class Recorded(Envelope, frozen=True, kw_only=True, tag="registration.recorded")
 
 
 class Introspected(Envelope, frozen=True, kw_only=True, tag="node.introspected"):
-    """The node says what it is, and wants to be registered."""
+    """The node describes itself, and wants to be registered."""
 
     data: InitiatedData
 
 
 class RegistrationAcked(Envelope, frozen=True, kw_only=True, tag="node.registration_acked"):
-    """The node has heard that it is registered."""
+    """The node knows that it is registered."""
 
     data: NoData = NoData()
 
@@ -175,7 +175,7 @@ class Deregistered(Envelope, frozen=True, kw_only=True, tag="node.deregistered")
     data: NoData = NoData()
 
 
-# What evolve() takes: an event that says what has become of a registration.
+# What evolve() takes: an event that changes a registration.
 Fact = (
     Initiated
     | Accepted
@@ -188,9 +188,9 @@ Fact = (
     | LivenessExpired
     | Recorded
 )
-# What decide() takes: an event that says what a node did, from which facts follow. A heartbeat is both.
+# What decide() takes: an action of a node, from which facts follow. A heartbeat is both.
 Trigger = Introspected | RegistrationAcked | Heartbeat | Deregistered
-# Everything that comes in.
+# Every event that the service accepts.
 Event = Fact | Trigger
 
 FACT_CLASSES: tuple[type[Fact], ...] = get_args(Fact)

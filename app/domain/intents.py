@@ -1,7 +1,7 @@
-"""Intents: the effects that the decider asks for, and what each is told.
+"""Intents: the effects that the decider asks for, and their payloads.
 
-`app/outbound/contract.yaml` says who handles which. The `postgres.*` intents are how a change of one row looks; the
-projector writes the same changes in batches. The others leave through the outbox.
+`app/outbound/contract.yaml` names the handler of each. The `postgres.*` intents describe the change of one row, which
+the projector writes in batches. The others leave through the outbox.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,9 @@ Version = Annotated[int, Meta(ge=1, le=MAX_NUMBER)]
 
 
 class Columns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The columns that an update may name, and what each holds: all of the table's but its key; a test compares.
+    """The columns that an update may name, with their types: all columns but the key; a test compares them.
 
-    Converting to it checks names and values, and reads times, ids and states that are strings.
+    Converting to it checks names and values, and reads strings as times, ids and states.
     """
 
     current_state: RegistrationState | UnsetType = UNSET
@@ -44,7 +44,7 @@ class Columns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Payload(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="intent"):
-    """What an intent is told: which entity it is about, at least."""
+    """The payload of an intent: the entity that it is about, at least."""
 
     entity_id: UUID
     domain: Domain
@@ -160,5 +160,5 @@ def register(registration: Registration) -> RegisterService:
 
 
 def deregister(registration: Registration) -> DeregisterService:
-    """The intent to have it forgotten."""
+    """The intent to make Consul forget the node."""
     return DeregisterService(entity_id=registration.entity_id, domain=registration.domain)

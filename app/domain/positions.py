@@ -1,4 +1,4 @@
-"""Where an event stands in its source, and how two such positions compare."""
+"""The position of an event in its source, and the comparison of two positions."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ Partition = Annotated[str, Meta(min_length=1, max_length=300)]
 
 
 class Comparison(Enum):
-    """How one position stands to another."""
+    """The result of comparing two positions."""
 
     SAME = auto()
     LOWER = auto()
@@ -57,7 +57,7 @@ class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
 
 def compare(position: Position, other: Position) -> Comparison:
-    """How `position` stands to `other`. Two are on one track when both have a sequence, or the same partition."""
+    """Compare `position` with `other`. They are on one track when both have a sequence, or the same partition."""
     if position.partition != other.partition:
         return Comparison.OTHER_TRACK
     if position.number == other.number:
@@ -69,10 +69,9 @@ T = TypeVar("T")
 
 
 def in_order(items: Iterable[T], position_of: Callable[[T], Position]) -> list[T]:
-    """The items of one entity in the order of their positions; equal or incomparable ones stay as they came.
+    """The items of one entity in the order of their positions; equal or incomparable ones keep the order given.
 
-    Each track is sorted within the places that its own items hold, so no item changes places with one that it
-    cannot be compared with.
+    Each track is sorted within the places of its own items, so no item changes places with an item of another track.
     """
     came = list(items)
     places: dict[str | None, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The projection row of one entity, and evolve(): what one event makes of it."""
+"""The projection row of one entity, and evolve(): the row after one event."""
 
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -32,7 +32,7 @@ UNKNOWN_ENTITY = "unknown entity"
 
 
 class Outcome(StrEnum):
-    """What became of one event."""
+    """The result of one event."""
 
     APPLIED = "applied"
     IGNORED = "ignored"
@@ -43,7 +43,7 @@ class Outcome(StrEnum):
 
 
 class Timing(Struct, frozen=True, kw_only=True):
-    """How long a node has, where an event gives no deadline of its own."""
+    """The time that a node has when an event gives no deadline."""
 
     ack_timeout: timedelta = timedelta(seconds=30)
     liveness_interval: timedelta = timedelta(seconds=60)
@@ -75,7 +75,7 @@ class Registration(Struct, frozen=True, gc=False):
 
     @property
     def position(self) -> Position:
-        """Where the row stands in its source."""
+        """The position of the row in its source."""
         return Position(
             sequence=self.last_applied_sequence,
             partition=self.last_applied_partition,
@@ -112,10 +112,10 @@ class Ignored(Struct, frozen=True):
 
 
 def evolve(registration: Registration | None, event: Fact, timing: Timing) -> Registration | Ignored:
-    """What `event` makes of `registration` (None: no row yet), or why it changes nothing.
+    """The row after `event` (`registration` is the row before it, None when there is none), or why nothing changes.
 
-    Order is not looked at here; the caller has done that. What comes back has the event written down in it: its id,
-    position, correlation id and time, and one version more.
+    The caller has checked the order. The row that is returned has the event recorded in it: its id, position,
+    correlation id and time; its version is one higher.
     """
     if isinstance(event, Recorded):
         return _recorded(registration, event)
@@ -169,12 +169,12 @@ def _sources(target: RegistrationState) -> str:
 
 
 def _ack_deadline(deadline: datetime) -> _Changes:
-    """A new deadline can time out anew: what sets it clears its marker."""
+    """A new deadline can time out again: the event that sets it clears its marker."""
     return {"ack_deadline": deadline, "ack_timeout_emitted_at": None}
 
 
 def _liveness_deadline(registration: Registration, given: datetime | None, computed: datetime) -> _Changes:
-    """The deadline that was given; else the computed one, which never moves the present one back."""
+    """The given deadline; without one the computed deadline, which never moves the present one back."""
     deadline = given or max(computed, registration.liveness_deadline or computed)
     return {"liveness_deadline": deadline, "liveness_timeout_emitted_at": None}
 
@@ -201,7 +201,7 @@ def _recorded(registration: Registration | None, event: Recorded) -> Registratio
 
 
 def _row(registration: Registration | None, event: Initiated | Recorded, data: RecordedData) -> Registration:
-    """A whole row anew; of the present one only the count of its versions goes on."""
+    """A whole new row; of the present one only the version is continued."""
     return Registration(
         entity_id=event.entity_id,
         domain=event.domain,

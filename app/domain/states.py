@@ -1,12 +1,12 @@
-"""The states of a registration, and which may follow which."""
+"""The states of a registration, and the transitions between them."""
 
 from enum import StrEnum
 
 
 class RegistrationState(StrEnum):
-    """Where a node stands in its registration.
+    """The state of a node's registration.
 
-    The values are those of the PostgreSQL enum `registration_state`, in this order; a test compares the two.
+    The PostgreSQL enum `registration_state` has the same values in this order; a test compares the two.
     """
 
     PENDING_REGISTRATION = "pending_registration"
@@ -19,7 +19,7 @@ class RegistrationState(StrEnum):
     LIVENESS_EXPIRED = "liveness_expired"
 
     def is_terminal(self) -> bool:
-        """Whether only a new registration leads out of this state, and heartbeats no longer count."""
+        """Whether only a new registration leads out of this state; heartbeats are ignored then."""
         return self in {RegistrationState.REJECTED, RegistrationState.LIVENESS_EXPIRED}
 
     def is_active(self) -> bool:
@@ -27,11 +27,11 @@ class RegistrationState(StrEnum):
         return self is RegistrationState.ACTIVE
 
     def requires_ack(self) -> bool:
-        """Whether the node still has to acknowledge: its `ack_deadline` counts."""
+        """Whether the node must still acknowledge: its `ack_deadline` counts."""
         return self in {RegistrationState.ACCEPTED, RegistrationState.AWAITING_ACK}
 
     def requires_liveness(self) -> bool:
-        """Whether the node has to send heartbeats: its `liveness_deadline` counts."""
+        """Whether the node must send heartbeats: its `liveness_deadline` counts."""
         return self is RegistrationState.ACTIVE
 
     def can_retry(self) -> bool:
@@ -45,7 +45,7 @@ class RegistrationState(StrEnum):
 
 _S = RegistrationState
 
-# For each state, the states that an event may lead from. `registration.recorded` alone is free of this table.
+# For each state, the states that an event may lead from. Only `registration.recorded` is exempt from this table.
 SOURCES: dict[RegistrationState, tuple[RegistrationState, ...]] = {
     _S.PENDING_REGISTRATION: (_S.REJECTED, _S.ACK_TIMED_OUT, _S.LIVENESS_EXPIRED),
     _S.ACCEPTED: (_S.PENDING_REGISTRATION,),

@@ -1,4 +1,4 @@
-"""Workflow state: the row of one workflow, who wrote it, and what can become of a commit."""
+"""Workflow state: the row of one workflow, its provenance, and the results of a commit."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ SchemaVersion = Annotated[int, Meta(ge=1, le=MAX_SCHEMA_VERSION)]
 
 
 class Provenance(Struct, frozen=True):
-    """Where a state comes from: the effect that computed it, when, and by which action. It may say more."""
+    """The origin of a state: the effect that computed it, its time and its action. It may have more fields."""
 
     effect_id: Annotated[str, Meta(min_length=1)]
     timestamp: Time
@@ -37,7 +37,7 @@ class Workflow(Struct, frozen=True):
 class Commit(Struct, frozen=True):
     """A state to be written where the workflow still has `expected_version`: NONE is for no row.
 
-    `state` and `provenance` are JSON, checked; `action_id` is the one of the provenance.
+    `state` and `provenance` are JSON, checked; `action_id` is the provenance's.
     """
 
     workflow_key: str
@@ -49,7 +49,7 @@ class Commit(Struct, frozen=True):
 
 
 class Committed(Struct, frozen=True):
-    """The commit is in, as this row. `replayed`: it was in before, and this is what it answered then."""
+    """The commit is stored, as this row. `replayed`: it was stored before, and this is its answer of then."""
 
     workflow: Workflow
     replayed: bool = False
@@ -71,7 +71,7 @@ class StateConflict(Struct, frozen=True):
 
 
 class ActionConflict(Struct, frozen=True):
-    """The action was applied before, as this version, and with another state: nothing was written."""
+    """The action was applied before, as this version and with another state: nothing was written."""
 
     action_id: str
     version: int

@@ -15,7 +15,7 @@ from app.projection.projector import Projector
 from app.store.database import Database
 from app.store.registrations import REGISTRATIONS
 
-WAITING = 2000  # requests that may wait in one lane; further ones are sent away at once
+WAITING = 2000  # requests that may wait in one lane; further ones are refused at once
 LARGEST = 500  # requests that one statement answers
 
 Q = TypeVar("Q")
@@ -23,12 +23,12 @@ A = TypeVar("A")
 
 
 class Lane(Generic[Q, A]):
-    """Runs one batch at a time. What is asked while it runs, is the next batch.
+    """Runs one batch at a time. Questions that arrive while it runs form the next batch.
 
-    No timer, and no wait when idle: a question that finds the lane free is run at once.
-    Every asker gets its own answer, or its own error: a batch that fails is run again one by one, so that what is
-    wrong with one question fails that one alone (but for UnavailableError, which is the same for all). An asker that
-    goes away disturbs nobody. Past WAITING questions UnavailableError is raised at once.
+    There is no timer, and no wait when idle: a question that finds the lane free is run at once. Every caller gets
+    its own answer, or its own error: a batch that fails is run again question by question, so a wrong question fails
+    only its own caller (UnavailableError is the same for all, and is handed to each). A caller that goes away
+    disturbs nobody. When WAITING questions wait, the next one gets UnavailableError at once.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Lane(Generic[Q, A]):
         self._worker: asyncio.Task[None] | None = None
 
     def ask(self, question: Q) -> "asyncio.Future[A]":
-        """The answer to `question`, asked of the database after this call: as new as if it had been asked alone.
+        """The answer to `question`, read after this call: as fresh as an unbatched read.
 
-        Cancelling the future is going away.
+        A caller that goes away cancels the future.
         """
         if self._closed:
             raise UnavailableError("the service is stopping")
@@ -58,13 +58,13 @@ class Lane(Generic[Q, A]):
         return future
 
     async def close(self) -> None:
-        """Take no more questions, and answer those that were taken."""
+        """Refuse new questions, and answer those that were accepted."""
         self._closed = True
         if self._worker is not None:
             await asyncio.shield(self._worker)
 
     async def _work(self) -> None:
-        """Answer batch after batch, until nobody waits. The task belongs to none of those who ask."""
+        """Answer batch after batch, until nobody waits. The task does not belong to any caller."""
         try:
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(self._largest, len(self._waiting)))]
@@ -77,14 +77,14 @@ class Lane(Generic[Q, A]):
             return
         try:
             answers = await self._run([question for question, _ in batch])
-        except Exception as error:  # noqa: BLE001 - it goes to those who asked
+        except Exception as error:  # noqa: BLE001 - the callers get it
             if len(batch) > 1 and not isinstance(error, UnavailableError):
                 for one in batch:
                     await self._answer([one])
                 return
             for _, future in batch:
                 if not future.done():
-                    # One object for many would gather their tracebacks; other types may not let themselves be copied.
+                    # One object for all callers would collect their tracebacks. Not every type can be copied.
                     future.set_exception(error if len(batch) == 1 else copy.copy(error))
             return
         except BaseException:
@@ -97,7 +97,7 @@ class Lane(Generic[Q, A]):
 
 
 class Reader:
-    """Point reads. Those that come while a statement runs are joined into the next one."""
+    """Point reads. Those that arrive while a statement runs are joined into the next one."""
 
     def __init__(self, database: Database, *, joining: bool) -> None:
         self._database = database
@@ -105,13 +105,13 @@ class Reader:
         self._joining = joining
 
     def ask(self, entity_id: UUID, domain: str) -> "asyncio.Future[Registration | None]":
-        """The registration of one entity, or None; as new as a read that nobody joins."""
+        """The registration of one entity, or None; as fresh as an unbatched read."""
         if self._joining:
             return self._lane.ask((entity_id, domain))
         return asyncio.ensure_future(self._alone((entity_id, domain)))
 
     async def close(self) -> None:
-        """Answer what was asked, and take no more."""
+        """Answer the accepted questions, and refuse new ones."""
         await self._lane.close()
 
     async def _alone(self, key: Key) -> Registration | None:
@@ -142,7 +142,7 @@ class Writer:
         return asyncio.ensure_future(self._alone(event))
 
     async def close(self) -> None:
-        """Finish what was taken in, and take no more."""
+        """Finish the accepted events, and refuse new ones."""
         await self._lane.close()
 
     async def _alone(self, event: Envelope) -> Result:

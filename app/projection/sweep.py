@@ -21,24 +21,24 @@ from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 
-PAGE = 250  # rows that one transaction looks at: what is computed for them holds the event loop up for some 10 ms
-POLL = 0.25  # seconds between two looks when everything that has passed is out
-REST = 1.0  # times as long as a page took is the pause after it: half of the time is for others
+PAGE = 250  # rows of one transaction: computing their events blocks the event loop for some 10 ms
+POLL = 0.25  # seconds between two looks when every passed deadline has its event
+REST = 1.0  # the pause after a page, in times of the page's duration: half of the time is left to others
 RETRY = (0.25, 5.0)  # seconds, the first and the longest wait before a database that does not answer is asked again
 STOP_WAIT = 5.0  # seconds that the page under way has when the sweep is stopped; then it is rolled back
 LEFT_ALONE = 60.0  # seconds until a row that could not be written is tried again
 
-# Told after each page: which deadline, how many became events, and by how many seconds the latest of them were late.
+# Called after each page with the deadline, how many became events, and the seconds by which the latest was late.
 Told = Callable[[str, int, float], None]
 
 
 class Sweep(Worker):
     """Turns passed deadlines into events.
 
-    It goes page by page. A page is read without locks; then, in one transaction, those of its rows that nobody else
-    works at are locked, and the ones that are still as they were read expire, by a write that is guarded by their
-    versions. So a node that is heard of meanwhile is left alone, and sweeps that meet at one page do not wait for
-    each other: one has it, and the others go on to the next. A sweep that dies leaves nothing half-done.
+    It goes page by page. A page is read without locks. Then one transaction locks the rows that no other transaction
+    has locked, and writes the timeout of those that are still as they were read, guarded by their versions. So a node
+    that sends a heartbeat meanwhile is left alone, and sweeps that meet at one page do not wait for each other: one
+    has the page, the others go on to the next. A sweep that dies leaves nothing half-done.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Sweep(Worker):
     async def _expire_alone(
         self, connection: Connection, deadline: str, row: Registration, now: datetime
     ) -> list[Decision]:
-        """The same for one row, in a savepoint; if that can't be, the row is left alone for a while."""
+        """The same for one row, in a savepoint; a row that can't be written is left alone for a while."""
         try:
             with translated():
                 async with connection.transaction():

@@ -27,7 +27,7 @@ CLOSE_WAIT = 5.0  # seconds for the server to hear that the service stops
 NEVER = 2**31  # statements after which asyncpg closes a connection, and loses what it has prepared
 ANSWER_GRACE = 2.0  # seconds beyond the statement time-out, after which a server that says nothing counts as down
 
-# Which of the rights that the service needs its role does not have.
+# The rights that the service needs and its role does not have.
 LACKING_RIGHTS = """
 SELECT string_agg(format('%s on %s', needed, name), ', ')
 FROM (VALUES
@@ -42,8 +42,8 @@ FROM (VALUES
 unnest(string_to_array(rights, ',')) AS needed
 WHERE NOT has_table_privilege(name, needed)
 """
-# What asyncpg raises for a connection that the server has closed. The last one is for a connection over which the
-# server said goodbye, before its end is noticed: https://github.com/MagicStack/asyncpg/issues/784
+# asyncpg's errors for a connection that the server has closed. The last one is raised when the server has announced
+# the end and asyncpg has not noticed it yet: https://github.com/MagicStack/asyncpg/issues/784
 NOT_OPEN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 BROKEN = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
@@ -59,7 +59,7 @@ POINTS = {
 }
 SCANS = {"plan_cache_mode": "force_custom_plan", "random_page_cost": "1.1", "jit": "off"}
 
-# What is said of values: of a wrong type or range, against a constraint or a trigger, or too large.
+# Errors about values: a wrong type or range, a violated constraint, a trigger's refusal, or too large.
 REFUSED = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
@@ -207,12 +207,12 @@ class Database:
             self._waiting -= 1
 
     async def _give_back(self, connection: Connection) -> None:
-        """Let the pool have it: it closes a broken one, and hands a good one to who has waited longest."""
+        """Return a connection to the pool, which closes it if broken, or gives it to the longest waiting caller."""
         with suppress(*BROKEN):  # a connection that can't be given back is closed, and what was done is done
             await cast("asyncpg.Pool[Record]", self._pool).release(connection)
 
     async def _forget_all(self) -> None:
-        """Have every connection made anew that is not at work now."""
+        """Replace every connection that is not in use now."""
         pool = cast("asyncpg.Pool[Record]", self._pool)
         await pool.expire_connections()
         while self._at_hand:
@@ -236,24 +236,13 @@ class Database:
     async def check(self) -> str:
         """The schema's revision. Raises SchemaMismatchError when it is not the one that this code expects, or when
         the role may not read and write."""
-
-        async def revision(connection: Connection) -> str | None:
-            if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-                return None
-            found: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
-            return found
-
-        async def lacking(connection: Connection) -> str | None:
-            rights: str | None = await connection.fetchval(LACKING_RIGHTS)
-            return rights
-
-        expected = check_revision(await self.read(revision))
-        if rights := await self.read(lacking):
+        expected = check_revision(await self.read(_revision))
+        if rights := await self.read(_lacking_rights):
             raise SchemaMismatchError(f"the database's role lacks a right: {rights}")
         return expected
 
     async def close(self) -> None:
-        """Close every connection; those over which nothing comes any more, without a goodbye."""
+        """Close every connection; a connection that does not answer is cut."""
         self._closing = True
         if self._pool is None:
             return
@@ -266,13 +255,26 @@ class Database:
             self._pool.terminate()
 
 
+async def _revision(connection: Connection) -> str | None:
+    """The schema's revision, None without one."""
+    if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+        return None
+    found: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+    return found
+
+
+async def _lacking_rights(connection: Connection) -> str | None:
+    rights: str | None = await connection.fetchval(LACKING_RIGHTS)
+    return rights
+
+
 async def _leave_as_it_is(_connection: object) -> None:
     """Sessions carry no settings, and asyncpg itself ends an open transaction: nothing is left to be reset."""
 
 
 @contextmanager
 def watched(connection: Connection, lost: Callable[[], None]) -> Iterator[None]:
-    """Call `lost` when the connection ends meanwhile, and with it what its session held."""
+    """Call `lost` when the connection ends meanwhile; what its session held is then released."""
 
     def tell(_connection: object) -> None:
         lost()
@@ -287,7 +289,7 @@ def watched(connection: Connection, lost: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn the driver's errors into ours. What they say goes to the log, not to the caller."""
+    """Turn the driver's errors into ours. Their messages go to the log, not to the caller."""
     try:
         yield
     except asyncpg.PostgresError as error:
@@ -299,7 +301,7 @@ def translated() -> Iterator[None]:
 
 @contextmanager
 def refused_values() -> Iterator[None]:
-    """Raise RefusedValuesError where PostgreSQL or its driver is against a value; what they say goes to the log."""
+    """Raise RefusedValuesError when PostgreSQL or its driver refuses a value; their message goes to the log."""
     try:
         yield
     except REFUSED as error:
@@ -308,7 +310,7 @@ def refused_values() -> Iterator[None]:
 
 
 async def check_constraints(connection: Connection) -> None:
-    """Have PostgreSQL check now what it would check at the commit: constraints that are deferred."""
+    """Have PostgreSQL check deferred constraints now, not at the commit."""
     await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
 

@@ -1,4 +1,4 @@
-"""Every statement over `dead_letters`: messages that could not be taken in or sent, as they were."""
+"""Every statement over `dead_letters`: messages that could not be applied or sent, unchanged."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -22,7 +22,7 @@ Headers = list[tuple[str, bytes | None]]
 
 
 class Letter(Struct, frozen=True, kw_only=True):
-    """A message as it was, with its place, and what was wrong. One that was to go out has no place."""
+    """A message as it was, with its place and its error. An outgoing message has no place."""
 
     source: Source = CONSUMER
     topic: str
@@ -35,7 +35,7 @@ class Letter(Struct, frozen=True, kw_only=True):
 
 
 class DeadLetter(Letter, frozen=True, kw_only=True):
-    """The same, kept."""
+    """The same, stored."""
 
     id: int
     created_at: datetime
@@ -61,7 +61,7 @@ def _letter(row: Record) -> DeadLetter:
     )
 
 
-# Keeps messages. One that was read again, because its partition was, is there already.
+# Stores messages. A message that was read a second time is there already.
 ADD = Statement(
     text("""
 INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error)
@@ -76,7 +76,7 @@ ON CONFLICT (topic, partition, "offset") DO NOTHING
 
 
 async def add(connection: Connection, letters: Collection[Letter]) -> None:
-    """Keep messages, each place once."""
+    """Store messages, each place once."""
     await ADD.rows(
         connection,
         sources=[each.source for each in letters],
@@ -91,7 +91,7 @@ async def add(connection: Connection, letters: Collection[Letter]) -> None:
 
 
 def _storable(error: str) -> str:
-    """What PostgreSQL's text can hold: an error may quote NUL, or half a character, from the message."""
+    """The error as PostgreSQL's text can hold it: it may quote NUL, or half a character, from the message."""
     return error[:MAX_ERROR].encode("utf-8", "replace").decode().replace("\0", "\\u0000")
 
 
@@ -157,10 +157,10 @@ async def get(connection: Connection, id_: int) -> DeadLetter | None:
     return _letter(rows[0]) if rows else None
 
 
-# The end of one message: it is in, or not wanted.
+# Removes one message: it was applied or discarded.
 REMOVE = Statement(text("DELETE FROM dead_letters WHERE id = CAST(:id AS bigint) RETURNING id"))
 
 
 async def remove(connection: Connection, id_: int) -> bool:
-    """Remove one message. False: there was none."""
+    """Remove one message. Returns whether it was there."""
     return await REMOVE.value(connection, id=id_) is not None

@@ -1,4 +1,4 @@
-"""The outbox: what a transaction wants sent after it, and every statement over it.
+"""The outbox: messages that a transaction wants sent after it, and every statement over them.
 
 A row is an entry: one intent for its handler, or events for the bus, where what a transaction has for one slot goes
 together as far as there is room. It is written by the statement that writes the changes it speaks of, after those. So
@@ -105,11 +105,11 @@ _ARRAYS = [(f"entries_{c.key}", attrgetter(str(c.key))) for c in _given]
 
 
 def given(entries: Sequence[Entry]) -> dict[str, object]:
-    """What that part of a statement is given."""
+    """The parameters of that part of a statement."""
     return {name: list(map(value, entries)) for name, value in _ARRAYS}
 
 
-# An entry by itself, at the end of its slot.
+# Adds one entry, at the end of its slot.
 ADD = Statement(
     text("""
 INSERT INTO outbox (destination, slot, intent_entity_id, messages, envelope) VALUES (
@@ -121,7 +121,7 @@ INSERT INTO outbox (destination, slot, intent_entity_id, messages, envelope) VAL
 
 
 async def add(connection: Connection, entry: Entry) -> None:
-    """Let an entry be sent that no change of a row brings with it."""
+    """Add an entry that does not come with a change of a row."""
     await ADD.rows(
         connection,
         destination=entry.destination,

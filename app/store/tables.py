@@ -1,4 +1,4 @@
-"""The SQLAlchemy-mapped tables. The migrations in `alembic/` must lead to exactly this; a test compares them."""
+"""The SQLAlchemy-mapped tables. The migrations in `alembic/` must lead to exactly these; a test compares them."""
 
 from datetime import datetime
 from typing import ClassVar
@@ -49,7 +49,7 @@ ACK_DUE, LIVENESS_DUE = (
 
 
 class Base(DeclarativeBase):
-    """What the tables share: names for constraints, and how Python types are stored."""
+    """Names of constraints, and types of columns for Python types, for all tables."""
 
     metadata = MetaData(
         naming_convention={
@@ -67,7 +67,7 @@ class Base(DeclarativeBase):
 
 
 class RegistrationProjection(Base):
-    """One row per entity: where a node stands in its registration. `docs/storage.md` says what each index is for."""
+    """One row per entity: the state of a node's registration. `docs/storage.md` has the purpose of each index."""
 
     __tablename__ = "registration_projections"
 
@@ -166,9 +166,9 @@ class WorkflowState(Base):
 
 
 class WorkflowAction(Base):
-    """An action that was applied to a workflow, and what its commit answered, but for the state.
+    """An action that was applied to a workflow, and the answer of its commit, without the state.
 
-    The state is kept as its digest: whoever sends the action again has to send the same state, and so has it.
+    The state is kept as a digest: whoever sends the action again must send the same state, and so has it.
     """
 
     __tablename__ = "workflow_actions"
@@ -185,12 +185,12 @@ class WorkflowAction(Base):
 
 
 class OutboxEntry(Base):
-    """What is to be sent, and to whom, until they have it. `docs/registration-loop.md` says who writes and who sends.
+    """Messages kept until the destination has them. `docs/registration-loop.md` says who writes and sends them.
 
     A row has events for the bus, of entities that are all in its slot, or one intent for its handler: `envelope` has
-    a line for each. `intent_entity_id` says for whom an intent is; it is null, or nobody asks for it, for events.
+    a line for each. `intent_entity_id` is the entity of an intent; for events it is null or unused.
 
-    The primary key is the order in which it is sent: by destination and slot, oldest first.
+    The primary key is the order of sending: by destination and slot, oldest first.
     """
 
     __tablename__ = "outbox"
@@ -203,12 +203,12 @@ class OutboxEntry(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     messages: Mapped[int] = mapped_column(SmallInteger(), server_default=text("1"))
 
-    # Rows of up to a page stay as they are: from 2 kB on PostgreSQL would compress them, and they are soon gone.
+    # Rows of up to a page are not compressed, as PostgreSQL does from 2 kB on: they are soon removed.
     __table_args__ = ({"postgresql_with": {"toast_tuple_target": 8160}},)
 
 
 class Watermark(Base):
-    """How far a partition of Kafka is read: everything up to this offset is applied, or is a dead letter."""
+    """The progress in a partition of Kafka: every message up to this offset is applied, or is a dead letter."""
 
     __tablename__ = "watermarks"
 
@@ -224,7 +224,7 @@ class Watermark(Base):
 
 
 class DeadLetter(Base):
-    """A message that could not be taken in or sent, as it was, with its place and what was wrong."""
+    """A message that could not be applied or sent: its bytes, its place and its error."""
 
     __tablename__ = "dead_letters"
 

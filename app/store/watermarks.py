@@ -16,7 +16,7 @@ Partition = tuple[str, int]  # topic, and the number of the partition in it
 
 
 class LostPlaceError(PqsError):
-    """Somebody else has moved a watermark meanwhile, or has removed it: whoever gets this reads it anew."""
+    """Another consumer moved or removed a watermark meanwhile: read it again."""
 
 
 class Advance(Struct, frozen=True, kw_only=True):
@@ -55,7 +55,7 @@ class Watermark(Struct, frozen=True):
     consumer: str
 
 
-# Where some partitions are to be read on from. By `= ANY`, for which app/store/rows.py has the reason.
+# The offsets after which some partitions are read on. By `= ANY`, for which app/store/rows.py has the reason.
 READ = Statement(
     text("""
 SELECT w.topic, w.partition, w."offset"
@@ -146,7 +146,7 @@ async def get_all(connection: Connection) -> list[Watermark]:
 
 
 class Age(Struct, frozen=True):
-    """For how many seconds it is not known that what came into a partition is in."""
+    """The age of a partition's watermark: the seconds since the time up to which everything is applied."""
 
     topic: str
     partition: int

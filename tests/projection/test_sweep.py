@@ -495,7 +495,7 @@ async def test_a_sweep_that_rests_stops_at_once(database: Database, scans: Datab
     looks: list[str] = []
     sweep = Sweep(database, scans, Outgoing(), lambda deadline, *_: looks.append(deadline))
     task = asyncio.create_task(sweep.run(stop))
-    while len(looks) < len(Deadline):
+    while len(looks) < len(Deadline):  # noqa: ASYNC110 - the sweep tells no event
         await asyncio.sleep(POLL)
     stop.set()
     await asyncio.wait_for(task, PATIENCE)
