@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.answers import StateCounts
 from app.api.bodies import JSON
 from app.api.openapi.operations import operation
-from app.api.schemas import DomainQuery, StateCounts, encode
+from app.api.schemas import DomainQuery, encode
 from app.api.service import service_of
 from app.store.counts import count_by_state
 
@@ -22,5 +23,5 @@ router = APIRouter(tags=["counts"])
 async def count_states(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer a number for each of the eight states, the empty ones included, and their sum."""
     counts = await service_of(request).scans.read(count_by_state, query.domain)
-    answer = StateCounts(query.domain, {str(state): n for state, n in counts.items()}, sum(counts.values()))
+    answer = StateCounts(query.domain, counts, sum(counts.values()))
     return Response(encode(answer), media_type=JSON)

@@ -3,43 +3,17 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import assert_never
-from uuid import UUID
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
 from app.domain.decider import Decision, decide
 from app.domain.events import Deregistered, Event, Introspected, Key, RegistrationAcked
-from app.domain.positions import Comparison, Position, compare, in_order
+from app.domain.positions import Comparison, compare, in_order
 from app.domain.registration import Ignored, Outcome, Registration, Timing, evolve, record
-from app.domain.states import RegistrationState
+from app.domain.results import Followed, Result
 
 # The triggers that are no facts: what follows from them is evolved. A heartbeat evolves as it is.
 _DECIDED = (Introspected, RegistrationAcked, Deregistered)
-
-
-class Followed(Struct, frozen=True):
-    """An event that followed from a trigger."""
-
-    event_id: UUID
-    type: str
-
-
-class Result(Struct, frozen=True, gc=False):
-    """What became of one event, and how its entity's row stands after it.
-
-    Without a row `current_state`, `version` and `stands_at` are None. `reason` is None when the event was applied.
-    `events` is what followed, in its order, and is there for triggers alone (a heartbeat is its own event).
-    """
-
-    event_id: UUID
-    outcome: Outcome
-    reason: str | None
-    entity_id: UUID
-    domain: str
-    current_state: RegistrationState | None
-    version: int | None
-    stands_at: Position | None
-    events: list[Followed] | UnsetType = UNSET
 
 
 class Save(Struct, frozen=True, gc=False):
@@ -135,7 +109,7 @@ def _result(
     registration: Registration | None,
     decision: Decision | None = None,
 ) -> Result:
-    events: list[Followed] | UnsetType = UNSET
+    events: list[Followed] | None = None
     if isinstance(event, _DECIDED):
         events = [Followed(each.event_id, each.type) for each in decision.events] if decision else []
     if registration is None:

@@ -14,7 +14,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from app.domain.events import Event
-from app.domain.folding import Result
+from app.domain.results import Result
 from app.errors import (
     Fault,
     IngestInterruptedError,

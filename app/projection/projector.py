@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from app.domain.events import Event
-from app.domain.folding import Fold, Result, fold
+from app.domain.folding import Fold, fold
 from app.domain.registration import Timing
+from app.domain.results import Result
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
 from app.outbound.entries import Outgoing
 from app.store import registrations, upsert

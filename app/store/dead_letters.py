@@ -2,16 +2,16 @@
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Literal, cast
+from typing import cast
 
 import msgspec
 from msgspec import Struct
 from sqlalchemy import text
 
+from app.answers import Source
 from app.store.database import Connection, Record
 from app.store.statements import Statement
 
-Source = Literal["consumer", "relay"]
 CONSUMER: Source = "consumer"  # a message that came in,
 RELAY: Source = "relay"  # or one that was to go out
 MAX_ERROR = 4000  # characters

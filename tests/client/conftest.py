@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from app import main
-from app.client import Client
 from app.settings import Settings
+from pqs_client import Client
 from tests.client.proxy import Proxy
 from tests.databases import new_database
 from tests.processes import Service, serving

@@ -11,7 +11,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.client import (
+from app.domain.registration import Outcome
+from app.settings import read_settings
+from pqs_client import (
     Client,
     ConnectionFailedError,
     InterruptedStreamError,
@@ -21,8 +23,6 @@ from app.client import (
     UnavailableError,
     UnexpectedAnswerError,
 )
-from app.domain.registration import Outcome
-from app.settings import read_settings
 from tests.client.conftest import client_in_process
 from tests.client.proxy import Proxy
 from tests.making import Json, event_json, life, node

@@ -6,11 +6,11 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from app.client import Client, ConflictError, EarlyError, InvalidError, LineResult, NotFoundError
 from app.domain.events import EVENT_TYPES, Envelope
 from app.domain.positions import Position
 from app.domain.registration import Outcome
 from app.domain.states import RegistrationState
+from pqs_client import Client, ConflictError, EarlyError, InvalidError, LineResult, NotFoundError
 from tests.making import NODE, Json, event, event_json, life, node
 
 CORRELATION = UUID("3f0c1a52-7d7e-4f2b-9c63-5f1f0c8f2f7d")

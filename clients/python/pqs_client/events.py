@@ -10,10 +10,11 @@ from uuid import UUID
 
 import msgspec
 
-from app.client.answers import BatchResult, EventResult, LineResult, StreamSummary
-from app.client.connection import JSON, NDJSON, Connection, decode, read
-from app.client.problems import UnexpectedAnswerError
+from app.answers import BatchAnswer, LineResult, StreamSummary
 from app.domain.events import Envelope
+from app.domain.results import Result
+from pqs_client.connection import JSON, NDJSON, Connection, decode, read
+from pqs_client.problems import UnexpectedAnswerError
 
 PATH = "/v1/events"
 PIECE = 64 * 1024  # bytes of lines that go out together
@@ -30,26 +31,24 @@ class Events:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def send(
-        self, event: AnyEvent, *, dry_run: bool = False, correlation_id: UUID | None = None
-    ) -> EventResult:
+    async def send(self, event: AnyEvent, *, dry_run: bool = False, correlation_id: UUID | None = None) -> Result:
         """What became of one event: applied, ignored, duplicate or stale. With `dry_run` nothing is written.
 
         Raises EarlyError and ConflictError, which have the outcome in `result`.
         """
         content = msgspec.json.encode(event)
-        return await self._post(content, EventResult, dry_run=dry_run, correlation_id=correlation_id)
+        return await self._post(content, Result, dry_run=dry_run, correlation_id=correlation_id)
 
     async def send_all(
         self, events: Iterable[AnyEvent], *, dry_run: bool = False, correlation_id: UUID | None = None
-    ) -> BatchResult:
+    ) -> BatchAnswer:
         """What became of up to 10,000 events, taken in as one transaction, in the order of positions.
 
         An outcome of `early` or `conflict` is in the results, and raises nothing. Raises InvalidError, with all that
         is wrong, when one of them is no event; none is taken in then.
         """
         content = msgspec.json.encode(list(events))
-        return await self._post(content, BatchResult, dry_run=dry_run, correlation_id=correlation_id)
+        return await self._post(content, BatchAnswer, dry_run=dry_run, correlation_id=correlation_id)
 
     async def stream(
         self,

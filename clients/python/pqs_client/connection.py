@@ -10,7 +10,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from app.client.problems import ClientError, ConnectionFailedError, ProblemError, UnexpectedAnswerError, problem_of
+from pqs_client.problems import ClientError, ConnectionFailedError, ProblemError, UnexpectedAnswerError, problem_of
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"

@@ -17,10 +17,10 @@ from weakref import WeakValueDictionary
 import httpx
 import msgspec
 
-from app.client.answers import WorkflowPage
-from app.client.connection import JSON, Connection, read
-from app.client.problems import NotFoundError, PreconditionFailedError
+from app.answers import WorkflowPage
 from app.domain.workflows import Committed, Workflow
+from pqs_client.connection import JSON, Connection, read
+from pqs_client.problems import NotFoundError, PreconditionFailedError
 
 PATH = "/v1/workflows"
 State = dict[str, object]  # a JSON object

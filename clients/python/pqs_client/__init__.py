@@ -8,16 +8,15 @@ from typing import Self
 
 import httpx
 
-from app.client.answers import (
-    BatchResult,
-    DeadLetter,
+from app.answers import (
+    BatchAnswer,
     DeadLetterPage,
+    DeadMessage,
     EntityPage,
-    EventResult,
-    Followed,
+    EntityState,
     Header,
     LineResult,
-    Lookup,
+    LookupAnswer,
     OverduePage,
     OverdueRegistration,
     Ready,
@@ -28,11 +27,39 @@ from app.client.answers import (
     WatermarkList,
     WorkflowPage,
 )
-from app.client.connection import KEEP_IDLE, Connection, Retry
-from app.client.dead_letters import DeadLetters
-from app.client.entities import Entities, Overdue
-from app.client.events import Events
-from app.client.problems import (
+from app.domain.events import (
+    Accepted,
+    AckDeadlineData,
+    AckReceived,
+    AckRequested,
+    AckTimedOut,
+    Activated,
+    ActivatedData,
+    Deregistered,
+    Envelope,
+    Heartbeat,
+    HeartbeatData,
+    Initiated,
+    InitiatedData,
+    Introspected,
+    LivenessExpired,
+    NoData,
+    Recorded,
+    RecordedData,
+    RegistrationAcked,
+    Rejected,
+)
+from app.domain.positions import Position
+from app.domain.registration import Outcome, Registration
+from app.domain.results import Followed, Result
+from app.domain.states import RegistrationState
+from app.domain.workflows import Committed, Workflow
+from app.errors import Fault
+from pqs_client.connection import KEEP_IDLE, Connection, Retry
+from pqs_client.dead_letters import DeadLetters
+from pqs_client.entities import Entities, Overdue
+from pqs_client.events import Events
+from pqs_client.problems import (
     ActionConflictError,
     ClientError,
     ConflictError,
@@ -48,34 +75,59 @@ from app.client.problems import (
     UnexpectedAnswerError,
     UnreadableError,
 )
-from app.client.workflows import State, Workflows
-from app.domain.workflows import Committed, Workflow
+from pqs_client.workflows import State, Workflows
 
 __all__ = [
+    "Accepted",
+    "AckDeadlineData",
+    "AckReceived",
+    "AckRequested",
+    "AckTimedOut",
     "ActionConflictError",
-    "BatchResult",
+    "Activated",
+    "ActivatedData",
+    "BatchAnswer",
     "Client",
     "ClientError",
     "Committed",
     "ConflictError",
     "ConnectionFailedError",
-    "DeadLetter",
     "DeadLetterPage",
+    "DeadMessage",
+    "Deregistered",
     "EarlyError",
     "EntityPage",
-    "EventResult",
+    "EntityState",
+    "Envelope",
+    "Fault",
     "Followed",
     "Header",
+    "Heartbeat",
+    "HeartbeatData",
+    "Initiated",
+    "InitiatedData",
     "InterruptedStreamError",
+    "Introspected",
     "InvalidError",
     "LineResult",
-    "Lookup",
+    "LivenessExpired",
+    "LookupAnswer",
+    "NoData",
     "NotFoundError",
+    "Outcome",
     "OverduePage",
     "OverdueRegistration",
+    "Position",
     "PreconditionFailedError",
     "ProblemError",
     "Ready",
+    "Recorded",
+    "RecordedData",
+    "Registration",
+    "RegistrationAcked",
+    "RegistrationState",
+    "Rejected",
+    "Result",
     "Retry",
     "State",
     "StateCounts",

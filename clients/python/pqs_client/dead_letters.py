@@ -6,8 +6,9 @@ gone out: a ConnectionFailedError says whether it is `perhaps_done`, and the lis
 
 from collections.abc import AsyncGenerator
 
-from app.client.answers import DeadLetterPage, EventResult
-from app.client.connection import Connection, read
+from app.answers import DeadLetterPage
+from app.domain.results import Result
+from pqs_client.connection import Connection, read
 
 PATH = "/v1/dead-letters"
 ACCEPTED = 202  # what was to go out goes back into the outbox
@@ -30,7 +31,7 @@ class DeadLetters:
             if cursor is None:
                 return
 
-    async def retry(self, id_: int) -> EventResult | None:
+    async def retry(self, id_: int) -> Result | None:
         """Take a message in at its own place, and say what became of its event; the letter is gone then.
 
         None for a message that was to go out (`source` is `relay`): it waits in the outbox again, to be sent.
@@ -38,7 +39,7 @@ class DeadLetters:
         it was, and NotFoundError.
         """
         response = await self._connection.call("POST", f"{PATH}/{id_}/retry", repeatable=False)
-        return None if response.status_code == ACCEPTED else read(response, EventResult)
+        return None if response.status_code == ACCEPTED else read(response, Result)
 
     async def delete(self, id_: int) -> None:
         """Remove a message for good. Raises NotFoundError."""

@@ -6,15 +6,11 @@ from uuid import UUID
 
 import msgspec
 
-from app.client.answers import EntityPage, Lookup, OverduePage, StateCounts
-from app.client.connection import JSON, NDJSON, Connection, decode, read
+from app.answers import EntityPage, EntityState, LookupAnswer, OverduePage, StateCounts
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-
-
-class _StateAnswer(msgspec.Struct):
-    current_state: RegistrationState
+from pqs_client.connection import JSON, NDJSON, Connection, decode, read
 
 
 class Entities:
@@ -39,9 +35,9 @@ class Entities:
     async def state(self, entity_id: UUID, *, domain: str = DEFAULT_DOMAIN) -> RegistrationState:
         """The state alone. Raises NotFoundError."""
         path = f"/v1/entities/{entity_id}/state"
-        return (await self._connection.get(path, _StateAnswer, {"domain": domain})).current_state
+        return (await self._connection.get(path, EntityState, {"domain": domain})).current_state
 
-    async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> Lookup:
+    async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> LookupAnswer:
         """The rows of up to 1,000 entities, in the order asked, and the ids that have none."""
         content = msgspec.json.encode({"entity_ids": list(entity_ids)})
         response = await self._connection.call(
@@ -51,7 +47,7 @@ class Entities:
             headers={"Content-Type": JSON},
             content=content,
         )
-        return read(response, Lookup)
+        return read(response, LookupAnswer)
 
     async def counts(self, *, domain: str = DEFAULT_DOMAIN) -> StateCounts:
         """How many entities are in each state."""
