@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -58,7 +58,7 @@ from app.errors import Fault
 from pqs_client.connection import KEEP_IDLE, Connection, Retry
 from pqs_client.dead_letters import DeadLetters
 from pqs_client.entities import Entities, Overdue
-from pqs_client.events import Events
+from pqs_client.events import Events, SentLines
 from pqs_client.problems import (
     ActionConflictError,
     ClientError,
@@ -129,6 +129,7 @@ __all__ = [
     "Rejected",
     "Result",
     "Retry",
+    "SentLines",
     "State",
     "StateCounts",
     "StreamSummary",
@@ -156,23 +157,26 @@ class Client:
         self,
         base_url: str,
         *,
-        timeout: float = TIMEOUT,
+        timeout: float | httpx.Timeout = TIMEOUT,
         retry: Retry | None = None,
         connections: int = CONNECTIONS,
+        headers: Mapping[str, str] | None = None,
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`timeout` is how many seconds one attempt may hear nothing; `retry` bounds a call with its attempts.
 
-        No more than `connections` are open; further calls wait for one, for `timeout` seconds. `jitter` draws from
-        0 to 1, and `sleep` waits for so many seconds. `transport` is httpx's way to the service, for TLS settings
-        beyond the usual, or a service in this process.
+        No more than `connections` are open; further calls wait for one, for `timeout` seconds. `headers` go with
+        every call. `jitter` draws from 0 to 1, and `sleep` waits for so many seconds. `transport` is httpx's way to
+        the service, for TLS settings beyond the usual, or a service in this process.
         """
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE
         )
-        self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout, limits=limits, transport=transport)
+        self._http = httpx.AsyncClient(
+            base_url=base_url, timeout=timeout, headers=headers, limits=limits, transport=transport
+        )
         self._connection = Connection(self._http, retry or Retry(), jitter=jitter, sleep=sleep)
         self.entities = Entities(self._connection)
         self.overdue = Overdue(self._connection)

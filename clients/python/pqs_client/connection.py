@@ -109,14 +109,15 @@ class Connection:
         repeatable: bool = True,
         params: Parameters | None = None,
         headers: Mapping[str, str] | None = None,
-        content: AsyncIterator[bytes] | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
+        retry: Retry | None = None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The lines of an answer as they arrive. It is sent again only until the answer begins; no total time."""
 
         async def once() -> httpx.Response:
             return await self._send(self._request(method, path, params, headers, content), stream=True)
 
-        response = await self._repeat(once, repeatable=repeatable, retry=self.retry)
+        response = await self._repeat(once, repeatable=repeatable, retry=retry or self.retry)
         try:
             yield self._lines(response)
         finally:
@@ -134,6 +135,13 @@ class Connection:
             raise self._failed(response.request, error) from error
         if held:
             yield held
+
+    def wait(self, failure: ClientError, failures: int, retry: Retry) -> float:
+        """How many seconds to wait after so many failures in a row, `failure` the last of them."""
+        wait = self.jitter() * retry.longest_wait(failures)
+        if isinstance(failure, ProblemError) and failure.retry_after is not None:
+            wait += failure.retry_after.total_seconds()
+        return wait
 
     def _request(
         self,
@@ -192,9 +200,7 @@ class Connection:
                 may_repeat = repeatable and error.status in PASSING
                 failure = error
             failures += 1
-            wait = self.jitter() * retry.longest_wait(failures)
-            if isinstance(failure, ProblemError) and failure.retry_after is not None:
-                wait += failure.retry_after.total_seconds()
+            wait = self.wait(failure, failures, retry)
             if not may_repeat or failures >= retry.attempts or clock() + wait >= end:
                 raise failure
             await self.sleep(wait)

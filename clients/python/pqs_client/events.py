@@ -4,25 +4,44 @@ Events are idempotent by their position: one that is in already answers `duplica
 one event and an array are sent again when no answer came; after that an outcome says what the last attempt found.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 from uuid import UUID
 
 import msgspec
 
-from app.answers import BatchAnswer, LineResult, StreamSummary
+from app.answers import INVALID, BatchAnswer, LineResult, StreamSummary
 from app.domain.events import Envelope
+from app.domain.registration import Outcome
 from app.domain.results import Result
-from pqs_client.connection import JSON, NDJSON, Connection, decode, read
-from pqs_client.problems import UnexpectedAnswerError
+from pqs_client.connection import JSON, NDJSON, PASSING, Connection, Retry, decode, read
+from pqs_client.problems import (
+    ClientError,
+    ConnectionFailedError,
+    InterruptedStreamError,
+    ProblemError,
+    UnexpectedAnswerError,
+)
 
 PATH = "/v1/events"
 PIECE = 64 * 1024  # bytes of lines that go out together
+
+ONCE = Retry(attempts=1)
 
 T = TypeVar("T")
 
 # As a value, or as the JSON object that the service reads.
 AnyEvent = Envelope | Mapping[str, object]
+
+
+class SentLines(msgspec.Struct, frozen=True):
+    """What became of the lines of a chunk that were not applied.
+
+    `repeated` of them answered `duplicate` or `stale` after an attempt that failed, which may have taken them in.
+    """
+
+    results: list[LineResult]
+    repeated: int
 
 
 class Events:
@@ -64,9 +83,72 @@ class Events:
         not sent again by itself. It raises InterruptedStreamError (the first `committed_lines` are in) or
         ConnectionFailedError; send the same events again from the beginning, or from any line that is known to be in.
         """
+        return await self._read_results(_pieces(events), on_line, correlation_id)
+
+    async def send_lines(
+        self,
+        lines: Sequence[bytes],
+        *,
+        pause: Callable[[ClientError, int, int], float] | None = None,
+        correlation_id: UUID | None = None,
+    ) -> SentLines:
+        """Send a chunk of lines, each the JSON of an event, as often as it takes, and say what became of them.
+
+        The service takes up to 1,000 lines in as one transaction. A chunk is always sent again as a whole: so each
+        line has a result of its own, also where an attempt that failed had taken in the first `committed_lines`.
+        `pause` is called after each attempt that failed: with the error, the number of failures since the number of
+        committed lines last rose, and that number. It returns how many seconds to wait, or raises. By default the
+        client's Retry decides, and an error that will not pass, or lasts, is raised. Raises UnexpectedAnswerError,
+        by way of `pause` too, for an answer that does not account for every line.
+        """
+        pause = pause or self._pause
+        body = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
+        committed = failures = 0
+        repeated = False
+        while True:
+            try:
+                results = await self._send_once(body, len(lines), correlation_id)
+            except ClientError as error:
+                if isinstance(error, InterruptedStreamError) and error.committed_lines > committed:
+                    committed, failures = error.committed_lines, 0
+                failures += 1
+                await self._connection.sleep(pause(error, failures, committed))
+                repeated = True
+                continue
+            known = (Outcome.DUPLICATE, Outcome.STALE)
+            return SentLines(results, repeated * sum(result.outcome in known for result in results))
+
+    async def _send_once(self, body: bytes, sent: int, correlation_id: UUID | None) -> list[LineResult]:
+        results: list[LineResult] = []
+        summary = await self._read_results(body, results.append, correlation_id, retry=ONCE)
+        known = {*Outcome, INVALID}
+        if summary.received != sent or not all(each.outcome in known and 1 <= each.line <= sent for each in results):
+            raise UnexpectedAnswerError(f"the answer does not account for the {sent:,} lines that were sent")
+        return results
+
+    def _pause(self, error: ClientError, failures: int, _committed: int) -> float:
+        retry = self._connection.retry
+        passing = isinstance(error, ConnectionFailedError) or (
+            isinstance(error, ProblemError) and error.status in PASSING
+        )
+        if not passing or failures >= retry.attempts:
+            raise error
+        return self._connection.wait(error, failures, retry)
+
+    async def _read_results(
+        self,
+        content: bytes | AsyncIterator[bytes],
+        on_line: Callable[[LineResult], None],
+        correlation_id: UUID | None,
+        *,
+        retry: Retry | None = None,
+    ) -> StreamSummary:
+        """Send lines, hand on each result as it comes, and return the summary, which is the last line."""
         headers = _headers(NDJSON, correlation_id)
         summary: StreamSummary | None = None
-        stream = self._connection.stream("POST", PATH, repeatable=False, headers=headers, content=_pieces(events))
+        stream = self._connection.stream(
+            "POST", PATH, repeatable=False, headers=headers, content=content, retry=retry
+        )
         async with stream as lines:
             async for line in lines:
                 said = decode(line, _Line)
