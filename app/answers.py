@@ -16,7 +16,7 @@ from app.domain.states import RegistrationState
 from app.domain.workflows import Workflow
 from app.errors import Fault
 
-Source = Literal["consumer", "relay"]  # of a dead letter: a message that came in, or one that was to go out
+DeadLetterSource = Literal["consumer", "relay"]  # of a dead letter: a message that came in, or one that was to go out
 INVALID = "invalid"  # the outcome of a line that is not an event
 
 # --- Entities ------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class DeadMessage(Struct, frozen=True):
     """
 
     id: int
-    source: Source
+    source: DeadLetterSource
     topic: str
     partition: int | None
     offset: int | None

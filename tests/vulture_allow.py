@@ -9,7 +9,7 @@ from app.outbound import kafka, postgres
 from app.runtime import protocol
 from app.store import tables
 from app.wire import envelopes
-from pqs_client.entities import Entities, Overdue
+from pqs_client.entities import Entities, OverdueScans
 from pqs_client.events import Events
 
 _used_from_outside: list[object] = [
@@ -29,8 +29,8 @@ _used_from_outside: list[object] = [
     RegistrationState.can_retry,
     # Calls of the Python client.
     Entities.lookup,
-    Overdue.ack,
-    Overdue.liveness,
+    OverdueScans.ack,
+    OverdueScans.liveness,
     Events.send_all,
     # Contract: the intents of the database.
     postgres.upsert_registration,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 
-class Entry(NamedTuple):
+class Listing(NamedTuple):
     """Where a command is, and its line in `pqs --help`, which is the first sentence of its own help."""
 
     module: str
@@ -19,17 +19,17 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "consume": Entry("workers", "Read events from Kafka, until stopped."),
-    "db-url": Entry("show", 'Print the address of the database, for psql: psql "$(pqs db-url)".'),
-    "intents": Entry("show", "Print which handler carries out each intent, and what the handler needs."),
-    "load": Entry("load", "Send a file of events, one JSON object a line, to the service; - is standard input."),
-    "migrate": Entry("migrate", "Bring the database's schema to the revision that this release expects."),
-    "openapi": Entry("show", "Print the OpenAPI document."),
-    "rebase": Entry("rows", "Move an entity to another track, by hand: only its position and version change."),
-    "relay": Entry("workers", "Send the messages in the outbox to the bus and to Consul, until stopped."),
-    "serve": Entry("serve", "Answer requests."),
-    "sweep": Entry("workers", "Turn passed deadlines into events, until stopped."),
-    "verify": Entry("rows", "Compare the state counts with a full count, and print the differences."),
+    "consume": Listing("workers", "Read events from Kafka, until stopped."),
+    "db-url": Listing("show", 'Print the address of the database, for psql: psql "$(pqs db-url)".'),
+    "intents": Listing("show", "Print which handler carries out each intent, and what the handler needs."),
+    "load": Listing("load", "Send a file of events, one JSON object a line, to the service; - is standard input."),
+    "migrate": Listing("migrate", "Bring the database's schema to the revision that this release expects."),
+    "openapi": Listing("show", "Print the OpenAPI document."),
+    "rebase": Listing("rows", "Move an entity to another track, by hand: only its position and version change."),
+    "relay": Listing("workers", "Send the messages in the outbox to the bus and to Consul, until stopped."),
+    "serve": Listing("serve", "Answer requests."),
+    "sweep": Listing("workers", "Turn passed deadlines into events, until stopped."),
+    "verify": Listing("rows", "Compare the state counts with a full count, and print the differences."),
 }
 
 

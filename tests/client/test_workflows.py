@@ -20,8 +20,9 @@ from pqs_client import (
     NotFoundError,
     PreconditionFailedError,
     Retry,
+    State,
 )
-from pqs_client.workflows import LONGEST_WAIT, State
+from pqs_client.workflows import LONGEST_WAIT
 from tests.client.proxy import Proxy
 from tests.making import Json
 from tests.processes import PATIENCE, Service, serving

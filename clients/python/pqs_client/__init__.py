@@ -53,11 +53,11 @@ from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration
 from app.domain.results import Followed, Result
 from app.domain.states import RegistrationState
-from app.domain.workflows import Committed, Workflow
+from app.domain.workflows import Committed, State, Workflow
 from app.errors import Fault
-from pqs_client.connection import KEEP_IDLE, Connection, Retry
+from pqs_client.connection import KEEP_IDLE, Caller, Retry
 from pqs_client.dead_letters import DeadLetters
-from pqs_client.entities import Entities, Overdue
+from pqs_client.entities import Entities, OverdueScans
 from pqs_client.events import Events, SentLines
 from pqs_client.problems import (
     ActionConflictError,
@@ -75,7 +75,7 @@ from pqs_client.problems import (
     UnexpectedAnswerError,
     UnreadableError,
 )
-from pqs_client.workflows import State, Workflows
+from pqs_client.workflows import Workflows
 
 __all__ = [
     "Accepted",
@@ -177,12 +177,12 @@ class Client:
         self._http = httpx.AsyncClient(
             base_url=base_url, timeout=timeout, headers=headers, limits=limits, transport=transport
         )
-        self._connection = Connection(self._http, retry or Retry(), jitter=jitter, sleep=sleep)
-        self.entities = Entities(self._connection)
-        self.overdue = Overdue(self._connection)
-        self.events = Events(self._connection)
-        self.workflows = Workflows(self._connection)
-        self.dead_letters = DeadLetters(self._connection)
+        self._caller = Caller(self._http, retry or Retry(), jitter=jitter, sleep=sleep)
+        self.entities = Entities(self._caller)
+        self.overdue = OverdueScans(self._caller)
+        self.events = Events(self._caller)
+        self.workflows = Workflows(self._caller)
+        self.dead_letters = DeadLetters(self._caller)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -198,8 +198,8 @@ class Client:
 
     async def watermarks(self) -> list[Watermark]:
         """How far each partition of Kafka is read, by topic and partition. It is repeatable."""
-        return (await self._connection.get("/v1/watermarks", WatermarkList)).items
+        return (await self._caller.get("/v1/watermarks", WatermarkList)).items
 
     async def ready(self) -> Ready:
         """Whether the service can answer, asked once: raises UnavailableError, which says what is missing, if not."""
-        return await self._connection.get("/readyz", Ready, retry=Retry(attempts=1))
+        return await self._caller.get("/readyz", Ready, retry=Retry(attempts=1))

@@ -17,7 +17,7 @@ NDJSON = "application/x-ndjson"
 KEEP_IDLE = 15.0  # seconds that an idle connection is kept: less than the service does, so that it is not cut in use
 
 # Errors that pass, the service's own and those of what may stand before it.
-PASSING = frozenset({429, 502, 503, 504})
+PASSING_STATUSES = frozenset({429, 502, 503, 504})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
@@ -43,11 +43,12 @@ class Retry(Struct, frozen=True, kw_only=True):
         return min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
 
 
-class Connection:
+class Caller:
     """Makes calls. Every one ends: in an answer, or in a ClientError.
 
     A call is sent again only where that is safe: where it never went out (no connection was made), or where it says
-    itself that it is `repeatable`, and failed in passing (the connection broke, a time-out, or a status of PASSING).
+    itself that it is `repeatable`, and failed in passing (the connection broke, a time-out, or one of
+    PASSING_STATUSES).
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class Connection:
                 may_repeat = may_repeat and not isinstance(error.__cause__, _HOPELESS)
                 failure: ClientError = error
             except ProblemError as error:
-                may_repeat = repeatable and error.status in PASSING
+                may_repeat = repeatable and error.status in PASSING_STATUSES
                 failure = error
             failures += 1
             wait = self.wait(failure, failures, retry)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 from app.answers import DeadLetterPage
 from app.domain.results import Result
-from pqs_client.connection import Connection, read
+from pqs_client.connection import Caller, read
 
 PATH = "/v1/dead-letters"
 ACCEPTED = 202  # what was to go out goes back into the outbox
@@ -17,15 +17,15 @@ ACCEPTED = 202  # what was to go out goes back into the outbox
 class DeadLetters:
     """Calls about dead letters."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     async def pages(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> AsyncGenerator[DeadLetterPage, None]:
         """All of them, page by page, oldest first; `cursor` begins further on. It is repeatable."""
         while True:
-            page = await self._connection.get(PATH, DeadLetterPage, {"limit": limit, "cursor": cursor})
+            page = await self._caller.get(PATH, DeadLetterPage, {"limit": limit, "cursor": cursor})
             yield page
             cursor = page.next_cursor
             if cursor is None:
@@ -38,9 +38,9 @@ class DeadLetters:
         Raises ConflictError, UnreadableError and InvalidError for what still can't be taken in, with the letter where
         it was, and NotFoundError.
         """
-        response = await self._connection.call("POST", f"{PATH}/{id_}/retry", repeatable=False)
+        response = await self._caller.call("POST", f"{PATH}/{id_}/retry", repeatable=False)
         return None if response.status_code == ACCEPTED else read(response, Result)
 
     async def delete(self, id_: int) -> None:
         """Remove a message for good. Raises NotFoundError."""
-        await self._connection.call("DELETE", f"{PATH}/{id_}", repeatable=False)
+        await self._caller.call("DELETE", f"{PATH}/{id_}", repeatable=False)

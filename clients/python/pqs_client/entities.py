@@ -10,14 +10,14 @@ from app.answers import EntityPage, EntityState, LookupAnswer, OverduePage, Stat
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from pqs_client.connection import JSON, NDJSON, Connection, decode, read
+from pqs_client.connection import JSON, NDJSON, Caller, decode, read
 
 
 class Entities:
     """Calls that read entities. All of them are repeatable."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     async def get(
         self, entity_id: UUID, *, domain: str = DEFAULT_DOMAIN, known: Registration | None = None
@@ -29,18 +29,18 @@ class Entities:
         """
         headers = {} if known is None else {"If-None-Match": f'"{known.version}"'}
         path = f"/v1/entities/{entity_id}"
-        response = await self._connection.call("GET", path, params={"domain": domain}, headers=headers)
+        response = await self._caller.call("GET", path, params={"domain": domain}, headers=headers)
         return known if known is not None and response.status_code == 304 else read(response, Registration)
 
     async def state(self, entity_id: UUID, *, domain: str = DEFAULT_DOMAIN) -> RegistrationState:
         """The state alone. Raises NotFoundError."""
         path = f"/v1/entities/{entity_id}/state"
-        return (await self._connection.get(path, EntityState, {"domain": domain})).current_state
+        return (await self._caller.get(path, EntityState, {"domain": domain})).current_state
 
     async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> LookupAnswer:
         """The rows of up to 1,000 entities, in the order asked, and the ids that have none."""
         content = msgspec.json.encode({"entity_ids": list(entity_ids)})
-        response = await self._connection.call(
+        response = await self._caller.call(
             "POST",
             "/v1/entities/lookup",
             params={"domain": domain},
@@ -51,7 +51,7 @@ class Entities:
 
     async def counts(self, *, domain: str = DEFAULT_DOMAIN) -> StateCounts:
         """How many entities are in each state."""
-        return await self._connection.get("/v1/state-counts", StateCounts, {"domain": domain})
+        return await self._caller.get("/v1/state-counts", StateCounts, {"domain": domain})
 
     async def pages(
         self,
@@ -73,7 +73,7 @@ class Entities:
         params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
         while True:
             given = {**params, "limit": limit, "cursor": cursor}
-            page = await self._connection.get("/v1/entities", EntityPage, given)
+            page = await self._caller.get("/v1/entities", EntityPage, given)
             yield page
             cursor = page.next_cursor
             if cursor is None:
@@ -96,19 +96,19 @@ class Entities:
         """
         params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
         headers = {"Accept": NDJSON}
-        async with self._connection.stream("GET", "/v1/entities", params=params, headers=headers) as lines:
+        async with self._caller.stream("GET", "/v1/entities", params=params, headers=headers) as lines:
             async for line in lines:
                 yield decode(line, Registration)
 
 
-class Overdue:
+class OverdueScans:
     """Scans for deadlines that have passed and whose time-out is not out, oldest first. They are repeatable.
 
     `as_of` is the moment to ask about, by default the database's clock; the first page fixes it for all pages.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     def ack(
         self,
@@ -139,7 +139,7 @@ class Overdue:
             # A cursor has the moment in it.
             moment = as_of if cursor is None else None
             params = {"domain": domain, "as_of": moment, "limit": limit, "cursor": cursor}
-            page = await self._connection.get(path, OverduePage, params)
+            page = await self._caller.get(path, OverduePage, params)
             yield page
             cursor = page.next_cursor
             if cursor is None:

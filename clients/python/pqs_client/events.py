@@ -14,7 +14,7 @@ from app.answers import INVALID, BatchAnswer, LineResult, StreamSummary
 from app.domain.events import Envelope
 from app.domain.registration import Outcome
 from app.domain.results import Result
-from pqs_client.connection import JSON, NDJSON, PASSING, Connection, Retry, decode, read
+from pqs_client.connection import JSON, NDJSON, PASSING_STATUSES, Caller, Retry, decode, read
 from pqs_client.problems import (
     ClientError,
     ConnectionFailedError,
@@ -47,8 +47,8 @@ class SentLines(msgspec.Struct, frozen=True):
 class Events:
     """Calls that take events in. `correlation_id` is stored with events that have none of their own."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     async def send(self, event: AnyEvent, *, dry_run: bool = False, correlation_id: UUID | None = None) -> Result:
         """What became of one event: applied, ignored, duplicate or stale. With `dry_run` nothing is written.
@@ -112,7 +112,7 @@ class Events:
                 if isinstance(error, InterruptedStreamError) and error.committed_lines > committed:
                     committed, failures = error.committed_lines, 0
                 failures += 1
-                await self._connection.sleep(pause(error, failures, committed))
+                await self._caller.sleep(pause(error, failures, committed))
                 repeated = True
                 continue
             known = (Outcome.DUPLICATE, Outcome.STALE)
@@ -127,13 +127,13 @@ class Events:
         return results
 
     def _pause(self, error: ClientError, failures: int, _committed: int) -> float:
-        retry = self._connection.retry
+        retry = self._caller.retry
         passing = isinstance(error, ConnectionFailedError) or (
-            isinstance(error, ProblemError) and error.status in PASSING
+            isinstance(error, ProblemError) and error.status in PASSING_STATUSES
         )
         if not passing or failures >= retry.attempts:
             raise error
-        return self._connection.wait(error, failures, retry)
+        return self._caller.wait(error, failures, retry)
 
     async def _read_results(
         self,
@@ -146,9 +146,7 @@ class Events:
         """Send lines, hand on each result as it comes, and return the summary, which is the last line."""
         headers = _headers(NDJSON, correlation_id)
         summary: StreamSummary | None = None
-        stream = self._connection.stream(
-            "POST", PATH, repeatable=False, headers=headers, content=content, retry=retry
-        )
+        stream = self._caller.stream("POST", PATH, repeatable=False, headers=headers, content=content, retry=retry)
         async with stream as lines:
             async for line in lines:
                 said = decode(line, _Line)
@@ -161,7 +159,7 @@ class Events:
         return summary
 
     async def _post(self, content: bytes, answer: type[T], *, dry_run: bool, correlation_id: UUID | None) -> T:
-        response = await self._connection.call(
+        response = await self._caller.call(
             "POST",
             PATH,
             params={"dry_run": True} if dry_run else None,
