@@ -28,7 +28,7 @@ $(VENV)/service: $(VENV)/serving pyproject.toml
 	@$(PIP_INSTALL) --quiet --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/ready: $(VENV)/service requirements/dev.txt
+$(VENV)/ready: requirements/dev.txt | $(VENV)/service
 	@echo "Installing the packages that tests and checks need on top: $$(grep -c == requirements/dev.txt) in all."
 	@$(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
