@@ -1,6 +1,6 @@
 """What the service answers: encoded from these types, described by them in OpenAPI, and decoded by the client.
 
-Fields that a later release adds are passed over by the clients of this one.
+Clients of this release ignore fields that a later release adds.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""How a call is made: sent, sent again where that is safe, and its answer read."""
+"""Calls: sent, repeated where that is safe, and their answers read."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ JSON = "application/json"
 NDJSON = "application/x-ndjson"
 KEEP_IDLE = 15.0  # seconds that an idle connection is kept: less than the service does, so that it is not cut in use
 
-# Errors that pass, the service's own and those of what may stand before it.
+# Statuses of errors that pass, from the service or from a proxy in front of it.
 PASSING_STATUSES = frozenset({429, 502, 503, 504})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
@@ -26,11 +26,11 @@ Parameters = Mapping[str, object]
 
 
 class Retry(Struct, frozen=True, kw_only=True):
-    """How often a call is sent again, and how long is waited before it; times are in seconds.
+    """How often a call is repeated, and how long it waits before each attempt; times are in seconds.
 
     The wait after the n-th failure is drawn evenly from 0 to `base` * 2^(n-1), at most `cap` ("full jitter": M.
-    Brooker, Exponential Backoff And Jitter, 2015), so that clients which failed together do not come again together.
-    Where the service says `Retry-After`, that comes on top.
+    Brooker, Exponential Backoff And Jitter, 2015), so that clients that failed together do not retry together. The
+    seconds in the service's `Retry-After` come on top.
     """
 
     attempts: int = 5  # of one call, the first included
@@ -39,12 +39,12 @@ class Retry(Struct, frozen=True, kw_only=True):
     total: float = 30.0  # of one call from its beginning to its end, attempts and waits together
 
     def longest_wait(self, failures: int) -> float:
-        """The bound of the wait after so many failures in a row."""
+        """The upper bound of the wait after this many failures in a row."""
         return min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
 
 
 class Caller:
-    """Makes calls. Every one ends: in an answer, or in a ClientError.
+    """Makes calls. Each ends in an answer or in a ClientError.
 
     A call is sent again only where that is safe: where it never went out (no connection was made), or where it says
     itself that it is `repeatable`, and failed in passing (the connection broke, a time-out, or one of
@@ -69,7 +69,7 @@ class Caller:
     async def get(
         self, path: str, answer: type[T], params: Parameters | None = None, *, retry: Retry | None = None
     ) -> T:
-        """What is at `path`."""
+        """Read the answer to a GET of `path`."""
         return read(await self.call("GET", path, params=params, retry=retry), answer)
 
     async def call(
@@ -83,7 +83,7 @@ class Caller:
         content: bytes | None = None,
         retry: Retry | None = None,
     ) -> httpx.Response:
-        """The answer, read to its end, within the total time of `retry`."""
+        """The answer, read to its end. All attempts together take at most `retry.total` seconds."""
         retry = retry or self.retry
         sent = False
 
@@ -113,7 +113,7 @@ class Caller:
         content: bytes | AsyncIterator[bytes] | None = None,
         retry: Retry | None = None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The lines of an answer as they arrive. It is sent again only until the answer begins; no total time."""
+        """The lines of an answer as they arrive. The call is repeated only until its answer begins; no total time."""
 
         async def once() -> httpx.Response:
             return await self._send(self._request(method, path, params, headers, content), stream=True)
@@ -208,12 +208,12 @@ class Caller:
 
 
 def read(response: httpx.Response, answer: type[T]) -> T:
-    """The body of an answer that is no error. Raises UnexpectedAnswerError when it is none of `answer`."""
+    """Decode the body of a successful answer. Raises UnexpectedAnswerError when it is not an `answer`."""
     return decode(response.content, answer, response.status_code)
 
 
 def decode(body: bytes, answer: type[T], status: int = 200) -> T:
-    """A body, or a line of it. Raises UnexpectedAnswerError when it is none of `answer`."""
+    """Decode a body, or a line of one. Raises UnexpectedAnswerError when it is not an `answer`."""
     try:
         return msgspec.json.decode(body, type=answer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

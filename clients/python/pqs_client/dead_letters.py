@@ -1,7 +1,7 @@
-"""Dead letters: messages that could not be taken in, or sent; to be looked at, tried again, or removed.
+"""Dead letters: messages that could not be taken in, or sent. List, retry or remove them.
 
-A retry and a removal take the letter away: sent again, they would find none. So neither is sent again once it has
-gone out: a ConnectionFailedError says whether it is `perhaps_done`, and the list whether it is.
+A retry and a removal take the letter away; a repeat would not find it. So the client does not repeat them once they
+went out: a ConnectionFailedError says that it is `perhaps_done`, and the list shows whether it is.
 """
 
 from collections.abc import AsyncGenerator

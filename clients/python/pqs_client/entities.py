@@ -1,4 +1,4 @@
-"""What the service knows of entities: one, several, all of them, how many, and which are overdue."""
+"""Reads of entities: one, several, all, their number by state, and the overdue ones."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime
@@ -24,8 +24,8 @@ class Entities:
     ) -> Registration:
         """The whole row. Raises NotFoundError.
 
-        `known` is the row as it was read before: when it still stands at that version, only that is said (304), and
-        `known` is returned itself.
+        `known` is the row as it was read before. While its version is unchanged, the service answers 304 without a
+        body, and `known` itself is returned.
         """
         headers = {} if known is None else {"If-None-Match": f'"{known.version}"'}
         path = f"/v1/entities/{entity_id}"
@@ -33,7 +33,7 @@ class Entities:
         return known if known is not None and response.status_code == 304 else read(response, Registration)
 
     async def state(self, entity_id: UUID, *, domain: str = DEFAULT_DOMAIN) -> RegistrationState:
-        """The state alone. Raises NotFoundError."""
+        """Only the state. Raises NotFoundError."""
         path = f"/v1/entities/{entity_id}/state"
         return (await self._caller.get(path, EntityState, {"domain": domain})).current_state
 
@@ -92,7 +92,7 @@ class Entities:
         """The same entities one by one, from one long answer: the fastest way to read many, in flat memory.
 
         Raises ConnectionFailedError when the answer breaks off; it is never cut short silently. Whoever leaves the
-        loop early closes it (`contextlib.aclosing`): until then it holds a connection.
+        loop early must close it (`contextlib.aclosing`): until then it holds a connection.
         """
         params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
         headers = {"Accept": NDJSON}
@@ -102,7 +102,7 @@ class Entities:
 
 
 class OverdueScans:
-    """Scans for deadlines that have passed and whose time-out is not out, oldest first. They are repeatable.
+    """Scans for passed deadlines whose timeout event was not emitted, oldest first. They are repeatable.
 
     `as_of` is the moment to ask about, by default the database's clock; the first page fixes it for all pages.
     """
@@ -129,14 +129,14 @@ class OverdueScans:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> AsyncGenerator[OverduePage, None]:
-        """Nodes that were not heard of in time, page by page; `cursor` begins further on."""
+        """Nodes whose heartbeat did not arrive in time, page by page; `cursor` begins further on."""
         return self._scan("/v1/overdue/liveness", domain, as_of, limit, cursor)
 
     async def _scan(
         self, path: str, domain: str, as_of: datetime | None, limit: int | None, cursor: str | None
     ) -> AsyncGenerator[OverduePage, None]:
         while True:
-            # A cursor has the moment in it.
+            # A cursor contains the moment.
             moment = as_of if cursor is None else None
             params = {"domain": domain, "as_of": moment, "limit": limit, "cursor": cursor}
             page = await self._caller.get(path, OverduePage, params)

@@ -1,7 +1,7 @@
 """Events in: one, an array, or a stream of lines.
 
-Events are idempotent by their position: one that is in already answers `duplicate` or `stale` and changes nothing. So
-one event and an array are sent again when no answer came; after that an outcome says what the last attempt found.
+Events are idempotent by their position: the service answers `duplicate` or `stale` to one that it has, and changes
+nothing. So the client repeats one event and an array when no answer came; the outcome is that of the last attempt.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ class SentLines(msgspec.Struct, frozen=True):
 
 
 class Events:
-    """Calls that take events in. `correlation_id` is stored with events that have none of their own."""
+    """Calls that send events. The service stores `correlation_id` with events that have none of their own."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -79,8 +79,8 @@ class Events:
         """Send events as lines, any number of them, in flat memory, and return how many had which outcome.
 
         They are taken in in the order given, in chunks that commit one by one. `on_line` is called, once all is in,
-        for each line that was not applied. What `events` has given away cannot be asked for again: so a stream is
-        not sent again by itself. It raises InterruptedStreamError (the first `committed_lines` are in) or
+        for each line that was not applied. The client cannot ask `events` for the same events again, so it does not
+        repeat a stream. It raises InterruptedStreamError (the first `committed_lines` are in) or
         ConnectionFailedError; send the same events again from the beginning, or from any line that is known to be in.
         """
         return await self._read_results(_pieces(events), on_line, correlation_id)

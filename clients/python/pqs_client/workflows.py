@@ -1,7 +1,8 @@
-"""Workflow state, changed by compare-and-swap: whoever commits says which version that builds on.
+"""Workflow state, changed by compare-and-swap: each commit names the version that it builds on.
 
-A commit that has an action id (`action_id` in its provenance) is applied once, however often it is sent: it is sent
-again when no answer came. One without is not: it may have been applied, and would then fail, or be applied, twice.
+A commit with an action id (`action_id` in its provenance) is applied once, however often it is sent, so the client
+repeats it when no answer came. The client does not repeat a commit without one: the first may have been applied, and
+the second would fail, or be applied as well.
 """
 
 import asyncio
@@ -42,8 +43,8 @@ class Workflows:
     async def get(self, key: str, *, known: Workflow | None = None) -> Workflow:
         """The row. Raises NotFoundError.
 
-        `known` is the row as it was read before: when it still stands at that version, only that is said (304), and
-        `known` is returned itself.
+        `known` is the row as it was read before. While its version is unchanged, the service answers 304 without a
+        body, and `known` itself is returned.
         """
         headers = {} if known is None else {"If-None-Match": f'"{known.version}"'}
         response = await self._caller.call("GET", _path(key), headers=headers)
