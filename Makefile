@@ -11,16 +11,29 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the commands
 	@grep -hE '^[a-z.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-deps
+
 $(VENV): $(VENV)/ready ## make the virtual environment, everything in it pinned by hash
 
-$(VENV)/ready: requirements/dev.txt pyproject.toml
+# Two sets: serving needs half of the space that tests and checks need. pip shows its progress.
+$(VENV)/serving: requirements/embedded.txt requirements/build.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12 …" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "Installing the packages that serving needs into $(VENV), once: $$(grep -c == requirements/embedded.txt) of them."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP_INSTALL) --require-hashes -r requirements/build.txt -r requirements/embedded.txt
 	@touch $@
 
-serve: $(VENV) ## run the service and its own PostgreSQL on 127.0.0.1:8000
+# The service itself, as it stands in this folder. Made anew where the options of the package change.
+$(VENV)/service: $(VENV)/serving pyproject.toml
+	@$(PIP_INSTALL) --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/ready: requirements/dev.txt | $(VENV)/service
+	@echo "Installing the packages that tests and checks need on top: $$(grep -c == requirements/dev.txt) in all."
+	@$(PIP_INSTALL) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+serve: $(VENV)/service ## run the service and its own PostgreSQL on 127.0.0.1:8000
 	@exec $(BIN)/pqs serve
 
 kafka: ## run an Apache Kafka on 127.0.0.1:9092, where Java 17 and Maven are
@@ -30,9 +43,10 @@ test: $(VENV) ## run the whole suite against a real PostgreSQL of its own
 	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=100
 
-check: $(VENV) ## format, lint, types, import directions, dead code
+check: $(VENV) ## format, lint, spelling, types, import directions, dead code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/vulture

@@ -5,12 +5,12 @@ import threading
 import time
 from functools import partial
 
-from app.client import Client
 from benchmarks.bench import MAIN, Bench
 from benchmarks.contenders import serving
 from benchmarks.load import pgbench, wrk
 from benchmarks.machine import BenchmarkError
 from benchmarks.report import Row, compared
+from pqs_client import Client
 
 CONNECTIONS = 32
 PGBENCH_CLIENTS = 8

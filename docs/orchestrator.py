@@ -7,8 +7,7 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
-from app.client import Client, State
-from app.domain.states import RegistrationState
+from pqs_client import Client, RegistrationState, State
 
 STEPS = [(0, "remind"), (60, "tell an operator"), (600, "give up")]  # from so many seconds overdue on
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from app.cli import COMMANDS
 from app.cli import pqs as commands
 from app.embedded.postgres import binary, running_url
 from app.settings import Settings
@@ -59,10 +60,11 @@ def test_alone_it_shows_what_there_is() -> None:
         assert f"\n  {name} " in run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("name", sorted(commands.commands))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_and_option_has_help(name: str) -> None:
     """Each command says what it does, and so does each of its options."""
-    command = commands.commands[name]
+    command = commands.get_command(click.Context(commands), name)
+    assert command is not None
     assert command.help
     for option in options(command):
         assert option.help, option.name
@@ -420,3 +422,64 @@ def test_intents_shows_who_carries_out_what(options: list[str], consul: str) -> 
         f"consul.register               {consul}",
         f"consul.deregister             {consul}",
     ]
+
+
+# --- What help and completion take ---------------------------------------------------------------------------------
+
+MODULES = """
+import sys
+sys.argv[0] = "pqs"
+from app.cli import pqs
+try:
+    pqs()
+except SystemExit:
+    pass
+print("modules:", *sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        (["--help"], {}),
+        ([], {"_PQS_COMPLETE": "bash_source"}),
+        ([], {"_PQS_COMPLETE": "bash_complete", "COMP_WORDS": "pqs re", "COMP_CWORD": "1"}),
+    ],
+    ids=["help", "completion script", "completion of a command"],
+)
+def test_help_and_completion_import_no_command(arguments: list[str], more: dict[str, str]) -> None:
+    """Of this project they import the command's own package alone, and little beside click."""
+
+    def imported(*command: str) -> set[str]:
+        run = subprocess.run(
+            [sys.executable, "-c", *command],
+            env=environment() | more,
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=30,
+        )
+        assert run.stderr == ""
+        return set(run.stdout.rpartition("modules: ")[2].split())
+
+    click_alone = imported('import click, sys; print("modules:", *sys.modules)')
+    taken = imported(MODULES, *arguments)
+    assert {name for name in taken if name.startswith("app")} <= {"app", "app.cli", "app.cli.completion"}
+    assert len(taken - click_alone) < 40
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_summary_is_the_first_sentence_of_the_commands_help(name: str) -> None:
+    """The lines of `pqs --help`, which imports no command, are what the commands say themselves."""
+    command = commands.get_command(click.Context(commands), name)
+    assert command is not None
+    assert command.help is not None
+    assert " ".join(command.help.partition("\n\n")[0].split()) == COMMANDS[name].summary
+    assert command.name == name
+
+
+def test_unknown_command_is_a_usage_error() -> None:
+    """A name that is not a command's ends with status 2."""
+    run = CliRunner().invoke(commands, ["sevre"])
+    assert run.exit_code == 2
+    assert "No such command 'sevre'" in run.output

@@ -19,7 +19,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import UNSET
 
 from app.domain.events import Envelope
 from app.domain.registration import Outcome, Timing
@@ -118,7 +117,7 @@ async def test_one_pass_counts_what_follows_from_a_trigger_in_its_place(
     versions = Counter[str]()
     for event in in_domain(log, domain):
         [result] = await projector.persist([event])
-        followed = [] if result.events is UNSET else result.events
+        followed = result.events or []
         versions[str(event.entity_id)] += max(1, len(followed))
         assert result.version == versions[str(event.entity_id)]
     after = {key: msgspec.json.decode(row) for key, row in (await rows(database, kind, domain)).items()}

@@ -25,11 +25,17 @@ import pytest
 import uvicorn
 from click.testing import CliRunner, Result
 
-from app import load, main
+from app import main
+from app.answers import LineResult
 from app.api.context import App, Message, Receive, Scope, Send
 from app.cli import pqs
 from app.errors import StartError
-from app.load import Early, Line, Loader, Progress, Refused, Source, Verdict, chunks, service_url, summary
+from app.load import progress, service_url
+from app.load import source as sources
+from app.load.early import Early, Refused
+from app.load.loader import Loader
+from app.load.progress import Progress, summary
+from app.load.source import Line, Source, chunks
 from app.settings import Settings
 from tests import processes
 from tests.making import Json, event_json, life, node
@@ -168,15 +174,19 @@ def service(settings: Settings) -> App:
 def run(*arguments: str | Path) -> Result:
     """`pqs load` in this process, without the lines of progress that there are on a slow machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "PLAIN_LINE", 3600.0)
+        patch.setattr(progress, "PLAIN_LINE", 3600.0)
         return CliRunner().invoke(pqs, ["load", *map(str, arguments)])
 
 
 @contextmanager
 def loading(url: str, **options: Callable[[float], None]) -> Iterator[Loader]:
     """A loader of its own, that does not wait unless told."""
-    with load._client(url) as client:
-        yield Loader(client, wait=options.get("wait", lambda _seconds: None))
+    note: Callable[[float], None] = options.get("wait", lambda _seconds: None)
+
+    async def wait(seconds: float) -> None:
+        note(seconds)
+
+    yield Loader(url, wait=wait)
 
 
 def written(path: Path, lines: list[bytes]) -> Path:
@@ -247,7 +257,7 @@ def test_lines_keep_their_numbers(
     content: bytes, lines: list[tuple[int, bytes | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blank lines are skipped and counted, a last line needs no end, and one over the limit has no content."""
-    monkeypatch.setattr(load, "MAX_LINE", 8)
+    monkeypatch.setattr(sources, "MAX_LINE", 8)
     file = tmp_path / "events"
     file.write_bytes(content)
     with closing(Source(str(file))) as source:
@@ -323,8 +333,8 @@ def test_unreadable_file_is_named(name: str, content: bytes | None, reason: str,
 )
 def test_requests_are_bounded(sizes: list[int | None], expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A request ends at its number of lines or of bytes, and every line is in one, in order."""
-    monkeypatch.setattr(load, "CHUNK_LINES", 4)
-    monkeypatch.setattr(load, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(sources, "CHUNK_LINES", 4)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 100)
     lines = [Line(number, None if size is None else b"x" * size) for number, size in enumerate(sizes)]
     requests = list(chunks(lines))
     assert [len(request) for request in requests] == expected
@@ -335,7 +345,7 @@ def test_requests_are_bounded(sizes: list[int | None], expected: list[int], monk
 def test_early_lines_wait_in_order(seed: int) -> None:
     """Early lines come back by domain, entity and position, whole, with their numbers in the input."""
     places = [
-        (domain, str(node(number)), position)
+        (domain, node(number), position)
         for domain in ("a", "b")
         for number in range(3)
         for position in (1, 2, 10, 2**63 - 1)
@@ -347,7 +357,7 @@ def test_early_lines_wait_in_order(seed: int) -> None:
         for number, (domain, entity, position) in sent:
             place = {"partition": "p", "offset": position} if domain == "a" else {"sequence": position}
             content = json.dumps({"n": number, "position": place}).encode() + b"\n"
-            early.add(Line(number, content), Verdict(outcome="early", domain=domain, entity_id=entity))
+            early.add(Line(number, content), LineResult(line=1, outcome="early", domain=domain, entity_id=entity))
         came = list(early.in_order())
         assert len(early) == len(places)
     numbers = {place: number for number, place in sent}
@@ -359,7 +369,10 @@ def test_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the temporary file cannot take the early lines, the load ends with a message."""
     monkeypatch.setattr(tempfile, "TemporaryFile", partial(Path("/dev/full").open, "wb"))
     early = Early()
-    early.add(Line(1, b'{"position": {"sequence": 2}}\n'), Verdict(outcome="early", domain="a", entity_id="b"))
+    early.add(
+        Line(1, b'{"position": {"sequence": 2}}\n'),
+        LineResult(line=1, outcome="early", domain="a", entity_id=node(1)),
+    )
     with closing(early), pytest.raises(StartError, match="No space left on device"):
         list(early.in_order())
 
@@ -535,7 +548,7 @@ def test_invalid_and_conflicting_lines_are_listed(
     service: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines that can't be taken in are listed by their number in the input, in whatever request they were."""
-    monkeypatch.setattr(load, "CHUNK_LINES", 3)
+    monkeypatch.setattr(sources, "CHUNK_LINES", 3)
     begins = event_json("registration.initiated", 1)
     other = event_json("registration.initiated", 1, event_id=str(node(9)))
     lines = [
@@ -657,7 +670,7 @@ def test_other_servers_are_not_believed(body: bytes, tmp_path: Path) -> None:
 
 def test_503_is_waited_for(service: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that was refused in passing is sent again after Retry-After, and every count is right."""
-    monkeypatch.setattr(load, "CHUNK_LINES", 2)
+    monkeypatch.setattr(sources, "CHUNK_LINES", 2)
     waits: list[float] = []
     door = Door(service, service, unavailable(retry_after=3), unavailable(retry_after=3600))
     with serving(door) as url, loading(url, wait=waits.append) as loader:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -96,8 +95,6 @@ def run_example(address: str) -> None:
     """Run the README's Python example against the service at `address`, and compare what it prints."""
     [(program, shown)] = EXAMPLE.findall(README.read_text(encoding="utf-8"))
     program = program.replace("127.0.0.1:8000", address)
-    if find_spec("pqs_client") is None:  # until the package of that name is here
-        program = program.replace("from pqs_client import", "from app.client import")
     run = subprocess.run(
         [sys.executable, "-"], input=program, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
     )

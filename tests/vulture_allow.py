@@ -1,9 +1,7 @@
 """What is used from outside the code that vulture sees, and why."""
 
-from app import main, settings
-from app.api import bodies, schemas, workflows
-from app.client.entities import Entities, Overdue
-from app.client.events import Events
+from app import answers, main, settings
+from app.api import bodies, workflows
 from app.domain import events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
@@ -11,6 +9,8 @@ from app.outbound import kafka, postgres
 from app.runtime import protocol
 from app.store import tables
 from app.wire import envelopes
+from pqs_client.entities import Entities, OverdueScans
+from pqs_client.events import Events
 
 _used_from_outside: list[object] = [
     # uvicorn imports it by name.
@@ -29,8 +29,8 @@ _used_from_outside: list[object] = [
     RegistrationState.can_retry,
     # Calls of the Python client.
     Entities.lookup,
-    Overdue.ack,
-    Overdue.liveness,
+    OverdueScans.ack,
+    OverdueScans.liveness,
     Events.send_all,
     # Contract: the intents of the database.
     postgres.upsert_registration,
@@ -63,9 +63,9 @@ _used_from_outside: list[object] = [
     Provenance.effect_id,
     tables.Watermark.caught_up_at,
     # Fields of answers: encoded, never read.
-    schemas.OverdueRegistration.overdue_seconds,
-    schemas.Summary.applied,
-    schemas.Summary.ignored,
-    schemas.Summary.duplicate,
-    schemas.StreamSummary.invalid,
+    answers.OverdueRegistration.overdue_seconds,
+    answers.Summary.applied,
+    answers.Summary.ignored,
+    answers.Summary.duplicate,
+    answers.StreamSummary.invalid,
 ]

@@ -4,10 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.answers import StateCounts
 from app.api.bodies import JSON
 from app.api.openapi.operations import operation
-from app.api.schemas import DomainQuery, StateCounts, encode
+from app.api.schemas import DomainQuery, encode
 from app.api.service import service_of
+from app.domain.states import RegistrationState
 from app.store.registrations import REGISTRATIONS
 
 router = APIRouter(tags=["counts"])
@@ -22,5 +24,6 @@ router = APIRouter(tags=["counts"])
 async def count_states(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer a number for each of the eight states, the empty ones included, and their sum."""
     counts = await service_of(request).scans.read(REGISTRATIONS.counts.count_by_state, query.domain)
-    answer = StateCounts(query.domain, {str(state): n for state, n in counts.items()}, sum(counts.values()))
+    by_state = {RegistrationState(state): n for state, n in counts.items()}
+    answer = StateCounts(query.domain, by_state, sum(counts.values()))
     return Response(encode(answer), media_type=JSON)

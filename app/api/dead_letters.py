@@ -6,14 +6,15 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from app.answers import DeadLetterPage, DeadMessage, Header
 from app.api.bodies import JSON
 from app.api.events import KEPT_OUT, render_one
 from app.api.openapi.operations import operation, removal_operation, retry_operation
 from app.api.pages import next_link, read_cursor, write_cursor
-from app.api.schemas import DeadLetterPage, DeadMessage, Header, NoQuery, RowsQuery, encode
+from app.api.schemas import NoQuery, RowsQuery, encode
 from app.api.service import service_of
-from app.domain.folding import Result
 from app.domain.positions import MAX_NUMBER
+from app.domain.results import Result
 from app.errors import NotFoundError
 from app.outbound.requeue import requeue
 from app.store import dead_letters

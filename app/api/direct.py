@@ -26,10 +26,11 @@ from uuid import UUID
 import msgspec
 from fastapi import Response
 
+from app.answers import Problem
 from app.api import context, entities, events, problems, workflows
 from app.api.bodies import JSON
 from app.api.context import App, Headers, Receive, Scope, Send
-from app.api.schemas import Problem, encode
+from app.api.schemas import encode
 from app.api.service import Service
 from app.domain.events import DEFAULT_DOMAIN
 from app.errors import InvalidInputError, UnavailableError

@@ -8,21 +8,13 @@ import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.answers import EntityPage, EntityState, LookupAnswer
 from app.api.bodies import JSON, NDJSON, TEXT, json_answer, media_type, read_body
 from app.api.context import Headers
 from app.api.negotiation import etag_of, preferred, unchanged
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
-from app.api.schemas import (
-    MAX_LIMIT,
-    DomainQuery,
-    EntityPage,
-    EntityQuery,
-    EntityState,
-    Lookup,
-    LookupAnswer,
-    encode,
-)
+from app.api.schemas import MAX_LIMIT, DomainQuery, EntityQuery, Lookup, encode
 from app.api.service import Service, service_of
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError

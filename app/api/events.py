@@ -10,15 +10,16 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.answers import INVALID, BatchAnswer, StreamSummary, Summary
 from app.api.bodies import JSON, NDJSON, json_answer, media_type, read_body
 from app.api.context import given_correlation_id
 from app.api.openapi.operations import events_operation
 from app.api.problems import order_problem
-from app.api.schemas import EventsQuery, StreamSummary, Summary, encode
+from app.api.schemas import EventsQuery, encode
 from app.api.service import Service, service_of
 from app.domain.events import Event
-from app.domain.folding import Result
 from app.domain.registration import Outcome
+from app.domain.results import Result
 from app.errors import Fault, InvalidInputError, RefusedValuesError
 from app.inbound.lines import Outcomes, Report, take_lines
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
@@ -89,8 +90,9 @@ async def _answer_many(service: Service, events: list[Event], *, dry_run: bool) 
         results = await service.projector.foresee(events, by_position=True)
     else:
         results = await _take(service, events)
-    summary = Summary(received=len(events), **Counter(str(result.outcome) for result in results))
-    return Response(encode({"summary": summary, "results": results}), media_type=JSON)
+    counts = Counter(result.outcome for result in results)
+    summary = Summary(received=len(events), **{str(outcome): counts[outcome] for outcome in Outcome})
+    return Response(encode(BatchAnswer(summary, results)), media_type=JSON)
 
 
 def read_one(body: bytes, correlation_id: UUID | None) -> Event:
@@ -170,20 +172,19 @@ class _StreamAnswer(Report):
         if isinstance(outcome, Result):
             self._counts[outcome.outcome] += 1
             if outcome.outcome is not Outcome.APPLIED:
-                fields = msgspec.structs.asdict(outcome).items()
-                told = {name: value for name, value in fields if value is not msgspec.UNSET}
-                self._write({"line": number, **told})
+                self._write({"line": number, **msgspec.to_builtins(outcome)})
             return
         if isinstance(outcome, list):
             self._service.metrics.events("invalid", 1)
         errors = outcome if isinstance(outcome, list) else [Fault("#", str(outcome))]
-        self._counts["invalid"] += 1
-        self._write({"line": number, "outcome": "invalid", "errors": errors})
+        self._counts[INVALID] += 1
+        self._write({"line": number, "outcome": INVALID, "errors": errors})
 
     async def contents(self) -> AsyncIterator[bytes]:
         """The lines and the summary, in pieces. The file is closed, and so removed, at the end."""
         with self._file:
-            self._write({"summary": StreamSummary(received=self._counts.total(), **self._counts)})
+            counts = {name: self._counts[name] for name in (*Outcome, INVALID)}
+            self._write({"summary": StreamSummary(received=self._counts.total(), **counts)})
             self._file.seek(0)
             while piece := self._file.read(64 * 1024):
                 yield piece

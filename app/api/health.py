@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.answers import Health, Ready
 from app.api.bodies import JSON
 from app.api.openapi.operations import metrics_operation, operation
-from app.api.schemas import Health, NoQuery, Ready, encode
+from app.api.schemas import NoQuery, encode
 from app.api.service import service_of
 from app.runtime import metrics
 from app.runtime.metrics import read_kept

@@ -8,10 +8,11 @@ from uuid import UUID
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
+from app.answers import OverduePage, OverdueRegistration
 from app.api.bodies import JSON
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
-from app.api.schemas import OverduePage, OverdueQuery, OverdueRegistration, encode
+from app.api.schemas import OverdueQuery, encode
 from app.api.service import service_of
 from app.domain.decider import Deadline
 from app.domain.events import Time

@@ -14,10 +14,11 @@ from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from app.answers import ActionProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 from app.api.negotiation import etag_of
-from app.api.schemas import ActionProblem, InterruptedProblem, OrderProblem, Problem, StateProblem, encode
-from app.domain.folding import Result
+from app.api.schemas import encode
 from app.domain.registration import Outcome
+from app.domain.results import Result
 from app.domain.workflows import StateConflict
 from app.errors import (
     ActionConflictError,

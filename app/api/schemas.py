@@ -1,22 +1,16 @@
-"""What is asked and answered. The answers are encoded from these types, and OpenAPI is written from them."""
+"""What is asked: query parameters and bodies. What is answered is in `app/answers.py`."""
 
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.domain.events import DEFAULT_DOMAIN, Time
-from app.domain.folding import Followed
-from app.domain.positions import Position
-from app.domain.registration import Outcome, Registration
 from app.domain.states import RegistrationState
-from app.domain.workflows import MAX_STATE, SchemaVersion, State, Workflow
-from app.errors import Fault
-from app.store.dead_letters import Source
-from app.store.watermarks import Watermark
+from app.domain.workflows import MAX_STATE, SchemaVersion, State
 from app.wire.events import EARLIEST, LATEST
 
 MAX_LIMIT = 1000  # rows in a page
@@ -163,203 +157,6 @@ class WorkflowCommit(Struct, forbid_unknown_fields=True):
     state: Annotated[State, Meta(description=f"At most {MAX_STATE:,} bytes as compact JSON.")]
     provenance: Annotated[dict[str, object], Meta(extra_json_schema={"$ref": "#/components/schemas/Provenance"})]
     schema_version: SchemaVersion = 1
-
-
-# --- Answers -------------------------------------------------------------------------------------------------------
-
-
-class EntityState(Struct, frozen=True):
-    """The state of one entity."""
-
-    entity_id: UUID
-    domain: str
-    current_state: RegistrationState
-
-
-class LookupAnswer(Struct, frozen=True):
-    """The registrations that were found, in the order asked, and the ids that have none."""
-
-    items: list[Registration]
-    missing: list[UUID]
-
-
-class EntityPage(Struct, frozen=True):
-    """A page of registrations, and the cursor of the next one, null on the last."""
-
-    items: list[Registration]
-    next_cursor: str | None
-
-
-class StateCounts(Struct, frozen=True):
-    """How many entities of a domain are in each state."""
-
-    domain: str
-    counts: dict[str, int]
-    total: int
-
-
-class OverdueRegistration(Registration, frozen=True):
-    """A registration, and for how many seconds its deadline had passed at `as_of`."""
-
-    overdue_seconds: float
-
-
-class OverduePage(Struct, frozen=True):
-    """A page of overdue registrations, oldest deadline first; `next_deadline` is the earliest one still to come."""
-
-    as_of: Time
-    items: list[OverdueRegistration]
-    next_cursor: str | None
-    next_deadline: Time | None
-
-
-class Summary(Struct, frozen=True):
-    """How many events of an array had which outcome."""
-
-    received: int = 0
-    applied: int = 0
-    ignored: int = 0
-    duplicate: int = 0
-    stale: int = 0
-    early: int = 0
-    conflict: int = 0
-
-
-class StreamSummary(Summary, frozen=True):
-    """How many lines of a stream had which outcome; `received` counts the lines that were not blank."""
-
-    invalid: int = 0
-
-
-class Health(Struct, frozen=True):
-    """The process is up, or the service is ready."""
-
-    status: str
-
-
-class Ready(Health, frozen=True):
-    """The database answers, and its schema is the expected one."""
-
-    revision: str
-
-
-class WorkflowPage(Struct, frozen=True):
-    """A page of workflows, oldest change first, and the cursor of the next one, null on the last."""
-
-    items: list[Workflow]
-    next_cursor: str | None
-
-
-class WatermarkList(Struct, frozen=True):
-    """How far each partition is read."""
-
-    items: list[Watermark]
-
-
-class Header(Struct, frozen=True):
-    """A header of a message: its value as text, or in base64 where it is none."""
-
-    name: str
-    value: str | None
-    value_base64: str | None
-
-
-class DeadMessage(Struct, frozen=True):
-    """A message that could not be taken in, or sent, and why.
-
-    `source` is `consumer`, or `relay` for one that was to go out, which has no partition and offset. Key and value
-    are there as text, or in base64 where they are none.
-    """
-
-    id: int
-    source: Source
-    topic: str
-    partition: int | None
-    offset: int | None
-    error: str
-    created_at: Time
-    key: str | None
-    key_base64: str | None
-    value: str | None
-    value_base64: str | None
-    headers: list[Header]
-
-
-class DeadLetterPage(Struct, frozen=True):
-    """A page of dead letters, oldest first, and the cursor of the next one, null on the last."""
-
-    items: list[DeadMessage]
-    next_cursor: str | None
-
-
-class Problem(Struct, frozen=True, omit_defaults=True):
-    """What went wrong (RFC 9457). `errors` says what is wrong with an input, and where."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    errors: list[Fault] | None = None
-
-
-class OrderProblem(Struct, frozen=True):
-    """An event that its position keeps out, for now (early) or for good (conflict), as a problem (RFC 9457)."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    event_id: UUID
-    outcome: Outcome
-    reason: str | None
-    entity_id: UUID
-    domain: str
-    current_state: RegistrationState | None
-    version: int | None
-    stands_at: Position | None
-    events: list[Followed] | UnsetType = UNSET
-
-
-class InterruptedProblem(Struct, frozen=True):
-    """The database failed in the middle of a stream, as a problem (RFC 9457): send the lines after these again."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    committed_lines: int
-
-
-class StateProblem(Struct, frozen=True):
-    """A workflow that is not at the version that a commit builds on, as a problem (RFC 9457).
-
-    `expected_version` is the one that `If-Match` names, null where it names none or several; `actual_version` and
-    `current` are null when there is no row.
-    """
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    expected_version: int | None
-    actual_version: int | None
-    current: Workflow | None
-
-
-class ActionProblem(Struct, frozen=True):
-    """An action that was applied before, as `version`, and with another state, as a problem (RFC 9457)."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    action_id: str
-    version: int
 
 
 encode = msgspec.json.encode

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.answers import WatermarkList
 from app.api.bodies import JSON
 from app.api.openapi.operations import operation
-from app.api.schemas import NoQuery, WatermarkList, encode
+from app.api.schemas import NoQuery, encode
 from app.api.service import service_of
 from app.store import watermarks
 

@@ -8,13 +8,14 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
+from app.answers import WorkflowPage
 from app.api.bodies import JSON, json_answer, media_type, read_body
 from app.api.context import Headers
 from app.api.negotiation import Conditions, etag_of, unchanged
 from app.api.openapi.operations import commit_operation, operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.problems import state_problem
-from app.api.schemas import NoQuery, WorkflowCommit, WorkflowPage, WorkflowQuery, encode
+from app.api.schemas import NoQuery, WorkflowCommit, WorkflowQuery, encode
 from app.api.service import Service, service_of
 from app.domain.events import Time
 from app.domain.positions import MAX_NUMBER

@@ -3,46 +3,16 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, assert_never
-from uuid import UUID
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
 from app.domain.decider import Decision
 from app.domain.events import Envelope, Key
-from app.domain.positions import Comparison, Position, compare, in_order
+from app.domain.positions import Comparison, compare, in_order
 from app.domain.projection import Projection
 from app.domain.registration import Ignored, Outcome, R, Timing
+from app.domain.results import Followed, Result
 from app.domain.rows import Row, record
-from app.domain.states import RegistrationState
-
-
-class Followed(Struct, frozen=True):
-    """An event that followed from a trigger."""
-
-    event_id: UUID
-    type: str
-
-
-_FollowedEvents = list[Followed] | UnsetType
-
-
-class Result(Struct, frozen=True, gc=False):
-    """The outcome of one event, and its entity's row after it.
-
-    `current_state` is the column that the projection counts by. Without a row it, `version` and `stands_at` are None.
-    `reason` is None when the event was applied. `events` are the events that followed, in their order; only the
-    results of triggers have them.
-    """
-
-    event_id: UUID
-    outcome: Outcome
-    reason: str | None
-    entity_id: UUID
-    domain: str
-    current_state: RegistrationState | None
-    version: int | None
-    stands_at: Position | None
-    events: _FollowedEvents = UNSET
 
 
 class Save(Struct, Generic[R], frozen=True, gc=False):
@@ -95,9 +65,9 @@ def take_in(
     """
     refusal = check_order(row, event)
     if refusal is not None:
-        nothing: _FollowedEvents = [] if isinstance(event, projection.triggers) else UNSET
+        nothing: list[Followed] | None = [] if isinstance(event, projection.triggers) else None
         return row, _result(projection, event, *refusal, row, nothing)
-    followed: _FollowedEvents = UNSET
+    followed: list[Followed] | None = None
     if isinstance(event, projection.triggers):
         followed = []
         decided = projection.decide(row, event, timing)
@@ -150,7 +120,7 @@ def _result(
     outcome: Outcome,
     reason: str | None,
     row: R | None,
-    events: _FollowedEvents,
+    events: list[Followed] | None,
 ) -> Result:
     if row is None:
         return Result(event.event_id, outcome, reason, event.entity_id, event.domain, None, None, None, events)

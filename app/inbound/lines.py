@@ -14,7 +14,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from app.domain.events import Event
-from app.domain.folding import Result
+from app.domain.results import Result
 from app.errors import (
     Fault,
     IngestInterruptedError,
@@ -24,10 +24,8 @@ from app.errors import (
     UnreadableError,
 )
 from app.projection.projector import Projector
-from app.wire.events import correlated, read_event
+from app.wire.events import CHUNK_LINES, MAX_LINE, correlated, read_event
 
-MAX_LINE = 1024 * 1024  # bytes
-CHUNK_LINES = 1000  # lines that one transaction takes in
 CHUNK_BYTES = 4 * 1024 * 1024  # bytes of lines that are held for one transaction
 CHUNKS_AT_ONCE = 2  # chunks of one stream under way: the database works on one while the other is folded
 

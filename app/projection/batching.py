@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 from uuid import UUID
 
 from app.domain.events import Envelope, Key
-from app.domain.folding import Result
 from app.domain.registration import Registration
+from app.domain.results import Result
 from app.errors import UnavailableError
 from app.projection.projector import Projector
 from app.store.database import Database

@@ -6,8 +6,9 @@ from contextlib import suppress
 from typing import cast
 
 from app.domain.events import Envelope
-from app.domain.folding import Fold, Result, fold
+from app.domain.folding import Fold, fold
 from app.domain.registration import R, Timing
+from app.domain.results import Result
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
 from app.outbound.entries import Outgoing
 from app.store.database import Connection, Database, LostRaceError, check_constraints, refused_values

@@ -2,18 +2,18 @@
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Literal, cast
+from typing import cast
 
 import msgspec
 from msgspec import Struct
 from sqlalchemy import text
 
+from app.answers import DeadLetterSource
 from app.store.database import Connection, Record
 from app.store.statements import Statement
 
-Source = Literal["consumer", "relay"]
-CONSUMER: Source = "consumer"  # a message that came in,
-RELAY: Source = "relay"  # or one that was to go out
+CONSUMER: DeadLetterSource = "consumer"  # a message that came in,
+RELAY: DeadLetterSource = "relay"  # or one that was to go out
 MAX_ERROR = 4000  # characters
 COUNTED = 10_000  # messages that are counted one by one; how many more there are is an estimate
 PAGE_BYTES = 4 * 1024 * 1024  # of values, after which a page ends
@@ -24,7 +24,7 @@ Headers = list[tuple[str, bytes | None]]
 class Letter(Struct, frozen=True, kw_only=True):
     """A message as it was, with its place and its error. An outgoing message has no place."""
 
-    source: Source = CONSUMER
+    source: DeadLetterSource = CONSUMER
     topic: str
     partition: int | None = None
     offset: int | None = None

@@ -7,7 +7,7 @@ from datetime import datetime
 from msgspec import Struct
 from sqlalchemy import text
 
-from app.domain.events import Time
+from app.answers import Watermark
 from app.errors import PqsError
 from app.store.database import Connection
 from app.store.statements import Statement
@@ -33,26 +33,6 @@ class Advance(Struct, frozen=True, kw_only=True):
     offset: int
     message_at: datetime | None = None
     caught_up: float | None = None
-
-
-class Watermark(Struct, frozen=True):
-    """How far a partition is read: every message up to `offset` is applied, or is a dead letter.
-
-    `as_of`: what was in the partition by then is in. It is the later one of `message_at` and of `caught_up_at`, when
-    there was last seen to be nothing after `offset`; null when neither is known. `message_at` is the time of the
-    message at `offset`, where times do not go back; else the newest time up to there, less the most by which one was
-    seen to go back. It is older than it was when one goes back further than any before.
-    `updated_at` and `consumer`: when it was last written, and by whom.
-    """
-
-    topic: str
-    partition: int
-    offset: int
-    as_of: Time | None
-    message_at: Time | None
-    caught_up_at: Time | None
-    updated_at: Time
-    consumer: str
 
 
 # The offsets after which some partitions are read on. By `= ANY`, for which app/store/rows.py has the reason.

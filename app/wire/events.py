@@ -16,6 +16,8 @@ from app.errors import Fault, InvalidInputError, UnreadableError
 from app.wire.faults import MAX_NESTING, NOT_DECODED, depth, explain, find_nul
 
 MAX_EVENTS = 10_000  # in one array
+MAX_LINE = 1024 * 1024  # bytes of one line of a stream
+CHUNK_LINES = 1000  # lines of a stream that one transaction takes in
 EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
 LATEST = datetime(9998, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 

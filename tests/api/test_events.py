@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.domain.events import EVENT_TYPES
-from app.inbound.lines import CHUNK_LINES, MAX_LINE
+from app.wire.events import CHUNK_LINES, MAX_LINE
 from tests.making import NODE, WAY_TO_ACTIVE, Json, event_json, life, node
 
 RESULT = ["event_id", "outcome", "reason", "entity_id", "domain", "current_state", "version", "stands_at"]

@@ -19,9 +19,9 @@ import httpx
 
 from app.api.bodies import JSON, NDJSON
 from app.domain.events import EVENT_TYPES
-from app.inbound.lines import CHUNK_LINES
 from app.settings import Settings
 from app.wire.cloudevents import BATCH, STRUCTURED
+from app.wire.events import CHUNK_LINES
 from tests.api.conftest import service_on
 from tests.databases import on_server
 from tests.making import Json, event_json, node

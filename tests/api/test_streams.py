@@ -20,8 +20,8 @@ import asyncpg
 import httpx
 import pytest
 
-from app.inbound.lines import CHUNK_LINES
 from app.store.tables import RegistrationProjection
+from app.wire.events import CHUNK_LINES
 from tests.databases import new_database, on_server
 from tests.making import Json, event_json, node
 from tests.processes import Service, serving, until

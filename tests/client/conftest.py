@@ -1,16 +1,18 @@
 """Clients of services for the tests: in this process, and of a real one."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
 
 from app import main
-from app.client import Client
 from app.settings import Settings
+from pqs_client import Client
 from tests.client.proxy import Proxy
 from tests.databases import new_database
+from tests.making import Json
 from tests.processes import Service, serving
 
 
@@ -49,3 +51,19 @@ async def proxy(service: Service) -> AsyncIterator[Proxy]:
     """A proxy in front of that service."""
     async with Proxy(service.url) as proxy:
         yield proxy
+
+
+def asking(app: Callable[..., Awaitable[None]], **options: Any) -> Client:
+    """A client of an application that is not this service."""
+    return Client("http://elsewhere", transport=httpx.ASGITransport(app), **options)
+
+
+def answering(status: int, body: bytes, **headers: str) -> Callable[..., Awaitable[None]]:
+    """What a balancer, or another server, answers to everything."""
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+
+    async def app(_scope: object, _receive: object, send: Callable[[Json], Awaitable[None]]) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": named})
+        await send({"type": "http.response.body", "body": body})
+
+    return app

@@ -5,13 +5,14 @@ import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from app.client import (
+from app.domain.registration import Outcome
+from app.settings import read_settings
+from pqs_client import (
     Client,
     ConnectionFailedError,
     InterruptedStreamError,
@@ -21,9 +22,7 @@ from app.client import (
     UnavailableError,
     UnexpectedAnswerError,
 )
-from app.domain.registration import Outcome
-from app.settings import read_settings
-from tests.client.conftest import client_in_process
+from tests.client.conftest import answering, asking, client_in_process
 from tests.client.proxy import Proxy
 from tests.making import Json, event_json, life, node
 from tests.processes import serving
@@ -40,22 +39,6 @@ async def through(proxy: Proxy) -> AsyncIterator[Client]:
     """A client of the service behind the proxy."""
     async with Client(proxy.url, retry=QUICK) as client:
         yield client
-
-
-def asking(app: Callable[..., Awaitable[None]], **options: Any) -> Client:
-    """A client of an application that is not this service."""
-    return Client("http://elsewhere", transport=httpx.ASGITransport(app), **options)
-
-
-def answering(status: int, body: bytes, **headers: str) -> Callable[..., Awaitable[None]]:
-    """What a balancer, or another server, answers to everything."""
-    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-
-    async def app(_scope: object, _receive: object, send: Callable[[Json], Awaitable[None]]) -> None:
-        await send({"type": "http.response.start", "status": status, "headers": named})
-        await send({"type": "http.response.body", "body": body})
-
-    return app
 
 
 def event_of_its_own() -> Json:

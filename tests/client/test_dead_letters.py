@@ -3,13 +3,13 @@
 import msgspec
 import pytest
 
-from app.client import Client, ConflictError, ConnectionFailedError, Header, InvalidError, NotFoundError
 from app.domain.positions import Position
 from app.domain.registration import Outcome
 from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
 from app.store.watermarks import Advance
+from pqs_client import Client, ConflictError, ConnectionFailedError, Header, InvalidError, NotFoundError
 from tests.client.proxy import Proxy
 from tests.making import NODE, event_json, when
 from tests.wire.test_envelopes import envelope

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.client import Client, InvalidError, NotFoundError, UnreadableError
 from app.domain.positions import Position
 from app.domain.states import RegistrationState
 from app.settings import read_settings
+from pqs_client import Client, InvalidError, NotFoundError, UnreadableError
 from tests.client.conftest import client_in_process
 from tests.databases import new_database
 from tests.making import NODE, START, Json, at, event_json, life, node

@@ -1,16 +1,17 @@
 """Events sent with the client, to the whole application."""
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from uuid import UUID
 
 import msgspec
 import pytest
 
-from app.client import Client, ConflictError, EarlyError, InvalidError, LineResult, NotFoundError
 from app.domain.events import EVENT_TYPES, Envelope
 from app.domain.positions import Position
 from app.domain.registration import Outcome
 from app.domain.states import RegistrationState
+from pqs_client import Client, ConflictError, EarlyError, InvalidError, LineResult, NotFoundError
 from tests.making import NODE, Json, event, event_json, life, node
 
 CORRELATION = UUID("3f0c1a52-7d7e-4f2b-9c63-5f1f0c8f2f7d")
@@ -158,3 +159,11 @@ def test_a_position_is_written_as_it_is_read() -> None:
     """A position with a partition is sent with its two fields alone."""
     placed = event("node.heartbeat", 1, position={"partition": "p", "offset": 4})
     assert msgspec.json.decode(msgspec.json.encode(placed))["position"] == {"partition": "p", "offset": 4}
+
+
+async def test_a_chunk_of_lines_has_a_result_for_each_that_was_not_applied(pqs: Client) -> None:
+    """Lines go as they are, with or without an end, and the results name them by number."""
+    lines = [json.dumps(each).encode() for each in (life()[0], life()[0], life()[1])]
+    sent = await pqs.events.send_lines([lines[0] + b"\n", lines[1], b"no JSON", lines[2]])
+    assert [(each.line, each.outcome) for each in sent.results] == [(2, "duplicate"), (3, "invalid")]
+    assert sent.repeated == 0

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.client import (
+from pqs_client import (
     ActionConflictError,
     Client,
     Committed,
@@ -20,8 +20,9 @@ from app.client import (
     NotFoundError,
     PreconditionFailedError,
     Retry,
+    State,
 )
-from app.client.workflows import LONGEST_WAIT, State
+from pqs_client.workflows import LONGEST_WAIT
 from tests.client.proxy import Proxy
 from tests.making import Json
 from tests.processes import PATIENCE, Service, serving

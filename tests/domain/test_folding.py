@@ -5,14 +5,14 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
-from msgspec import UNSET
 from msgspec.structs import replace
 
 from app.domain.events import Event
-from app.domain.folding import Followed, Result, check_order, take_in
+from app.domain.folding import check_order, take_in
 from app.domain.positions import Position
 from app.domain.projection import REGISTRATION
 from app.domain.registration import Outcome, Registration, Timing
+from app.domain.results import Followed, Result
 from app.domain.states import RegistrationState
 from tests.making import NODE, Json, event
 
@@ -217,4 +217,4 @@ def test_a_fact_names_nothing_that_followed(type_: str) -> None:
     """A heartbeat is its own event, and its result is that of an event."""
     before, _ = take_in(REGISTRATION, None, introspected(), Timing())
     _, result = take_in(REGISTRATION, before, event(type_, 2), Timing())
-    assert (result.outcome, result.events) == (APPLIED, UNSET)
+    assert (result.outcome, result.events) == (APPLIED, None)

@@ -18,8 +18,8 @@ from confluent_kafka import TopicPartition
 
 from app.domain.decider import Deadline
 from app.domain.events import Envelope
-from app.domain.folding import Result
 from app.domain.registration import Timing
+from app.domain.results import Result
 from app.errors import RefusedValuesError, StartError
 from app.inbound.consumer import HEADERLESS, REFUSED_BY_DATABASE
 from app.inbound.membership import MAX_BATCH

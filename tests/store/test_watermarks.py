@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from app.answers import Watermark
 from app.store import watermarks
 from app.store.database import Connection, Database
-from app.store.watermarks import Advance, LostPlaceError, Watermark
+from app.store.watermarks import Advance, LostPlaceError
 from tests.making import when
 
 

@@ -2,12 +2,13 @@
 
 import msgspec
 
+from app import answers
 from app.api import schemas
 from app.api.openapi.operations import REFERENCE, Json
 from app.domain.events import EVENT_TYPES, Event
-from app.domain.folding import Result
 from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Registration
+from app.domain.results import Result
 from app.domain.workflows import Provenance, Workflow
 
 
@@ -16,45 +17,36 @@ def component_schemas() -> dict[str, Json]:
     types = [
         Registration,
         Result,
-        schemas.EntityState,
+        answers.EntityState,
         schemas.Lookup,
-        schemas.LookupAnswer,
-        schemas.EntityPage,
-        schemas.StateCounts,
-        schemas.OverduePage,
-        schemas.Summary,
-        schemas.StreamSummary,
-        schemas.Health,
-        schemas.Ready,
-        schemas.Problem,
-        schemas.OrderProblem,
-        schemas.InterruptedProblem,
+        answers.LookupAnswer,
+        answers.EntityPage,
+        answers.StateCounts,
+        answers.OverduePage,
+        answers.BatchAnswer,
+        answers.StreamSummary,
+        answers.Health,
+        answers.Ready,
+        answers.Problem,
+        answers.OrderProblem,
+        answers.InterruptedProblem,
         Workflow,
         Provenance,
         schemas.WorkflowCommit,
-        schemas.WorkflowPage,
-        schemas.WatermarkList,
-        schemas.DeadLetterPage,
-        schemas.StateProblem,
-        schemas.ActionProblem,
+        answers.WorkflowPage,
+        answers.WatermarkList,
+        answers.DeadLetterPage,
+        answers.StateProblem,
+        answers.ActionProblem,
         Event,
     ]
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)
     components["Event"] = {"title": "Event", "description": "One of the event types.", **written[-1]}
     components["Position"] = _position(components["Position"])
     components["CloudEvent"] = _cloudevent()
-    components["BatchAnswer"] = {
-        "title": "BatchAnswer",
-        "description": "What became of the events of an array, in the order sent.",
-        "type": "object",
-        "properties": {
-            "summary": {"$ref": REFERENCE.format(name="Summary")},
-            "results": {"type": "array", "items": {"$ref": REFERENCE.format(name="Result")}},
-        },
-        "required": ["summary", "results"],
-    }
-    for name in ("Summary", "StreamSummary"):  # their defaults are for this code: answers have all of them
-        components[name]["required"] = list(components[name]["properties"])
+    for name in ("Result", "OrderProblem"):  # there for triggers only, and never null
+        events = components[name]["properties"]["events"]
+        [components[name]["properties"]["events"]] = [one for one in events["anyOf"] if one != {"type": "null"}]
     return components
 
 

@@ -2,22 +2,21 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Self
 
 import httpx
 
-from app.client.answers import (
-    BatchResult,
-    DeadLetter,
+from app.answers import (
+    BatchAnswer,
     DeadLetterPage,
+    DeadMessage,
     EntityPage,
-    EventResult,
-    Followed,
+    EntityState,
     Header,
     LineResult,
-    Lookup,
+    LookupAnswer,
     OverduePage,
     OverdueRegistration,
     Ready,
@@ -28,11 +27,39 @@ from app.client.answers import (
     WatermarkList,
     WorkflowPage,
 )
-from app.client.connection import KEEP_IDLE, Connection, Retry
-from app.client.dead_letters import DeadLetters
-from app.client.entities import Entities, Overdue
-from app.client.events import Events
-from app.client.problems import (
+from app.domain.events import (
+    Accepted,
+    AckDeadlineData,
+    AckReceived,
+    AckRequested,
+    AckTimedOut,
+    Activated,
+    ActivatedData,
+    Deregistered,
+    Envelope,
+    Heartbeat,
+    HeartbeatData,
+    Initiated,
+    InitiatedData,
+    Introspected,
+    LivenessExpired,
+    NoData,
+    Recorded,
+    RecordedData,
+    RegistrationAcked,
+    Rejected,
+)
+from app.domain.positions import Position
+from app.domain.registration import Outcome, Registration
+from app.domain.results import Followed, Result
+from app.domain.states import RegistrationState
+from app.domain.workflows import Committed, State, Workflow
+from app.errors import Fault
+from pqs_client.connection import KEEP_IDLE, Caller, Retry
+from pqs_client.dead_letters import DeadLetters
+from pqs_client.entities import Entities, OverdueScans
+from pqs_client.events import Events, SentLines
+from pqs_client.problems import (
     ActionConflictError,
     ClientError,
     ConflictError,
@@ -48,35 +75,61 @@ from app.client.problems import (
     UnexpectedAnswerError,
     UnreadableError,
 )
-from app.client.workflows import State, Workflows
-from app.domain.workflows import Committed, Workflow
+from pqs_client.workflows import Workflows
 
 __all__ = [
+    "Accepted",
+    "AckDeadlineData",
+    "AckReceived",
+    "AckRequested",
+    "AckTimedOut",
     "ActionConflictError",
-    "BatchResult",
+    "Activated",
+    "ActivatedData",
+    "BatchAnswer",
     "Client",
     "ClientError",
     "Committed",
     "ConflictError",
     "ConnectionFailedError",
-    "DeadLetter",
     "DeadLetterPage",
+    "DeadMessage",
+    "Deregistered",
     "EarlyError",
     "EntityPage",
-    "EventResult",
+    "EntityState",
+    "Envelope",
+    "Fault",
     "Followed",
     "Header",
+    "Heartbeat",
+    "HeartbeatData",
+    "Initiated",
+    "InitiatedData",
     "InterruptedStreamError",
+    "Introspected",
     "InvalidError",
     "LineResult",
-    "Lookup",
+    "LivenessExpired",
+    "LookupAnswer",
+    "NoData",
     "NotFoundError",
+    "Outcome",
     "OverduePage",
     "OverdueRegistration",
+    "Position",
     "PreconditionFailedError",
     "ProblemError",
     "Ready",
+    "Recorded",
+    "RecordedData",
+    "Registration",
+    "RegistrationAcked",
+    "RegistrationState",
+    "Rejected",
+    "Result",
     "Retry",
+    "SentLines",
     "State",
     "StateCounts",
     "StreamSummary",
@@ -104,29 +157,32 @@ class Client:
         self,
         base_url: str,
         *,
-        timeout: float = TIMEOUT,
+        timeout: float | httpx.Timeout = TIMEOUT,
         retry: Retry | None = None,
         connections: int = CONNECTIONS,
+        headers: Mapping[str, str] | None = None,
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`timeout` is how many seconds one attempt may hear nothing; `retry` bounds a call with its attempts.
 
-        No more than `connections` are open; further calls wait for one, for `timeout` seconds. `jitter` draws from
-        0 to 1, and `sleep` waits for so many seconds. `transport` is httpx's way to the service, for TLS settings
-        beyond the usual, or a service in this process.
+        No more than `connections` are open; further calls wait for one, for `timeout` seconds. `headers` go with
+        every call. `jitter` draws from 0 to 1, and `sleep` waits for so many seconds. `transport` is httpx's way to
+        the service, for TLS settings beyond the usual, or a service in this process.
         """
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE
         )
-        self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout, limits=limits, transport=transport)
-        self._connection = Connection(self._http, retry or Retry(), jitter=jitter, sleep=sleep)
-        self.entities = Entities(self._connection)
-        self.overdue = Overdue(self._connection)
-        self.events = Events(self._connection)
-        self.workflows = Workflows(self._connection)
-        self.dead_letters = DeadLetters(self._connection)
+        self._http = httpx.AsyncClient(
+            base_url=base_url, timeout=timeout, headers=headers, limits=limits, transport=transport
+        )
+        self._caller = Caller(self._http, retry or Retry(), jitter=jitter, sleep=sleep)
+        self.entities = Entities(self._caller)
+        self.overdue = OverdueScans(self._caller)
+        self.events = Events(self._caller)
+        self.workflows = Workflows(self._caller)
+        self.dead_letters = DeadLetters(self._caller)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -142,8 +198,8 @@ class Client:
 
     async def watermarks(self) -> list[Watermark]:
         """How far each partition of Kafka is read, by topic and partition. It is repeatable."""
-        return (await self._connection.get("/v1/watermarks", WatermarkList)).items
+        return (await self._caller.get("/v1/watermarks", WatermarkList)).items
 
     async def ready(self) -> Ready:
         """Whether the service can answer, asked once: raises UnavailableError, which says what is missing, if not."""
-        return await self._connection.get("/readyz", Ready, retry=Retry(attempts=1))
+        return await self._caller.get("/readyz", Ready, retry=Retry(attempts=1))

@@ -8,9 +8,9 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from app.client.answers import EventResult
+from app.answers import ActionProblem, StateProblem
 from app.domain.positions import Position
-from app.domain.workflows import Workflow
+from app.domain.results import Result
 from app.errors import Fault, PqsError
 
 
@@ -72,7 +72,7 @@ class ConflictError(ProblemError):
     def __init__(self, response: httpx.Response) -> None:
         """`response` has been read."""
         super().__init__(response)
-        self.result = _decoded(response, EventResult)
+        self.result = _decoded(response, Result)
 
     @property
     def stands_at(self) -> Position | None:
@@ -90,7 +90,8 @@ class ActionConflictError(ProblemError):
     def __init__(self, response: httpx.Response) -> None:
         """`response` has been read."""
         super().__init__(response)
-        self.version = (_decoded(response, _Details) or _Details()).version
+        problem = _decoded(response, ActionProblem)
+        self.version = problem.version if problem else None
 
 
 class PreconditionFailedError(ProblemError):
@@ -103,10 +104,10 @@ class PreconditionFailedError(ProblemError):
     def __init__(self, response: httpx.Response) -> None:
         """`response` has been read."""
         super().__init__(response)
-        conflict = _decoded(response, _Conflict) or _Conflict()
-        self.expected_version = conflict.expected_version
-        self.actual_version = conflict.actual_version
-        self.current = conflict.current
+        problem = _decoded(response, StateProblem)
+        self.expected_version = problem.expected_version if problem else None
+        self.actual_version = problem.actual_version if problem else None
+        self.current = problem.current if problem else None
 
 
 class TooLargeError(ProblemError):
@@ -132,19 +133,14 @@ class InterruptedStreamError(UnavailableError):
 
 
 class _Details(Struct):
+    """Problem details in which anything may be missing: a proxy writes its own."""
+
     type: str = "about:blank"
     title: str = ""
     detail: str = ""
     instance: str = ""
     errors: list[Fault] | None = None
     committed_lines: int | None = None
-    version: int | None = None  # of an action that was applied before
-
-
-class _Conflict(Struct):
-    expected_version: int | None = None
-    actual_version: int | None = None
-    current: Workflow | None = None
 
 
 T = TypeVar("T", bound=Struct)

@@ -1,4 +1,4 @@
-"""What the service knows of entities: one, several, all of them, how many, and which are overdue."""
+"""Reads of entities: one, several, all, their number by state, and the overdue ones."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime
@@ -6,56 +6,52 @@ from uuid import UUID
 
 import msgspec
 
-from app.client.answers import EntityPage, Lookup, OverduePage, StateCounts
-from app.client.connection import JSON, NDJSON, Connection, decode, read
+from app.answers import EntityPage, EntityState, LookupAnswer, OverduePage, StateCounts
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-
-
-class _StateAnswer(msgspec.Struct):
-    current_state: RegistrationState
+from pqs_client.connection import JSON, NDJSON, Caller, decode, read
 
 
 class Entities:
     """Calls that read entities. All of them are repeatable."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     async def get(
         self, entity_id: UUID, *, domain: str = DEFAULT_DOMAIN, known: Registration | None = None
     ) -> Registration:
         """The whole row. Raises NotFoundError.
 
-        `known` is the row as it was read before: when it still stands at that version, only that is said (304), and
-        `known` is returned itself.
+        `known` is the row as it was read before. While its version is unchanged, the service answers 304 without a
+        body, and `known` itself is returned.
         """
         headers = {} if known is None else {"If-None-Match": f'"{known.version}"'}
         path = f"/v1/entities/{entity_id}"
-        response = await self._connection.call("GET", path, params={"domain": domain}, headers=headers)
+        response = await self._caller.call("GET", path, params={"domain": domain}, headers=headers)
         return known if known is not None and response.status_code == 304 else read(response, Registration)
 
     async def state(self, entity_id: UUID, *, domain: str = DEFAULT_DOMAIN) -> RegistrationState:
-        """The state alone. Raises NotFoundError."""
+        """Only the state. Raises NotFoundError."""
         path = f"/v1/entities/{entity_id}/state"
-        return (await self._connection.get(path, _StateAnswer, {"domain": domain})).current_state
+        return (await self._caller.get(path, EntityState, {"domain": domain})).current_state
 
-    async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> Lookup:
+    async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> LookupAnswer:
         """The rows of up to 1,000 entities, in the order asked, and the ids that have none."""
         content = msgspec.json.encode({"entity_ids": list(entity_ids)})
-        response = await self._connection.call(
+        response = await self._caller.call(
             "POST",
             "/v1/entities/lookup",
             params={"domain": domain},
             headers={"Content-Type": JSON},
             content=content,
         )
-        return read(response, Lookup)
+        return read(response, LookupAnswer)
 
     async def counts(self, *, domain: str = DEFAULT_DOMAIN) -> StateCounts:
         """How many entities are in each state."""
-        return await self._connection.get("/v1/state-counts", StateCounts, {"domain": domain})
+        return await self._caller.get("/v1/state-counts", StateCounts, {"domain": domain})
 
     async def pages(
         self,
@@ -77,7 +73,7 @@ class Entities:
         params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
         while True:
             given = {**params, "limit": limit, "cursor": cursor}
-            page = await self._connection.get("/v1/entities", EntityPage, given)
+            page = await self._caller.get("/v1/entities", EntityPage, given)
             yield page
             cursor = page.next_cursor
             if cursor is None:
@@ -96,23 +92,23 @@ class Entities:
         """The same entities one by one, from one long answer: the fastest way to read many, in flat memory.
 
         Raises ConnectionFailedError when the answer breaks off; it is never cut short silently. Whoever leaves the
-        loop early closes it (`contextlib.aclosing`): until then it holds a connection.
+        loop early must close it (`contextlib.aclosing`): until then it holds a connection.
         """
         params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
         headers = {"Accept": NDJSON}
-        async with self._connection.stream("GET", "/v1/entities", params=params, headers=headers) as lines:
+        async with self._caller.stream("GET", "/v1/entities", params=params, headers=headers) as lines:
             async for line in lines:
                 yield decode(line, Registration)
 
 
-class Overdue:
-    """Scans for deadlines that have passed and whose time-out is not out, oldest first. They are repeatable.
+class OverdueScans:
+    """Scans for passed deadlines whose timeout event was not emitted, oldest first. They are repeatable.
 
     `as_of` is the moment to ask about, by default the database's clock; the first page fixes it for all pages.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     def ack(
         self,
@@ -133,17 +129,17 @@ class Overdue:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> AsyncGenerator[OverduePage, None]:
-        """Nodes that were not heard of in time, page by page; `cursor` begins further on."""
+        """Nodes whose heartbeat did not arrive in time, page by page; `cursor` begins further on."""
         return self._scan("/v1/overdue/liveness", domain, as_of, limit, cursor)
 
     async def _scan(
         self, path: str, domain: str, as_of: datetime | None, limit: int | None, cursor: str | None
     ) -> AsyncGenerator[OverduePage, None]:
         while True:
-            # A cursor has the moment in it.
+            # A cursor contains the moment.
             moment = as_of if cursor is None else None
             params = {"domain": domain, "as_of": moment, "limit": limit, "cursor": cursor}
-            page = await self._connection.get(path, OverduePage, params)
+            page = await self._caller.get(path, OverduePage, params)
             yield page
             cursor = page.next_cursor
             if cursor is None:

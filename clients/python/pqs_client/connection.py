@@ -1,4 +1,4 @@
-"""How a call is made: sent, sent again where that is safe, and its answer read."""
+"""Calls: sent, repeated where that is safe, and their answers read."""
 
 import asyncio
 import random
@@ -10,14 +10,14 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from app.client.problems import ClientError, ConnectionFailedError, ProblemError, UnexpectedAnswerError, problem_of
+from pqs_client.problems import ClientError, ConnectionFailedError, ProblemError, UnexpectedAnswerError, problem_of
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 KEEP_IDLE = 15.0  # seconds that an idle connection is kept: less than the service does, so that it is not cut in use
 
-# Errors that pass, the service's own and those of what may stand before it.
-PASSING = frozenset({429, 502, 503, 504})
+# Statuses of errors that pass, from the service or from a proxy in front of it.
+PASSING_STATUSES = frozenset({429, 502, 503, 504})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
@@ -26,11 +26,11 @@ Parameters = Mapping[str, object]
 
 
 class Retry(Struct, frozen=True, kw_only=True):
-    """How often a call is sent again, and how long is waited before it; times are in seconds.
+    """How often a call is repeated, and how long it waits before each attempt; times are in seconds.
 
     The wait after the n-th failure is drawn evenly from 0 to `base` * 2^(n-1), at most `cap` ("full jitter": M.
-    Brooker, Exponential Backoff And Jitter, 2015), so that clients which failed together do not come again together.
-    Where the service says `Retry-After`, that comes on top.
+    Brooker, Exponential Backoff And Jitter, 2015), so that clients that failed together do not retry together. The
+    seconds in the service's `Retry-After` come on top.
     """
 
     attempts: int = 5  # of one call, the first included
@@ -39,15 +39,16 @@ class Retry(Struct, frozen=True, kw_only=True):
     total: float = 30.0  # of one call from its beginning to its end, attempts and waits together
 
     def longest_wait(self, failures: int) -> float:
-        """The bound of the wait after so many failures in a row."""
+        """The upper bound of the wait after this many failures in a row."""
         return min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
 
 
-class Connection:
-    """Makes calls. Every one ends: in an answer, or in a ClientError.
+class Caller:
+    """Makes calls. Each ends in an answer or in a ClientError.
 
     A call is sent again only where that is safe: where it never went out (no connection was made), or where it says
-    itself that it is `repeatable`, and failed in passing (the connection broke, a time-out, or a status of PASSING).
+    itself that it is `repeatable`, and failed in passing (the connection broke, a time-out, or one of
+    PASSING_STATUSES).
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Connection:
     async def get(
         self, path: str, answer: type[T], params: Parameters | None = None, *, retry: Retry | None = None
     ) -> T:
-        """What is at `path`."""
+        """Read the answer to a GET of `path`."""
         return read(await self.call("GET", path, params=params, retry=retry), answer)
 
     async def call(
@@ -82,7 +83,7 @@ class Connection:
         content: bytes | None = None,
         retry: Retry | None = None,
     ) -> httpx.Response:
-        """The answer, read to its end, within the total time of `retry`."""
+        """The answer, read to its end. All attempts together take at most `retry.total` seconds."""
         retry = retry or self.retry
         sent = False
 
@@ -109,14 +110,15 @@ class Connection:
         repeatable: bool = True,
         params: Parameters | None = None,
         headers: Mapping[str, str] | None = None,
-        content: AsyncIterator[bytes] | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
+        retry: Retry | None = None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The lines of an answer as they arrive. It is sent again only until the answer begins; no total time."""
+        """The lines of an answer as they arrive. The call is repeated only until its answer begins; no total time."""
 
         async def once() -> httpx.Response:
             return await self._send(self._request(method, path, params, headers, content), stream=True)
 
-        response = await self._repeat(once, repeatable=repeatable, retry=self.retry)
+        response = await self._repeat(once, repeatable=repeatable, retry=retry or self.retry)
         try:
             yield self._lines(response)
         finally:
@@ -134,6 +136,13 @@ class Connection:
             raise self._failed(response.request, error) from error
         if held:
             yield held
+
+    def wait(self, failure: ClientError, failures: int, retry: Retry) -> float:
+        """How many seconds to wait after so many failures in a row, `failure` the last of them."""
+        wait = self.jitter() * retry.longest_wait(failures)
+        if isinstance(failure, ProblemError) and failure.retry_after is not None:
+            wait += failure.retry_after.total_seconds()
+        return wait
 
     def _request(
         self,
@@ -189,24 +198,22 @@ class Connection:
                 may_repeat = may_repeat and not isinstance(error.__cause__, _HOPELESS)
                 failure: ClientError = error
             except ProblemError as error:
-                may_repeat = repeatable and error.status in PASSING
+                may_repeat = repeatable and error.status in PASSING_STATUSES
                 failure = error
             failures += 1
-            wait = self.jitter() * retry.longest_wait(failures)
-            if isinstance(failure, ProblemError) and failure.retry_after is not None:
-                wait += failure.retry_after.total_seconds()
+            wait = self.wait(failure, failures, retry)
             if not may_repeat or failures >= retry.attempts or clock() + wait >= end:
                 raise failure
             await self.sleep(wait)
 
 
 def read(response: httpx.Response, answer: type[T]) -> T:
-    """The body of an answer that is no error. Raises UnexpectedAnswerError when it is none of `answer`."""
+    """Decode the body of a successful answer. Raises UnexpectedAnswerError when it is not an `answer`."""
     return decode(response.content, answer, response.status_code)
 
 
 def decode(body: bytes, answer: type[T], status: int = 200) -> T:
-    """A body, or a line of it. Raises UnexpectedAnswerError when it is none of `answer`."""
+    """Decode a body, or a line of one. Raises UnexpectedAnswerError when it is not an `answer`."""
     try:
         return msgspec.json.decode(body, type=answer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

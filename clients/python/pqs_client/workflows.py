@@ -1,7 +1,8 @@
-"""Workflow state, changed by compare-and-swap: whoever commits says which version that builds on.
+"""Workflow state, changed by compare-and-swap: each commit names the version that it builds on.
 
-A commit that has an action id (`action_id` in its provenance) is applied once, however often it is sent: it is sent
-again when no answer came. One without is not: it may have been applied, and would then fail, or be applied, twice.
+A commit with an action id (`action_id` in its provenance) is applied once, however often it is sent, so the client
+repeats it when no answer came. The client does not repeat a commit without one: the first may have been applied, and
+the second would fail, or be applied as well.
 """
 
 import asyncio
@@ -17,15 +18,14 @@ from weakref import WeakValueDictionary
 import httpx
 import msgspec
 
-from app.client.answers import WorkflowPage
-from app.client.connection import JSON, Connection, read
-from app.client.problems import NotFoundError, PreconditionFailedError
-from app.domain.workflows import Committed, Workflow
+from app.answers import WorkflowPage
+from app.domain.workflows import Committed, State, Workflow
+from pqs_client.connection import JSON, Caller, read
+from pqs_client.problems import NotFoundError, PreconditionFailedError
 
 PATH = "/v1/workflows"
-State = dict[str, object]  # a JSON object
 
-EFFECT = "update"  # the effect_id of an update that names none
+UPDATE_EFFECT = "update"  # the effect_id of an update that names none
 PATIENCE = 60.0  # seconds of conflicts, after which an update gives up
 # An update that meets two conflicts in a row has a hot key before it, where most attempts fail and cost the others
 # time. So the bound of its waits begins at this many times what a commit takes, doubles, and ends at LONGEST_WAIT.
@@ -36,18 +36,18 @@ LONGEST_WAIT = 4.0  # seconds
 class Workflows:
     """Calls that read and change workflows."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, key: str, *, known: Workflow | None = None) -> Workflow:
         """The row. Raises NotFoundError.
 
-        `known` is the row as it was read before: when it still stands at that version, only that is said (304), and
-        `known` is returned itself.
+        `known` is the row as it was read before. While its version is unchanged, the service answers 304 without a
+        body, and `known` itself is returned.
         """
         headers = {} if known is None else {"If-None-Match": f'"{known.version}"'}
-        response = await self._connection.call("GET", _path(key), headers=headers)
+        response = await self._caller.call("GET", _path(key), headers=headers)
         return known if known is not None and response.status_code == 304 else read(response, Workflow)
 
     async def create(
@@ -85,7 +85,7 @@ class Workflows:
         """
         while True:
             params = {"updated_since": updated_since, "limit": limit, "cursor": cursor}
-            page = await self._connection.get(PATH, WorkflowPage, params)
+            page = await self._caller.get(PATH, WorkflowPage, params)
             yield page
             cursor = page.next_cursor
             if cursor is None:
@@ -165,7 +165,7 @@ class Workflows:
             state = reducer(copy.deepcopy(dict(initial or {})) if row is None else row.state)
             if state is None:
                 return None
-            made = {"effect_id": EFFECT, "timestamp": datetime.now(UTC), "action_id": str(uuid4())}
+            made = {"effect_id": UPDATE_EFFECT, "timestamp": datetime.now(UTC), "action_id": str(uuid4())}
             why = {**made, **provenance}
             began = clock()
             try:
@@ -180,7 +180,7 @@ class Workflows:
             conflicts += 1
             if conflicts % 2 == 0:
                 bound = min(2 * bound or HOT * (clock() - began), LONGEST_WAIT)
-                await self._connection.sleep(self._connection.jitter() * bound)
+                await self._caller.sleep(self._caller.jitter() * bound)
                 row = None  # others have committed meanwhile
             row = row or await self._find(key, required=initial is None)
 
@@ -202,7 +202,7 @@ class Workflows:
     ) -> Committed:
         body = {"state": state, "provenance": provenance, "schema_version": schema_version}
         json.dumps(body, allow_nan=False, default=str)  # msgspec alone would make null of NaN and Infinity
-        response = await self._connection.call(
+        response = await self._caller.call(
             "PUT",
             _path(key),
             repeatable="action_id" in provenance,

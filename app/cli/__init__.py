@@ -1,0 +1,82 @@
+"""The `pqs` command. The module of a command is imported when it is used: help and completion need click only."""
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+class Listing(NamedTuple):
+    """Where a command is, and its line in `pqs --help`, which is the first sentence of its own help."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "consume": Listing("workers", "Read events from Kafka, until stopped."),
+    "db-url": Listing("show", 'Print the address of the database, for psql: psql "$(pqs db-url)".'),
+    "intents": Listing("show", "Print which handler carries out each intent, and what the handler needs."),
+    "load": Listing("load", "Send a file of events, one JSON object a line, to the service; - is standard input."),
+    "migrate": Listing("migrate", "Bring the database's schema to the revision that this release expects."),
+    "openapi": Listing("show", "Print the OpenAPI document."),
+    "rebase": Listing("rows", "Move an entity to another track, by hand: only its position and version change."),
+    "relay": Listing("workers", "Send the messages in the outbox to the bus and to Consul, until stopped."),
+    "serve": Listing("serve", "Answer requests."),
+    "sweep": Listing("workers", "Turn passed deadlines into events, until stopped."),
+    "verify": Listing("rows", "Compare the state counts with a full count, and print the differences."),
+}
+
+
+class Commands(click.Group):
+    """The commands by name. One that meets an error of ours ends with one line on standard error, and status 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in their order in the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, imported now; None when there is none."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = getattr(import_module(f"app.cli.{entry.module}"), cmd_name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the summaries; click would import every command for that."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Names that begin like this. Options are completed by the commands themselves."""
+        item: type[CompletionItem] = import_module("click.shell_completion").CompletionItem
+        found = [item(name, help=entry.summary) for name, entry in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command."""
+        errors = import_module("app.errors")  # not above: it would double the time of `pqs --help`
+        try:
+            return super().invoke(ctx)
+        except errors.PqsError as error:
+            click.echo(f"pqs: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="projection-query-service", prog_name="pqs")
+def pqs() -> None:
+    """Projection Query Service: keeps the state of each node's registration, from events, and answers over REST.
+
+    Every option is also an environment variable: --data-dir is PQS_DATA_DIR.
+    """
+
+
+if "_PQS_COMPLETE" in os.environ:  # a shell asks, not a person
+    import_module("app.cli.completion").install()

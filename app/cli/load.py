@@ -1,0 +1,27 @@
+"""`pqs load`."""
+
+import sys
+
+import click
+
+from app.cli.options import settings_options
+from app.load import load_file, service_url
+from app.settings import read_settings
+
+
+@click.command()
+@click.argument("file", type=click.Path(allow_dash=True))
+@click.option(
+    "--url",
+    metavar="URL",
+    help="The service's address, such as http://127.0.0.1:8000, in place of --host and --port.",
+)
+@settings_options("host", "port")
+def load(file: str, url: str | None, **given: str | None) -> None:
+    """Send a file of events, one JSON object a line, to the service; - is standard input.
+
+    The file may be packed with gzip or xz. Events that come before the event they build on are sent again at the end,
+    by entity and position. The status is 1 when a line is not in; standard error lists such lines with their reasons.
+    """
+    settings = read_settings(given)
+    sys.exit(load_file(file, url or service_url(settings.host, settings.port)))

@@ -1,0 +1,47 @@
+"""`pqs migrate`, and the migration that `pqs serve` makes on its own database."""
+
+import asyncio
+
+import click
+
+from app.cli.options import DATABASE, logged_settings, settings_options
+from app.runtime.database import database_of
+from app.store import schema
+from app.store.database import translated
+
+
+@click.command()
+@click.option(
+    "--to",
+    "target",
+    default=schema.HEAD,
+    metavar="REVISION",
+    help="Migrate up or down to this revision; `base` is a database without tables.",
+)
+@settings_options(*DATABASE)
+def migrate(target: str, **given: str | None) -> None:
+    """Bring the database's schema to the revision that this release expects.
+
+    It is safe to repeat, and to run twice at once.
+    """
+    settings = logged_settings(given)
+    with database_of(settings, create=True) as url:
+        was, is_ = asyncio.run(_migrate(url, target))
+    click.echo(f"the schema was at {was} and is at {is_}" if was != is_ else f"the schema is at {is_} already")
+
+
+async def bring_up_to_date(url: str) -> None:
+    """Migrate a database to this release's revision, unless it is there."""
+    with translated():
+        current = await schema.is_current(url)
+    if not current:
+        await _migrate(url, schema.HEAD)
+
+
+async def _migrate(url: str, target: str) -> tuple[str, str]:
+    engine = schema.create_engine(url, pool_size=2)
+    try:
+        with translated():
+            return await schema.initialize_schema(engine, target)
+    finally:
+        await engine.dispose()

@@ -1,0 +1,51 @@
+"""Options of commands, made from the settings, and what becomes of them."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from app.runtime import log
+from app.settings import PREFIX, Settings, read_settings
+
+# The settings of every worker.
+WORKER = (
+    "database_url",
+    "data_dir",
+    "statement_timeout",
+    "kafka",
+    "bus",
+    "topic_out",
+    "consul_url",
+    "log_level",
+    "log_format",
+)
+# The settings of a command that works on the database and ends.
+DATABASE = ("database_url", "data_dir", "log_level", "log_format")
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def settings_options(*names: str) -> Callable[[F], F]:
+    """Options for these settings, described and checked by Settings itself."""
+
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            field = Settings.model_fields[name]
+            default = "" if field.default is None or field.default_factory else f" Default: {field.default}."
+            command = click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                metavar="VALUE",
+                help=f"{field.description}{default} Also {PREFIX}{name.upper()}.",
+            )(command)
+        return command
+
+    return decorate
+
+
+def logged_settings(given: dict[str, str | None]) -> Settings:
+    """The settings, with the log set up as they say. Raises StartError for one that is wrong."""
+    settings = read_settings(given)
+    log.configure(settings.log_level, settings.log_format)
+    return settings

@@ -1,0 +1,85 @@
+"""`pqs rebase` and `pqs verify`: work on rows by hand."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
+
+import click
+import msgspec
+
+from app.cli.options import DATABASE, logged_settings, settings_options
+from app.domain.events import DEFAULT_DOMAIN
+from app.domain.positions import MAX_NUMBER, Position
+from app.errors import StartError
+from app.runtime.database import database_of
+from app.settings import Settings
+from app.store.database import Connection, Database
+from app.store.registrations import REGISTRATIONS
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.argument("entity_id", type=click.UUID)
+@click.option("--domain", default=DEFAULT_DOMAIN, show_default=True, help="The entity's domain.")
+@click.option("--sequence", type=click.IntRange(0, MAX_NUMBER), help="The new position: this sequence.")
+@click.option("--partition", help="The new position: an offset of this partition.")
+@click.option("--offset", type=click.IntRange(0, MAX_NUMBER), help="The offset in that partition.")
+@settings_options(*DATABASE)
+def rebase(
+    entity_id: UUID, domain: str, sequence: int | None, partition: str | None, offset: int | None, **given: str | None
+) -> None:
+    """Move an entity to another track, by hand: only its position and version change."""
+    given_position = {"sequence": sequence, "partition": partition, "offset": offset}
+    try:
+        position = msgspec.convert(
+            {name: value for name, value in given_position.items() if value is not None}, Position
+        )
+    except msgspec.ValidationError as error:
+        raise click.UsageError(str(error).replace("`", "")) from None
+    if not (domain + (partition or "")).isprintable():  # bytes that are not UTF-8 come as lone surrogates
+        raise click.UsageError("--domain and --partition take printable characters in UTF-8")
+    settings = logged_settings(given)
+
+    async def work(connection: Connection) -> str:
+        moved = await REGISTRATIONS.rebase(connection, entity_id, domain, position)
+        if moved is None:
+            raise StartError(f"there is no entity {entity_id} in domain {domain}")
+        before, after = moved
+        return f"{entity_id} stood at {before.position}, and stands at {after.position}, version {after.version}"
+
+    with database_of(settings) as url:
+        said = asyncio.run(_transaction(url, settings, work))
+    logger.warning("rebased: %s in domain %s", said, domain)
+    click.echo(said)
+
+
+@click.command()
+@settings_options(*DATABASE)
+def verify(**given: str | None) -> None:
+    """Compare the state counts with a full count, and print the differences.
+
+    The status is 1 when there is one.
+    """
+    settings = logged_settings(given)
+    with database_of(settings) as url:
+        differing = asyncio.run(_transaction(url, settings, REGISTRATIONS.counts.verify_counts))
+    for each in differing:
+        click.echo(f"domain {each.domain}, {each.state}: kept {each.kept:,}, counted {each.counted:,}")
+    if differing:
+        sys.exit(1)
+    click.echo("the state counts are what a full count gives")
+
+
+async def _transaction(url: str, settings: Settings, work: Callable[[Connection], Coroutine[None, None, T]]) -> T:
+    database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=settings.statement_timeout))
+    try:
+        return await database.write(work)
+    finally:
+        await database.close()

@@ -1,0 +1,64 @@
+"""`pqs serve`."""
+
+import asyncio
+import json
+import socket
+import sys
+from contextlib import suppress
+
+import click
+
+from app.api.context import correlation_id
+from app.cli.migrate import bring_up_to_date
+from app.cli.options import settings_options
+from app.outbound import contract
+from app.runtime import log
+from app.runtime.database import own_database
+from app.runtime.processes import export, run
+from app.runtime.sockets import listening
+from app.settings import Settings, read_settings
+
+
+@click.command()
+@settings_options(*Settings.model_fields)
+def serve(**given: str | None) -> None:
+    """Answer requests.
+
+    Without a database URL the service starts a PostgreSQL of its own, in the data directory.
+    """
+    settings = read_settings(given)
+    log.configure(settings.log_level, settings.log_format, correlation_id.get)
+    routes = contract.routes_of(settings)
+    try:
+        with listening(settings.host, settings.port, settings.workers) as sockets, own_database(settings) as url:
+            if settings.database_url is None:
+                asyncio.run(bring_up_to_date(url))
+            export(settings.model_copy(update={"database_url": url}))
+            contract.log_what_is_off(routes)  # here once, and not in every worker
+            _announce(settings, sockets[0])
+            run(settings, sockets)
+    except KeyboardInterrupt:
+        click.echo("stopped")
+
+
+def _announce(settings: Settings, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    base = f"http://{shown}:{port}"
+    event = {
+        "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1d01",
+        "type": "registration.initiated",
+        "entity_id": "7a1c5f7e-9d53-4c58-8a3c-1f0e2d3c4b5a",
+        "domain": "example",
+        "position": {"sequence": 1},
+        "occurred_at": "2026-01-01T00:00:00Z",
+        "data": {"node_type": "compute"},
+    }
+    click.echo(
+        f"serving on {base}, docs on {base}/docs\n\n"
+        f"  curl {base}/v1/events -H content-type:application/json -d '{json.dumps(event)}'\n"
+        f"  curl '{base}/v1/entities/{event['entity_id']}?domain=example'\n"
+        f"  curl '{base}/v1/state-counts?domain=example'\n"
+    )
+    with suppress(OSError):
+        sys.stdout.flush()

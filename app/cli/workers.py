@@ -1,0 +1,66 @@
+"""`pqs relay`, `pqs sweep` and `pqs consume`: workers beside `pqs serve`."""
+
+import asyncio
+from collections.abc import Callable
+
+import click
+
+from app.cli.options import WORKER, logged_settings, settings_options
+from app.errors import StartError
+from app.parts import Parts
+from app.runtime.database import run_worker
+from app.settings import BusKind, Settings
+from app.worker import Worker
+
+
+@click.command()
+@settings_options(*WORKER)
+def relay(**given: str | None) -> None:
+    """Send the messages in the outbox to the bus and to Consul, until stopped.
+
+    Many may run, and share the work. `pqs serve` runs a relay too, unless PQS_RELAY is off there.
+    """
+    settings = logged_settings(given)
+    if settings.bus is BusKind.MEMORY:
+        raise StartError("PQS_BUS=memory is a bus inside `pqs serve`: messages sent to one of its own would be lost")
+    if settings.bus is BusKind.OFF and settings.consul_url is None:
+        raise StartError("there is nowhere to send to; set PQS_KAFKA, PQS_CONSUL_URL or both")
+
+    _run(settings, Parts.relay, "relaying")
+
+
+@click.command()
+@settings_options(*WORKER)
+def sweep(**given: str | None) -> None:
+    """Turn passed deadlines into events, until stopped.
+
+    Many may run, and share the work. `pqs serve` runs a sweep too where PQS_SWEEP is true. The messages that follow
+    go to the outbox: give PQS_KAFKA, PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL the values that the service has.
+    """
+    _run(logged_settings(given), Parts.sweep, "sweeping")
+
+
+@click.command()
+@settings_options(*WORKER, "ack_timeout", "liveness_interval", "liveness_window", "topics_in", "consumer_group")
+def consume(**given: str | None) -> None:
+    """Read events from Kafka, until stopped.
+
+    Many may run at once, and share the partitions of the topics. The messages that follow go to the outbox: give
+    PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL the values that the service has, or messages wait there for a topic that
+    no relay sends to. PQS_TOPICS_IN must not contain PQS_TOPIC_OUT.
+    """
+    settings = logged_settings(given)
+
+    _run(settings, Parts.consumer, f"consuming {settings.topics_in}")
+
+
+def _run(settings: Settings, build: Callable[[Parts], Worker], said: str) -> None:
+    """Say that a worker is there, and let it work until this process is stopped."""
+
+    async def work(url: str, stop: asyncio.Event) -> None:
+        async with Parts(settings, url) as parts:
+            worker = build(parts)
+            click.echo(said)
+            await worker.run(stop)
+
+    run_worker(settings, work)

@@ -1,0 +1,103 @@
+"""Lines that are not in: the early ones, which are sent again, and those that are listed at the end."""
+
+import os
+import tempfile
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from uuid import UUID
+
+import msgspec
+
+from app.answers import LineResult
+from app.domain.positions import Position
+from app.errors import StartError
+from app.load.source import Line
+
+SHOWN = 50  # lines that are listed one by one when they are not in
+SHOWN_REASON = 300  # characters of each one's reason
+
+
+def why(verdict: LineResult) -> str:
+    """The reason of an outcome that keeps a line out, in one line."""
+    faults = (
+        f"{fault.pointer}: {fault.detail}" if fault.pointer != "#" else fault.detail for fault in verdict.errors
+    )
+    return f"{verdict.outcome}: {verdict.reason or '; '.join(faults)}"
+
+
+class Refused:
+    """Lines that are not in, those of `others` among them: how many, and the first SHOWN with their reasons."""
+
+    def __init__(self, *others: "Refused") -> None:
+        self.total: int = sum(other.total for other in others)
+        self._first: list[tuple[int, str]] = [line for other in others for line in other._first]  # noqa: SLF001 - its own class
+
+    def add(self, number: int, reason: str) -> None:
+        """Note a line. They may come in any order."""
+        self.total += 1
+        self._first.append((number, reason[:SHOWN_REASON] + "..." * (len(reason) > SHOWN_REASON)))
+        if len(self._first) >= 2 * SHOWN:
+            self._cut()
+
+    def report(self) -> list[str]:
+        """The lines by number, for people; what a terminal would act on is written out."""
+        self._cut()
+        told = [f"line {number:,}: {reason}" for number, reason in self._first]
+        if self.total > len(told):
+            told.append(f"and {self.total - len(told):,} more")
+        return ["".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in told]
+
+    def _cut(self) -> None:
+        self._first.sort()
+        del self._first[SHOWN:]
+
+
+class _Placed(msgspec.Struct):
+    position: Position
+
+
+class Early:
+    """Lines to send again. They wait in a temporary file; memory holds four numbers for each."""
+
+    def __init__(self) -> None:
+        self.refused = Refused()
+        with self._disk():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._end = 0
+        self._places: dict[tuple[str | None, UUID | None], array[int]] = {}
+
+    def __len__(self) -> int:
+        return self.refused.total
+
+    def add(self, line: Line, verdict: LineResult) -> None:
+        """Keep a line that was early. Raises MsgspecError when it has no position."""
+        content = line.content or b""
+        position = msgspec.json.decode(content, type=_Placed).position
+        places = self._places.setdefault((verdict.domain, verdict.entity_id), array("q"))
+        places.extend((position.number, line.number, self._end, len(content)))
+        with self._disk():
+            self._file.write(content)
+        self._end += len(content)
+        self.refused.add(line.number, why(verdict))
+
+    def in_order(self) -> Iterator[Line]:
+        """The lines by domain, entity and position; those that claim one position as they came."""
+        with self._disk():
+            self._file.flush()
+        for key in sorted(self._places):
+            flat = self._places[key]
+            for _, number, offset, size in sorted(zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)):
+                yield Line(number, os.pread(self._file.fileno(), size, offset))
+
+    def close(self) -> None:
+        """Remove the file."""
+        with suppress(OSError):  # what is buffered may not fit on the disk, and is not needed any more
+            self._file.close()
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StartError(f"cannot keep early lines in a temporary file: {error}") from None

@@ -1,0 +1,110 @@
+"""One name, one meaning: a stranger who has met a name knows what it is elsewhere."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {"app": ROOT, "clients/python/pqs_client": ROOT / "clients" / "python"}
+
+TABLES = "The class of a table is named as the class of its rows: it is only used inside the store."
+CLIENT = "The client raises it for the problem that the service makes of its own error of this name."
+ASGI = "The name of ASGI's specification. The routes and the runtime do not import each other."
+PART = "Two things have this name still: give one of them another."
+
+# Names that several modules define, and why that may be.
+ALLOWED = {
+    "DeadLetter": TABLES,
+    "Watermark": TABLES,
+    "ActionConflictError": CLIENT,
+    "NotFoundError": CLIENT,
+    "TooLargeError": CLIENT,
+    "UnavailableError": CLIENT,
+    "UnreadableError": CLIENT,
+    "JSON": "A media type: the same for the service, its OpenAPI document and the client.",
+    "NDJSON": "A media type: the same for the service, its OpenAPI document and the client.",
+    "App": ASGI,
+    "Message": ASGI,
+    "Scope": ASGI,
+    "INTENTS": "Each handler of intents lists, under the name of the whole list, those that it carries out.",
+    "ATTEMPTS": PART,
+    "Connection": PART,
+    "EARLIEST": PART,
+    "Envelope": PART,
+    "Headers": PART,
+    "MEDIA_TYPE": PART,
+    "Outcome": PART,
+    "Partition": PART,
+    "Place": PART,
+    "RETRY": PART,
+    "Work": PART,
+    "Worker": PART,
+}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Every module of the service and of the client."""
+    for folder, root in SOURCES.items():
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+            yield name, ast.parse(file.read_text())
+
+
+def definitions(module: ast.Module) -> Iterator[str]:
+    """The public classes, aliases of types and constants of a module; type variables are of no interest."""
+    for node in module.body:
+        names: list[str] = []
+        match node:
+            case ast.ClassDef(name=name):
+                names = [name]
+            case ast.Assign(targets=targets):
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names = [name]
+            case _:
+                pass
+        yield from (name for name in names if name[0].isupper() and len(name) > 1)
+
+
+@cache
+def shared() -> dict[str, set[str]]:
+    """The names that several modules define, where they can be met outside of them.
+
+    A constant that is only used in its own module is known by that: it counts where another module imports it.
+    """
+    defined, imported = defaultdict[str, set[str]](set), set[tuple[str, str]]()
+    for name, module in modules():
+        for each in definitions(module):
+            defined[each].add(name)
+        for node in ast.walk(module):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                imported |= {(node.module, alias.name) for alias in node.names}
+    return {
+        name: homes
+        for name, homes in defined.items()
+        if len(homes) > 1 and (not name.isupper() or any((home, name) in imported for home in homes))
+    }
+
+
+def test_a_name_is_defined_once() -> None:
+    """No two modules define the same class, alias or imported constant; ALLOWED has the exceptions and why."""
+    found = {name: homes for name, homes in shared().items() if name not in ALLOWED}
+    assert found == {}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_is_allowed_is_needed(name: str) -> None:
+    """An entry of ALLOWED goes when its name is defined once."""
+    assert name in shared()
+
+
+def test_allowed_names_are_in_order() -> None:
+    """Those that are to be parted come last, by name, so that the list is easy to shorten."""
+    parted = [name for name, reason in ALLOWED.items() if reason is PART]
+    assert all(one < other for one, other in pairwise(parted))
+    assert list(ALLOWED)[-len(parted) :] == parted
