@@ -1,4 +1,4 @@
-"""A circuit breaker: after failures in a row nothing is tried for a while, then one probe decides."""
+"""A circuit breaker: after several failures in a row it refuses calls for a while, then one probe decides."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,20 +9,20 @@ from app.errors import DatabaseDownError, PoolExhaustedError, UnavailableError
 
 FAILURES = 5  # in a row
 OPEN_FOR = timedelta(seconds=60)
-PROBE_PENDING = timedelta(seconds=1)  # what to wait while somebody else's probe is out
+PROBE_PENDING = timedelta(seconds=1)  # the wait that a refused call is told while another call probes
 
 
 class CircuitBreaker:
     """Lets calls through while the other side answers, and refuses them at once while it does not.
 
-    The other side is `what`; calls that end in the error `down` are its failures. Closed: every call goes through;
-    `failures` in a row open it. Open: every call is refused with UnavailableError, and how long to wait, for
-    `open_for`. Then exactly one call, the probe, goes through: if it ends well the breaker closes, if it fails the
-    breaker is open anew, and if it is cancelled the next call probes.
+    `what` names the other side; a call that raises `down` is a failure. Closed: every call goes through; `failures`
+    in a row open the breaker. Open: for `open_for`, every call is refused with UnavailableError, which says how long
+    to wait. Then exactly one call, the probe, goes through. If it succeeds, the breaker closes; if it fails, the
+    breaker is open again; if it is cancelled, the next call probes.
 
-    Whatever is no such error (a client's mistake, a cancellation) is no failure. An error that the other side
-    answered with ends a row of failures; a cancellation, or a pool without a free connection, says nothing. What
-    began before the breaker opened does not change it any more. `clock` is monotonic, in seconds.
+    No other error is a failure. An error with which the other side answered ends a row of failures; a cancellation,
+    or a pool without a free connection, changes nothing. Calls that began before the breaker opened no longer change
+    it. `clock` is monotonic, in seconds.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are refused now, the probe aside."""
+        """Whether calls are refused now, except for the probe."""
         return self._opened_at is not None
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Hold one call: refuse it, or learn from how it ends."""
+        """Guard one call: refuse it, or learn from its end."""
         probe, began_in = self._enter(), self._openings
         ended_well: bool | None = None
         try:
@@ -75,7 +75,7 @@ class CircuitBreaker:
         left = self._opened_at + self._open_for - self._clock()
         if left > 0 or self._probing:
             wait = timedelta(seconds=left) if left > 0 else PROBE_PENDING
-            raise UnavailableError(f"{self._what} did not answer; it is not asked again yet", retry_after=wait)
+            raise UnavailableError(f"{self._what} did not answer and is not called again yet", retry_after=wait)
         self._probing = True
         return True
 

@@ -1,4 +1,4 @@
-"""Everything that can go wrong by name, in one tree. No HTTP in it: `api/problems.py` turns a type into a status."""
+"""All errors of this project, in one tree. They know no HTTP: `api/problems.py` gives each type a status."""
 
 from datetime import timedelta
 
@@ -6,10 +6,10 @@ from msgspec import Struct
 
 
 class Fault(Struct, frozen=True):
-    """One thing that is wrong with an input.
+    """One fault of an input.
 
-    `pointer` is a JSON pointer as a URI fragment (RFC 6901, section 6), such as `#/1/position`; for what is not in
-    the body it starts with `#/query`, `#/path` or `#/header`. `detail` says what is wrong.
+    `pointer` is a JSON pointer as a URI fragment (RFC 6901, section 6), such as `#/1/position`; outside the body it
+    starts with `#/query`, `#/path` or `#/header`. `detail` says what is wrong.
     """
 
     pointer: str
@@ -21,15 +21,15 @@ class PqsError(Exception):
 
 
 class UnreadableError(PqsError):
-    """The input is not JSON at all; the message says where it breaks."""
+    """The input is not JSON; the message says where it breaks."""
 
 
 class BadCursorError(PqsError):
-    """The cursor is damaged, or was made by another query."""
+    """The cursor is damaged, or belongs to another query."""
 
 
 class InvalidInputError(PqsError):
-    """The input is JSON, and wrong: `faults` says what and where."""
+    """The input is JSON, but wrong: `faults` says what is wrong, and where."""
 
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults))
@@ -37,11 +37,11 @@ class InvalidInputError(PqsError):
 
 
 class TooLargeError(PqsError):
-    """The body is larger than this service takes in one piece."""
+    """The body is larger than this service accepts in one piece."""
 
 
 class UnsupportedMediaError(PqsError):
-    """The body's content type is none that this call reads."""
+    """The call does not accept the content type of the body."""
 
 
 class NotFoundError(PqsError):
@@ -49,23 +49,23 @@ class NotFoundError(PqsError):
 
 
 class PreconditionRequiredError(PqsError):
-    """A commit has to say what it builds on."""
+    """A commit does not say which version it builds on."""
 
 
 class ActionConflictError(PqsError):
-    """The action was applied already, with another state: as version `version` of its workflow."""
+    """The action was already applied with another state, as version `version` of its workflow."""
 
     def __init__(self, action_id: str, version: int) -> None:
         super().__init__(
-            f"action {action_id} was applied already, as version {version}, and with another state or "
-            "schema_version: another state needs an action_id of its own"
+            f"action {action_id} was already applied, as version {version}, with another state or schema_version: "
+            "use a new action_id for another state"
         )
         self.action_id = action_id
         self.version = version
 
 
 class UnavailableError(PqsError):
-    """The database cannot be asked now. What was sent may be sent again after `retry_after`."""
+    """The database cannot be used now. The request may be sent again after `retry_after`."""
 
     def __init__(self, message: str, *, retry_after: timedelta = timedelta(seconds=1)) -> None:
         super().__init__(message)
@@ -73,15 +73,15 @@ class UnavailableError(PqsError):
 
 
 class DatabaseDownError(UnavailableError):
-    """The database does not answer: this is what the circuit breaker counts."""
+    """The database does not answer: its circuit breaker counts this error."""
 
 
 class PoolExhaustedError(UnavailableError):
-    """Every connection of this process is in use: the database was not asked."""
+    """All connections of this process are in use: nothing was sent to the database."""
 
 
 class ContentionError(UnavailableError):
-    """Other writers were faster at every attempt. Nothing was written."""
+    """Other writers were faster in every attempt. Nothing was written."""
 
 
 class SchemaMismatchError(UnavailableError):
@@ -89,7 +89,7 @@ class SchemaMismatchError(UnavailableError):
 
 
 class IngestInterruptedError(UnavailableError):
-    """The database failed in the middle of a stream: the first `committed_lines` lines are in."""
+    """The database failed in the middle of a stream: the first `committed_lines` lines are committed."""
 
     def __init__(self, cause: UnavailableError, committed_lines: int) -> None:
         super().__init__(str(cause), retry_after=cause.retry_after)
@@ -97,27 +97,27 @@ class IngestInterruptedError(UnavailableError):
 
 
 class IntentError(PqsError):
-    """An intent that cannot be carried out as it is, now or later."""
+    """The intent can never be carried out as it is."""
 
 
 class RefusedValuesError(PqsError):
-    """A table does not take values that were to be written, now or later. Nothing was written."""
+    """A table never accepts these values. Nothing was written."""
 
 
 class EffectDownError(UnavailableError):
-    """The other side of an effect, such as Consul, does not answer: this is what its circuit breaker counts."""
+    """The other side of an effect, such as Consul, does not answer: its circuit breaker counts this error."""
 
 
 class NotNowError(PqsError):
-    """The other side of an effect has answered, and has not carried this one out: try it again later."""
+    """The other side of an effect answered, but did not carry this one out: try again later."""
 
 
 class BusError(PqsError):
-    """The bus is not known to have the message: publish it again later. It may be there twice then."""
+    """The bus may not have the message: publish it again later. It may then be there twice."""
 
 
 class MessageRefusedError(BusError):
-    """The bus does not take this message, now or later: it is too large, or not what the topic holds."""
+    """The bus never accepts this message: it is too large, or the topic does not hold such messages."""
 
 
 class StartError(PqsError):

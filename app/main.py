@@ -1,4 +1,4 @@
-"""create_app(): the ASGI application, and the lifespan in which its parts are built and closed."""
+"""create_app(): the ASGI application; its lifespan builds and closes the parts."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ from app.settings import Settings, read_settings
 
 
 class Application(FastAPI):
-    """FastAPI, with ours around all of it: the hot calls, and what every other request passes through (`routed`)."""
+    """FastAPI inside our own layers: the hot calls, and the middleware of every other request (`routed`)."""
 
     def __init__(self, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
@@ -45,7 +45,7 @@ class Application(FastAPI):
         )  # app/runtime/protocol.py looks for them
 
     def build_middleware_stack(self) -> ASGIApp:
-        """FastAPI's, less its outermost, which would answer unforeseen errors and broken bodies before ours does."""
+        """FastAPI's, without its outermost layer, which would answer unforeseen errors before ours does."""
         outermost = super().build_middleware_stack()
         return outermost.app if isinstance(outermost, ServerErrorMiddleware) else outermost
 
@@ -56,11 +56,14 @@ class Application(FastAPI):
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application. It needs `settings.database_url`; its parts live as long as its lifespan."""
+    """The application; its parts live as long as its lifespan.
+
+    Raises StartError without `settings.database_url`, and for intents that nobody can carry out.
+    """
     if settings.database_url is None:
-        raise StartError("PQS_DATABASE_URL is not set; `pqs serve` starts a PostgreSQL of its own")
+        raise StartError("PQS_DATABASE_URL is not set; `pqs serve` would start a PostgreSQL of its own")
     url = settings.database_url.get_secret_value()
-    contract.routes_of(settings)  # which refuses to start here, before there is a lifespan
+    contract.routes_of(settings)  # raises here, before the lifespan begins
     metrics = Metrics()
 
     @asynccontextmanager
@@ -75,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("projection-query-service"),
         lifespan=lifespan,
         redoc_url=None,
-        redirect_slashes=False,  # a path is what the contract says, or it is unknown
+        redirect_slashes=False,  # a path with a slash more or less is unknown
     )
     for resource in (events, entities, counts, overdue, workflows, watermarks, dead_letters, health):
         app.include_router(resource.router)
@@ -85,7 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def from_environment() -> FastAPI:
-    """The application as the environment sets it: what each process of `pqs serve` runs."""
+    """The application with the settings of the environment: each process of `pqs serve` runs it."""
     settings = read_settings()
     log.configure(settings.log_level, settings.log_format, context.correlation_id.get)
     app = create_app(settings)

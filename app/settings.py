@@ -1,4 +1,4 @@
-"""One Settings class: environment variables with the prefix PQS_, read by entry points and passed on."""
+"""All settings: environment variables with the prefix PQS_. Entry points read them once and pass them on."""
 
 import difflib
 import os
@@ -39,21 +39,21 @@ class LogLevel(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """What a log line looks like: for eyes, or for machines."""
+    """The form of a log line: for people, or JSON for machines."""
 
     CONSOLE = "console"
     JSON = "json"
 
 
 class BusKind(StrEnum):
-    """What carries events out of the service and into it."""
+    """The bus that events leave by."""
 
     KAFKA = "kafka"
     MEMORY = "memory"
     OFF = "off"
 
 
-# A year at most: so a computed deadline stays within the year 9999 for every time that an event may have.
+# A year at most, so that the deadline computed from any event's time lies before the year 10000.
 Duration = Annotated[float, Field(gt=0, le=365 * DAY)]
 
 
@@ -62,15 +62,15 @@ _HOSTS = re.compile(rf"{_HOST}(,{_HOST})*")
 
 
 def _postgresql(url: SecretStr) -> SecretStr:
-    """A libpq address. Raises ValueError without a word of it: what is wrong may be the password."""
+    """A libpq address. Raises ValueError, which does not quote it: the wrong part may be the password."""
     address = url.get_secret_value().replace("postgresql+asyncpg://", "postgresql://", 1)
     with suppress(ValueError):
         parts = urlsplit(address)
         if parts.scheme in {"postgresql", "postgres"} and _HOSTS.fullmatch(parts.netloc.rpartition("@")[2]):
             return SecretStr(address)
     raise ValueError(
-        "an address such as postgresql://user:password@host:5432/name was expected, with %2F, %40 and the like for "
-        "special characters in its parts"
+        "an address such as postgresql://user:password@host:5432/name was expected, with special characters in "
+        "its parts percent-encoded, such as %2F and %40"
     )
 
 
@@ -78,7 +78,7 @@ Address = Annotated[SecretStr, AfterValidator(_postgresql)]
 
 
 def _http(url: SecretStr) -> SecretStr:
-    """An HTTP address. Raises ValueError without a word of it: it may hold a password."""
+    """An HTTP address. Raises ValueError, which does not quote it: it may hold a password."""
     with suppress(ValueError):
         parts = urlsplit(url.get_secret_value())
         if parts.scheme in {"http", "https"} and parts.hostname and not parts.query and not parts.fragment:
@@ -87,13 +87,13 @@ def _http(url: SecretStr) -> SecretStr:
 
 
 HttpAddress = Annotated[SecretStr, AfterValidator(_http)]
-# What Kafka takes as the name of a topic.
+# The names that Kafka allows for a topic.
 _TOPIC = "[a-zA-Z0-9._-]{1,249}"
 _SERVER = r"([a-zA-Z_]+://)?([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?"
 
 
 def _of_form(form: str, expected: str) -> AfterValidator:
-    """Text that is `form` from its beginning to its end; the error says what was expected."""
+    """Text that matches `form` completely; the error says what was `expected`."""
 
     def check(value: str) -> str:
         if re.fullmatch(form, value) is None:
@@ -118,71 +118,83 @@ def _not_empty(path: object) -> object:
 
 
 class Settings(BaseSettings):
-    """What can be set. Durations are seconds, sizes are bytes."""
+    """All settings. Durations are numbers of seconds, sizes numbers of bytes."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="The address to listen on; for `pqs load`, to send to.")
+    host: str = Field("127.0.0.1", description="The address to listen on; `pqs load` sends to it.")
     port: int = Field(
-        8000, ge=0, le=65_535, description="The port to listen on, 0 for a free one; for `pqs load`, to send to."
+        8000, ge=0, le=65_535, description="The port to listen on, 0 for a free one; `pqs load` sends to it."
     )
-    workers: int = Field(1, ge=1, le=256, description="How many processes answer requests.")
+    workers: int = Field(1, ge=1, le=256, description="The number of processes that answer requests.")
     database_url: Address | None = Field(
         None,
-        description="A PostgreSQL, as postgresql://user@host/name. Without it the service starts its own.",
+        description="The PostgreSQL, as postgresql://user@host/name. Without it the service starts its own.",
     )
-    database_read_url: Address | None = Field(None, description="A replica of it, asked for lists, counts and scans.")
+    database_read_url: Address | None = Field(
+        None, description="A replica of that PostgreSQL, which answers lists, counts and scans."
+    )
     data_dir: Annotated[Path, BeforeValidator(_not_empty)] = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("pqs")),
-        description="Where the service's own PostgreSQL keeps its data.",
+        description="The folder in which the service's own PostgreSQL keeps its data.",
     )
-    pool_size: int = Field(8, ge=1, le=1000, description="How many database connections a process opens at most.")
+    pool_size: int = Field(8, ge=1, le=1000, description="The most database connections that a process opens.")
     statement_timeout: float = Field(
-        5.0, ge=0.001, le=3600, description="After how many seconds a statement is given up."
+        5.0, ge=0.001, le=3600, description="The seconds after which a statement is cancelled."
     )
-    ack_timeout: Duration = Field(30.0, description="How many seconds a node has to acknowledge.")
-    liveness_interval: Duration = Field(60.0, description="How many seconds a node has after its activation.")
-    liveness_window: Duration = Field(90.0, description="How many seconds a node has after a heartbeat.")
-    max_body: int = Field(8 * MIB, ge=1024, le=1024 * MIB, description="The largest body in bytes, NDJSON excepted.")
-    batching: bool = Field(True, description="Join single requests that come at once into one statement.")
+    ack_timeout: Duration = Field(30.0, description="The seconds in which a node has to acknowledge.")
+    liveness_interval: Duration = Field(
+        60.0, description="The seconds in which a node has to send a heartbeat after its activation."
+    )
+    liveness_window: Duration = Field(90.0, description="The seconds in which a node has to send the next heartbeat.")
+    max_body: int = Field(
+        8 * MIB, ge=1024, le=1024 * MIB, description="The largest request body, in bytes; NDJSON may be longer."
+    )
+    batching: bool = Field(True, description="Join concurrent single requests into one statement.")
     sweep: bool = Field(
         False,
-        description="Turn passed deadlines into events from within the service; `pqs sweep` does so in any case.",
+        description="Turn passed deadlines into events within the service. `pqs sweep` does so whatever this says.",
     )
     action_retention: Duration = Field(
-        7 * DAY, description="How many seconds an action of a workflow is remembered at least."
+        7 * DAY, description="The seconds for which an action of a workflow is kept at least."
     )
     kafka: Servers | None = Field(None, description="Kafka's bootstrap servers, as host:port,host:port.")
     bus: BusKind = Field(
         default_factory=lambda given: BusKind.KAFKA if given.get("kafka") else BusKind.OFF,
-        description="What carries events: kafka (the default where PQS_KAFKA is set), memory, or off (else).",
+        description="The bus for outgoing events: kafka (the default if PQS_KAFKA is set), memory, or off (else).",
     )
-    relay: bool = Field(True, description="Send what leaves the service from within it; else `pqs relay` does.")
-    topic_out: Topic = Field("registration-events", description="The topic that registration events are sent to.")
+    relay: bool = Field(
+        True, description="Send outgoing messages from within the service; otherwise run `pqs relay`."
+    )
+    topic_out: Topic = Field("registration-events", description="The topic to which registration events are sent.")
     topics_in: Topics | None = Field(
-        None, description="The topics that `pqs consume` reads, as topic,topic: each event of a node in the same one."
+        None,
+        description="The topics that `pqs consume` reads, as topic,topic. All events of a node must be in one topic.",
     )
     consumer_group: str = Field(
-        "pqs", min_length=1, max_length=249, description="The consumer group in which it shares their partitions."
+        "pqs",
+        min_length=1,
+        max_length=249,
+        description="The consumer group of `pqs consume`; its members share the partitions.",
     )
     consul_url: HttpAddress | None = Field(
-        None, description="A Consul agent, as http://host:8500, that nodes are registered with."
+        None, description="The Consul agent, as http://host:8500, at which nodes are registered."
     )
     log_level: LogLevel = Field(LogLevel.INFO, description="How much is logged: debug, info, warning or error.")
-    log_format: LogFormat = Field(LogFormat.CONSOLE, description="What a log line looks like: console or json.")
+    log_format: LogFormat = Field(LogFormat.CONSOLE, description="The form of a log line: console or json.")
 
     @field_validator("bus")
     @classmethod
     def _kafka_has_servers(cls, bus: BusKind, info: ValidationInfo) -> BusKind:
         if bus is BusKind.KAFKA and not info.data.get("kafka"):
-            raise ValueError("kafka needs PQS_KAFKA, the servers to begin with")
+            raise ValueError("kafka needs PQS_KAFKA, the bootstrap servers")
         return bus
 
 
 def read_settings(given: Mapping[str, object] | None = None) -> Settings:
-    """The settings: `given` (those not None) first, then the environment, then the defaults.
+    """The settings: from `given` (unless None), then the environment, then the defaults.
 
-    Raises StartError, naming the variable, for a name that does not exist and for a value out of range.
+    Raises StartError, which names the variable, for an unknown name and for a value out of range.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in os.environ:
@@ -197,6 +209,6 @@ def read_settings(given: Mapping[str, object] | None = None) -> Settings:
         wrong = [
             f"{PREFIX}{str(each['loc'][0]).upper()}: {each['msg']}"
             for each in error.errors()
-            if each["type"] != "default_factory_not_called"  # which is so only because something else is wrong
+            if each["type"] != "default_factory_not_called"  # a consequence of another error
         ]
         raise StartError("; ".join(wrong).replace("Value error, ", "")) from None

@@ -1,4 +1,4 @@
-"""WorkflowStore: one row per workflow, changed by compare-and-swap, each action applied once."""
+"""The store of workflows: one row each, changed by compare-and-swap; every action is applied once."""
 
 import asyncio
 import json
@@ -34,16 +34,16 @@ from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 10  # times that a commit is sent again because it met another one
-LARGEST = 100  # commits, or reads, that one statement joins: of states of 1 MiB it may have to carry all
-MAX_PROVENANCE = 64 * 1024  # bytes as compact JSON: it is kept with the action, too
-LONG = 1024  # digits that exponents may add without being counted
-PRUNE_EVERY = 60.0  # seconds between two looks at what need not be kept any more; less where the retention is less
-PRUNE_LEAST = 1.0  # seconds between them at least
+ATTEMPTS = 10  # attempts of a commit that loses races against others
+LARGEST = 100  # commits or reads that one statement joins; each may carry a state of 1 MiB
+MAX_PROVENANCE = 64 * 1024  # bytes as compact JSON; it is stored with the action, too
+LONG = 1024  # digits that exponents may add before they are counted
+PRUNE_EVERY = 60.0  # seconds between two rounds of pruning, or the retention if that is less
+PRUNE_LEAST = 1.0  # seconds between two rounds, at least
 
 
 class WorkflowStore:
-    """Reads and commits of single workflows. Those that come while a statement runs are joined into the next one."""
+    """Reads and commits of single workflows. Requests that arrive while a statement runs form the next batch."""
 
     def __init__(self, database: Database, *, joining: bool = True) -> None:
         self._database = database
@@ -52,7 +52,7 @@ class WorkflowStore:
         self._commits = Lane(self._commit, largest=LARGEST)
 
     async def get_state(self, workflow_key: str) -> Workflow | None:
-        """The row of one workflow, or None. Raises InvalidInputError for a key that can't be one."""
+        """The row of one workflow, or None. Raises InvalidInputError for an invalid key."""
         _check_key(workflow_key)
         if self._joining:
             return await self._reads.ask(workflow_key)
@@ -68,14 +68,14 @@ class WorkflowStore:
         *,
         schema_version: int = 1,
     ) -> Committed | StateConflict:
-        """Write `state` where the workflow is still at `expected_version`; None or 0: where it has no row yet.
+        """Write `state` if the workflow is still at `expected_version`; None or 0: if it has no row yet.
 
-        An action (`provenance["action_id"]`) is applied once: when it was committed to this workflow before, with
-        this state and schema version, the answer is the one of then, whatever the version is now; the rest of the
-        provenance may differ. Raises ActionConflictError when it was committed with another state, InvalidInputError
-        for what can't be kept, RefusedValuesError for what PostgreSQL is against (a constraint or a trigger of an
-        operator's), ContentionError, and UnavailableError: then the commit may have happened, and can be
-        sent again with its action id.
+        An action (`provenance["action_id"]`) is applied once. If it was already committed to this workflow, with
+        this state and schema version, the first answer is repeated, whatever the version is now; the rest of the
+        provenance may differ. Raises ActionConflictError if it was committed with another state, InvalidInputError
+        for values that can't be stored, RefusedValuesError for values that PostgreSQL refuses (by a constraint or a
+        trigger of its operator), ContentionError, and UnavailableError. After the last one the commit may or may not
+        be stored; send it again with the same action id.
         """
         commit = _checked(workflow_key, expected_version or NONE, state, provenance, schema_version)
         for _ in range(ATTEMPTS):
@@ -90,7 +90,7 @@ class WorkflowStore:
         raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
 
     async def close(self) -> None:
-        """Answer what was asked, and take no more."""
+        """Answer the requests that were accepted, and accept no more."""
         await self._commits.close()
         await self._reads.close()
 
@@ -113,18 +113,22 @@ def _checked(
     provenance: Mapping[str, object],
     schema_version: int,
 ) -> Commit:
-    """A commit that PostgreSQL can keep. Raises InvalidInputError, which names everything that is wrong with it."""
+    """A commit that PostgreSQL can store. Raises InvalidInputError, which names every fault."""
     _check_key(workflow_key)
     if not NONE <= expected_version <= MAX_NUMBER:
         raise InvalidInputError([Fault("#/expected_version", f"a number from {NONE} to 2^63-1 was expected")])
     faults: list[Fault] = []
     if not state:
-        faults.append(Fault("#/state", "an object that is not empty was expected"))
+        faults.append(Fault("#/state", "a non-empty object was expected"))
     if not 1 <= schema_version <= MAX_SCHEMA_VERSION:
         faults.append(Fault("#/schema_version", "a number from 1 to 2^31-1 was expected"))
     encoded_state = _encoded(state, "#/state", faults)
     if len(encoded_state) + _spelt_out(encoded_state, state) > MAX_STATE:
-        faults.append(Fault("#/state", f"larger than {MAX_STATE:,} bytes as compact JSON, numbers without exponents"))
+        faults.append(
+            Fault(
+                "#/state", f"larger than {MAX_STATE:,} bytes as compact JSON with numbers written without exponents"
+            )
+        )
     encoded = _encoded(provenance, "#/provenance", faults)
     if len(encoded) + _spelt_out(encoded, provenance) > MAX_PROVENANCE:
         faults.append(Fault("#/provenance", f"larger than {MAX_PROVENANCE:,} bytes as compact JSON"))
@@ -147,24 +151,24 @@ def _check_key(workflow_key: str) -> None:
     if not 1 <= len(workflow_key) <= MAX_KEY:
         detail = f"a key has 1 to {MAX_KEY} characters; this one has {len(workflow_key):,}"
     elif "\0" in workflow_key:
-        detail = "a key here holds NUL, which PostgreSQL cannot keep"
+        detail = "a key cannot hold NUL: PostgreSQL cannot store it"
     elif workflow_key.encode(errors="ignore").decode() != workflow_key:
-        detail = "a key is Unicode; this one holds a lone surrogate"
+        detail = "a key is Unicode text; this one holds a lone surrogate"
     if detail is not None:
         raise InvalidInputError([Fault("#/path/workflow_key", detail)])
 
 
 def _encoded(value: Mapping[str, object], pointer: str, faults: list[Fault]) -> bytes:
-    """The JSON of an object, compact; what of it can't be kept is added to the faults."""
+    """The compact JSON of an object. Values that can't be stored are added to `faults`."""
     try:
         encoded = msgspec.json.encode(value)
-        if b"null" in encoded:  # which msgspec makes of NaN and Infinity, too
+        if b"null" in encoded:  # msgspec writes NaN and Infinity so, too
             json.dumps(value, allow_nan=False, default=str)
     except (TypeError, ValueError, RecursionError) as error:
-        faults.append(Fault(pointer, f"no JSON: {error}"))
+        faults.append(Fault(pointer, f"not JSON: {error}"))
         return b"{}"
     if b"\\u0000" in encoded and (nul_at := find_nul(msgspec.json.decode(encoded), pointer)) is not None:
-        faults.append(Fault(nul_at, "a string here holds NUL (\\u0000), which PostgreSQL cannot keep"))
+        faults.append(Fault(nul_at, "a string here holds NUL (\\u0000), which PostgreSQL cannot store"))
     if encoded.count(b"{") + encoded.count(b"[") > MAX_NESTING and depth(value) > MAX_NESTING:
         faults.append(Fault(pointer, f"nested deeper than {MAX_NESTING} levels"))
     return encoded
@@ -174,7 +178,7 @@ _EXPONENT = re.compile(rb"[0-9]e[+-]?([0-9]{1,3})")
 
 
 def _spelt_out(encoded: bytes, value: object) -> int:
-    """How many bytes its numbers take beyond `encoded` as PostgreSQL gives them back: 1e300 has 301 digits there."""
+    """How many more bytes its numbers take as PostgreSQL writes them: 1e300 has 301 digits there."""
     if sum(int(exponent) for exponent in _EXPONENT.findall(encoded)) < LONG:
         return 0
     longer, level = 0, [value]
@@ -189,7 +193,7 @@ def _spelt_out(encoded: bytes, value: object) -> int:
 
 
 class Pruner(Worker):
-    """Removes the actions that need not be kept any more. Many processes may run one: one at a time works."""
+    """Removes actions older than the retention. Many processes may run one; only one works at a time."""
 
     def __init__(self, database: Database, retention: timedelta) -> None:
         self._database = database
@@ -197,7 +201,7 @@ class Pruner(Worker):
         self._every = max(PRUNE_LEAST, min(PRUNE_EVERY, retention.total_seconds()))
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look from time to time, until `stop` (see Worker)."""
+        """Remove old actions from time to time, until `stop` (see Worker)."""
         await until_stopped(self._run(), stop)
 
     async def _run(self) -> None:
@@ -205,14 +209,14 @@ class Pruner(Worker):
             await asyncio.sleep(self._every)
             try:
                 removed = await self.prune()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it must not end this for good
-                log.warning("old actions of workflows stay for now: %s", error)
+            except Exception as error:  # noqa: BLE001 - no error may end the worker
+                log.warning("old actions of workflows were not removed, trying again later: %s", error)
             else:
                 if removed:
                     log.info("removed %d old actions of workflows", removed)
 
     async def prune(self) -> int:
-        """Remove what is older than the retention, in small transactions, and return how many actions that were."""
+        """Remove actions older than the retention, in small transactions, and return their number."""
         removed = 0
         while batch := await self._database.write(workflows.prune, self._retention):
             removed += batch

@@ -314,4 +314,4 @@ async def test_a_breaker_may_be_for_something_else(clock: Clock) -> None:
     assert not breaker.is_open
     for _ in range(FAILURES):
         await call(breaker, EffectDownError("down"))
-    assert str(await refusal(breaker)) == "Consul did not answer; it is not asked again yet"
+    assert str(await refusal(breaker)) == "Consul did not answer and is not called again yet"

@@ -644,7 +644,7 @@ def test_refused_request_is_explained(service: App, tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
         f"pqs: {url}/elsewhere answered 404 Not Found:"
-        " there is nothing at /elsewhere/v1/events; /docs shows what there is\n"
+        " there is nothing at /elsewhere/v1/events; /docs lists all calls\n"
     )
 
 

@@ -187,7 +187,7 @@ def test_the_bus_is_kafka_where_kafka_is_named(given: dict[str, str], bus: str) 
 
 def test_kafka_needs_servers() -> None:
     """PQS_BUS=kafka alone is refused, with what is missing."""
-    with pytest.raises(StartError, match=r"^PQS_BUS: kafka needs PQS_KAFKA, the servers to begin with$"):
+    with pytest.raises(StartError, match=r"^PQS_BUS: kafka needs PQS_KAFKA, the bootstrap servers$"):
         read_settings({"bus": "kafka"})
 
 

@@ -1,4 +1,4 @@
-"""What every request passes through: its correlation id, its log line, its metrics, and the rest of its body."""
+"""The middleware of every request: correlation id, log line, metrics, and the unread rest of the body."""
 
 import asyncio
 import logging
@@ -18,11 +18,19 @@ from app.runtime.metrics import Metrics
 log = logging.getLogger("app.access")
 
 HEADER = b"x-correlation-id"
-DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that is still read, so that the answer arrives
+DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that are still read, so that the answer arrives
 DRAIN_SECONDS = 10.0
-GONE = 499  # in log and metrics: the client went away before its request was at its end
-UNKNOWN = "unknown"  # in metrics: the route of a request that is answered without one
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # what a label may be
+GONE = 499  # in log and metrics: the client disconnected before its request was complete
+UNKNOWN = "unknown"  # in metrics: the route of a request that matches none
+METHODS = {
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "PATCH",
+    "DELETE",
+    "OPTIONS",
+}  # the values of the label; others count as `other`
 
 Message = MutableMapping[str, Any]  # ASGI's own type
 Scope = MutableMapping[str, Any]
@@ -35,7 +43,7 @@ correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=No
 
 
 def given_correlation_id(headers: Headers) -> UUID | None:
-    """The correlation id that the client sent, or None. Raises InvalidInputError when it is no UUID."""
+    """The correlation id that the client sent, or None. Raises InvalidInputError if it is not a UUID."""
     for name, value in headers:
         if name == HEADER:
             try:
@@ -46,24 +54,24 @@ def given_correlation_id(headers: Headers) -> UUID | None:
 
 
 def begin(given: UUID | None) -> str:
-    """Set the correlation id of this task: the client's, or one that is made; and return it."""
+    """Set the correlation id of this task, the client's or a new one, and return it."""
     own_id = _new_id() if given is None else str(given)
     correlation_id.set(own_id)
     return own_id
 
 
 def account(metrics: Metrics, method: str, path: str, route: str, status: int, began: float) -> None:
-    """Log and count one answered request; `began` is what time.perf_counter() said then."""
+    """Log and count one answered request; `began` is time.perf_counter() at its beginning."""
     seconds = time.perf_counter() - began
     metrics.request(method if method in METHODS else "other", route, status, seconds)
     if log.isEnabledFor(logging.INFO):
-        path = quote(path)  # a line break in it would forge a line of the log
+        path = quote(path)  # a line break in the path would forge a line of the log
         extra = {"method": method, "path": path, "status": status, "seconds": seconds}
         log.info("%s %s %d %.1f ms", method, path, status, seconds * 1000, extra=extra)
 
 
 def _new_id() -> str:
-    """A random UUID (version 4). uuid4() asks the kernel for its bits, and takes six times as long."""
+    """A random UUID (version 4). uuid4() asks the kernel for its bits and takes six times as long."""
     bits = f"{random.getrandbits(128):032x}"
     return f"{bits[:8]}-{bits[8:12]}-4{bits[13:16]}-a{bits[17:20]}-{bits[20:]}"
 
@@ -77,7 +85,7 @@ class RequestContext:
         self._answer_to = answer_to
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, and account for it. Whatever is no HTTP request is handed on."""
+        """Answer one request, and log and count it. Anything but an HTTP request is handed on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -108,8 +116,8 @@ class RequestContext:
             status = status or GONE
         except Exception as error:
             if status and isinstance(error.__cause__ or error, PqsError):
-                log.warning("an answer broke off: %s", error.__cause__ or error)
-                raise  # breaking the connection is all that can still be said
+                log.warning("an answer was cut short: %s", error.__cause__ or error)
+                raise  # closing the connection is the only message left
             answer = self._answer_to(scope, error)
             if status:
                 raise
@@ -127,23 +135,25 @@ class _Body:
         self._receive = receive
         names = {name for name, _ in scope["headers"]}
         self._ended = not names & {b"content-length", b"transfer-encoding"}
-        self._awaits_leave = b"expect" in names  # to send its body at all (RFC 9110, section 10.1.1)
+        self._awaits_continue = (
+            b"expect" in names
+        )  # for `100 Continue`, before it sends its body (RFC 9110, section 10.1.1)
 
     async def receive(self) -> Message:
         """The next message from the client."""
-        self._awaits_leave = False
+        self._awaits_continue = False
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._ended = True
         return message
 
     async def drain(self) -> bool:
-        """Read what is left, up to a bound. Whether the body is at its end.
+        """Read the rest, up to a bound, and return whether the body is at its end.
 
-        A client that sends its whole body before it reads would otherwise have its connection reset under it, and
-        never see why it was refused. One that waits for leave to send it is not given that.
+        Without this, the connection of a client that sends its whole body before it reads would be reset, and the
+        client would never see the answer. A client that waits for `100 Continue` does not get it.
         """
-        if self._awaits_leave:
+        if self._awaits_continue:
             return False
         read = 0
         try:

@@ -1,4 +1,4 @@
-"""State counts: how many entities are in each state."""
+"""`/v1/state-counts`: the number of entities in each state."""
 
 from typing import Annotated
 
@@ -22,7 +22,7 @@ router = APIRouter(tags=["counts"])
     **operation(StateCounts, errors=(422, 503)),
 )
 async def count_states(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
-    """Answer a number for each of the eight states, the empty ones included, and their sum."""
+    """Answer the number of entities in each of the eight states, zeros included, and their total."""
     counts = await service_of(request).scans.read(REGISTRATIONS.counts.count_by_state, query.domain)
     by_state = {RegistrationState(state): n for state, n in counts.items()}
     answer = StateCounts(query.domain, by_state, sum(counts.values()))

@@ -1,4 +1,4 @@
-"""Dead letters: messages that could not be taken in, to be looked at, tried again, or removed."""
+"""`/v1/dead-letters`: messages that failed, to be listed, retried or removed."""
 
 from base64 import b64encode
 from typing import Annotated
@@ -39,11 +39,11 @@ class _PageEnd(msgspec.Struct, array_like=True):
 @router.get(
     ROUTE,
     operation_id="listDeadLetters",
-    summary="List messages that could not be taken in",
+    summary="List messages that failed",
     **operation(DeadLetterPage, link=True, errors=(400, 422, 503)),
 )
 async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query()]) -> Response:
-    """Answer a page, oldest first. A page with large messages ends after some megabytes of them."""
+    """Answer a page, oldest first. A page of large messages ends early, after some megabytes."""
     after = 0 if query.cursor is None else read_cursor(query.cursor, FILTERS, _PageEnd).id
 
     letters, more = await service_of(request).scans.read(dead_letters.get_page, after=after, limit=query.limit)
@@ -56,16 +56,16 @@ async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query(
 @router.post(
     ROUTE + "/{id}/retry",
     operation_id="retryDeadLetter",
-    summary="Take a message in once more",
+    summary="Retry a message",
     **retry_operation(),
 )
 async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
-    """Take the message's event in, at the place where it was read, and answer as `POST /v1/events` does.
+    """Apply the message's event, at the position where it was read, and answer like `POST /v1/events`.
 
-    When that is in, or not wanted any more (`applied`, `ignored`, `duplicate`, or `stale` because later events of
-    its entity are in), the dead letter is removed with it. Else it stays: 409 for a conflict, 400 and 422 for what
-    still can't be read, and 422 for one that PostgreSQL still refuses. A message that was to go out (`source` is
-    `relay`) goes back to the outbox instead, behind what waits there of its entity: 202.
+    If the outcome is `applied`, `ignored`, `duplicate` or `stale` (later events of its entity are already applied),
+    the dead letter is removed in the same transaction. Otherwise it stays: 409 for an early event or a conflict, 400
+    and 422 for a message that still can't be read, and 422 for one that PostgreSQL still refuses. An outgoing message
+    (`source` is `relay`) goes back to the outbox instead, behind the waiting messages of its entity: 202.
     """
     service = service_of(request)
     letter = await service.database.read(dead_letters.get, id)
@@ -91,11 +91,11 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     ROUTE + "/{id}",
     status_code=204,
     operation_id="deleteDeadLetter",
-    summary="Remove a message that is not wanted",
+    summary="Remove a message for good",
     **removal_operation(),
 )
 async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
-    """Remove the dead letter for good."""
+    """Remove the dead letter. Its message is not retried."""
     if not await service_of(request).database.write_alone(dead_letters.remove, id):
         raise _unknown(id)
     return Response(status_code=204)
@@ -106,7 +106,7 @@ def _unknown(id_: int) -> NotFoundError:
 
 
 def _shown(letter: DeadLetter) -> DeadMessage:
-    """A dead letter for people: as text what is text."""
+    """A dead letter for people: bytes that are text as text."""
     key, key_base64 = _text(letter.key)
     value, value_base64 = _text(letter.value)
     return DeadMessage(
@@ -126,7 +126,7 @@ def _shown(letter: DeadLetter) -> DeadMessage:
 
 
 def _text(data: bytes | None) -> tuple[str | None, str | None]:
-    """Bytes as text, or else in base64."""
+    """Bytes as text, or as base64 if they are not UTF-8: one of the two is None."""
     if data is None:
         return None, None
     try:

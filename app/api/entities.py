@@ -1,4 +1,4 @@
-"""Entities: one, its state, several by id, and lists."""
+"""`/v1/entities`: one registration, its state, several by id, and lists."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -35,7 +35,7 @@ PATH = "/v1/entities/{entity_id}"
     **operation(LookupAnswer, body=Lookup, errors=(400, 413, 415, 422, 503)),
 )
 async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
-    """Answer the registrations of up to 1,000 entities, in the order asked, and which of them have none."""
+    """Answer the registrations of up to 1,000 entities, in the order asked, and the ids that have none."""
     service = service_of(request)
     media_type(request, JSON)
     body = await read_body(request, service.settings.max_body)
@@ -55,7 +55,7 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
 
 @router.get("/v1/entities/lookup", include_in_schema=False)
 async def refuse_get_lookup() -> None:
-    """Without this, the path below would take `lookup` for an entity id."""
+    """Answer 405: without this route, the path below would take `lookup` for an entity id."""
     raise HTTPException(405, headers={"Allow": "POST"})
 
 
@@ -66,13 +66,13 @@ async def refuse_get_lookup() -> None:
     **operation(Registration, etag=True, errors=(404, 422, 503)),
 )
 async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
-    """Answer the whole row. Its ETag is its version: with it in `If-None-Match`, an unchanged row answers 304."""
+    """Answer the whole row. Its ETag is its version; sent in `If-None-Match`, an unchanged row answers 304."""
     registration = await service_of(request).reader.ask(entity_id, query.domain)
     return render_entity(entity_id, query.domain, request.scope["headers"], registration)
 
 
 def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: Registration | None) -> Response:
-    """The answer to a request with these headers. Raises NotFoundError when there is no registration."""
+    """The answer to a request with these headers. Raises NotFoundError if there is no registration."""
     if registration is None:
         raise _not_found(entity_id, domain)
     etag = etag_of(registration)
@@ -88,7 +88,7 @@ def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: 
     **operation(EntityState, text=True, errors=(404, 422, 503)),
 )
 async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
-    """Answer the state alone; with `Accept: text/plain` as the bare word."""
+    """Answer only the state; with `Accept: text/plain`, as the bare word."""
     registration = await service_of(request).reader.ask(entity_id, query.domain)
     if registration is None:
         raise _not_found(entity_id, query.domain)
@@ -106,9 +106,9 @@ async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQu
     **operation(EntityPage, link=True, stream=Registration, errors=(400, 422, 503)),
 )
 async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]) -> Response:
-    """Answer a page, in the order of entity ids; with `Accept: application/x-ndjson` all of it, a row a line.
+    """Answer a page, in the order of entity ids; with `Accept: application/x-ndjson`, all pages, one row per line.
 
-    Every row that belongs to the answer throughout comes exactly once, whatever is written meanwhile.
+    A row that matches throughout is answered exactly once, whatever is written meanwhile.
     """
     service = service_of(request)
     wanted = _filter(query)
@@ -139,7 +139,7 @@ async def _page(service: Service, wanted: EntityFilter, after: UUID | None, limi
 
 
 async def _stream(service: Service, wanted: EntityFilter, page: list[Registration]) -> AsyncIterator[bytes]:
-    """Page by page: a reader that is slow, or gone, holds no connection."""
+    """The list as lines, page by page: a slow or absent reader holds no database connection."""
     encoder = msgspec.json.Encoder()
     while page:
         yield encoder.encode_lines(page)

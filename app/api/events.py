@@ -1,4 +1,4 @@
-"""Events in: one, an array, or a stream of lines."""
+"""`POST /v1/events`: one event, an array, or a stream of lines."""
 
 import tempfile
 from collections import Counter
@@ -28,39 +28,40 @@ from app.wire.events import correlated, read_event, read_events
 router = APIRouter(tags=["events"])
 
 PATH = "/v1/events"
-ANSWER_IN_MEMORY = 1024 * 1024  # bytes of a stream's answer, before it goes to a file
+ANSWER_IN_MEMORY = 1024 * 1024  # bytes of a stream's answer that are held before it goes to a file
 KEPT_OUT = {Outcome.EARLY, Outcome.CONFLICT}
 
 
 @router.post(
     PATH,
     operation_id="postEvents",
-    summary="Take in one event, an array, or a stream of lines",
+    summary="Send one event, an array, or a stream of lines",
     **events_operation(),
 )
 async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) -> Response:
-    """Take events in, and answer what became of each. The answer follows the commit.
+    """Apply events and answer the outcome of each. The answer is sent after the commit.
 
-    A trigger (`node.introspected`, `node.registration_acked`, `node.deregistered`) comes in like all events; its
-    answer names in `events` what followed from it.
+    A trigger (`node.introspected`, `node.registration_acked`, `node.deregistered`) is sent like any event; its
+    answer names the events that followed from it in `events`.
 
-    **One object**: its outcome; 409 when the event is early (send it again after what is missing) or in conflict.
-    **An array** of up to 10,000: one transaction; the events of one entity are folded in the order of their
+    **One object**: its outcome; 409 if the event is early (send it again after the missing events) or in conflict.
+    **An array** of up to 10,000: one transaction. The events of one entity are folded in the order of their
     positions; results come in the order sent. One invalid item refuses the whole array.
-    **A stream of lines** (`application/x-ndjson`), as long as you like: taken in in the order of arrival, in chunks
-    that commit one by one. The answer has a line for each event that was not applied, and a summary at its end.
+    **A stream of lines** (`application/x-ndjson`) of any length: applied in the order of arrival, in chunks that
+    commit one by one. The answer has one line per event that was not applied, and a summary at its end.
     **CloudEvents 1.0**, structured (`application/cloudevents+json`), batched (`application/cloudevents-batch+json`)
     and binary (`ce-` headers), are the same events: `id` is the event id, `subject` the entity id, `time`
     occurred_at, `sequence` (decimal digits) the position; `domain`, `previous` and `correlationid` are extensions.
-    An event that the database alone refuses (a constraint of its operator's) is answered like one that is invalid.
-    After a 503 send the same again: what was in already answers `duplicate` or `stale`.
+    An event that only the database refuses (by a constraint of its operator) is answered like an invalid one.
+    After a 503 the events may or may not be stored. Send them again; that is safe: stored ones answer `duplicate`
+    or `stale`.
     """
     service = service_of(request)
     correlation_id = given_correlation_id(request.scope["headers"])
     media = media_type(request, JSON, NDJSON, STRUCTURED, BATCH)
     if media == NDJSON:
         if query.dry_run:
-            raise InvalidInputError([Fault("#/query/dry_run", "a stream has no dry run; send an object or an array")])
+            raise InvalidInputError([Fault("#/query/dry_run", "a stream has no dry run: send an object or an array")])
         return await _answer_stream(request, service, correlation_id)
     body = await read_body(request, service.settings.max_body)
     events, many = _events_of(body, media, request.scope["headers"])
@@ -75,12 +76,12 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
 
 
 def is_array(body: bytes) -> bool:
-    """Whether a JSON body is an array, or else most likely an object."""
+    """Whether a JSON body is an array; otherwise it is most likely an object."""
     return body.lstrip()[:1] == b"["
 
 
 async def answer_array(service: Service, body: bytes, correlation_id: UUID | None) -> Response:
-    """Take in an array as one transaction."""
+    """Apply an array as one transaction, and answer the results."""
     events = [correlated(event, correlation_id) for event in read_events(body)]
     return await _answer_many(service, events, dry_run=False)
 
@@ -96,18 +97,18 @@ async def _answer_many(service: Service, events: list[Event], *, dry_run: bool) 
 
 
 def read_one(body: bytes, correlation_id: UUID | None) -> Event:
-    """One event, with the client's correlation id where it has none of its own."""
+    """One event, with the client's correlation id if it has none of its own. Raises as read_event()."""
     return correlated(read_event(body), correlation_id)
 
 
 def render_one(service: Service, result: Result, *, instance: str = PATH) -> Response:
-    """Count one event that was taken in, and answer what became of it."""
+    """Count one event for the metrics, and answer its outcome."""
     service.metrics.events(result.outcome, 1)
     return _render(result, instance=instance)
 
 
 def _events_of(body: bytes, media: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[Event], bool]:
-    """The events of a body, and whether they are many: an array, though it be of one."""
+    """The events of a body, and whether it is an array, which may hold one event."""
     if media == BATCH:
         return read_cloudevents(body), True
     if media == STRUCTURED:

@@ -1,4 +1,4 @@
-"""Whether the process is up, whether the service is ready, and what it measured."""
+"""`/livez`, `/readyz` and `/metrics`."""
 
 from typing import Annotated
 
@@ -15,27 +15,29 @@ from app.runtime.metrics import read_kept
 router = APIRouter(tags=["health"])
 
 
-@router.get("/livez", operation_id="getLiveness", summary="The process is up", **operation(Health, errors=(422,)))
+@router.get(
+    "/livez", operation_id="getLiveness", summary="Check that the process is up", **operation(Health, errors=(422,))
+)
 async def livez(_query: Annotated[NoQuery, Query()]) -> Response:
-    """Answer without asking the database: restarting this process would not mend a database that is down."""
+    """Answer without asking the database: a restart of this process would not repair a database that is down."""
     return Response(encode(Health("alive")), media_type=JSON)
 
 
 @router.get(
     "/readyz",
     operation_id="getReadiness",
-    summary="Ready for requests",
+    summary="Check that the service is ready",
     **operation(Ready, errors=(422, 503)),
 )
 async def readyz(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
-    """Answer 200 when the database answers and its schema is the expected one; else 503, and what is missing."""
+    """Answer 200 if the database answers and its schema is the expected one, else 503 with the reason."""
     revision = await service_of(request).database.check()
     return Response(encode(Ready("ready", revision)), media_type=JSON)
 
 
 @router.get("/metrics", operation_id="getMetrics", summary="Metrics for Prometheus", **metrics_operation())
 async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
-    """Answer in Prometheus' text format; of all worker processes together."""
+    """Answer in Prometheus' text format, for all worker processes together."""
     service = service_of(request)
     for name, breaker in service.breakers.items():
         service.metrics.breaker(name, is_open=breaker.is_open)

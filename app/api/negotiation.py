@@ -1,4 +1,4 @@
-"""What a client wants to read, what it has already, and what its change builds on (RFC 9110, sections 12.5.1, 13)."""
+"""Content negotiation and conditional requests (RFC 9110, sections 12.5.1 and 13)."""
 
 import re
 from typing import Protocol
@@ -22,13 +22,13 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
 def preferred(request: Request, default: str, other: str) -> str:
-    """Which of two media types the `Accept` header prefers; `default` when it likes both as much, or neither."""
+    """Which of two media types the `Accept` header prefers; `default` if it prefers neither."""
     accept = ",".join(request.headers.getlist("accept"))
     return other if _quality(accept, other) > _quality(accept, default) else default
 
 
 def _quality(accept: str, media_type: str) -> float:
-    """How much `media_type` is liked: the quality of the most specific range that it lies in."""
+    """The quality of `media_type`: that of the most specific range that contains it."""
     ranges = {media_type: 2, media_type.partition("/")[0] + "/*": 1, "*/*": 0}
     best = (-1, 0.0)
     for part in accept.split(","):
@@ -69,20 +69,20 @@ _VERSION = re.compile(r'"([1-9][0-9]{0,17})"')
 
 
 class Conditions:
-    """What a request to change a row says about the row that it changes, by `If-Match` and `If-None-Match`."""
+    """The conditions of a change: `If-Match` and `If-None-Match`. If both are sent, both must hold."""
 
     def __init__(self, headers: Headers) -> None:
-        """Raises InvalidInputError for what is no list of ETags."""
+        """Raises InvalidInputError for a header that is not a list of ETags."""
         self._if_match = _tags(headers, "If-Match")
         self._if_none_match = _tags(headers, "If-None-Match")
 
     def __bool__(self) -> bool:
-        """Whether it says anything."""
+        """Whether there is a condition."""
         return self._if_match is not None or self._if_none_match is not None
 
     @property
     def version(self) -> int | None:
-        """The one version that they allow, 0 for no row; None when it is not that simple."""
+        """The one version that they allow, 0 for no row; None if they allow none or several."""
         if self._if_match is None:
             return 0 if self._if_none_match == [_ANY] else None
         if (
@@ -94,9 +94,9 @@ class Conditions:
         return None
 
     def allow(self, etag: str | None) -> bool:
-        """Whether they let a row with this ETag be changed; None is no row (RFC 9110, section 13.2.2).
+        """Whether they allow to change a row with this ETag; None is no row (RFC 9110, section 13.2.2).
 
-        A weak tag names nothing in `If-Match`, and in `If-None-Match` what it names without its `W/`.
+        A weak tag matches nothing in `If-Match`; in `If-None-Match` it matches like the same tag without `W/`.
         """
         if self._if_match is not None and not (
             etag is not None and (self._if_match == [_ANY] or etag in self._if_match)
@@ -108,7 +108,7 @@ class Conditions:
 
 
 def _tags(headers: Headers, name: str) -> list[str] | None:
-    """The ETags that a header lists, or `*` alone; None without the header."""
+    """The ETags that a header lists, or just `*`; None without the header."""
     wanted = name.lower().encode()
     given = [value for key, value in headers if key == wanted]
     if not given:

@@ -1,4 +1,4 @@
-"""Overdue scans: which deadlines have passed, and which is the next."""
+"""`/v1/overdue`: the deadlines that have passed, and the next one."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -28,7 +28,7 @@ Find = Callable[..., Awaitable[Overdue]]
 
 
 class _PageEnd(msgspec.Struct, array_like=True):
-    """Where a page ended, and the moment that the first page was asked about."""
+    """Where a page ended, and the `as_of` of the first page."""
 
     as_of: Time
     deadline: Time
@@ -44,7 +44,7 @@ class _PageEnd(msgspec.Struct, array_like=True):
 async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `accepted` or `awaiting_ack` whose `ack_deadline` lies before `as_of`, oldest first.
 
-    Nodes whose time-out was emitted are left out, also when that was after `as_of`.
+    Nodes whose timeout event was already emitted are left out, even if it was emitted after `as_of`.
     """
     find = REGISTRATIONS.overdue[Deadline.ACK].get_overdue
     return await _scan(request, query, find, lambda registration: registration.ack_deadline)
@@ -53,13 +53,13 @@ async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()])
 @router.get(
     "/v1/overdue/liveness",
     operation_id="listOverdueLiveness",
-    summary="List the nodes that were not heard of in time",
+    summary="List the nodes that sent no heartbeat in time",
     **operation(OverduePage, link=True, errors=(400, 422, 503)),
 )
 async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `active` whose `liveness_deadline` lies before `as_of`, oldest first.
 
-    Nodes whose time-out was emitted are left out, also when that was after `as_of`.
+    Nodes whose timeout event was already emitted are left out, even if it was emitted after `as_of`.
     """
     find = REGISTRATIONS.overdue[Deadline.LIVENESS].get_overdue
     return await _scan(request, query, find, lambda registration: registration.liveness_deadline)
@@ -74,7 +74,7 @@ async def _scan(
     filters = [request.url.path, query.domain]
     end = None if query.cursor is None else read_cursor(query.cursor, filters, _PageEnd)
     if end is not None and query.as_of not in {None, end.as_of}:
-        raise BadCursorError("the cursor belongs to another `as_of`; leave it out beside a cursor")
+        raise BadCursorError("the cursor belongs to another `as_of`; leave out `as_of` when you send a cursor")
     after: DueKey | None = None if end is None else (end.deadline, end.entity_id)
 
     as_of, found = await service_of(request).scans.read(
@@ -104,6 +104,6 @@ async def _find(
     after: DueKey | None,
     limit: int,
 ) -> tuple[datetime, Overdue]:
-    """The rows that are overdue at `as_of`, or else by the database's clock; and which of the two that was."""
+    """The rows that are overdue at `as_of`, by default the database's clock, and that time."""
     moment = as_of or await now(connection)
     return moment, await find(connection, domain, as_of=moment, after=after, limit=limit)

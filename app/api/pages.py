@@ -1,4 +1,4 @@
-"""Keyset pages: the cursor that says where the next one begins, and the link to it."""
+"""Keyset pages: the cursor of the next page, and the link to it."""
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -22,20 +22,20 @@ def write_cursor(place: object, filters: object) -> str:
 
 
 def read_cursor(cursor: str, filters: object, type_: type[T]) -> T:
-    """The place that a cursor names. Raises BadCursorError when it is damaged or was made with other filters."""
+    """The place that a cursor names. Raises BadCursorError for one that is damaged or belongs to other filters."""
     try:
         raw = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
     except ValueError:
         raise BadCursorError("the cursor is damaged") from None
     body = raw[CHECK:]
-    # Decoding passes over what is no base64, so what was read is compared with what is to be read.
+    # Decoding skips characters that are not base64, so the cursor is compared with its own encoding.
     if raw[:CHECK] != _digest(body) or urlsafe_b64encode(raw).rstrip(b"=").decode() != cursor:
         raise BadCursorError("the cursor is damaged")
     if body[:CHECK] != _digest(msgspec.json.encode(filters, order="sorted")):
-        raise BadCursorError("the cursor belongs to another query: use it with the filters that it came from")
+        raise BadCursorError("the cursor belongs to another query: send it with the same filters as the page before")
     try:
         return msgspec.json.decode(body[CHECK:], type=type_)
-    except msgspec.DecodeError:  # another release may have sealed it
+    except msgspec.DecodeError:  # another release may have written it
         raise BadCursorError("the cursor is damaged") from None
 
 

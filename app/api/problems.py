@@ -1,4 +1,4 @@
-"""Error type → problem details (RFC 9457). The one place where an error gets a status."""
+"""Errors as problem details (RFC 9457). Only here does an error type get an HTTP status."""
 
 import logging
 from collections.abc import Iterator, MutableMapping
@@ -39,14 +39,14 @@ from app.errors import (
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-NO_TYPE = "about:blank"  # RFC 9457, section 4.2.1: the status says it all
+NO_TYPE = "about:blank"  # RFC 9457, section 4.2.1: the problem is no more than its status
 RETRY_EARLY = "1"  # seconds; the missing event is most likely on its way
 
 # Types of our own, with their titles.
 EARLY = ("urn:pqs:problem:early", "The event is early")
-CONFLICT = ("urn:pqs:problem:conflict", "The event is in conflict with its entity's row")
-STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is not at that version")
-ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was applied with another state")
+CONFLICT = ("urn:pqs:problem:conflict", "The event conflicts with its entity's row")
+STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is at another version")
+ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
 
 STATUS: dict[type[PqsError], HTTPStatus] = {
     UnreadableError: HTTPStatus.BAD_REQUEST,
@@ -90,7 +90,7 @@ def _problem(
     faults: list[Fault] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """A problem that has nothing to say beyond the members of RFC 9457, and `errors`."""
+    """A problem with the members of RFC 9457, and `errors` if there are faults."""
     body = Problem(NO_TYPE, title(status), status, detail, _instance_of(request), faults)
     return _respond(body, status, headers)
 
@@ -110,15 +110,18 @@ def order_problem(result: Result, instance: str) -> Response:
 
 
 def state_problem(conflict: StateConflict, expected_version: int | None, instance: str) -> Response:
-    """The answer to a commit that builds on another version; None when the headers name no single version."""
-    stands = f"at version {conflict.actual_version}" if conflict.current else "not there"
-    expected = {None: "the headers want another", 0: "none was expected"}
-    wanted = expected.get(expected_version, f"{expected_version} was expected")
+    """The answer to a commit that builds on another version.
+
+    `expected_version` is the one that the headers name, 0 for no row, None if they name no single version.
+    """
+    actual = f"the workflow is at version {conflict.actual_version}" if conflict.current else "there is no workflow"
+    expected = {None: "the headers allow other versions only", 0: "a new one was expected"}
+    wanted = expected.get(expected_version, f"version {expected_version} was expected")
     status = HTTPStatus.PRECONDITION_FAILED
     body = StateProblem(
         *STATE_CONFLICT,
         status,
-        f"the workflow is {stands}, and {wanted}: nothing was written",
+        f"{actual}, but {wanted}: nothing was written",
         instance,
         expected_version or None,
         conflict.actual_version,
@@ -128,22 +131,22 @@ def state_problem(conflict: StateConflict, expected_version: int | None, instanc
 
 
 def _instance_of(request: Request) -> str:
-    """The path that the problem is about. Not request.url.path, which ends at a `?` or `#` that was escaped."""
+    """The path of the request. Not request.url.path, which ends at an escaped `?` or `#`."""
     return quote(request.scope["path"])
 
 
 def _retry_after(error: UnavailableError) -> dict[str, str]:
-    """The header that says when to come again: whole seconds, at least one (RFC 9110, section 10.2.3)."""
+    """The header with the time to wait before a retry: whole seconds, at least one (RFC 9110, section 10.2.3)."""
     return {"Retry-After": str(max(1, ceil(error.retry_after.total_seconds())))}
 
 
 def answer_to(scope: MutableMapping[str, Any], error: Exception) -> Response:
-    """The answer to any error. One that nobody foresaw says little; the log has what it was."""
+    """The answer to any error. That to an unforeseen error says little; the log has the traceback."""
     request = Request(scope)
     if isinstance(error, PqsError) and any(cls in STATUS for cls in type(error).__mro__):
         return _to_ours(request, error)
     log.error("a bug: %s %s", request.method, request.url.path, exc_info=error)
-    detail = "an error inside the service; the log has it, by the X-Correlation-ID of this answer"
+    detail = "an error inside the service: its log has the details under the X-Correlation-ID of this answer"
     return _problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
 
 
@@ -181,7 +184,7 @@ def _to_ours(request: Request, error: PqsError) -> Response:
 
 
 def _summary(error: PqsError, faults: list[Fault] | None) -> str:
-    """One sentence, also where there is a long list of faults."""
+    """One sentence, however many faults there are."""
     if faults is None:
         return str(error)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -189,7 +192,7 @@ def _summary(error: PqsError, faults: list[Fault] | None) -> str:
 
 
 def _routes(router: object) -> Iterator[Route]:
-    """All routes of a router and of those that it includes, which FastAPI keeps as they are."""
+    """All routes of a router and of the routers that it includes."""
     for route in getattr(router, "routes", ()):
         if isinstance(route, Route):
             yield route
@@ -217,10 +220,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         raise error
     status = HTTPStatus(error.status_code)
     if status is HTTPStatus.NOT_FOUND:
-        detail = f"there is nothing at {request.url.path}; /docs shows what there is"
+        detail = f"there is nothing at {request.url.path}; /docs lists all calls"
     elif status is HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = _allowed(request, error)
-        detail = f"{request.method} does not work here" + (f"; {allowed} does" if allowed else "")
+        detail = f"this path does not accept {request.method}" + (f"; it accepts {allowed}" if allowed else "")
         return _problem(request, status, detail, headers={"Allow": allowed})
     else:
         detail = str(error.detail)
@@ -228,7 +231,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request, error: HTTPException) -> str:
-    """The methods of all routes of this path (RFC 9110, section 10.2.1); Starlette names those of the first alone."""
+    """The methods of all routes of this path (RFC 9110, section 10.2.1). Starlette names only the first route's."""
     matching = [route for route in _routes(request.app) if route.matches(request.scope)[0] is not Match.NONE]
     same = [route for route in matching if route.path == matching[0].path and route.include_in_schema]
     if len(same) < 2:

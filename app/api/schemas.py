@@ -1,4 +1,4 @@
-"""What is asked: query parameters and bodies. What is answered is in `app/answers.py`."""
+"""Requests: query parameters and bodies. Answers are in `app/answers.py`."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -18,17 +18,17 @@ DEFAULT_LIMIT = 100
 MAX_LOOKUP = 1000  # entity ids in one lookup
 
 
-# --- Questions: query parameters, read by FastAPI ------------------------------------------------------------------
+# --- Requests: query parameters, read by FastAPI -------------------------------------------------------------------
 
 
 def _no_nul(value: str) -> str:
     if "\0" in value:
-        raise ValueError("a string here holds NUL, which PostgreSQL cannot keep")
+        raise ValueError("a string here holds NUL, which PostgreSQL cannot store")
     return value
 
 
 def _instant(value: object) -> datetime:
-    """A time, read as those in events are (pydantic alone would take 1700000000 for one), in UTC."""
+    """A time in UTC, read by the rules for events; pydantic's own would accept 1700000000."""
     try:
         time = msgspec.convert(value, Time)
     except msgspec.ValidationError:
@@ -39,11 +39,11 @@ def _instant(value: object) -> datetime:
 
 
 def _cut(value: object) -> object:
-    """A limit; one that is too large is cut."""
+    """A limit; a larger value is cut to MAX_LIMIT."""
     if not isinstance(value, str):
         return value
     if not (value.isascii() and value.isdigit()):
-        raise ValueError("an integer from 1 on was expected")
+        raise ValueError("an integer of at least 1 was expected")
     return min(int(value.lstrip("0")[:20] or "0"), MAX_LIMIT)
 
 
@@ -51,14 +51,14 @@ Text = Annotated[str, AfterValidator(_no_nul)]
 Instant = Annotated[datetime, BeforeValidator(_instant)]
 Limit = Annotated[
     int,
-    Field(ge=1, description=f"How many rows a page has at most; more than {MAX_LIMIT:,} is cut to that."),
+    Field(ge=1, description=f"The most rows of a page; a value above {MAX_LIMIT:,} is cut to it."),
     BeforeValidator(_cut),
 ]
-Cursor = Annotated[str, Field(description="`next_cursor` of the page before this one, beside the same filters.")]
+Cursor = Annotated[str, Field(description="`next_cursor` of the page before this one, sent with the same filters.")]
 
 
 class DomainQuery(BaseModel):
-    """Which domain is asked for. Parameters that are not known are refused."""
+    """A query for one domain. Unknown parameters are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,14 +68,14 @@ class DomainQuery(BaseModel):
 
 
 class PageQuery(DomainQuery):
-    """Which page of a list."""
+    """A query for a page of a domain."""
 
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
 
 
 class RowsQuery(BaseModel):
-    """Which page of a list that knows no domains."""
+    """A query for a page of a list without domains."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -84,7 +84,7 @@ class RowsQuery(BaseModel):
 
 
 class WorkflowQuery(BaseModel):
-    """Which page of the workflows."""
+    """A query for a page of workflows."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -92,8 +92,8 @@ class WorkflowQuery(BaseModel):
         Annotated[
             Instant,
             Field(
-                description="The row's `updated_at` is this or later. Poll from the last one seen, less the "
-                "statement time-out: commits can overtake each other."
+                description="Rows whose `updated_at` is this or later. Poll from the last one seen minus the "
+                "statement timeout: commits can overtake each other."
             ),
         ]
         | None
@@ -103,40 +103,40 @@ class WorkflowQuery(BaseModel):
 
 
 class EntityQuery(PageQuery):
-    """Which entities a list has."""
+    """A query for a page of entities."""
 
-    state: Annotated[list[RegistrationState], Field(description="One of these states; may be repeated.")] = []
-    node_type: Annotated[Text, Field(description="This node type.")] | None = None
+    state: Annotated[list[RegistrationState], Field(description="Rows in this state; repeat it for several.")] = []
+    node_type: Annotated[Text, Field(description="Rows with this node type.")] | None = None
     capability: Annotated[
-        list[Text], Field(description='`{"<name>": true}` is contained in the capabilities; may be repeated.')
+        list[Text], Field(description='Rows whose capabilities contain `{"<name>": true}`; repeat it for several.')
     ] = []
-    capabilities: Annotated[Text, Field(description="A JSON object to be contained in the capabilities.")] | None = (
+    capabilities: Annotated[Text, Field(description="Rows whose capabilities contain this JSON object.")] | None = (
         None
     )
-    event_id: Annotated[UUID, Field(description="The event that the row took in last.")] | None = None
+    event_id: Annotated[UUID, Field(description="Rows whose last applied event is this one.")] | None = None
     updated_before: (
-        Annotated[Instant, Field(description="The row's `updated_at` is before this: nodes that are stuck.")] | None
+        Annotated[Instant, Field(description="Rows whose `updated_at` is before this, such as stuck nodes.")] | None
     ) = None
 
 
 class OverdueQuery(PageQuery):
-    """Which overdue entities."""
+    """A query for a page of overdue entities."""
 
     as_of: (
         Annotated[
             Instant,
-            Field(description="The moment to ask about, else the database's clock; a cursor keeps the first page's."),
+            Field(description="Compare deadlines with this time; default: the database's clock, kept in the cursor."),
         ]
         | None
     ) = None
 
 
 class EventsQuery(BaseModel):
-    """How events are taken in."""
+    """A query to send events."""
 
     model_config = ConfigDict(extra="forbid")
 
-    dry_run: Annotated[bool, Field(description="Tell the outcomes and write nothing.")] = False
+    dry_run: Annotated[bool, Field(description="Answer the outcomes, but write nothing.")] = False
 
 
 class NoQuery(BaseModel):
@@ -146,13 +146,13 @@ class NoQuery(BaseModel):
 
 
 class Lookup(Struct, forbid_unknown_fields=True):
-    """Which entities to look up."""
+    """The ids of the entities to look up."""
 
     entity_ids: Annotated[list[UUID], Meta(max_length=MAX_LOOKUP)]
 
 
 class WorkflowCommit(Struct, forbid_unknown_fields=True):
-    """The next state of a workflow, and where it comes from."""
+    """The next state of a workflow, and its provenance."""
 
     state: Annotated[State, Meta(description=f"At most {MAX_STATE:,} bytes as compact JSON.")]
     provenance: Annotated[dict[str, object], Meta(extra_json_schema={"$ref": "#/components/schemas/Provenance"})]

@@ -1,4 +1,4 @@
-"""Watermarks: how far what comes from Kafka is in."""
+"""`/v1/watermarks`: how far each Kafka partition is applied."""
 
 from typing import Annotated
 
@@ -21,11 +21,12 @@ router = APIRouter(tags=["kafka"])
     **operation(WatermarkList, errors=(422, 503)),
 )
 async def list_watermarks(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
-    """Answer a watermark for each partition of which something was read, by topic and partition.
+    """Answer one watermark per partition that was read, in the order of topic and partition.
 
-    Every message up to `offset` is applied, or is a dead letter. What was in the partition by `as_of` is in the
-    projection: it is now, within a second, while a consumer has caught up, else the time of the last message, or an
-    earlier one where the times of a partition's messages go back, because their producers' clocks differ.
+    Every message up to `offset` is applied or is a dead letter. Everything that was in the partition at `as_of` is in
+    the projection. While a consumer has caught up, `as_of` is the present, within a second; otherwise it is the time
+    of the last message, or earlier if the times of the partition's messages go back because their producers' clocks
+    differ.
     """
     items = await service_of(request).scans.read(watermarks.get_all)
     return Response(encode(WatermarkList(items)), media_type=JSON)

@@ -1,4 +1,4 @@
-"""Workflows: their state, changed by compare-and-swap."""
+"""`/v1/workflows`: the state of workflows, changed by compare-and-swap."""
 
 from http import HTTPStatus
 from typing import Annotated
@@ -37,11 +37,11 @@ router = APIRouter(tags=["workflows"])
 
 PATH = "/v1/workflows/"
 ROUTE = PATH + "{workflow_key}"
-NO_VERSION = MAX_NUMBER  # which no row ever has
+NO_VERSION = MAX_NUMBER  # a version that no row ever has
 
 
 class _Key(Convertor[str]):
-    """The rest of a path, slashes and line breaks included."""
+    """The rest of a path, including slashes and line breaks."""
 
     regex = "(?s:.*)"
 
@@ -77,7 +77,7 @@ class _PageEnd(msgspec.Struct, array_like=True):
 async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query()]) -> Response:
     """Answer a page, in the order of changes: by `updated_at`, then by key.
 
-    A row that changes while you page moves to the end, and comes again there.
+    A row that changes while you page moves to the end and is answered again there.
     """
     since = query.updated_since or EARLIEST
     filters = ["workflows", since]
@@ -102,13 +102,13 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     **operation(Workflow, etag=True, errors=(404, 422, 503)),
 )
 async def get_workflow(request: Request, workflow_key: WorkflowKey, _query: Annotated[NoQuery, Query()]) -> Response:
-    """Answer the row. Its ETag is its version: with it in `If-None-Match`, an unchanged row answers 304."""
+    """Answer the row. Its ETag is its version; sent in `If-None-Match`, an unchanged row answers 304."""
     _check_encoding(request, workflow_key)
     return await answer_get(service_of(request), workflow_key, request.scope["headers"])
 
 
 async def answer_get(service: Service, workflow_key: str, headers: Headers) -> Response:
-    """The same, however the request came in."""
+    """Answer the row to a request with these headers. Raises NotFoundError without a row."""
     row = await service.workflows.get_state(workflow_key)
     if row is None:
         raise NotFoundError(f"there is no workflow {workflow_key}")
@@ -121,16 +121,17 @@ async def answer_get(service: Service, workflow_key: str, headers: Headers) -> R
 @router.put(
     "/v1/workflows/{workflow_key:workflow_key}",
     operation_id="commitWorkflow",
-    summary="Commit one workflow's next state",
+    summary="Commit the next state of one workflow",
     **commit_operation(),
 )
 async def put_workflow(request: Request, workflow_key: WorkflowKey, _query: Annotated[NoQuery, Query()]) -> Response:
-    """Write the state where the row still has the version that you read, else answer what it is now.
+    """Write the state if the row still has the version that you read; otherwise answer 412 with the current row.
 
-    `If-None-Match: *` creates version 1, `If-Match: "<version>"` writes the next one; one of them is required. A
-    commit whose `provenance.action_id` was already committed to this workflow answers as it did then, with
-    `Idempotency-Replayed: true`; with another `state` or `schema_version` it is a 409. After a 503 the commit may
-    have happened: send it again with the same action id.
+    `If-None-Match: *` creates version 1, `If-Match: "<version>"` writes the next version; one of them is required.
+    If both headers are sent, both conditions must hold. A commit whose `provenance.action_id` was already committed
+    to this workflow repeats the first answer, with `Idempotency-Replayed: true`; with another `state` or
+    `schema_version` it is a 409. After a 503 the commit may or may not be stored. Send it again with the same action
+    id; that is safe.
     """
     service = service_of(request)
     _check_encoding(request, workflow_key)
@@ -141,17 +142,17 @@ async def put_workflow(request: Request, workflow_key: WorkflowKey, _query: Anno
 
 
 def required(headers: Headers) -> Conditions:
-    """What the commit builds on. Raises PreconditionRequiredError when the headers do not say."""
+    """The conditions of a commit. Raises PreconditionRequiredError if the headers have none."""
     conditions = Conditions(headers)
     if not conditions:
         raise PreconditionRequiredError(
-            'say what this builds on: `If-None-Match: *` for a new workflow, `If-Match: "<version>"` for a next state'
+            'send `If-None-Match: *` for a new workflow, or `If-Match: "<version>"` for the next state of one'
         )
     return conditions
 
 
 async def answer_put(service: Service, workflow_key: str, conditions: Conditions, body: bytes) -> Response:
-    """Commit what the body says, however the request came in."""
+    """Commit the body and answer the row, or a problem with the current row."""
     try:
         asked = msgspec.json.decode(body, type=WorkflowCommit)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -175,7 +176,7 @@ async def answer_put(service: Service, workflow_key: str, conditions: Conditions
 async def _commit(
     service: Service, key: str, asked: WorkflowCommit, conditions: Conditions
 ) -> Committed | StateConflict:
-    """One commit, where the headers name one version; else one on whatever version they allow."""
+    """One commit if the headers name one version; otherwise on any version that they allow."""
 
     async def commit_on(version: int) -> Committed | StateConflict:
         return await service.workflows.try_commit(
@@ -186,7 +187,7 @@ async def _commit(
         return await commit_on(conditions.version)
     row = await service.workflows.get_state(key)
     for _ in range(ATTEMPTS):
-        # Also where nothing can be written: the action may have been applied before.
+        # Also if nothing may be written: the action may have been applied before.
         version = 0 if row is None else row.version
         outcome = await commit_on(version if _allowed(conditions, row) else NO_VERSION)
         if isinstance(outcome, Committed) or not _allowed(conditions, outcome.current):
@@ -200,7 +201,7 @@ def _allowed(conditions: Conditions, row: Workflow | None) -> bool:
 
 
 def _check_encoding(request: Request, workflow_key: str) -> None:
-    """Refuse a path that is not UTF-8: a server puts a replacement character for what it can't decode."""
+    """Refuse a path that is not UTF-8: the server replaces bytes that it can't decode by a replacement character."""
     if "\ufffd" not in workflow_key:
         return
     try:

@@ -1,1 +1,1 @@
-"""What drives the projector: the Kafka consumer with its membership in a group, and streams of NDJSON lines."""
+"""The inputs of the projector: Kafka topics, read as a member of a consumer group, and streams of NDJSON lines."""

@@ -1,12 +1,12 @@
-"""Kafka in: the messages of some topics become events, batch by batch, in one transaction with their watermarks.
+"""The Kafka consumer: messages become events, batch by batch, in one transaction with their watermarks.
 
-Where a partition is read on from is its watermark, in the database, and not what is committed to Kafka: that is
-written after it, for whoever looks at the group's lag. A batch moves its watermarks from where this consumer knows
-them to stand. So whatever two consumers believe, each message is taken in once and in its place, and whoever has lost
-a partition writes nothing of it.
+A partition is read on from its watermark in the database, not from the offset committed to Kafka. That is committed
+after the transaction, for tools that show the group's lag. A batch moves its watermarks only if they stand where this
+consumer last saw them. So each message is applied once and in order even if two consumers believe they own a
+partition: the one that has lost it writes nothing.
 
-librdkafka is asked in a thread, by one call at a time: `app/inbound/membership.py`. Decoding and writing are on
-the event loop.
+librdkafka is called in a thread, one call at a time (`app/inbound/membership.py`). Decoding and writing run on the
+event loop.
 """
 
 import asyncio
@@ -35,24 +35,20 @@ from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 
-DECODED_AT_ONCE = 50  # messages, before the event loop turns to what the database has answered
-FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds until the database is asked again that did not answer
-REFUSED_BY_DATABASE = (
-    "refused: PostgreSQL does not take what this would write; the log of `pqs consume` has its words"
-)
-HEADERLESS = (
-    "it had headers, which are not kept: one of their names is not UTF-8, and the Kafka client gives none then"
-)
+DECODED_AT_ONCE = 50  # messages, before other tasks of the event loop get a turn
+FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds before a retry while the database does not answer; doubles each time
+REFUSED_BY_DATABASE = "refused: PostgreSQL does not accept this write; the log of `pqs consume` says why"
+HEADERLESS = "its headers are lost: one of their names is not UTF-8, and the Kafka client then returns none"
 
 T = TypeVar("T")
 
 
 class Consumer(Worker):
-    """Reads topics in a consumer group, each partition from its watermark on, and takes in what they hold.
+    """Reads topics in a consumer group, each partition from its watermark on, and applies their events.
 
-    It waits for a database or a broker that is down, and begins anew at the watermarks when another consumer has
-    moved one of them. `options` are librdkafka's, and override what is set here; `batch` is how many messages one
-    transaction takes in at most.
+    It waits for a database or a broker that is down. If another consumer has moved a watermark, it starts again from
+    the watermarks. `options` are librdkafka's and override the settings below; `batch` is the most messages of one
+    transaction.
     """
 
     def __init__(
@@ -76,13 +72,13 @@ class Consumer(Worker):
             "client.id": "pqs",
             "group.id": group,
             "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": 10_000,  # until the partitions of a consumer that was killed go to others
+            "session.timeout.ms": 10_000,  # until the partitions of a killed consumer go to others
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
-            "fetch.wait.max.ms": 100,  # that a broker waits for messages, and with it what else is asked of it
-            "auto.offset.reset": "earliest",  # where Kafka no longer has what the watermark says
-            "topic.metadata.refresh.interval.ms": 10_000,  # until a topic that is made later is found
+            "fetch.wait.max.ms": 100,  # a broker waits so long for messages, and delays other answers with them
+            "auto.offset.reset": "earliest",  # if Kafka no longer has the message after the watermark
+            "topic.metadata.refresh.interval.ms": 10_000,  # until a new topic is found
             **(options or {}),
             "logger": client_log,
         }
@@ -90,7 +86,7 @@ class Consumer(Worker):
     async def run(self, stop: asyncio.Event) -> None:
         """Read until `stop`, then write the batch that is under way and leave the group (see Worker).
 
-        Raises StartError for settings that librdkafka refuses, and RefusedValuesError where PostgreSQL
+        Raises StartError for settings that librdkafka refuses, and RefusedValuesError if PostgreSQL
         refuses a dead letter, too.
         """
         while not stop.is_set():
@@ -98,17 +94,17 @@ class Consumer(Worker):
             try:
                 await self._read(membership, stop)
             except LostPlaceError as error:
-                log.warning("%s; reading begins anew at the watermarks", error)
-            except UnavailableError as error:  # which is waited for until there is no more time
+                log.warning("%s; reading starts again from the watermarks", error)
+            except UnavailableError as error:  # the stop ended the wait for the database
                 log.warning("stopped before the last batch was written: %s", error)
             except KafkaException as error:
-                log.warning("reading begins anew: %s", error)
+                log.warning("Kafka failed, reading starts again: %s", error)
                 await set_within(stop, LONGEST_WAIT)
             finally:
                 await asyncio.to_thread(membership.close)
 
     def _offsets_for(self, stop: asyncio.Event) -> Offsets:
-        """What the thread calls to learn where to read on from."""
+        """A function for the thread that reads watermarks from the database."""
         loop = asyncio.get_running_loop()
 
         def offsets(partitions: Sequence[Partition]) -> dict[Partition, int]:
@@ -118,7 +114,7 @@ class Consumer(Worker):
         return offsets
 
     async def _read(self, membership: Membership, stop: asyncio.Event) -> None:
-        """Three things at once: one batch is fetched, the one before it is decoded, and that before it is written."""
+        """Fetch, decode and write batches, three at the same time: each batch moves from one step to the next."""
         fetching = asyncio.create_task(asyncio.to_thread(membership.fetch))
         writing: asyncio.Task[None] | None = None
         try:
@@ -140,7 +136,7 @@ class Consumer(Worker):
     async def _write(
         self, membership: Membership, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event
     ) -> None:
-        """Take a batch in, and tell Kafka."""
+        """Apply a batch, and let its offsets be committed to Kafka."""
         try:
             if batch.advances:
                 await self._take(batch, decoded, stop)
@@ -149,9 +145,10 @@ class Consumer(Worker):
             membership.is_done()
 
     async def _take(self, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event) -> None:
-        """Take a batch in as one transaction; what PostgreSQL refuses, by halves, down to the message that it is.
+        """Apply a batch as one transaction. If PostgreSQL refuses it, apply it by halves.
 
-        That one becomes a dead letter. Raises RefusedValuesError when it can't be that either.
+        A single message that PostgreSQL refuses becomes a dead letter. Raises RefusedValuesError if that is refused,
+        too.
         """
         try:
             await _tried(lambda: self._take_at_once(batch, decoded), stop)
@@ -177,14 +174,16 @@ class Consumer(Worker):
             if dead:
                 await dead_letters.add(connection, dead)
 
-        # Each partition is in its order already.
+        # The messages of each partition are in order already.
         await self._projector.persist(events, also=also)
         for each in dead:
-            log.warning("to the dead letters: %s-%s@%s: %s", each.topic, each.partition, each.offset, each.error)
+            log.warning(
+                "message moved to the dead letters: %s-%s@%s: %s", each.topic, each.partition, each.offset, each.error
+            )
 
 
 async def _decoded(batch: Batch) -> "list[Event | str]":
-    """The event in each message, or what is wrong with it."""
+    """The event of each message, or the reason why it has none."""
     decoded: list[Event | str] = []
     for number, message in enumerate(batch.messages):
         if number % DECODED_AT_ONCE == 0:
@@ -199,7 +198,7 @@ async def _decoded(batch: Batch) -> "list[Event | str]":
 def _dead(
     messages: Sequence[KafkaMessage], decoded: "Sequence[Event | str]", results: Sequence[Result]
 ) -> list[Letter]:
-    """The messages that could not be taken in, in their order."""
+    """The messages that failed, as letters, in their order."""
     of_events = iter(results)
     letters = []
     for message, each in zip(messages, decoded, strict=True):
@@ -228,7 +227,7 @@ def _refusal(result: Result) -> str | None:
 
 
 async def _tried(work: Callable[[], Coroutine[None, None, T]], stop: asyncio.Event) -> T:
-    """Do `work`, again and again while the database does not answer; until `stop`, then its error is raised."""
+    """Do `work`, and retry while the database does not answer. After `stop` its error is raised."""
     wait = FIRST_WAIT
     while True:
         try:

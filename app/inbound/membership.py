@@ -1,6 +1,6 @@
-"""Reading from Kafka: one membership in a consumer group, and the batches that it fetches.
+"""A membership in a Kafka consumer group, and the batches of messages that it fetches.
 
-All calls of librdkafka are in a thread, one at a time, and what it calls back runs inside them.
+All calls of librdkafka run in a thread, one at a time; its callbacks run inside those calls.
 """
 
 import logging
@@ -31,25 +31,25 @@ from app.wire.messages import KafkaMessage
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH = 1000  # messages that one transaction takes in
-IDLE = 0.2  # seconds that the thread waits for a first message, before it looks up
-LOOK = 0.5  # seconds between two looks at whether a partition that was read to its end still ends there
-ANSWER = 1.0  # seconds that a broker has to say where a partition ends
-HANDOVER = timedelta(seconds=10)  # that a partition which is taken away waits for what is being written of it
+MAX_BATCH = 1000  # messages of one transaction
+IDLE = 0.2  # seconds that a fetch waits for its first message
+LOOK = 0.5  # seconds between two checks whether a partition still ends where it was read to
+ANSWER = 1.0  # seconds for a broker to say where a partition ends
+HANDOVER = timedelta(seconds=10)  # for the writes of a partition that is taken away
 LAST_TIME = 253_370_764_799_999  # milliseconds since 1970: the end of the year 9998
 
 
 class Batch(Struct, frozen=True):
-    """What was read in one go, and how that moves the watermarks of its partitions."""
+    """Messages that were read together, and how they move the watermarks of their partitions."""
 
     messages: list[KafkaMessage]
     advances: list[Advance]
 
     def halves(self) -> "tuple[Batch, Batch]":
-        """The same as two batches, to be taken in one after the other.
+        """This batch as two, to be applied one after the other.
 
-        Where the watermark of a partition stands between them, the time of its message is not known: the sweep
-        waits for the second half.
+        If a partition is in both, the time of its watermark is not known after the first half: the sweep waits for
+        the second one.
         """
         middle = len(self.messages) // 2
         one, other = self.messages[:middle], self.messages[middle:]
@@ -70,10 +70,10 @@ class Batch(Struct, frozen=True):
 
 
 class Times:
-    """What the times of a partition's messages say about how far it is read. Milliseconds since 1970.
+    """The time up to which a partition is read, by the times of its messages, in milliseconds since 1970.
 
-    By default a time is its producer's clock's, so times go back where clocks differ. By how much they were seen to,
-    at most, is what `reached` stays behind the newest one: the time of the last message when they never went back.
+    By default a message has the time of its producer's clock, so times go back where clocks differ. `reached` is the
+    newest time minus the largest step back so far; without such a step it is the time of the last message.
     """
 
     __slots__ = ("_back", "_newest")
@@ -83,7 +83,7 @@ class Times:
         self._back = 0
 
     def add(self, time: int) -> None:
-        """Take in the time of the next message. One that no calendar has counts as the nearest that one has."""
+        """Add the time of the next message. A time outside the calendar counts as the nearest one inside."""
         time = min(max(time, 0), LAST_TIME)
         if time >= self._newest:
             self._newest = time
@@ -92,20 +92,23 @@ class Times:
 
     @property
     def reached(self) -> datetime | None:
-        """What is older than this is in, as far as these messages tell; None when none of them has a time.
+        """Everything older than this has been read, as far as these messages tell; None if none of them has a time.
 
-        No message that is added later is older, but by one that goes back further than any before it.
+        A later message is older only if its time goes back further than any before.
         """
         return None if self._newest < 0 else datetime.fromtimestamp((self._newest - self._back) / 1000, UTC)
 
 
-# Where partitions are to be read on from; those of which nothing was read are left out.
+# Reads the offset of the last message read, for each of some partitions; unread ones are left out.
 Offsets = Callable[[Sequence[Partition]], dict[Partition, int]]
 
 
 class Membership:
-    """One membership in the group, and how far each partition is read in it. Its methods are called in a thread, one
-    at a time; `is_written`, `is_done` and `end` by the event loop meanwhile."""
+    """One membership in the group, and how far it has read each partition.
+
+    Its methods are called in a thread, one at a time, except for `is_written`, `is_done` and `end`, which the event
+    loop calls meanwhile.
+    """
 
     def __init__(
         self, settings: Mapping[str, object], topics: list[str], offsets: Offsets, *, batch: int = MAX_BATCH
@@ -120,13 +123,13 @@ class Membership:
             raise StartError(f"the Kafka client refuses its settings: {error.args[0]}") from error
         self._watermarks = offsets
         self._batch = batch
-        self._offsets: dict[Partition, int | None] = {}  # the offset up to which each of ours is read
-        self._ends: dict[Partition, int] = {}  # the offset after the last message, of those that were read to it
-        self._times: dict[Partition, Times] = {}  # of what was read of each of ours since we have it
+        self._offsets: dict[Partition, int | None] = {}  # the offset up to which each of our partitions is read
+        self._ends: dict[Partition, int] = {}  # the offset after the last message, of partitions read to their end
+        self._times: dict[Partition, Times] = {}  # of the messages read of each of our partitions
         self._looked_at = 0.0  # by the monotonic clock
         self._held: list[ClientMessage] = []
-        self._written: dict[Partition, int] = {}  # and not committed to Kafka yet
-        self._under_way = 0  # batches that were fetched and are not written
+        self._written: dict[Partition, int] = {}  # offsets not yet committed to Kafka
+        self._under_way = 0  # batches that are fetched, but not written
         self._ended = False
         self._change = threading.Condition()
         self._client.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked)
@@ -134,18 +137,18 @@ class Membership:
     # --- On the event loop
 
     def is_written(self, batch: Batch) -> None:
-        """Say that a batch is in the database."""
+        """A batch is in the database."""
         with self._change:
             self._written |= {(each.topic, each.partition): each.offset for each in batch.advances}
 
     def is_done(self) -> None:
-        """Say that nothing more will be done for a batch."""
+        """A batch is written, or has failed."""
         with self._change:
             self._under_way -= 1
             self._change.notify_all()
 
     def end(self) -> None:
-        """Say that no batch will be written any more, whatever is still fetched."""
+        """No batch will be written from now on, even if one is still fetched."""
         with self._change:
             self._ended = True
             self._change.notify_all()
@@ -153,7 +156,7 @@ class Membership:
     # --- In the thread
 
     def fetch(self) -> Batch:
-        """The next messages, as many as are there, up to a batch; after a while without any, none."""
+        """The next messages, up to a batch of those that have arrived; none after IDLE seconds without one."""
         self._commit()
         self._held = self._client.consume(1, IDLE)
         if self._held:
@@ -178,22 +181,25 @@ class Membership:
         return batch
 
     def _failed(self, partition: Partition, message: ClientMessage, error: KafkaError) -> None:
-        if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - that is its public name
+        if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name has the underscore
             log.warning("Kafka: %s", error)
         elif partition in self._offsets:
             self._ends[partition] = message.offset() or 0
 
     def _advances(self, last: Mapping[Partition, ClientMessage]) -> list[Advance]:
-        """How the watermarks move by these messages, the last ones of their partitions, and by what has no more."""
+        """How the watermarks move: by the `last` messages of partitions, and for partitions at their end."""
         caught_up = self._look()
         advances = []
         for partition in dict.fromkeys([*last, *caught_up]):
             known, message = self._offsets[partition], last.get(partition)
             offset = known if message is None else message.offset()
-            if offset is None:  # nothing was ever read of it
+            if offset is None:  # nothing was ever read of this partition
                 continue
             if known is not None and offset < known:
-                log.warning("%s-%d has offsets again that it had before: was the topic made anew?", *partition)
+                log.warning(
+                    "%s-%d repeats offsets that were already read: was the topic deleted and created again?",
+                    *partition,
+                )
                 offset = known
             advances.append(
                 Advance(
@@ -209,9 +215,9 @@ class Membership:
         return advances
 
     def _look(self) -> dict[Partition, float]:
-        """Which partitions have nothing that was not read, and since when that is sure, by the monotonic clock.
+        """The partitions of which every message was read, with the time of this check by the monotonic clock.
 
-        That librdkafka came to the end is not enough: since then it may have waited for a broker that is away.
+        It is not enough that librdkafka came to the end of one: since then its broker may have been away.
         """
         now = time.monotonic()
         if now < self._looked_at + LOOK:
@@ -221,7 +227,7 @@ class Membership:
         try:
             ends = self._client.offsets_for_times(asked, timeout=ANSWER) if asked else []
         except KafkaException as error:
-            log.warning("Kafka does not say where its partitions end: %s", error)
+            log.warning("Kafka did not say where its partitions end: %s", error)
             return {}
         found = {(each.topic, each.partition): each for each in ends}
         return {
@@ -235,7 +241,7 @@ class Membership:
         ours = [(each.topic, each.partition) for each in partitions]
         try:
             offsets = self._watermarks(ours)
-        except UnavailableError:  # and it is to stop
+        except UnavailableError:  # the stop ended the wait for the database
             return
         log.info("reading %s", ", ".join(f"{topic}-{number}" for topic, number in ours) or "no new partition")
         for each in partitions:
@@ -246,7 +252,7 @@ class Membership:
         client.incremental_assign(partitions)
 
     def _revoked(self, client: Client, partitions: list[TopicPartition]) -> None:
-        """Give partitions away once all that was fetched is written: then nobody reads it a second time."""
+        """Give partitions away after everything fetched is written, so that nobody reads it a second time."""
         theirs = {(each.topic, each.partition) for each in partitions}
         self._held[:] = [each for each in self._held if (each.topic(), each.partition()) not in theirs]
         for partition in theirs:
@@ -258,7 +264,7 @@ class Membership:
         self._commit()
 
     def _commit(self) -> None:
-        """Tell Kafka what is in the database. When it does not hear it, nothing is lost."""
+        """Commit to Kafka the offsets that are in the database. If that fails, nothing is lost."""
         with self._change:
             written, self._written = self._written, {}
         if written:
@@ -274,9 +280,9 @@ class Membership:
         self._client.close()
 
 
-# What a message's `headers()` gives. For a name that is not UTF-8 the client, up to 2.16.1 at least, sets an error
-# and gives a broken list all the same. A call from Python code that was specialised does not look whether both are
-# there, and reading the list then ends the process; this one looks, and makes a SystemError of it.
+# A message's `headers()`. For a name that is not UTF-8 the client, up to 2.16.1 at least, sets an error but returns a
+# broken list. A specialised call from Python code does not check for both, and reading the list ends the process. A
+# methodcaller checks, and raises SystemError.
 _headers_of = methodcaller("headers")
 
 
@@ -285,6 +291,6 @@ def _incoming(message: ClientMessage) -> KafkaMessage:
         headers = cast("Headers", _headers_of(message) or [])
     except SystemError:
         headers = None
-    # What the client's types call optional is there in every message that came from a broker.
+    # These are optional by the client's types only: every message of a broker has them.
     place = cast("tuple[str, int, int]", (message.topic(), message.partition(), message.offset()))
     return KafkaMessage(*place, message.key(), message.value(), headers)

@@ -1,4 +1,4 @@
-"""What a bus is, for those who publish: the relay and nobody else."""
+"""The interface of a bus. Only the relay publishes."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,20 @@ Keyed = tuple[bytes | None, bytes]  # the key of a message, and its value
 class Bus(Protocol):
     """Carries messages to topics, at least once.
 
-    Messages with one key land in one partition of a topic, the same on every bus (`partitioner.py`), in the order in
-    which they were handed over, as long as none of them fails. One that failed may be there nevertheless, and later
-    ones may be there without it: who needs an order beyond failures awaits each message of a key before the next.
+    Messages with the same key go to the same partition of a topic, the same on every bus (`partitioner.py`), in the
+    order in which they were handed over, unless one fails. A failed message may have arrived nevertheless, and later
+    ones may have arrived without it. To keep the order despite failures, await each message of a key before the next.
     """
 
     @abstractmethod
     async def publish_all(
         self, topic: str, messages: Sequence[Keyed], headers: Mapping[str, bytes]
     ) -> dict[int, BusError]:
-        """Hand messages over, and return when the bus has each of them for good, or it has failed.
+        """Hand over messages, and return when each has arrived for good or has failed.
 
-        What failed is returned, by its place in `messages`: a BusError when it is not known to be there, a
-        MessageRefusedError when it never will be. Messages are taken in before the first wait, so tasks that publish
-        keep the order in which they were made. A call that is cancelled may still be delivered, but is not begun.
+        The failures are returned, by their index in `messages`: a BusError for a message that may not have arrived, a
+        MessageRefusedError for one that never will. Messages are accepted before the first wait, so tasks that
+        publish keep the order in which they were created. The messages of a cancelled call may still be delivered.
         """
 
     async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, bytes]) -> None:
@@ -41,4 +41,4 @@ class Bus(Protocol):
 
     @abstractmethod
     async def close(self) -> None:
-        """Give what was handed over the time to get there, and end. Whoever still waits then gets a BusError."""
+        """Give the messages under way some time to arrive, and end. Calls that still wait then get a BusError."""

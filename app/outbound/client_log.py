@@ -1,18 +1,18 @@
-"""The log of the Kafka client, without its repeats: with a broker away it says the same many times a second."""
+"""The log of the Kafka client without repeats: while a broker is away, it logs the same many times a second."""
 
 import logging
 import re
 import time
 from collections.abc import Callable
 
-SILENCE = 30.0  # seconds in which the same is said once
-KINDS = 1000  # of messages that are remembered; then it is forgotten what was said
+SILENCE = 30.0  # seconds in which the same message is logged once
+KINDS = 1000  # of messages that are remembered; beyond that, all are forgotten
 
-_VARIES = re.compile(r"\d+")  # ports, times and counts: what else differs in two lines that say the same
+_VARIES = re.compile(r"\d+")  # ports, times and counts, which differ in repeats of a message
 
 
 class Seldom(logging.Filter):
-    """Lets a message through once in `SILENCE` seconds, whatever numbers it has. `clock` is monotonic, in seconds."""
+    """Lets a message through once in `SILENCE` seconds, whatever its numbers. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class Seldom(logging.Filter):
         self._said: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is to be written."""
+        """Whether to write the record."""
         now, kind = self._clock(), _VARIES.sub("0", record.getMessage())
         if now < self._said.get(kind, float("-inf")) + SILENCE:
             return False

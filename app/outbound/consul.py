@@ -17,11 +17,11 @@ from app.errors import EffectDownError, IntentError, NotNowError, PqsError
 
 INTENTS = ("consul.register", "consul.deregister")
 
-TIMEOUT = timedelta(seconds=2)  # of each step of a request: to connect, to send, to hear
+TIMEOUT = timedelta(seconds=2)  # of each step of a request: connecting, sending, receiving
 ATTEMPTS = 3  # within one call
-BACKOFF = timedelta(milliseconds=100)  # at most, before the second attempt; twice that before the third
-# Answers of the 400s after which the same may be tried again: rights that somebody may give, haste, and a proxy or a
-# path that somebody may put right: Consul itself has this path for every service.
+BACKOFF = timedelta(milliseconds=100)  # the most before the second attempt; twice that before the third
+# Answers of the 400s after which a retry may succeed: missing rights, too many requests, and a wrong proxy or path
+# that somebody may correct (Consul itself has this path for every service).
 PASSING = {
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN,
@@ -31,7 +31,7 @@ PASSING = {
     HTTPStatus.TOO_EARLY,
     HTTPStatus.TOO_MANY_REQUESTS,
 }
-# Answers that a proxy gives for a Consul that does not answer.
+# Answers of a proxy in front of a Consul that does not answer.
 NO_ANSWER = {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
 UNKNOWN_SERVICE = (
     "unknown service"  # in what Consul says when it is to deregister what it does not have: 404, once 500
@@ -50,18 +50,18 @@ class Consul:
         backoff: timedelta = BACKOFF,
         breaker: CircuitBreaker | None = None,
     ) -> None:
-        # The agent is on this machine or near it: no proxy of the environment is between.
+        # The agent is on this machine or near it: proxies of the environment are not used.
         self._client = httpx.AsyncClient(base_url=url, timeout=timeout.total_seconds(), trust_env=False)
         self._backoff = backoff.total_seconds()
         self.breaker = breaker or CircuitBreaker(what="Consul", down=EffectDownError)
 
     async def handle(self, intent: object) -> None:
-        """Carry an intent out. When this returns, Consul has it.
+        """Carry out an intent. When this returns, Consul has done it.
 
-        Raises EffectDownError after ATTEMPTS when there is no answer, UnavailableError at once while the breaker is
-        open, and NotNowError after ATTEMPTS when Consul answers and does not do it, which says nothing about other
-        intents (all three: try again later, nothing is lost). Raises IntentError for what is no intent of Consul's or
-        what Consul refuses for good.
+        Raises EffectDownError after ATTEMPTS without an answer, UnavailableError at once while the breaker is open,
+        and NotNowError after ATTEMPTS in which Consul answered but did not do it; other intents may succeed. After
+        all three: try again later. Raises IntentError for an intent that is not Consul's, or that Consul refuses for
+        good.
         """
         body: dict[str, object] | None = None
         match intent:
@@ -90,14 +90,14 @@ class Consul:
                 trouble: PqsError = EffectDownError(f"Consul does not answer: {type(error).__name__}: {error}")
                 continue
             if answer.is_success or (body is None and UNKNOWN_SERVICE in answer.text.lower()):
-                return  # a service that it does not know is what was asked for
+                return  # Consul does not know the service, as wanted
             said = f"status {answer.status_code}: {answer.text[:SAID]!r}"
             if answer.is_client_error and answer.status_code not in PASSING:
                 raise IntentError(f"Consul refuses {call} with {said}")
             if answer.status_code in NO_ANSWER:
                 trouble = EffectDownError(f"Consul does not answer: {said}")
             else:
-                trouble = NotNowError(f"Consul does not {call} now: {said}")
+                trouble = NotNowError(f"Consul did not {call}: {said}")
         raise trouble
 
 

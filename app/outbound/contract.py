@@ -1,4 +1,4 @@
-"""The contract of intents: `contract.yaml`, and the check that what it promises can be kept."""
+"""The contract of intents: `contract.yaml`, and the check that every intent has a handler."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -17,14 +17,14 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 OFF = "off"
-# What each handler can carry out.
+# The intents that each handler can carry out.
 ABLE: Mapping[str, Collection[str]] = {"postgres": postgres.INTENTS, "consul": consul.INTENTS}
-# The variable that brings a resource. The database is always there: without its variable it is the service's own.
+# The variable that sets a resource. There is always a database: without the variable, the service's own.
 SETTINGS: Mapping[str, str] = {"database": "PQS_DATABASE_URL", "consul": "PQS_CONSUL_URL"}
 
 
 class Terms(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a handler needs, when it runs, and what becomes of its intents without what it needs."""
+    """What a handler needs, when it runs, and whether its intents are off without its needs."""
 
     needs: str
     runs: Literal["within", "after"]
@@ -39,7 +39,7 @@ class Contract(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Route(Struct, frozen=True):
-    """Who carries an intent out (`off`: nobody), what that needs, and whether it runs after the transaction."""
+    """The handler of an intent (`off`: none), its needs, and whether it runs after the transaction."""
 
     intent: str
     handler: str
@@ -48,14 +48,14 @@ class Route(Struct, frozen=True):
 
 
 class _Written(Struct, forbid_unknown_fields=True):
-    """A contract whose entries are still to be read, each by its name."""
+    """A contract whose entries are not decoded yet, so that errors can name them."""
 
     handlers: dict[str, object]
     intents: dict[str, object]
 
 
 def read_contract(file: Traversable | None = None) -> Contract:
-    """The contract as it is shipped, or another one. Raises StartError, with file and place, for what is none."""
+    """The shipped contract, or that of another file. Raises StartError, with file and place, for an invalid one."""
     file = file or files("app.outbound").joinpath("contract.yaml")
     at = "$"
     try:
@@ -69,7 +69,7 @@ def read_contract(file: Traversable | None = None) -> Contract:
             at = f"$.intents.{name}"
             intents[name] = msgspec.convert(handler, str)
     except (msgspec.DecodeError, ValueError) as error:
-        # What is said of YAML has several lines.
+        # Errors of YAML have several lines.
         said = " ".join(str(error).split()).replace(' in "<byte string>",', " at")
         if isinstance(error, msgspec.ValidationError):
             said, _, place = said.partition(" - at ")
@@ -81,13 +81,13 @@ def read_contract(file: Traversable | None = None) -> Contract:
 
 
 def route(contract: Contract, present: Collection[str], emitted: Collection[str] = INTENTS) -> list[Route]:
-    """Who carries out each intent that the decider can emit, given the resources that are present.
+    """The route of each intent that the decider can emit, given the resources that are present.
 
-    Raises StartError, which names every intent that has no handler, one that cannot carry it out, or one that lacks
-    what it needs; and every name in the contract that is no intent.
+    Raises StartError, which names every intent whose handler is missing, can't carry it out, or lacks its needs, and
+    every name in the contract that is not an intent.
     """
     routes: list[Route] = []
-    wrong = [f"{name} is no intent" for name in contract.intents if name not in emitted]
+    wrong = [f"{name} is not an intent" for name in contract.intents if name not in emitted]
     for name in emitted:
         handler = contract.intents.get(name)
         terms = contract.handlers.get(handler or "")
@@ -107,24 +107,24 @@ def route(contract: Contract, present: Collection[str], emitted: Collection[str]
 
 
 def routes_of(settings: Settings) -> list[Route]:
-    """The routes of this service. Raises StartError as `route` does."""
+    """The routes of this service. Raises StartError like `route`."""
     present = {"database"} | ({"consul"} if settings.consul_url is not None else set())
     return route(read_contract(), present)
 
 
 def log_what_is_off(routes: Collection[Route]) -> None:
-    """Say in the log, in one line for each resource that is missing, which intents nobody carries out."""
+    """Log one line per missing resource, with the intents that are not carried out."""
     off = [each for each in routes if each.handler == OFF]
     for resource in dict.fromkeys(each.needs for each in off):
         names = ", ".join(each.intent for each in off if each.needs == resource)
-        log.info("off, without %s: %s", needed(resource), names)
+        log.info("%s is not set: these intents are not carried out: %s", needed(resource), names)
 
 
 def after_the_transaction(routes: Collection[Route]) -> dict[str, str]:
-    """The handlers of those intents that leave through the outbox, by intent."""
+    """The handlers of the intents that leave through the outbox, by intent."""
     return {each.intent: each.handler for each in routes if each.after}
 
 
 def needed(resource: str) -> str:
-    """A resource and the variable that brings it."""
+    """A resource and the variable that sets it."""
     return f"{resource} ({SETTINGS.get(resource, 'which is not known')})"

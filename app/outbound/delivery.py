@@ -1,4 +1,4 @@
-"""The sending of some messages to one destination: each entity's in their order, many entities at once."""
+"""One delivery: the sending of messages to a destination, each entity's in order, many entities at a time."""
 
 import asyncio
 import logging
@@ -17,23 +17,23 @@ from app.wire.envelopes import HEADERS
 
 log = logging.getLogger(__name__)
 
-PAGE = 2000  # entries whose messages one pass sends to the bus at most
-EFFECTS_PAGE = 500  # intents that one pass hands to a handler at most,
-EFFECTS_AT_ONCE = 16  # and so many of them at a time
-REST = 1.0  # seconds that an entity rests whose message alone did not get through; each further time twice as long,
-LONGEST_REST = 60.0  # up to this
-RESTING = 10_000  # entities at most that are remembered to rest; the one that came first is forgotten first
+PAGE = 2000  # entries that one pass sends to the bus, at most
+EFFECTS_PAGE = 500  # intents that one pass hands to a handler, at most
+EFFECTS_AT_ONCE = 16  # intents that a handler carries out at a time
+REST = 1.0  # first back-off, in seconds, of an entity whose message failed on its own; doubles each time
+LONGEST_REST = 60.0  # seconds of the longest back-off
+RESTING = 10_000  # entities that are remembered to rest, at most; the oldest is forgotten first
 
-# Sends messages, each entity's in their order, and tells the delivery of each message what became of it.
+# Sends messages, each entity's in order, and tells the delivery the result of each.
 Deliver = Callable[[Sequence[Pending], "Delivery"], Awaitable[None]]
 
 
 class Destination(Struct, frozen=True):
-    """Where messages go, by `deliver`.
+    """A receiver of messages; `deliver` sends them.
 
-    It tells MessageRefusedError or IntentError for a message that the other side never takes, NotNowError for one
-    that is to be sent again later while others may get through, and anything else where nothing does for now. After
-    the last two it sends none of the same entity.
+    It tells MessageRefusedError or IntentError for a message that the other side never accepts, NotNowError for one
+    to send again later while others may get through, and any other error if nothing gets through for now. After the
+    last two it sends no further message of the same entity.
     """
 
     name: str
@@ -42,10 +42,9 @@ class Destination(Struct, frozen=True):
 
 
 def to_topic(topic: str, *buses: Bus) -> Destination:
-    """A topic of the bus. Envelopes go out as they are kept, with the entity id as key.
+    """A topic of the bus. Envelopes are sent as they are stored, with the entity id as key.
 
-    Each delivery has one of the `buses` to itself if there are enough: one that waits for a broker which is down
-    holds up no other.
+    Each delivery uses the bus with the fewest users: with enough `buses`, none waits for another's broker.
     """
     users = [0] * len(buses)
 
@@ -91,7 +90,7 @@ def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]]) -> Destin
         try:
             intent = _CARRIED.decode(message.envelope).data
         except msgspec.DecodeError as error:
-            raise IntentError(f"the envelope holds no intent: {error}") from error
+            raise IntentError(f"the envelope does not hold an intent: {error}") from error
         async with room:
             await handle(intent)
 
@@ -99,14 +98,14 @@ def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]]) -> Destin
 
 
 def one_by_one(take: Callable[[Pending], Awaitable[None]]) -> Deliver:
-    """Hand over each entity's messages one by one, by a task for each entity: none waits for another's."""
+    """Hand over each entity's messages one by one, in one task per entity: entities do not wait for each other."""
 
     async def line(messages: Iterable[Pending], delivery: Delivery) -> None:
         for message in messages:
             error: BaseException | None = None
             try:
                 await take(message)
-            except (Exception, CancelledError) as failed:  # noqa: BLE001 - it is told
+            except (Exception, CancelledError) as failed:  # noqa: BLE001 - the delivery is told
                 error = failed
             delivery.told(message, error)
             if message.key in delivery.waiting or delivery.given_up:
@@ -122,7 +121,7 @@ def one_by_one(take: Callable[[Pending], Awaitable[None]]) -> Deliver:
 
 
 class _Carried(Struct):
-    """What of an envelope a handler needs."""
+    """The part of an envelope that a handler needs."""
 
     data: Intent
 
@@ -131,21 +130,21 @@ _CARRIED = msgspec.json.Decoder(_Carried)
 
 
 class Delivery:
-    """The sending of what one pass has read. What is in neither list at the end stays in the outbox."""
+    """The sending of the messages of one pass. A message in neither `arrived` nor `refused` stays in the outbox."""
 
     def __init__(self, destination: Destination, messages: Sequence[Pending]) -> None:
         self.arrived: list[Pending] = []
         self.refused: list[tuple[Pending, str]] = []
-        self.not_now: list[tuple[Pending, str]] = []  # these wait alone
-        self.waiting: set[bytes] = set()  # the keys of what waits: nothing more of theirs is to be sent
-        self.trouble: BaseException | None = None  # why the last of those that stay does
+        self.not_now: list[tuple[Pending, str]] = []  # failed on their own
+        self.waiting: set[bytes] = set()  # the keys of messages to send again: nothing more with these keys is sent
+        self.trouble: BaseException | None = None  # the last error that concerns more than one message
         self.given_up = False
         self._ended = asyncio.Event()
         self._sending = asyncio.ensure_future(destination.deliver(messages, self))
         self._sending.add_done_callback(self._end)
 
     def told(self, message: Pending, error: BaseException | None) -> None:
-        """Take in what became of a message: None when the other side has it. After `give_up` nothing counts."""
+        """Hear the result of a message: None if the other side has it. After `give_up` results are ignored."""
         if self.given_up:
             return
         if error is None:
@@ -156,7 +155,7 @@ class Delivery:
             self.not_now.append((message, str(error)))
             self.waiting.add(message.key)
         else:
-            if not isinstance(error, CancelledError):  # whoever cancels knows why
+            if not isinstance(error, CancelledError):  # a cancellation is no error of the other side
                 self.trouble = error
             self.waiting.add(message.key)
 
@@ -166,34 +165,34 @@ class Delivery:
         self._ended.set()
 
     async def end(self) -> None:
-        """Wait until everything has arrived, or failed."""
+        """Wait until every message has arrived or failed."""
         await self._ended.wait()
 
     def give_up(self) -> None:
-        """Send nothing more, and do not wait for what is on its way. To be called at the end in any case."""
+        """Send nothing more, and do not wait for messages under way. To be called at the end in any case."""
         self.given_up = True
         self._ended.set()
         self._sending.cancel()
 
 
 class Rests:
-    """The entities of a destination that rest, because their messages alone did not get through, and until when.
+    """The entities of a destination that rest because their messages failed on their own, and until when.
 
-    Each further time is twice as long. Times are by the event loop's clock.
+    Each further rest is twice as long. Times are by the event loop's clock.
     """
 
     def __init__(self, destination: str) -> None:
         self._destination = destination
-        self._until: dict[str, tuple[float, float | None]] = {}  # and how long that was
+        self._until: dict[str, tuple[float, float | None]] = {}  # with the seconds of that rest
 
     def at(self, now: float) -> list[str]:
-        """Who rests now, by their ids as text."""
+        """The ids, as text, of the entities that rest now."""
         return [key for key, (until, _) in self._until.items() if until > now]
 
     def learn(self, delivery: Delivery, now: float) -> None:
-        """Take in what became of a pass."""
+        """Learn from the results of a pass."""
         if self._until:
-            waiting = {message.key for message, _ in delivery.not_now}  # though an earlier one arrived
+            waiting = {message.key for message, _ in delivery.not_now}  # even if an earlier message arrived
             for message in [*delivery.arrived, *(message for message, _ in delivery.refused)]:
                 if message.key not in waiting:
                     self._until.pop(message.entity_id, None)

@@ -1,4 +1,4 @@
-"""What follows from triggers and deadlines, as entries for the outbox."""
+"""Entries for the outbox: the events and intents that follow from triggers and deadlines."""
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from datetime import UTC, datetime
@@ -14,26 +14,26 @@ from app.settings import BusKind, Settings
 from app.store.outbox import EFFECT, TOPIC, Entry, Lines, packed, slot_of
 from app.wire.envelopes import Envelope, in_digits, to_lines, written_domain
 
-SOURCE = "urn:pqs"  # in every envelope; with the id it names an event (CloudEvents 1.0, section 3.1)
+SOURCE = "urn:pqs"  # of every envelope; with the id it identifies an event (CloudEvents 1.0, section 3.1)
 
 
 class Outgoing:
-    """Where what follows is sent: events to a topic of the bus, intents to their handlers, or nowhere."""
+    """The destinations of events and intents: a topic of the bus, and the intents' handlers."""
 
     def __init__(self, topic: str | None = None, handlers: Mapping[str, str] | None = None) -> None:
-        """`topic` is None without a bus. `handlers` has the intents that are carried out after the transaction."""
+        """`topic` is None without a bus. `handlers` maps intents that run after the transaction to their handlers."""
         self._topic = topic
         self._handlers = handlers or {}
-        self.on_commit: Callable[[], None] | None = None  # called when entries are in the outbox: by it a relay wakes
+        self.on_commit: Callable[[], None] | None = None  # called when entries are in the outbox; wakes a relay
 
     @property
     def destinations(self) -> list[str]:
-        """Where messages go to."""
+        """The names of the destinations."""
         topics = [] if self._topic is None else [TOPIC + self._topic]
         return topics + [EFFECT + handler for handler in dict.fromkeys(self._handlers.values())]
 
     def entries(self, decisions: Sequence[Decision]) -> list[Entry]:
-        """The entries of some decisions: for each destination an entity's messages in the order of the decisions."""
+        """The entries of some decisions; for each destination, an entity's messages are in the order of decisions."""
         topic, handlers = self._topic, self._handlers
         events = (
             [] if topic is None else packed(topic, [_lines(decision) for decision in decisions if decision.events])
@@ -47,22 +47,22 @@ class Outgoing:
         return [*events, *intents] if handlers else events
 
     def committed(self, written: Sized) -> None:
-        """Say that entries, or those of decisions, are in the outbox now, so that they are sent at once."""
+        """Entries are in the outbox now, if `written` is not empty: wake the relay, which sends them at once."""
         if written and self.on_commit is not None:
             self.on_commit()
 
 
 def outgoing_of(settings: Settings) -> Outgoing:
-    """Where these settings send what follows. Raises StartError as `routes_of` does."""
+    """The destinations by these settings. Raises StartError like `routes_of`."""
     topic = None if settings.bus is BusKind.OFF else settings.topic_out
     return Outgoing(topic, contract.after_the_transaction(contract.routes_of(settings)))
 
 
 def _lines(decision: Decision) -> Lines:
-    """The events of one decision, as the bus takes them."""
+    """The events of one decision, as lines of envelopes."""
     events = decision.events
-    version = decision.row.version - len(events)  # before them
-    first = events[0]  # what all have from their trigger is looked up once
+    version = decision.row.version - len(events)  # the version before the events
+    first = events[0]  # all events have these fields from their trigger
     domain, time = written_domain(first.domain), first.occurred_at.astimezone(UTC)
     in_utc = first.occurred_at.tzinfo is UTC
     envelopes = [
@@ -84,7 +84,7 @@ def _lines(decision: Decision) -> Lines:
 
 
 def _in_utc(data: Data) -> Data:
-    """The same, with its times in UTC."""
+    """The data with its times in UTC."""
     times = {name: value.astimezone(UTC) for name, value in asdict(data).items() if isinstance(value, datetime)}
     return replace(data, **times)
 
@@ -95,7 +95,7 @@ def _intent_entry(handler: str, intent: Intent, decision: Decision) -> Entry:
 
 
 def _intent_envelope(intent: Intent, decision: Decision) -> Envelope:
-    """An intent for its handler. Its id stays the same however often the decision is made."""
+    """The envelope of an intent. Its id is the same however often the decision is made."""
     event = decision.events[-1]
     return Envelope(
         id=uuid5(event.event_id, intent.name),

@@ -1,4 +1,4 @@
-"""The bus that is a Kafka."""
+"""Kafka as a bus."""
 
 import asyncio
 import logging
@@ -17,43 +17,43 @@ from app.outbound.client_log import client_log
 
 log = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT = 10_000  # messages of a flight, unless they were handed over together; further ones take the next
-SOONEST = 0.001  # seconds until the next look for reports, after one that found some
-SLOWER = 1.2  # times longer is each wait, while looks find none
-LATEST_BUSY = 0.05  # seconds until the next look, while reports are awaited
-LATEST_IDLE = 1.0  # seconds until the next look otherwise: for what the library has to say
-MAX_MESSAGE = 100_000_000  # bytes of a message: it is the broker that says what is too large, of what is compressed
-GRACE = timedelta(seconds=5)  # for what is on its way when the bus is closed
+MAX_IN_FLIGHT = 10_000  # messages of a flight, unless one call has more; further ones take the next flight
+SOONEST = 0.001  # seconds until the next look for reports, after a look that found some
+SLOWER = 1.2  # factor of each further wait, while looks find none
+LATEST_BUSY = 0.05  # seconds of the longest wait while reports are expected
+LATEST_IDLE = 1.0  # seconds of the longest wait otherwise, for the library's own news
+MAX_MESSAGE = 100_000_000  # bytes; the broker decides what is too large, after compression
+GRACE = timedelta(seconds=5)  # for messages under way when the bus is closed
 
-# The fault is the message's, not the broker's or the moment's: trying again changes nothing.
+# The message itself is at fault: a retry changes nothing.
 _NEVER_TAKEN = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD}
 
 
 class _Group(Struct, eq=False):
-    """Messages that were handed over together, and what is known of them."""
+    """Messages that were handed over together, and their failures."""
 
     topic: str
     messages: Sequence[Keyed]
-    headers: list[tuple[str, str | bytes | None]]  # which here are bytes
+    headers: list[tuple[str, str | bytes | None]]  # the values are bytes
     landed: asyncio.Future[dict[int, BusError]]
     failed: dict[int, BusError] = field(default_factory=dict)
 
     def fail(self, index: int, error: KafkaError | None, _: Message) -> None:
-        """Take in the delivery report of a message, which there is for an error alone."""
+        """Hear the delivery report of a message; the client sends one only for an error."""
         if error is not None:
             self.failed[index] = _failure(error)
 
 
 class KafkaBus(Bus):
-    """An idempotent producer: what was published is on all in-sync replicas, and not twice by the client's retries.
+    """An idempotent producer: a published message is on all in-sync replicas, and retries do not repeat it.
 
-    Messages go in flights, one at a time: all that wait depart together, and have landed when the client holds none
-    of them any more. Those without an error report by then are there. Reports of all that has arrived would take as
-    long as to hand it over (`docs/decisions/0010-bus.md`).
+    Messages go in flights, one at a time: all waiting messages depart together, and have landed when the client holds
+    none of them any more. Those without an error report have then arrived. Reports of successes, too, would take as
+    long as handing the messages over (`docs/decisions/0010-bus.md`).
 
-    It belongs to the running event loop, and looks there for delivery reports: it has no Python thread. `servers` are
-    bootstrap servers; they need not be up. A message that no broker confirms within `delivery_timeout` fails with
-    BusError. `options` are librdkafka's, and override what is set here. Raises StartError for settings that
+    The bus belongs to the running event loop and looks there for delivery reports; it has no Python thread. `servers`
+    are bootstrap servers; they need not be up. A message that no broker confirms within `delivery_timeout` fails with
+    BusError. `options` are librdkafka's and override the settings below. Raises StartError for settings that
     librdkafka refuses.
     """
 
@@ -86,29 +86,29 @@ class KafkaBus(Bus):
         self._wait = LATEST_IDLE
         self._loop = asyncio.get_running_loop()
         self._next_look = self._loop.call_later(self._wait, self._look)
-        self._ending: asyncio.Task[None] | None = None  # of a producer that has failed for good
+        self._ending: asyncio.Task[None] | None = None  # the end of a producer that failed for good
         self._closed = False
 
     async def publish_all(
         self, topic: str, messages: Sequence[Keyed], headers: Mapping[str, bytes]
     ) -> dict[int, BusError]:
-        """Produce messages, and wait until the client has no more of their flight."""
+        """Produce messages, and wait until their flight has landed."""
         if self._closed:
             return dict.fromkeys(range(len(messages)), _closed())
         group = _Group(topic, messages, list(headers.items()), self._loop.create_future())
         self._waiting.append(group)
         if not self._flight:
-            self._loop.call_soon(self._depart)  # with all who publish in this turn of the loop
+            self._loop.call_soon(self._depart)  # together with all other calls of this turn of the loop
         return await group.landed
 
     def _depart(self) -> None:
-        """Let those who wait be a flight, as far as there is room, when nothing else is under way."""
+        """Start a flight of the waiting messages, as far as there is room, unless one is under way."""
         if self._flight or self._producer is None or self._closed:
             return
         room = MAX_IN_FLIGHT
         while self._waiting and (room >= len(self._waiting[0].messages) or not self._flight):
             group = self._waiting.popleft()
-            if not group.landed.done():  # else whoever waited is gone
+            if not group.landed.done():  # else its caller was cancelled
                 room -= len(group.messages)
                 self._flight.append(group)
                 _produce(self._producer, group)
@@ -116,29 +116,29 @@ class KafkaBus(Bus):
             self._look_in(SOONEST)
 
     def _land(self) -> None:
-        """Tell those of the flight what failed. The rest is there for good."""
+        """Tell the callers of the flight their failures. The other messages have arrived for good."""
         flight, self._flight = self._flight, []
         for group in flight:
             if not group.landed.done():
                 group.landed.set_result(group.failed)
 
     def _look(self) -> None:
-        """Fetch the reports that are there, and come again: soon when there were some, else ever later.
+        """Fetch the reports that have arrived, and look again: soon if there were some, else after ever longer waits.
 
-        A thread that waits for reports would need the interpreter's lock for each of them, against the event loop.
+        A thread that waits for reports would compete with the event loop for the interpreter's lock.
         """
         if self._producer is None:
             return
         try:
             found = self._producer.poll(0)
         except Exception as error:
-            if not isinstance(error, KafkaException):  # those are in the log
+            if not isinstance(error, KafkaException):  # the client logs those itself
                 log.exception("the Kafka client has failed")
             self._end_producer(self._producer)
             return
         if self._flight and not len(self._producer):
             self._land()
-            self._loop.call_soon(self._depart)  # with what those who were told now publish next
+            self._loop.call_soon(self._depart)  # with the next messages of the callers that were just told
         if found:
             self._look_in(SOONEST)
         else:
@@ -150,9 +150,9 @@ class KafkaBus(Bus):
         self._next_look = self._loop.call_later(seconds, self._look)
 
     def _end_producer(self, producer: Producer) -> None:
-        """Part with a producer that has failed for good. What it held fails, or is confirmed yet.
+        """Close a producer that failed for good. Its messages fail, or are still confirmed.
 
-        Nothing departs until that is known: what lands then has been its flight.
+        Nothing departs until that is known, so the flight that lands then is the old producer's.
         """
         self._producer = None
         self._ending = self._loop.create_task(_end(producer, GRACE))
@@ -161,18 +161,18 @@ class KafkaBus(Bus):
     def _ended(self, ending: asyncio.Task[None]) -> None:
         self._ending = None
         if ending.cancelled() or ending.exception() is not None:
-            _refuse(self._flight, BusError("the Kafka client ended without saying what has arrived"))
+            _refuse(self._flight, BusError("the Kafka client ended without reporting which messages arrived"))
         self._land()
         if not self._closed:
             self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """Take another producer. While there is none to be had, whoever waits is told, and it is tried again."""
+        """Create another producer. If that fails, fail the waiting messages, and try again later."""
         try:
             self._producer = Producer(self._settings)
         except KafkaException as error:
             failure = BusError(f"there is no Kafka client: {_said(error.args[0])}")
-            log.error("%s", failure)  # noqa: TRY400 - the trace says nothing more
+            log.error("%s", failure)  # noqa: TRY400 - a traceback would add nothing
             _refuse(self._waiting, failure)
             self._waiting.clear()
             self._next_look = self._loop.call_later(LATEST_IDLE, self._begin_anew)
@@ -181,7 +181,7 @@ class KafkaBus(Bus):
             self._depart()
 
     async def close(self) -> None:
-        """Wait `GRACE` for what is on its way; what is not confirmed by then fails."""
+        """Wait `GRACE` for messages under way; those not confirmed by then fail."""
         self._depart()
         self._closed = True
         self._next_look.cancel()
@@ -192,7 +192,7 @@ class KafkaBus(Bus):
                 await _end(self._producer, GRACE)
                 self._land()
         except TimeoutError:
-            log.warning("the Kafka client ended without saying what has arrived")
+            log.warning("the Kafka client ended without reporting which messages arrived")
         finally:
             _refuse([*self._flight, *self._waiting], _closed())
 
@@ -205,21 +205,21 @@ def _produce(producer: Producer, group: _Group) -> None:
             group.failed[index] = BusError("the Kafka client's queue is full")
         except KafkaException as error:
             group.failed[index] = _failure(error.args[0])
-        except Exception as error:  # noqa: BLE001 - what is not handed over must not count as arrived
-            group.failed[index] = BusError(f"the Kafka client did not take it: {error}")
+        except Exception as error:  # noqa: BLE001 - a message that was not handed over must not count as arrived
+            group.failed[index] = BusError(f"the Kafka client did not accept the message: {error}")
 
 
 def _refuse(groups: Iterable[_Group], error: BusError) -> None:
-    """Say that of these groups everything has failed."""
+    """Fail all messages of these groups."""
     for group in groups:
         if not group.landed.done():
             group.landed.set_result(dict.fromkeys(range(len(group.messages)), error))
 
 
 async def _end(producer: Producer, grace: timedelta) -> None:
-    """Deliver or fail what a producer still holds, and stop its threads.
+    """Deliver or fail the messages that a producer still holds, and stop its threads.
 
-    Raises TimeoutError when it does not even give up in time: then nobody knows what has arrived.
+    Raises TimeoutError if it does not even give up in time: then nobody knows which messages arrived.
     """
     try:
         async with asyncio.timeout(grace.total_seconds()):
@@ -234,7 +234,7 @@ async def _end(producer: Producer, grace: timedelta) -> None:
 async def _served(producer: Producer) -> None:
     """Fetch reports until none is outstanding."""
     while len(producer):
-        with suppress(KafkaException):  # that it has failed for good; the reports say so too
+        with suppress(KafkaException):  # it failed for good, which the reports say, too
             producer.poll(0)
         await asyncio.sleep(SOONEST)
 

@@ -1,4 +1,4 @@
-"""A bus inside the process: for tests, and for a service that is tried out without a Kafka."""
+"""A bus inside the process: for tests, and for trying out the service without Kafka."""
 
 import asyncio
 from collections import defaultdict, deque
@@ -11,11 +11,11 @@ from app.outbound.bus import Bus, Keyed
 from app.outbound.partitioner import partition_of
 
 PARTITIONS = 4  # of each topic
-KEPT = 10_000  # messages of each partition; older ones are forgotten
+KEPT = 10_000  # messages per partition; older ones are forgotten
 
 
 class Message(Struct, frozen=True):
-    """A message, and where it lies."""
+    """A message, with its partition and offset."""
 
     topic: str
     partition: int
@@ -26,7 +26,7 @@ class Message(Struct, frozen=True):
 
 
 class MemoryBus(Bus):
-    """Keeps the latest messages. They go where Kafka would put them; those without a key take turns."""
+    """Keeps the latest messages, in the partitions that Kafka would choose; messages without a key take turns."""
 
     def __init__(self, *, partitions: int = PARTITIONS, kept: int = KEPT) -> None:
         self._partitions = partitions
@@ -45,13 +45,13 @@ class MemoryBus(Bus):
             partition = sum(ends) % self._partitions if key is None else partition_of(key, self._partitions)
             self._kept[topic].append(Message(topic, partition, ends[partition], key, value, dict(headers)))
             ends[partition] += 1
-        await asyncio.sleep(0)  # as where others run meanwhile
+        await asyncio.sleep(0)  # lets other tasks run, as a real bus does
         return {}
 
     def messages(self, topic: str) -> list[Message]:
-        """What was published to a topic, in the order in which it came."""
+        """The messages of a topic, in the order in which they were published."""
         return list(self._kept[topic])
 
     async def close(self) -> None:
-        """Take no more. What is there can still be read."""
+        """Accept no more messages. The kept ones can still be read."""
         self._closed = True

@@ -1,4 +1,4 @@
-"""The relay: sends what the outbox holds, in the order of each entity, until the other side has it."""
+"""The relay: sends the messages of the outbox, each entity's in order, until the other side has them."""
 
 import asyncio
 import logging
@@ -19,19 +19,19 @@ from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 
-SHARE = 2  # slots that one pass takes while there is much, so that other relays find some; else it takes all
-FULL = 2  # a pass is full, and the next one follows at once, from one part in so many of its page on
-LANES = 2  # passes at a time for one destination, when there is enough: while one removes, the other sends
-POLL = 0.2  # seconds between two looks when idle: for what other processes have written
-PAUSE = 0.2  # seconds after a pass with room left, in which more comes together for the next one
-RETRY = 1.0  # seconds after a pass in which nothing got through
-GRACE = 5.0  # seconds that a pass has to come to its end when the relay is closed
+SHARE = 2  # slots of one pass while passes are full, so that other relays find some; otherwise a pass takes all
+FULL = 2  # a pass of at least 1/FULL of its page counts as full: the next one follows at once
+LANES = 2  # passes at a time for one destination, while they are full: one removes while the other sends
+POLL = 0.2  # seconds between two looks when idle, for entries of other processes
+PAUSE = 0.2  # seconds after a pass that was not full, to collect messages for the next one
+RETRY = 1.0  # seconds after a pass in which no message arrived
+GRACE = 5.0  # seconds for a pass to end when the relay is stopped
 
 
 class PassResult(Struct, frozen=True):
     """How a pass ended."""
 
-    moved: bool = False  # something left the outbox
+    moved: bool = False  # messages left the outbox
     full: bool = False  # there may be more in these slots, or in others
     trouble: BaseException | None = None
     refused: Sequence[tuple[Pending, str]] = ()  # messages that are dead letters now, and why
@@ -40,16 +40,17 @@ class PassResult(Struct, frozen=True):
 class Relay(Worker):
     """Sends messages to some destinations, at least once, and removes them when they have arrived.
 
-    Many relays may work on one database: a slot of a destination belongs to one of them at a time, for one pass. A
-    pass is a transaction: it takes slots, reads the oldest messages, sends them, removes those that have arrived, and
-    lets the slots go. A relay that dies lets them go at once, and what it had sent and not removed is sent again.
+    Many relays may work on one database: a slot of a destination belongs to one relay at a time, for one pass. A pass
+    is a transaction: it takes slots, reads the oldest messages, sends them, removes those that have arrived, and
+    releases the slots. If a relay dies, PostgreSQL releases them at once; messages that it sent, but did not remove,
+    are sent again.
 
-    Order: of one entity a message is sent after the one before it has arrived, while those of thousands of other
-    entities are on their way. To hand an entity's messages over together would be faster for a long row of them, but
-    a bus that gives one up may have delivered the next. So when a message has to be tried again, its successors wait,
-    and nobody else's do. One that is refused for good is set aside.
+    Order: a message of an entity is sent after its predecessor has arrived; messages of other entities are on their
+    way meanwhile. Handing over an entity's messages together would be faster, but a bus that gives one up may have
+    delivered the next. If a message must be retried, only the later messages of its entity wait. A message that is
+    refused for good becomes a dead letter.
 
-    Destinations do not wait for each other: each has tasks and connections of its own.
+    Destinations do not wait for each other: each has its own tasks and connections.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Relay(Worker):
         share: int = SHARE,
         breakers: Mapping[str, CircuitBreaker] | None = None,
     ) -> None:
-        """`database` needs LANES connections for each destination. `breakers` are those of the other sides."""
+        """`database` needs LANES connections per destination. `breakers` are those of the destinations, by name."""
         self._database = database
         self._destinations = destinations
         self._share = share
@@ -88,7 +89,7 @@ class Relay(Worker):
             await self._end()
 
     def wake(self) -> None:
-        """Look at the outbox now: something was written there."""
+        """Look at the outbox now: entries were written."""
         for woken in self._woken[::LANES]:
             woken.set()
 
@@ -101,7 +102,7 @@ class Relay(Worker):
         _, late = await asyncio.wait(self._tasks, timeout=GRACE)
         for delivery in self._deliveries:
             delivery.give_up()
-        if late:  # they remove what has arrived
+        if late:  # these still remove messages that have arrived
             _, late = await asyncio.wait(late, timeout=GRACE)
         for task in late:
             task.cancel()
@@ -110,7 +111,7 @@ class Relay(Worker):
     async def _run(
         self, destination: Destination, woken: asyncio.Event, following: Sequence[asyncio.Event], *, first: bool
     ) -> None:
-        """Pass after pass, until the relay is closed. Lanes after the first one help while its passes are full."""
+        """Do pass after pass, until the relay is stopped. Further lanes help while the first lane has full passes."""
         in_trouble, share = False, self._share
         while not self._closing.is_set():
             called = woken.is_set()
@@ -118,12 +119,12 @@ class Relay(Worker):
             passed = await self._pass(destination, share)
             share = self._share if passed.full else outbox.SLOTS
             if self._closing.is_set():
-                return  # what was cut off says nothing about the other side
+                return  # an interrupted pass says nothing about the other side
             if passed.trouble is not None and not in_trouble:
                 unexpected = None if isinstance(passed.trouble, PqsError) else passed.trouble
                 log.warning("messages for %s wait: %s", destination.name, passed.trouble, exc_info=unexpected)
             elif passed.trouble is None and passed.moved and in_trouble:
-                log.info("messages for %s are sent again", destination.name)
+                log.info("messages for %s get through again", destination.name)
             in_trouble = passed.trouble is not None or (in_trouble and not passed.moved)
             if passed.moved and passed.full:
                 for lane in following:
@@ -132,7 +133,7 @@ class Relay(Worker):
                 await woken.wait()
             elif passed.trouble is not None and not passed.moved:
                 await set_within(self._closing, RETRY)
-            elif passed.moved or called:  # for what another relay has by now, or for another destination
+            elif passed.moved or called:  # the entries may be another relay's by now, or for another destination
                 await set_within(self._closing, PAUSE)
             else:
                 await set_within(woken, POLL)
@@ -140,9 +141,9 @@ class Relay(Worker):
     async def _pass(self, destination: Destination, share: int) -> PassResult:
         try:
             passed = await self._database.write(self._move, destination, share)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end this for good
+        except Exception as error:  # noqa: BLE001 - no error may end the relay
             return PassResult(trouble=error)
-        said = "a message for %s is refused for good, and a dead letter now: %s: %s"
+        said = "a message for %s was refused for good and is a dead letter now: %s: %s"
         for message, why in passed.refused:
             log.error(said, destination.name, message.entity_id, why)
         return passed
@@ -154,7 +155,7 @@ class Relay(Worker):
         most = max(1, destination.page // max(1, len(slots)))
         resting = rests.at(loop.time())
         messages = await outbox.read(connection, destination.name, slots, most=most, but=resting) if slots else []
-        if not messages:  # or the slots were let go by one who had just sent them
+        if not messages:  # or another relay has just sent them and released the slots
             return PassResult()
         delivery = await self._send(connection, destination, messages)
         rests.learn(delivery, loop.time())
@@ -171,7 +172,7 @@ class Relay(Worker):
         delivery = Delivery(destination, messages)
         self._deliveries.add(delivery)
         try:
-            # Without the connection the slots are somebody else's, and what is not sent yet is theirs to send.
+            # When the connection ends, the slots are free for another relay, which sends the rest.
             with watched(connection, delivery.give_up):
                 await delivery.end()
         finally:
@@ -181,13 +182,13 @@ class Relay(Worker):
 
 
 def _ended(messages: Sequence[Pending], delivery: Delivery) -> tuple[dict[int, Place], list[list[Pending]]]:
-    """The entries that are through to their last message, by id with their places, and what is left of those that are
-    through in part.
+    """The finished entries, by id with their places in the table, and the remaining messages of entries of which only
+    some are finished.
     """
     if len(delivery.arrived) == len(messages):
         return {message.id: message.place for message in messages}, []
     through = {id(message) for message in [*delivery.arrived, *(message for message, _ in delivery.refused)]}
-    begun = set[int]()  # entries that something has gone of
+    begun = set[int]()  # entries of which messages are finished
     left = defaultdict[int, list[Pending]](list)
     for message in messages:
         if id(message) in through:

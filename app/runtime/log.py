@@ -1,4 +1,4 @@
-"""The log: lines for eyes, or JSON objects for machines; each carries the correlation id of its request."""
+"""The log: lines for people, or JSON objects for machines, each with the correlation id of its request."""
 
 import json
 import logging
@@ -8,14 +8,20 @@ from datetime import UTC, datetime
 
 from app.settings import LogFormat, LogLevel
 
-EXTRA = ("correlation_id", "method", "path", "status", "seconds")  # what a line may carry beside its message
+EXTRA = (
+    "correlation_id",
+    "method",
+    "path",
+    "status",
+    "seconds",
+)  # the fields that a line may have beside its message
 
 
 class JsonFormatter(logging.Formatter):
     """A record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line: time, level, logger, message, and what else the record carries."""
+        """The line: time, level, logger, message, and the extra fields of the record."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),
@@ -29,7 +35,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class Correlated(logging.Filter):
-    """Gives each record the correlation id that is current."""
+    """Gives each record the current correlation id."""
 
     def __init__(self, current: Callable[[], str | None]) -> None:
         super().__init__()
@@ -42,7 +48,7 @@ class Correlated(logging.Filter):
 
 
 def configure(level: LogLevel, form: LogFormat, current: Callable[[], str | None] = lambda: None) -> None:
-    """Send everything to standard error, at `level` and above, in `form`."""
+    """Write all records at `level` and above to standard error, in `form`."""
     logging.config.dictConfig(
         {
             "version": 1,

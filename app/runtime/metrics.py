@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests, events by outcome, the circuit breakers, and what the database has to tell."""
+"""Metrics for Prometheus: requests, events by outcome, circuit breakers, and numbers from the database."""
 
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -25,7 +25,7 @@ LABELS = ("destination",)
 
 
 class Kept(Struct, frozen=True):
-    """What the database has to tell, the same for all processes; None: it was not asked, or did not answer."""
+    """Numbers from the database, the same for all processes; empty or None if it did not answer."""
 
     backlogs: Sequence[Backlog] = ()
     ages: Sequence[Age] = ()
@@ -33,9 +33,9 @@ class Kept(Struct, frozen=True):
 
 
 async def read_kept(database: Database, destinations: Collection[str]) -> Kept:
-    """Ask the database; each of `destinations` has a backlog, if an empty one.
+    """Read the numbers. Each of `destinations` has a backlog, even an empty one.
 
-    A database that does not answer takes these numbers away, and no others.
+    If the database does not answer, only these numbers are missing.
     """
     try:
         return await database.read(_read_kept, destinations)
@@ -57,13 +57,13 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "pqs_http_requests",
-            "Requests that were answered.",
+            "Requests answered.",
             ["method", "route", "status"],
             registry=self._registry,
         )
         self._seconds = Histogram(
             "pqs_http_request_seconds",
-            "How long an answer took, until its last byte.",
+            "Seconds until the last byte of an answer.",
             ["method", "route"],
             buckets=BUCKETS,
             registry=self._registry,
@@ -74,25 +74,25 @@ class Metrics:
         )
         self._breaker = Gauge(
             "pqs_breaker_open",
-            "1 while the circuit breaker keeps requests from this database, or from Consul.",
+            "1 while the circuit breaker refuses calls to this database, or to Consul.",
             ["database"],
             registry=self._registry,
             multiprocess_mode="livemax",
         )
         self._swept = Counter(
             "pqs_swept",
-            "Passed deadlines that this service has turned into events.",
+            "Passed deadlines that this service turned into events.",
             ["kind"],
             registry=self._registry,
         )
         self._lag = Gauge(
             "pqs_sweep_lag_seconds",
-            "How late the latest of them were that were swept last; 0 when none were left.",
+            "Delay of the latest deadline in the last page swept; 0 if none was left.",
             ["kind"],
             registry=self._registry,
             multiprocess_mode="livemax",
         )
-        # Looking a labelled metric up takes longer than counting with it.
+        # Looking up a labelled metric takes longer than counting with it.
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._commit_outcomes = {name: self._commits.labels(name) for name in ("committed", "replayed", "conflict")}
         self._outcomes = {str(outcome): self._events.labels(str(outcome)) for outcome in (*Outcome, "invalid")}
@@ -116,16 +116,16 @@ class Metrics:
         self._commit_outcomes[outcome].inc()
 
     def swept(self, kind: str, count: int, late: float) -> None:
-        """So many passed deadlines became events, up to so many seconds late; told after each look, also without."""
+        """`count` deadlines became events, at most `late` seconds late. Called after each page, even an empty one."""
         self._swept.labels(kind).inc(count)
         self._lag.labels(kind).set(late)
 
     def breaker(self, name: str, *, is_open: bool) -> None:
-        """How a breaker stands now: that of a database, or of Consul."""
+        """A breaker, of a database or of Consul, is open or closed now."""
         self._breaker.labels(name).set(is_open)
 
     def text(self, kept: Kept | None = None) -> bytes:
-        """Everything in Prometheus' text format; of all processes of the service where there are several."""
+        """All metrics in Prometheus' text format, of all processes of the service."""
         registry = self._registry
         if SHARED_DIRECTORY in os.environ:
             registry = CollectorRegistry()
@@ -134,42 +134,44 @@ class Metrics:
 
 
 class _Kept(Collector):
-    """The same as gauges."""
+    """The numbers from the database, as gauges."""
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
 
     def collect(self) -> Iterable[Metric]:
-        """Two for each destination, one for each partition, and one."""
+        """Two gauges per destination, one per partition, and one of dead letters."""
         waiting = GaugeMetricFamily(
-            "pqs_outbox_messages", "Messages that wait to be sent; an estimate where there are many.", labels=LABELS
+            "pqs_outbox_messages", "Messages that wait to be sent; an estimate if there are many.", labels=LABELS
         )
-        oldest = GaugeMetricFamily("pqs_outbox_oldest_seconds", "How long the oldest of them waits.", labels=LABELS)
+        oldest = GaugeMetricFamily(
+            "pqs_outbox_oldest_seconds", "Seconds for which the oldest of them has waited.", labels=LABELS
+        )
         for each in self._kept.backlogs:
             waiting.add_metric([each.destination], each.messages)
             oldest.add_metric([each.destination], each.oldest_seconds)
         behind = GaugeMetricFamily(
             "pqs_watermark_age_seconds",
-            "How long ago it is that all which had come into a partition of Kafka was in.",
+            "Seconds since the time up to which all messages of a Kafka partition are applied.",
             labels=("topic", "partition"),
         )
         for age in self._kept.ages:
             behind.add_metric([age.topic, str(age.partition)], age.seconds)
-        dead = GaugeMetricFamily("pqs_dead_letters", "Dead letters; an estimate where there are many.")
+        dead = GaugeMetricFamily("pqs_dead_letters", "Dead letters; an estimate if there are many.")
         if self._kept.dead_letters is not None:
             dead.add_metric([], self._kept.dead_letters)
         return [waiting, oldest, behind, dead]
 
 
 class _AllProcesses(Collector):
-    """The metrics of all processes of the service, as they share them in files.
+    """The metrics of all processes of the service, which share them in files.
 
-    Left out is what MultiProcessCollector stumbles over: a file that another process has just created, and the state
-    of a process that is no more (what it had counted stays).
+    Two kinds of files are left out, because MultiProcessCollector fails on them: an empty file that another process
+    has just created, and the gauges of a process that has ended. Its counters stay.
     """
 
     def collect(self) -> Iterable[Metric]:
-        """Read all files anew."""
+        """Read all files."""
         files = Path(os.environ[SHARED_DIRECTORY]).glob("*.db")
         current = [str(path) for path in files if path.stat().st_size and not _is_state_of_the_dead(path.stem)]
         metrics: Iterable[Metric] = MultiProcessCollector.merge(current)  # type: ignore[no-untyped-call]  # no types there

@@ -1,8 +1,8 @@
-"""CloudEvents 1.0 as bytes: one, a batch, or attributes and data apart; Event out, or what was wrong and where.
+"""Events from CloudEvents 1.0: one, a batch, or attributes apart from their data.
 
-They are our events in another dress. Attributes and extensions become the fields of our own form, and `events`
-reads that, so there is one set of rules. Extensions that are not known, and `dataschema`, are ignored; `source`,
-`partitionkey` and `datacontenttype` are checked and not kept. An attribute that is null is absent (JSON format, 2.2).
+Attributes and extensions become the fields of our own form, which `events` then reads, so there is one set of rules.
+Unknown extensions and `dataschema` are ignored; `source`, `partitionkey` and `datacontenttype` are checked, but not
+stored. A null attribute counts as absent (JSON format, 2.2).
 """
 
 import re
@@ -21,9 +21,9 @@ from app.wire.faults import NOT_DECODED, explain
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
-_ATTRIBUTE = b"ce-"  # what the name of an HTTP header begins with that holds an attribute
+_ATTRIBUTE = b"ce-"  # the beginning of the names of HTTP headers that hold attributes
 
-# Our field, and the attribute that it is read from.
+# Our fields, and the attributes that they are read from.
 _FIELDS = {
     "event_id": "id",
     "type": "type",
@@ -34,7 +34,7 @@ _FIELDS = {
 }
 _NUMBERS = ("sequence", "previous")
 _REQUIRED = ("specversion", "id", "source", "type", "subject", "time")
-# What is checked and not kept: the form of the text, and what was expected.
+# Attributes that are checked, but not stored: their form, and the message if they differ.
 _CHECKED = {
     "specversion": (re.compile(r"1\.0"), "1.0 was expected"),
     "source": (re.compile(r".+", re.DOTALL), "text was expected; it is empty"),
@@ -44,11 +44,11 @@ _CHECKED = {
         "application/json was expected",
     ),
 }
-# Where our form names what is wrong, and the attribute that says it.
+# Pointers of faults in our own form, and the attributes that they are about.
 _ATTRIBUTE_OF = {f"#/{field}": attribute for field, attribute in _FIELDS.items()} | {
     "#/position/sequence": "sequence",
     "#/position/previous": "previous",
-    "#/position": "previous",  # that it is not lower than the sequence
+    "#/position": "previous",  # the fault that it is not lower than the sequence
 }
 _MAX_DIGITS = 19  # of 2^63-1
 
@@ -56,13 +56,13 @@ _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 
 
 def read_cloudevent(body: bytes | Raw, position: Position | None = None) -> Event:
-    """One CloudEvent in the JSON format (structured mode). Raises as `wire.read_event`.
+    """One CloudEvent in the JSON format (structured mode). Raises like read_event().
 
-    `position` is where the event stands, for one from a log: `sequence` and `previous` are ignored then.
+    With a `position`, that of a message in a log, `sequence` and `previous` are ignored.
     """
     whole = bytes(body)
     try:
-        whole.decode()  # nobody else looks into what is ignored
+        whole.decode()  # nothing else checks the ignored members
         members = _MEMBERS.decode(whole)
     except NOT_DECODED as error:
         explain(whole, error)
@@ -71,18 +71,18 @@ def read_cloudevent(body: bytes | Raw, position: Position | None = None) -> Even
     try:
         return _read(members, data, position, attributes_at="#/", data_at=data_at)
     except UnreadableError as error:
-        explain(whole, error)  # which says the place in what was sent
+        explain(whole, error)  # with line and column in the whole body
 
 
 def read_cloudevents(body: bytes) -> list[Event]:
-    """The CloudEvents of a JSON array (batched mode), in the order sent. Raises as `wire.read_events`."""
+    """The CloudEvents of a JSON array (batched mode), in the order sent. Raises like read_events()."""
     return read_events(body, read_cloudevent)
 
 
 def read_binary(attributes: Mapping[str, str], data: bytes, position: Position | None = None) -> Event:
-    """One CloudEvent whose attributes came apart from its data (binary mode). `data` is JSON, or empty for none.
+    """One CloudEvent whose attributes came apart from its data (binary mode). `data` is JSON, or empty.
 
-    What is wrong with an attribute is said of its header, `#/header/ce-…`. Raises as `read_cloudevent`.
+    Faults of an attribute point to its header, `#/header/ce-…`. Raises like read_cloudevent().
     """
     if data.strip():
         _check_json(data)
@@ -93,8 +93,8 @@ def read_binary(attributes: Mapping[str, str], data: bytes, position: Position |
 def attributes_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The attributes that HTTP headers carry, decoded (HTTP binding, section 3.1.3.2); empty when there are none.
 
-    The names of the headers are in lower case, as ASGI has them. Raises InvalidInputError for a header that is there
-    twice, or is not UTF-8 once its percent signs are decoded.
+    The names of the headers are in lower case, as ASGI has them. Raises InvalidInputError for a repeated header, and
+    for one that is not UTF-8 after percent-decoding.
     """
     attributes: dict[str, str] = {}
     for header, value in headers:
@@ -103,7 +103,7 @@ def attributes_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         pointer = f"#/header/{header.decode('latin-1')}"
         name = header.removeprefix(_ATTRIBUTE).decode("latin-1")
         if name in attributes:
-            raise InvalidInputError([Fault(pointer, "this header is there more than once")])
+            raise InvalidInputError([Fault(pointer, "this header was sent more than once")])
         quoted = re.fullmatch(rb'"(.*)"', value)  # RFC 9110, section 5.6.4
         text = re.sub(rb"\\(.)", rb"\1", quoted[1]) if quoted else value
         try:
@@ -116,7 +116,7 @@ def attributes_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 def _read(
     members: Mapping[str, Raw], data: Raw, position: Position | None, *, attributes_at: str, data_at: str
 ) -> Event:
-    """The event that attributes and data say. The pointer of a fault begins with one of the two places."""
+    """The event of attributes and data. A fault's pointer begins with `attributes_at` or `data_at`."""
     required = (*_REQUIRED, "sequence") if position is None else _REQUIRED
     faults = [Fault(attributes_at + name, "this field is required") for name in required if name not in members]
     for name, (form, expected) in _CHECKED.items():
@@ -137,7 +137,7 @@ def _read(
 
 
 def _moved(fault: Fault, attributes_at: str, data_at: str) -> Fault:
-    """What is wrong with our form, said of the CloudEvent."""
+    """A fault of our own form as one of the CloudEvent."""
     if fault.pointer in _ATTRIBUTE_OF:
         return Fault(attributes_at + _ATTRIBUTE_OF[fault.pointer], fault.detail)
     if fault.pointer.startswith("#/data"):
@@ -146,7 +146,7 @@ def _moved(fault: Fault, attributes_at: str, data_at: str) -> Fault:
 
 
 def _data_of(members: Mapping[str, Raw]) -> tuple[Raw, str]:
-    """The data, and the pointer to it. What `data_base64` encodes is JSON as well."""
+    """The data, and the pointer to it. `data_base64` encodes JSON, too."""
     encoded = members.get("data_base64")
     if encoded is None:
         return members.get("data", Raw()), "#/data"
@@ -165,7 +165,7 @@ def _data_of(members: Mapping[str, Raw]) -> tuple[Raw, str]:
 
 
 def _check_json(data: bytes) -> None:
-    """That what is to be put into an event is one JSON value, and nothing that leads out of it."""
+    """Raise like explain() unless the bytes are exactly one JSON value."""
     try:
         msgspec.json.decode(data)
     except NOT_DECODED as error:
@@ -180,11 +180,11 @@ def _text(value: Raw, pointer: str) -> str:
 
 
 def _number(value: Raw, pointer: str) -> int:
-    """A number in decimal digits, which may have zeros before them (sequence extension), or as a JSON number."""
+    """A number as text in decimal digits, with leading zeros allowed (sequence extension), or as a JSON number."""
     text = _text(value, pointer) if bytes(value).startswith(b'"') else bytes(value).decode()
     if not re.fullmatch("[0-9]+", text):
         raise InvalidInputError([Fault(pointer, "a number in decimal digits was expected")])
     digits = text.lstrip("0") or "0"
     if len(digits) > _MAX_DIGITS:
-        raise InvalidInputError([Fault(pointer, "a number too large to keep")])
+        raise InvalidInputError([Fault(pointer, "the number is too large")])
     return int(digits)

@@ -1,4 +1,4 @@
-"""An outgoing event as a CloudEvents 1.0 envelope, and the bytes that a message carries."""
+"""Envelopes of outgoing messages (CloudEvents 1.0), and their bytes."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,17 +11,17 @@ from msgspec import Meta, Struct, field
 from app.domain.events import DEFAULT_DOMAIN
 
 CONTENT_TYPE = "application/cloudevents+json"
-# Structured mode (CloudEvents' Kafka binding, section 3.3): the value is the whole envelope, this says what it is.
+# Structured mode (CloudEvents' Kafka binding, section 3.3): the value is the whole envelope, of this content type.
 HEADERS = {"content-type": f"{CONTENT_TYPE}; charset=UTF-8".encode()}
-SEQUENCE_DIGITS = 19  # of 2^63-1: with leading zeros, sequences sort as text as they do as numbers
+SEQUENCE_DIGITS = 19  # of 2^63-1; with leading zeros, sequences sort as text like numbers
 
 
 class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="specversion", tag="1.0"):
-    """What a subscriber gets to know of one event, field by field as it is written.
+    """One event or intent as a subscriber reads it; the fields are written in this order.
 
-    `id` stays the same when an event is published again, and `source` and `id` together name it. `subject` and
+    `id` stays the same when a message is published again; `source` and `id` together identify it. `subject` and
     `partitionkey` are the entity id, `time` is in UTC, `sequence` is the version of the entity's row after the event.
-    `domain` and `correlationid` are extensions of ours, written only where they say something.
+    `domain` and `correlationid` are our extensions; the default domain and an absent correlation id are not written.
     """
 
     id: UUID
@@ -31,27 +31,27 @@ class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, 
     time: datetime
     partitionkey: UUID
     digits: Annotated[str, Meta(pattern=r"^[0-9]{1,19}$")] = field(name="sequence")  # in_digits(sequence)
-    data: object  # what is a JSON object: a dict where it was read
-    domain: str = DEFAULT_DOMAIN  # msgspec leaves out this very object, not an equal one: see written_domain
+    data: object  # a JSON object; a dict in an envelope that was read
+    domain: str = DEFAULT_DOMAIN  # msgspec omits only this object, not an equal one: see written_domain
     correlationid: UUID | None = None
 
     @property
     def sequence(self) -> int:
-        """The version of the entity's row after the event, as a number."""
+        """The version of the entity's row after the event."""
         return int(self.digits)
 
     @property
     def key(self) -> bytes:
-        """The key of the message: what all events of one entity have in common."""
+        """The key of the message, the same for all messages of one entity."""
         return str(self.partitionkey).encode()
 
     def to_json(self) -> bytes:
-        """The envelope in CloudEvents' JSON format, which `POST /v1/events` takes too."""
+        """The envelope in CloudEvents' JSON format, which `POST /v1/events` accepts, too."""
         return _ENCODER.encode(self)
 
     @classmethod
     def from_json(cls, value: bytes) -> "Envelope":
-        """The envelope that `to_json` wrote. Raises msgspec.DecodeError for anything else."""
+        """The envelope that `to_json` wrote. Raises msgspec.DecodeError for other bytes."""
         envelope = _DECODER.decode(value)
         if not isinstance(envelope.data, dict):
             raise msgspec.ValidationError("Expected `object` - at `$.data`")
@@ -59,24 +59,24 @@ class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, 
 
 
 def in_digits(sequence: int) -> str:
-    """A sequence as the spec has it: text that sorts as the numbers do."""
+    """A sequence as CloudEvents defines it: text that sorts like the numbers."""
     return str(sequence).zfill(SEQUENCE_DIGITS)
 
 
 def written_domain(domain: str) -> str:
-    """A domain that an envelope leaves out if it is the default one, wherever the text came from."""
+    """The domain, as the very object that an envelope omits if it is the default one."""
     return DEFAULT_DOMAIN if domain == DEFAULT_DOMAIN else domain
 
 
 def to_lines(envelopes: Sequence[Envelope]) -> bytes:
-    """The JSON of each envelope, a line for each, with its end. JSON itself has no line break in it."""
+    """The JSON of the envelopes, one line each, with line ends. Compact JSON holds no line breaks."""
     return _ENCODER.encode_lines(envelopes)
 
 
 def key_of(envelope: bytes) -> bytes:
-    """The key of a written envelope, without parsing its JSON; the beginning of nonsense where it is no envelope.
+    """The key of a written envelope, found without parsing its JSON; any bytes, if it is not an envelope.
 
-    To search for it is a tenth of the work of parsing. The name of the field is nowhere before it: a quote within a
+    The search takes a tenth of the time of parsing. The name of the field is nowhere before it: a quote within a
     JSON string has a backslash before it, and the fields that are written before this one hold no objects.
     """
     return envelope.partition(_KEY_AT)[2][:_KEY_LENGTH]

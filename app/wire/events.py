@@ -1,7 +1,7 @@
-"""Events as bytes: JSON in, Event out, or what was wrong and where.
+"""Events from JSON, or the faults that keep bytes from being an event.
 
-msgspec checks shapes and ranges while it decodes. What it cannot know is checked after it: NUL (PostgreSQL's text
-holds none), depth, and the years that a time may lie in. A message is put together only when something is wrong.
+msgspec checks shapes and ranges while it decodes. The other rules are checked afterwards: no NUL (PostgreSQL's text
+holds none), limited depth, and times within certain years. Messages are made only if there is a fault.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ BEYOND = "a time lies in the years 1900 to 9998, in UTC"
 
 
 def read_event(body: bytes | msgspec.Raw) -> Event:
-    """One event. Raises UnreadableError for what is not JSON, InvalidInputError for what is no event."""
+    """One event. Raises UnreadableError for bytes that are not JSON, InvalidInputError for other JSON."""
     try:
         event: Event = _EVENT.decode(body)
         fault = _fault_beyond_shape(event, bytes(body))
@@ -44,7 +44,7 @@ def read_event(body: bytes | msgspec.Raw) -> Event:
 
 
 def read_events(body: bytes, read: Callable[[msgspec.Raw], Event] = read_event) -> list[Event]:
-    """The events of a JSON array, in the order sent. Raises as `read` does; every item that is wrong is named."""
+    """The events of a JSON array, in the order sent. Raises like `read`; the error names every wrong item."""
     try:
         items = _ITEMS.decode(body)
     except NOT_DECODED as error:
@@ -60,7 +60,7 @@ def read_events(body: bytes, read: Callable[[msgspec.Raw], Event] = read_event) 
         except InvalidInputError as error:
             faults += [Fault(f"#/{index}{fault.pointer[1:]}", fault.detail) for fault in error.faults]
         except UnreadableError as error:
-            # msgspec passes over the strings of an item without looking whether they are UTF-8.
+            # msgspec does not check whether the strings of a raw item are UTF-8.
             explain(body, error)
     if faults:
         raise InvalidInputError(faults)
@@ -68,14 +68,14 @@ def read_events(body: bytes, read: Callable[[msgspec.Raw], Event] = read_event) 
 
 
 def correlated(event: Event, correlation_id: UUID | None) -> Event:
-    """The event with this correlation id, where it has none of its own."""
+    """The event with this correlation id, unless it has one of its own."""
     if correlation_id is None or event.correlation_id is not None:
         return event
     return msgspec.structs.replace(event, correlation_id=correlation_id)
 
 
 def _fault_beyond_shape(event: Event, body: bytes) -> Fault | None:
-    """What is wrong with an event of the right shape, or None."""
+    """The fault of an event that has the right shape, or None."""
     if not EARLIEST <= event.occurred_at <= LATEST:
         return Fault("#/occurred_at", BEYOND)
     data = event.data
@@ -86,7 +86,7 @@ def _fault_beyond_shape(event: Event, body: bytes) -> Fault | None:
     if b"\\u0000" in body:
         nul_at = find_nul(msgspec.json.decode(body), "#")
         if nul_at is not None:
-            return Fault(nul_at, "a string here holds NUL (\\u0000), which PostgreSQL cannot keep")
+            return Fault(nul_at, "a string here holds NUL (\\u0000), which PostgreSQL cannot store")
     if body.count(b"{") + body.count(b"[") > MAX_NESTING and depth(msgspec.json.decode(body)) > MAX_NESTING:
         return Fault("#/data", f"nested deeper than {MAX_NESTING} levels")
     return None

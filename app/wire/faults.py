@@ -1,4 +1,4 @@
-"""What is wrong with bytes that are no event, and where: msgspec's errors as faults with JSON pointers."""
+"""Faults of bytes that are not an event: msgspec's errors explained, with JSON pointers."""
 
 import json
 import re
@@ -18,10 +18,10 @@ _CLASSES = dict(zip(EVENT_TYPES, EVENT_CLASSES, strict=True))
 
 
 def explain(body: bytes, error: Exception) -> NoReturn:
-    """Raise what is wrong with a body that did not decode.
+    """Raise the reason why a body did not decode.
 
-    That is InvalidInputError where the body is JSON of the wrong shape, with a pointer; else UnreadableError, with
-    line and column.
+    Raises InvalidInputError, with a pointer, for JSON of the wrong shape; otherwise UnreadableError, with line and
+    column.
     """
     if not body.strip():
         raise UnreadableError("the body is empty; a JSON value was expected") from None
@@ -37,11 +37,11 @@ def explain(body: bytes, error: Exception) -> NoReturn:
     except _ConstantError as wrong:
         tokens = re.finditer(rf'"(?:[^"\\]|\\.)*"|{wrong}', text)
         at = next(token.start() for token in tokens if token[0] == str(wrong))
-        raise UnreadableError(f"not JSON: {wrong} is no JSON number, at {_line_and_column(text[:at])}") from None
+        raise UnreadableError(f"not JSON: {wrong} is not a JSON number, at {_line_and_column(text[:at])}") from None
     except RecursionError:
         raise InvalidInputError([Fault("#", f"nested deeper than {MAX_NESTING} levels")]) from None
     except ValueError:
-        raise InvalidInputError([Fault("#", "a number too large to keep")]) from None
+        raise InvalidInputError([Fault("#", "the number is too large")]) from None
     if (lone := next(_lone_surrogates(text), None)) is not None:
         raise UnreadableError(
             f"not Unicode: a lone surrogate in a string at {_line_and_column(text[:lone])}"
@@ -54,7 +54,7 @@ def explain(body: bytes, error: Exception) -> NoReturn:
 
 
 class _ConstantError(ValueError):
-    """NaN, Infinity or -Infinity, which Python's json module would take."""
+    """NaN, Infinity or -Infinity, which Python's json module would accept."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -67,7 +67,7 @@ def _line_and_column(before: str) -> str:
 
 
 def _lone_surrogates(text: str) -> Iterator[int]:
-    """Where one half of a surrogate pair is written without the other. An escaped backslash begins no escape."""
+    """Where half of a surrogate pair stands alone. An escaped backslash does not begin an escape."""
     for match in re.finditer(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u[dD][89a-fA-F]..", text):
         if len(match.group()) == len("\\uXXXX"):
             yield match.start()
@@ -77,13 +77,13 @@ _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _TYPE = re.compile(r"Invalid value (.*)", re.DOTALL)
 _A_CLOUDEVENT = (
-    "; with a specversion it looks like a CloudEvent: the content type of one is application/cloudevents+json, of an "
-    "array of them application/cloudevents-batch+json"
+    "; specversion suggests a CloudEvent: send one as application/cloudevents+json, an array of them as "
+    "application/cloudevents-batch+json"
 )
 
 
 def fault_of(error: msgspec.ValidationError, value: object) -> Fault:
-    """msgspec's message as a fault: its path becomes a pointer, the field that it names becomes part of it."""
+    """msgspec's message as a fault. Its path becomes a pointer, which includes the field that it names."""
     detail, _, path = str(error).partition(" - at `$")
     pointer = "#" + "".join(f"/{_escape(step)}" for step in re.findall(r"[^.\[\]`]+", path))
     if match := _MISSING.fullmatch(detail):
@@ -91,9 +91,9 @@ def fault_of(error: msgspec.ValidationError, value: object) -> Fault:
     if match := _UNKNOWN.fullmatch(detail):
         return Fault(f"{pointer}/{_escape(match[1])}", f"unknown field{_known_fields(pointer, value)}")
     if pointer == "#/type" and (match := _TYPE.fullmatch(detail)):
-        return Fault(pointer, f"unknown event type {match[1]}; known are {', '.join(EVENT_TYPES)}")
+        return Fault(pointer, f"unknown event type {match[1]}; the types are {', '.join(EVENT_TYPES)}")
     if detail.startswith(("Integer value out of range", "Number out of range")):
-        return Fault(pointer, "a number too large to keep")
+        return Fault(pointer, "the number is too large")
     return Fault(pointer, detail[0].lower() + detail[1:])
 
 
@@ -103,9 +103,9 @@ def _escape(name: str) -> str:
 
 
 def _known_fields(pointer: str, value: object) -> str:
-    """Which fields the object at `pointer` may have; `value` is the event that it is in. Empty when it is none."""
+    """A hint at the fields of the object at `pointer` in the event `value`; empty if it is not an event."""
     if pointer == "#/position":
-        return "; known are sequence, partition, offset, previous"
+        return "; the fields are sequence, partition, offset, previous"
     if pointer == "#" and isinstance(value, dict) and "specversion" in value:
         return _A_CLOUDEVENT
     tag = value.get("type") if isinstance(value, dict) else None
@@ -113,7 +113,7 @@ def _known_fields(pointer: str, value: object) -> str:
         return ""
     cls = _CLASSES[tag]
     if pointer == "#":
-        return f"; known are type, {', '.join(cls.__struct_fields__)}"
+        return f"; the fields are type, {', '.join(cls.__struct_fields__)}"
     data = next(field.type for field in msgspec.structs.fields(cls) if field.name == "data")
     names = [field.name for field in msgspec.structs.fields(data)]
     return f"; the data of {tag} may have {', '.join(names)}" if names else f"; the data of {tag} is empty"
@@ -137,7 +137,7 @@ def find_nul(value: object, pointer: str) -> str | None:
 
 
 def depth(value: object) -> int:
-    """How many objects and arrays lie in one another."""
+    """The number of levels of nested objects and arrays."""
     deepest = 0
     level = [value]
     while level := [item for item in level if isinstance(item, dict | list)]:

@@ -1,7 +1,7 @@
-"""A message from Kafka as an event, or what is wrong with it.
+"""Events from Kafka messages.
 
-A message is a CloudEvent, structured or binary as its headers say (CloudEvents' Kafka binding, section 3), or an
-event of our own form. Where it stands is its place in the log: a position that it carries is ignored.
+A message is a CloudEvent, structured or binary by its headers (CloudEvents' Kafka binding, section 3), or an event of
+our own form. Its position is its place in the log; a position inside it is ignored.
 """
 
 import msgspec
@@ -14,7 +14,7 @@ from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
 from app.wire.events import read_event
 from app.wire.faults import NOT_DECODED, explain
 
-_ATTRIBUTE = "ce_"  # what the name of a header begins with that holds an attribute
+_ATTRIBUTE = "ce_"  # the beginning of the names of headers that hold attributes
 CONTENT_TYPE = "content-type"
 
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
@@ -22,8 +22,7 @@ _ENCODE = msgspec.json.Encoder().encode
 
 
 class KafkaMessage(Struct, frozen=True, gc=False):
-    """A message of a topic, as it came. `headers` is None where one has a name that is not UTF-8: the Kafka client
-    then gives none of them."""
+    """A message of a topic. `headers` is None if one of their names is not UTF-8: the client then gives none."""
 
     topic: str
     partition: int
@@ -34,12 +33,12 @@ class KafkaMessage(Struct, frozen=True, gc=False):
 
     @property
     def position(self) -> Position:
-        """Where an event in it stands."""
+        """The position of the event in it."""
         return Position(partition=f"{self.topic}-{self.partition}", offset=self.offset)
 
 
 def read_message(message: KafkaMessage) -> Event:
-    """The event in a message. Raises as `wire.read_event`."""
+    """The event in a message. Raises like read_event()."""
     value = message.value
     if value is None:
         raise InvalidInputError([Fault("#", "an event was expected; the message has no value")])
@@ -64,7 +63,7 @@ def _texts(message: KafkaMessage) -> dict[str, str]:
         if value is None or not (name == CONTENT_TYPE or name.startswith(_ATTRIBUTE)):
             continue
         if name in texts:
-            raise InvalidInputError([Fault(f"#/header/{header}", "this header is there more than once")])
+            raise InvalidInputError([Fault(f"#/header/{header}", "this header was sent more than once")])
         try:
             texts[name] = value.decode()
         except UnicodeDecodeError:
@@ -73,7 +72,7 @@ def _texts(message: KafkaMessage) -> dict[str, str]:
 
 
 def _read_plain(value: bytes, position: Position) -> Event:
-    """An event without headers: of our own form, or a CloudEvent, which says so by its `specversion`."""
+    """An event without headers, of our own form or a CloudEvent, which has a `specversion`."""
     try:
         members = _MEMBERS.decode(value)
     except NOT_DECODED as error:

@@ -73,7 +73,9 @@ def test_the_log_says_what_is_off(caplog: pytest.LogCaptureFixture) -> None:
     """What is missing has one line, with the intents that nobody carries out without it."""
     with caplog.at_level(logging.INFO, logger="app.outbound.contract"):
         log_what_is_off(route(SHIPPED, {"database"}))
-    assert caplog.messages == ["off, without consul (PQS_CONSUL_URL): consul.register, consul.deregister"]
+    assert caplog.messages == [
+        "consul (PQS_CONSUL_URL) is not set: these intents are not carried out: consul.register, consul.deregister"
+    ]
     log_what_is_off(route(SHIPPED, EVERYTHING))
     assert len(caplog.messages) == 1
 
@@ -93,8 +95,8 @@ def test_the_log_says_what_is_off(caplog: pytest.LogCaptureFixture) -> None:
             "consul.register is routed to smoke, which cannot carry it out",
         ),
         (contract(consul__register="postgres"), EVERYTHING, "consul.register is routed to postgres, which cannot"),
-        (contract(consul__registre="consul"), EVERYTHING, "consul.registre is no intent"),
-        (contract(consul="consul"), EVERYTHING, "consul is no intent"),
+        (contract(consul__registre="consul"), EVERYTHING, "consul.registre is not an intent"),
+        (contract(consul="consul"), EVERYTHING, "consul is not an intent"),
         (SHIPPED, {"consul"}, "routed to postgres, which lacks what it needs: database (PQS_DATABASE_URL)"),
     ],
     ids=["none", "unknown", "unable", "another's", "misspelt", "no exact name", "without what it needs"],

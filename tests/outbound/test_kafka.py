@@ -263,7 +263,7 @@ async def test_what_is_not_handed_over_fails(broker: BuiltInBroker, monkeypatch:
     async with connected(broker) as bus:
         failed = await bus.publish_all(TOPIC, [(b"key", b"%d" % number) for number in range(3)], {})
     assert {place: str(error) for place, error in failed.items()} == {
-        1: "the Kafka client did not take it: not in the mood"
+        1: "the Kafka client did not accept the message: not in the mood"
     }
     assert values(broker, 2) == [b"0", b"2"]
 

@@ -144,6 +144,7 @@ def test_each_request_has_its_console_line(database_url: str, tmp_path: Path) ->
         client.get("/v1/state-counts", headers={"x-correlation-id": CORRELATION_ID})
         until(lambda: service.log.count("\n") == 2, "the line is written")
         at = r"[\d-]+ [\d:,]+ INFO    "
-        off = rf"{at}off, without consul \(PQS_CONSUL_URL\): consul.register, consul.deregister \[-\]\n"
+        intents = "consul.register, consul.deregister"
+        off = rf"{at}consul \(PQS_CONSUL_URL\) is not set: these intents are not carried out: {intents} \[-\]\n"
         line = rf"{at}GET /v1/state-counts 200 [\d.]+ ms \[{CORRELATION_ID}\]\n"
         assert re.fullmatch(off + line, service.log)

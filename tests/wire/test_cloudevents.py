@@ -118,11 +118,11 @@ WRONG: list[tuple[Json, str, str]] = [
     ({"sequence": "-1"}, "sequence", "a number in decimal digits was expected"),
     ({"sequence": "\u0667"}, "sequence", "a number in decimal digits was expected"),
     ({"sequence": 7.5}, "sequence", "a number in decimal digits was expected"),
-    ({"sequence": "1" * 5000}, "sequence", "a number too large to keep"),
+    ({"sequence": "1" * 5000}, "sequence", "the number is too large"),
     ({"sequence": str(2**63)}, "sequence", "expected `int` <= 9223372036854775807"),
     ({"previous": "8"}, "previous", "`previous` (8) must be lower than the position (7)"),
     ({"domain": ""}, "domain", "expected `str` of length >= 1"),
-    ({"domain": "a\0b"}, "domain", "a string here holds NUL (\\u0000), which PostgreSQL cannot keep"),
+    ({"domain": "a\0b"}, "domain", "a string here holds NUL (\\u0000), which PostgreSQL cannot store"),
     ({"correlationid": "17"}, "correlationid", "invalid UUID"),
     ({"partitionkey": ""}, "partitionkey", "text was expected; it is empty"),
     ({"datacontenttype": "text/xml"}, "datacontenttype", "application/json was expected"),
@@ -254,7 +254,7 @@ def test_header_values_are_decoded(value: bytes, said: str) -> None:
 @pytest.mark.parametrize(
     ("headers", "detail"),
     [
-        ([(b"ce-id", b"1"), (b"ce-id", b"2")], "this header is there more than once"),
+        ([(b"ce-id", b"1"), (b"ce-id", b"2")], "this header was sent more than once"),
         ([(b"ce-id", b"%ff")], "not UTF-8 after percent-decoding"),
     ],
 )

@@ -21,8 +21,8 @@ from tests.strategies import bodies, json_values, logs, pure
 
 KNOWN = ", ".join(EVENT_TYPES)
 NESTED = "nested deeper than 64 levels"
-TOO_LARGE = "a number too large to keep"
-NUL = "a string here holds NUL (\\u0000), which PostgreSQL cannot keep"
+TOO_LARGE = "the number is too large"
+NUL = "a string here holds NUL (\\u0000), which PostgreSQL cannot store"
 YEARS = "a time lies in the years 1900 to 9998, in UTC"
 REQUIRED = "this field is required"
 HALF = "give either `sequence`, or both `partition` and `offset`"
@@ -105,12 +105,12 @@ _UNREADABLE = [
     pytest.param(b'{"a":\n "\xc3\xa9\xff"}', "not UTF-8: byte 0xff at line 2 column 4", id="invalid UTF-8"),
     pytest.param(b'{"a": "\xc3', "not UTF-8: byte 0xc3 at line 1 column 8", id="ends in a character"),
     pytest.param(b'{"a": "\xed\xa0\x80"}', "not UTF-8: byte 0xed at line 1 column 8", id="encoded surrogate"),
-    pytest.param(b'{"a": NaN}', "not JSON: NaN is no JSON number, at line 1 column 7", id="NaN"),
-    pytest.param(b"[\n Infinity]", "not JSON: Infinity is no JSON number, at line 2 column 2", id="Infinity"),
-    pytest.param(b"[ -Infinity]", "not JSON: -Infinity is no JSON number, at line 1 column 3", id="-Infinity"),
+    pytest.param(b'{"a": NaN}', "not JSON: NaN is not a JSON number, at line 1 column 7", id="NaN"),
+    pytest.param(b"[\n Infinity]", "not JSON: Infinity is not a JSON number, at line 2 column 2", id="Infinity"),
+    pytest.param(b"[ -Infinity]", "not JSON: -Infinity is not a JSON number, at line 1 column 3", id="-Infinity"),
     pytest.param(
         b'{"NaN": "NaN, \\" NaN",\n "a": NaN}',
-        "not JSON: NaN is no JSON number, at line 2 column 7",
+        "not JSON: NaN is not a JSON number, at line 2 column 7",
         id="NaN in text",
     ),
 ]
@@ -221,7 +221,7 @@ def test_missing_data_are_named(type_: str, data: Json, name: str) -> None:
 def test_an_unknown_type_is_answered_with_the_known_ones(type_: str) -> None:
     """The message names what was sent and all thirteen types."""
     assert faults(body(initiated(type=type_))) == [
-        Fault("#/type", f"unknown event type '{type_}'; known are {KNOWN}")
+        Fault("#/type", f"unknown event type '{type_}'; the types are {KNOWN}")
     ]
 
 
@@ -231,7 +231,7 @@ def test_a_type_that_is_no_text_is_wrong(type_: object) -> None:
     assert faults(body(initiated(type=type_))) == [Fault("#/type", "expected `str`")]
 
 
-ENVELOPE = "known are type, event_id, entity_id, position, occurred_at, domain, correlation_id, data"
+ENVELOPE = "the fields are type, event_id, entity_id, position, occurred_at, domain, correlation_id, data"
 OF_INITIATED = "the data of registration.initiated may have node_type, node_version, capabilities"
 
 
@@ -244,7 +244,7 @@ OF_INITIATED = "the data of registration.initiated may have node_type, node_vers
         (
             initiated(position={"sequence": 1, "after": 0}),
             "#/position/after",
-            "known are sequence, partition, offset, previous",
+            "the fields are sequence, partition, offset, previous",
         ),
         (initiated(data={"node_type": "c", "node.typ": 1}), "#/data/node.typ", OF_INITIATED),
         (
@@ -501,7 +501,7 @@ def test_every_bad_item_of_an_array_is_named() -> None:
         [],
     ]
     assert faults_of_array(body(sent)) == [
-        Fault("#/1/type", f"unknown event type 'nope'; known are {KNOWN}"),
+        Fault("#/1/type", f"unknown event type 'nope'; the types are {KNOWN}"),
         Fault("#/2/position", HALF),
         Fault("#/3", "expected `object`, got `null`"),
         Fault("#/4/domain", NUL),

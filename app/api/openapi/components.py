@@ -1,4 +1,4 @@
-"""The schemas of everything that is asked and answered, by name."""
+"""The schemas of all requests and answers, by name."""
 
 import msgspec
 
@@ -13,7 +13,7 @@ from app.domain.workflows import Provenance, Workflow
 
 
 def component_schemas() -> dict[str, Json]:
-    """The schemas of everything that is asked and answered, by name."""
+    """The schemas of all requests and answers, by name."""
     types = [
         Registration,
         Result,
@@ -41,7 +41,7 @@ def component_schemas() -> dict[str, Json]:
         Event,
     ]
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)
-    components["Event"] = {"title": "Event", "description": "One of the event types.", **written[-1]}
+    components["Event"] = {"title": "Event", "description": "An event, of one of these types.", **written[-1]}
     components["Position"] = _position(components["Position"])
     components["CloudEvent"] = _cloudevent()
     for name in ("Result", "OrderProblem"):  # there for triggers only, and never null
@@ -51,14 +51,14 @@ def component_schemas() -> dict[str, Json]:
 
 
 def _anything(type_: type) -> Json:
-    """What a capability may hold: any JSON."""
+    """A capability holds any JSON."""
     if type_ is object:
         return {"description": "Any JSON."}
     raise NotImplementedError
 
 
 def _position(position: Json) -> Json:
-    """Either kind of position, and no mixture: what Position checks when it is made."""
+    """Either kind of position, but no mixture, as Position checks when it is made."""
     fields = {}
     for name, schema in position["properties"].items():
         [fields[name]] = [one for one in schema["anyOf"] if one != {"type": "null"}]
@@ -76,7 +76,7 @@ def _position(position: Json) -> Json:
 
 
 def _cloudevent() -> Json:
-    """A CloudEvent in the JSON format, with our extensions. What is optional may be null."""
+    """A CloudEvent in the JSON format, with our extensions. Optional attributes may be null."""
     id_ = {"type": "string", "format": "uuid"}
     digits = {"type": "string", "pattern": "^0*[0-9]{1,19}$", "description": "In decimal digits."}
     number = {"anyOf": [digits, {"type": "integer", "minimum": 0, "maximum": MAX_NUMBER}]}
@@ -87,21 +87,21 @@ def _cloudevent() -> Json:
         "source": text,
         "type": {"enum": list(EVENT_TYPES)},
         "subject": {**id_, "description": "The entity id."},
-        "time": {"type": "string", "format": "date-time", "description": "When it happened, with a zone."},
+        "time": {"type": "string", "format": "date-time", "description": "When it happened, with a time zone."},
         "sequence": {**number, "description": "The position in the source."},
     }
     optional: Json = {
-        "previous": {**number, "description": "The sequence of the event before this one."},
+        "previous": {**number, "description": "The sequence of the entity's event before this one."},
         "domain": {**text, "maxLength": 128},
         "correlationid": id_,
-        "partitionkey": {**text, "description": "Checked, and not kept."},
-        "datacontenttype": {"type": "string", "description": "That of JSON."},
-        "data": {"type": "object", "description": "As in an Event of this type."},
+        "partitionkey": {**text, "description": "Checked, but not stored."},
+        "datacontenttype": {"type": "string", "description": "A JSON media type."},
+        "data": {"type": "object", "description": "The data of an Event of this type."},
         "data_base64": {"type": "string", "contentEncoding": "base64", "description": "The data, as JSON in base64."},
     }
     return {
         "title": "CloudEvent",
-        "description": "An event as a CloudEvent 1.0. Attributes that are not known are ignored.",
+        "description": "An event as a CloudEvent 1.0. Unknown attributes are ignored.",
         "type": "object",
         "properties": required | {name: {"anyOf": [one, {"type": "null"}]} for name, one in optional.items()},
         "required": list(required),

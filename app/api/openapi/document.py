@@ -1,4 +1,4 @@
-"""The document itself: what FastAPI writes, completed with schemas, parameters and examples."""
+"""The document: FastAPI's, completed with schemas, parameters and examples."""
 
 from collections.abc import Iterator
 
@@ -10,36 +10,40 @@ from app.api.openapi.examples import illustrate
 from app.api.openapi.operations import Json
 
 DESCRIPTION = """
-One row per node that says where its registration stands: a projection of an event log.
+This service keeps one row per node that says how far its registration has come: a projection of an event log.
 
-Events come in through `POST /v1/events`, in any order and any number of times; each has one of six outcomes. What the
-row is now, how many rows are in each state, and which deadlines have passed is answered by the reads. Orchestrators
-keep their own state beside it, as workflows that are changed by compare-and-swap. Errors are
-problem details (RFC 9457), and every answer carries an `X-Correlation-ID`: yours, when you send one.
+Send events to `POST /v1/events`, each as often as you like. They may arrive in any order if each names its
+predecessor in `position.previous`; without `previous`, an event that arrives after a later event of its entity is
+`stale`, and its content is lost. Every event has one of six outcomes: `applied`, `ignored`, `duplicate`, `stale`,
+`early` or `conflict`. Events are not kept.
+
+The reads answer the current rows, the number of entities per state, and the deadlines that have passed.
+Orchestrators can keep their own state beside the rows, as workflows that are changed by compare-and-swap. Errors are
+problem details (RFC 9457). Every answer carries an `X-Correlation-ID`: the one you sent, or a new one.
 """
 
 TAGS = [
-    {"name": "events", "description": "The one way in."},
-    {"name": "entities", "description": "Where nodes stand."},
-    {"name": "counts", "description": "How many are where."},
-    {"name": "overdue", "description": "Deadlines that have passed."},
-    {"name": "workflows", "description": "State of orchestrators, changed by compare-and-swap."},
-    {"name": "kafka", "description": "What comes in from Kafka: how far it is in, and what could not be taken in."},
-    {"name": "health", "description": "For those who run the service."},
+    {"name": "events", "description": "Send events: the only way to change a registration."},
+    {"name": "entities", "description": "Current registrations."},
+    {"name": "counts", "description": "Entities per state."},
+    {"name": "overdue", "description": "Deadlines that have passed without an answer of the node."},
+    {"name": "workflows", "description": "The state of orchestrators, changed by compare-and-swap."},
+    {"name": "kafka", "description": "Progress of the Kafka consumers, and messages that failed (dead letters)."},
+    {"name": "health", "description": "Health and metrics, for operators."},
 ]
 
 CORRELATION_ID = {
     "name": "X-Correlation-ID",
     "in": "header",
     "required": False,
-    "description": "Given back and logged, and kept with events that have no `correlation_id` of their own.",
+    "description": "Returned and logged, and stored with events that have no `correlation_id` of their own.",
     "schema": {"type": "string", "format": "uuid"},
 }
 IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
     "required": False,
-    "description": "ETags that the client has already: where the row has one of them, the answer is 304.",
+    "description": "ETags that the client already has. If the row has one of them, the answer is 304.",
     "schema": {"type": "string"},
     "example": '"5"',
 }
@@ -47,7 +51,7 @@ IF_MATCH = {
     "name": "If-Match",
     "in": "header",
     "required": False,
-    "description": "The ETag of the row that the new state builds on. A list allows any of them, `*` any row.",
+    "description": "The ETag of the row that the new state builds on. A list allows any of them; `*` allows any row.",
     "schema": {"type": "string"},
     "example": '"1"',
 }
@@ -55,14 +59,15 @@ IF_NOTHING = {
     "name": "If-None-Match",
     "in": "header",
     "required": False,
-    "description": "`*` for a workflow that has no row yet. This or `If-Match` is required.",
+    "description": "`*` for a workflow that has no row yet. This or `If-Match` is required; if both are sent, both "
+    "conditions must hold.",
     "schema": {"type": "string"},
     "example": "*",
 }
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` write its document this way, when it is first asked for it."""
+    """Make `app` write its document this way, at the first request for it."""
 
     def document() -> Json:
         if app.openapi_schema is None:
@@ -90,7 +95,7 @@ def _operations(document: Json) -> Iterator[Json]:
 
 
 def _describe_parameters(operation: Json) -> None:
-    """Say what a request may carry beside its body. A parameter is left out, never null."""
+    """Describe what a request may carry beside its body. A parameter may be absent, but not null."""
     parameters = operation.setdefault("parameters", [])
     for parameter in parameters:
         schema = parameter["schema"]

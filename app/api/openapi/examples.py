@@ -15,10 +15,10 @@ from app.wire.cloudevents import BATCH
 def examples() -> dict[str, Json]:
     """Requests, and what a real service answered to them.
 
-    `requests` has an event of each type, an array, a CloudEvent, and a lookup; `answers` are by the name of their
-    schema, or by the operation's id where that answers otherwise, or by the id and `with` what is more in them;
-    `problems` by status, or by operation's id and status.
-    `tests/api/test_examples.py` asks for all of them again and compares.
+    `requests` holds an event of each type, an array, a CloudEvent and a lookup. `answers` are named for their schema;
+    where an operation answers in another form, for the operation's id; and "<id> with <detail>" adds an example.
+    `problems` are named for their status, or for an operation's id and a status.
+    `tests/api/test_examples.py` sends every request again and compares the answers.
     """
     text = files("app.api").joinpath("examples.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

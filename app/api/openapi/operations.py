@@ -1,4 +1,4 @@
-"""What routes say of themselves in the OpenAPI document, beyond their names."""
+"""The operations of the OpenAPI document: the answers, errors and bodies that each route declares."""
 
 from http import HTTPStatus
 from typing import Any, TypedDict
@@ -19,18 +19,18 @@ REFERENCE = "#/components/schemas/{name}"
 WHY: dict[int, str] = {
     400: "The body is not JSON (the detail says where it breaks), or the cursor is bad.",
     404: "There is no such entity, workflow, or dead letter.",
-    409: "The event is early, or in conflict with its entity's row.",
-    412: "The workflow is not at the version that the headers ask for: the body has its row.",
+    409: "The event is early, or conflicts with its entity's row.",
+    412: "The workflow is at another version than the headers ask for. The body has its current row.",
     413: "The body is too large.",
-    415: "The content type is none that this call reads.",
-    422: "The input is readable and wrong: `errors` says what and where.",
-    428: "Neither `If-Match` nor `If-None-Match` is there.",
-    503: "The database does not answer, or its schema is not the expected one: come again after `Retry-After`.",
+    415: "This call does not accept that content type.",
+    422: "The input is readable, but wrong: `errors` says what is wrong, and where.",
+    428: "Neither `If-Match` nor `If-None-Match` was sent.",
+    503: "The database does not answer, or has another schema. Retry after the seconds in `Retry-After`.",
 }
 
 
 class Operation(TypedDict):
-    """What a route says of itself beyond its name, for FastAPI's decorators."""
+    """The declarations of a route, for FastAPI's decorators."""
 
     response_class: type[Response]
     responses: dict[int | str, Json]
@@ -47,18 +47,18 @@ def operation(
     text: bool = False,
     stream: type[msgspec.Struct] | None = None,
 ) -> Operation:
-    """A call that answers `answer`, or one of `errors`."""
+    """A call that answers `answer`, or a problem with one of the statuses `errors`."""
     content = {JSON: _schema(answer.__name__)}
     if text:
-        content[TEXT] = _text("The state alone, without quotes.")
+        content[TEXT] = _text("Only the state, without quotes.")
     if stream is not None:
-        content[NDJSON] = _text(f"A {stream.__name__} a line.")
+        content[NDJSON] = _text(f"One {stream.__name__} per line.")
     responses: dict[int | str, Json] = {
         200: {"description": _sentence(answer), "content": content, "headers": _headers(etag=etag, link=link)}
     }
     if etag:
         responses[304] = {
-            "description": "The row still has the version that `If-None-Match` names.",
+            "description": "The row still has a version that `If-None-Match` names.",
             "headers": _headers(etag=True),
         }
     responses |= {status: _error(status) for status in errors}
@@ -69,23 +69,22 @@ def operation(
 
 
 def events_operation() -> Operation:
-    """`POST /v1/events`, which reads events of our own form and CloudEvents: one, many, or a stream."""
+    """`POST /v1/events`, which accepts events of our own form and CloudEvents: one, many, or a stream."""
     event = {"$ref": REFERENCE.format(name="Event")}
     asked = {
         JSON: {"schema": {"oneOf": [event, {"type": "array", "items": event, "maxItems": MAX_EVENTS}]}},
-        NDJSON: _text("An event a line."),
+        NDJSON: _text("One event per line."),
         STRUCTURED: _schema("CloudEvent"),
         BATCH: {"schema": {"type": "array", "items": _schema("CloudEvent")["schema"], "maxItems": MAX_EVENTS}},
     }
     answered = {
         JSON: _schema("Result", "BatchAnswer"),
         NDJSON: _text(
-            "A line for each event that was not applied, with its `line` number from 1; at the end one with the "
-            "`summary`."
+            "One line per event that was not applied, with its `line` number from 1; the last line has the `summary`."
         ),
     }
     responses: dict[int | str, Json] = {
-        200: {"description": "What became of the events.", "content": answered, "headers": _headers()},
+        200: {"description": "The outcomes of the events.", "content": answered, "headers": _headers()},
         400: _error(400),
         409: _error(409, "OrderProblem"),
         413: _error(413),
@@ -100,16 +99,16 @@ def events_operation() -> Operation:
 def commit_operation() -> Operation:
     """`PUT /v1/workflows/{workflow_key}`, which creates and changes."""
     replayed = {
-        "description": "`true` when the action was applied before, and this is the answer of then.",
+        "description": "`true` if the action was applied before: this answer repeats the first one.",
         "schema": {"type": "string", "const": "true"},
     }
     headers = {**_headers(etag=True), "Idempotency-Replayed": replayed}
     responses: dict[int | str, Json] = {
         status: {"description": description, "content": {JSON: _schema("Workflow")}, "headers": headers}
-        for status, description in ((200, "The row, one version on."), (201, "The row, new."))
+        for status, description in ((200, "The row at its next version."), (201, "The new row."))
     }
     responses |= {status: _error(status) for status in (400, 413, 415, 422, 428, 503)}
-    conflict = "The action was applied before, and with another state."
+    conflict = "The action was already applied, with another state."
     responses[409] = {**_error(409, "ActionProblem"), "description": conflict, "headers": _headers()}
     responses[412] = {**_error(412, "StateProblem"), "headers": _headers(etag=True)}
     extra = {"requestBody": {"required": True, "content": {JSON: _schema("WorkflowCommit")}}}
@@ -117,9 +116,9 @@ def commit_operation() -> Operation:
 
 
 def retry_operation() -> Operation:
-    """`POST /v1/dead-letters/{id}/retry`, which answers as an event that is posted does."""
-    ok = {"description": "What became of the event.", "content": {JSON: _schema("Result")}, "headers": _headers()}
-    out = {"description": "It was to go out, and waits in the outbox again.", "headers": _headers()}
+    """`POST /v1/dead-letters/{id}/retry`, which answers like `POST /v1/events`."""
+    ok = {"description": "The outcome of the event.", "content": {JSON: _schema("Result")}, "headers": _headers()}
+    out = {"description": "An outgoing message: it waits in the outbox again.", "headers": _headers()}
     responses: dict[int | str, Json] = {200: ok, 202: out, 409: _error(409, "OrderProblem")}
     responses |= {status: _error(status) for status in (400, 404, 422, 503)}
     responses[400]["description"] = "The message is not JSON: the detail says where it breaks."
@@ -127,15 +126,19 @@ def retry_operation() -> Operation:
 
 
 def removal_operation() -> Operation:
-    """`DELETE /v1/dead-letters/{id}`, which answers nothing."""
-    responses: dict[int | str, Json] = {204: {"description": "It is removed.", "headers": _headers()}}
+    """`DELETE /v1/dead-letters/{id}`, which answers without a body."""
+    responses: dict[int | str, Json] = {204: {"description": "The dead letter is removed.", "headers": _headers()}}
     responses |= {status: _error(status) for status in (404, 422, 503)}
     return {"response_class": Response, "responses": responses, "openapi_extra": None}
 
 
 def metrics_operation() -> Operation:
     """`GET /metrics`, which answers text."""
-    ok = {"description": "Prometheus' text format.", "content": {TEXT: _text("Metrics.")}, "headers": _headers()}
+    ok = {
+        "description": "Metrics in Prometheus' text format.",
+        "content": {TEXT: _text("Metrics.")},
+        "headers": _headers(),
+    }
     return {"response_class": Response, "responses": {200: ok, 422: _error(422)}, "openapi_extra": None}
 
 
@@ -155,21 +158,21 @@ def _sentence(type_: type[msgspec.Struct]) -> str:
 def _headers(*, etag: bool = False, link: bool = False) -> Json:
     headers: Json = {
         "X-Correlation-ID": {
-            "description": "The client's, or one that was made.",
+            "description": "The id that the client sent, or a new one.",
             "schema": {"type": "string", "format": "uuid"},
         }
     }
     if etag:
-        headers["ETag"] = {"description": "The row's version, quoted.", "schema": {"type": "string"}}
+        headers["ETag"] = {"description": "The row's version, in quotes.", "schema": {"type": "string"}}
     if link:
-        headers["Link"] = {"description": "The next page, where there is one.", "schema": {"type": "string"}}
+        headers["Link"] = {"description": "The next page, if there is one.", "schema": {"type": "string"}}
     return headers
 
 
 def _error(status: int, *names: str) -> Json:
     headers = _headers()
     if status in {409, 503}:
-        when = " Only with an event that is early." if status == 409 else ""
+        when = " Only for an event that is early." if status == 409 else ""
         headers["Retry-After"] = {
             "description": f"Seconds to wait.{when}",
             "schema": {"type": "integer", "minimum": 1},
@@ -182,19 +185,19 @@ def _error(status: int, *names: str) -> Json:
 
 
 def _attributes() -> list[Json]:
-    """The headers of a CloudEvent in binary mode: none of them, or all that a CloudEvent must have."""
+    """The headers of a CloudEvent in binary mode. A request has none of them, or all required ones."""
     told = {
-        "specversion": ("Of a CloudEvent in binary mode, whose body is its `data` alone: `1.0`.", "1.0"),
+        "specversion": ("For a CloudEvent in binary mode, whose body holds only its `data`: `1.0`.", "1.0"),
         "id": ("The event id, a UUID.", "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1d02"),
-        "source": ("Where it comes from. Checked, and not kept.", "/racks/12"),
+        "source": ("The event's source. Checked, but not stored.", "/racks/12"),
         "type": ("The event type.", "registration.accepted"),
         "subject": ("The entity id, a UUID.", "2f4d6b8a-7c53-4c58-8a3c-1f0e2d3c4b5a"),
-        "time": ("When it happened, with a zone.", "2026-01-01T12:00:02Z"),
+        "time": ("When it happened, with a time zone.", "2026-01-01T12:00:02Z"),
         "sequence": ("The position in the source, in decimal digits.", "0002"),
-        "previous": ("The sequence of the event before this one; may be left out.", "0001"),
-        "domain": ("The domain; `registration` where it is left out.", DEFAULT_DOMAIN),
-        "correlationid": ("A UUID to be kept with the event; may be left out.", str(UUID(int=1))),
-        "partitionkey": ("Checked, and not kept; may be left out.", "2f4d6b8a-7c53-4c58-8a3c-1f0e2d3c4b5a"),
+        "previous": ("The sequence of the entity's event before this one; optional.", "0001"),
+        "domain": ("The domain; `registration` by default.", DEFAULT_DOMAIN),
+        "correlationid": ("A UUID to store with the event; optional.", str(UUID(int=1))),
+        "partitionkey": ("Checked, but not stored; optional.", "2f4d6b8a-7c53-4c58-8a3c-1f0e2d3c4b5a"),
     }
     return [
         {
