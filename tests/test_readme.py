@@ -27,6 +27,7 @@ STEP = re.compile(r"^```sh\n(.*?)^```\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.
 EXAMPLE = re.compile(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
+PAGE = re.compile(r"\bdocs/[\w/-]+\.(?:md|json|svg)\b")
 LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)")
 ADDRESS = "localhost:8000"
 KAFKA = "127.0.0.1:9092"
@@ -125,3 +126,10 @@ def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_code_names_pages_that_are_there() -> None:
+    """Every page of docs/ that a docstring or a comment names is there."""
+    files = [path for folder in ("app", "clients", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")]
+    named = {(path.name, name) for path in files for name in PAGE.findall(path.read_text(encoding="utf-8"))}
+    assert [each for each in sorted(named) if not (ROOT / each[1]).exists()] == []
