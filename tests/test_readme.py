@@ -32,6 +32,7 @@ LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)")
 ADDRESS = "localhost:8000"
 KAFKA = "127.0.0.1:9092"
 PYTHON = ".venv/bin/python"
+ENTITY = "5c1f3c1e-9d53-4c58-8a3c-1f0e2d3c4b5a"
 MARK = "\x1e"  # between the outputs of two commands
 START_TIMEOUT = 60  # seconds
 
@@ -103,6 +104,47 @@ def run_example(address: str) -> None:
         [sys.executable, "-"], input=program, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
     )
     assert (run.stdout, run.stderr) == (shown, "")
+
+
+def test_the_data_comes_back_as_the_page_says(data_dir: Path) -> None:
+    """The commands of the page about data empty the embedded database, and bring a backup back."""
+    page = (ROOT / "docs" / "how-to" / "data.md").read_text(encoding="utf-8")
+    path, look, truncate, dump, restore, verify = (
+        next(line.strip() for line in page.splitlines() if line.startswith(f"    {beginning}"))
+        for beginning in (
+            "export PATH=",
+            "psql",
+            'psql "$(pqs db-url)" -c \'TRUNCATE',
+            "pg_dump",
+            "pg_restore",
+            "pqs verify",
+        )
+    )
+    path = path.replace(PYTHON, sys.executable).replace("$PWD/.venv/bin", str(Path(sys.executable).parent))
+    with service(data_dir) as address:
+        event = (
+            '{"event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01", "type": "registration.initiated", "position":'
+            f'{{"sequence": 1}}, "entity_id": "{ENTITY}", "occurred_at": "2026-01-01T12:00:00Z",'
+            '"data": {"node_type": "compute"}}'
+        )
+        state = f"curl -s -o /dev/null -w '%{{http_code}} ' http://{address}/v1/entities/{ENTITY}/state"
+        script = [
+            *("set -euo pipefail", path, f"cd {data_dir.parent}"),
+            f"curl -sf -o /dev/null http://{address}/v1/events -H content-type:application/json -d '{event}'",
+            *(f"{look} | grep -c registration_projections", dump, state, truncate, state, restore, verify, state),
+        ]
+        run = subprocess.run(
+            ["bash"],
+            input="\n".join(script),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=os.environ | {"PQS_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+        )
+    counts = "the state counts are what a full count gives"
+    assert (run.stdout.split("\n"), run.stderr) == (["1", "200 TRUNCATE TABLE", f"404 {counts}", "200 "], "")
 
 
 def test_the_readme_is_short() -> None:
