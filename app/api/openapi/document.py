@@ -10,18 +10,20 @@ from app.api.openapi.examples import illustrate
 from app.api.openapi.operations import Json
 
 DESCRIPTION = """
-One row per node that says where its registration stands: a projection of an event log.
+One row per node says how far its registration has come: a projection of an event log.
 
-Events come in through `POST /v1/events`, in any order and any number of times; each has one of six outcomes. What the
-row is now, how many rows are in each state, and which deadlines have passed is answered by the reads. Orchestrators
-keep their own state beside it, as workflows that are changed by compare-and-swap. Errors are
-problem details (RFC 9457), and every answer carries an `X-Correlation-ID`: yours, when you send one.
+Events enter by `POST /v1/events`, any number of times, and in any order when each names its predecessor (`previous`);
+without it, an event that overtakes another makes the overtaken one `stale`, and its content is lost to the row,
+because events are not kept. Each event has one of six outcomes. The reads answer the present row, the number of rows
+in each state, and the deadlines that have passed. Orchestrators keep their own state beside it, as workflows that are
+changed by compare-and-swap. Errors are problem details (RFC 9457), and every answer carries an `X-Correlation-ID`:
+yours, when you send one.
 """
 
 TAGS = [
     {"name": "events", "description": "The one way in."},
-    {"name": "entities", "description": "Where nodes stand."},
-    {"name": "counts", "description": "How many are where."},
+    {"name": "entities", "description": "Current registrations."},
+    {"name": "counts", "description": "Entities per state."},
     {"name": "overdue", "description": "Deadlines that have passed."},
     {"name": "workflows", "description": "State of orchestrators, changed by compare-and-swap."},
     {"name": "kafka", "description": "What comes in from Kafka: how far it is in, and what could not be taken in."},

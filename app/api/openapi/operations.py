@@ -22,10 +22,10 @@ WHY: dict[int, str] = {
     409: "The event is early, or in conflict with its entity's row.",
     412: "The workflow is not at the version that the headers ask for: the body has its row.",
     413: "The body is too large.",
-    415: "The content type is none that this call reads.",
+    415: "This call does not accept that content type.",
     422: "The input is readable and wrong: `errors` says what and where.",
     428: "Neither `If-Match` nor `If-None-Match` is there.",
-    503: "The database does not answer, or its schema is not the expected one: come again after `Retry-After`.",
+    503: "The database does not answer, or has another schema: retry after the seconds in `Retry-After`.",
 }
 
 
