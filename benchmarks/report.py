@@ -147,8 +147,11 @@ def _markdown(parts: dict[str, Measured], notes: list[str]) -> str:
     for name, part in parts.items():
         runs.setdefault(f"{part.at[:10]}, {part.on}, {part.commit}", []).append(name)
     told = [f"{', '.join(names)}: {run}" for run, names in runs.items()]
-    written = "Written by `make bench`. Medians; the spread is the smallest and the largest ratio of a round."
-    return "\n".join([written, "", *lines, "", *(f"- {line}" for line in [*told, *notes]), ""])
+    written = (
+        "`make bench` writes this page; [performance](../explanation/performance.md) explains it. "
+        "Figures are medians. The spread is the smallest and the largest ratio of a round."
+    )
+    return "\n".join(["# Measurements", "", written, "", *lines, "", *(f"- {line}" for line in [*told, *notes]), ""])
 
 
 # --- Pictures --------------------------------------------------------------------------------------------------

@@ -18,18 +18,20 @@ TUTORIAL = ROOT / "docs" / "tutorial"
 LOOP = TUTORIAL / "registration-loop.md"
 TYPED = [TUTORIAL / "events.md", TUTORIAL / "cloudevents.md", TUTORIAL / "workflows.md"]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks" / "README.md"])
-DECISIONS = sorted(ROOT.glob("docs/decisions/0*.md"))
 MOST_LINES = 150  # of the README
 UPDATE = "UPDATE_README" in os.environ  # write down what is so, instead of comparing
 
 # A block of commands, and the block with what they print.
 STEP = re.compile(r"^```sh\n(.*?)^```\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXAMPLE = re.compile(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FENCE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`\n]*`")
+PAGE = re.compile(r"\bdocs/[\w/-]+\.(?:md|json|svg)\b")
 LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)")
 ADDRESS = "localhost:8000"
 KAFKA = "127.0.0.1:9092"
 PYTHON = ".venv/bin/python"
+ENTITY = "5c1f3c1e-9d53-4c58-8a3c-1f0e2d3c4b5a"
 MARK = "\x1e"  # between the outputs of two commands
 START_TIMEOUT = 60  # seconds
 
@@ -101,6 +103,47 @@ def run_example(address: str) -> None:
     assert (run.stdout, run.stderr) == (shown, "")
 
 
+def test_the_data_comes_back_as_the_page_says(data_dir: Path) -> None:
+    """The commands of the page about data empty the embedded database, and bring a backup back."""
+    page = (ROOT / "docs" / "how-to" / "data.md").read_text(encoding="utf-8")
+    path, look, truncate, dump, restore, verify = (
+        next(line.strip() for line in page.splitlines() if line.startswith(f"    {beginning}"))
+        for beginning in (
+            "export PATH=",
+            "psql",
+            'psql "$(pqs db-url)" -c \'TRUNCATE',
+            "pg_dump",
+            "pg_restore",
+            "pqs verify",
+        )
+    )
+    path = path.replace(PYTHON, sys.executable).replace("$PWD/.venv/bin", str(Path(sys.executable).parent))
+    with service(data_dir) as address:
+        event = (
+            '{"event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01", "type": "registration.initiated", "position":'
+            f'{{"sequence": 1}}, "entity_id": "{ENTITY}", "occurred_at": "2026-01-01T12:00:00Z",'
+            '"data": {"node_type": "compute"}}'
+        )
+        state = f"curl -s -o /dev/null -w '%{{http_code}} ' http://{address}/v1/entities/{ENTITY}/state"
+        script = [
+            *("set -euo pipefail", path, f"cd {data_dir.parent}"),
+            f"curl -sf -o /dev/null http://{address}/v1/events -H content-type:application/json -d '{event}'",
+            *(f"{look} | grep -c registration_projections", dump, state, truncate, state, restore, verify, state),
+        ]
+        run = subprocess.run(
+            ["bash"],
+            input="\n".join(script),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=os.environ | {"PQS_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+        )
+    counts = "the state counts are what a full count gives"
+    assert (run.stdout.split("\n"), run.stderr) == (["1", "200 TRUNCATE TABLE", f"404 {counts}", "200 "], "")
+
+
 def test_the_readme_is_short() -> None:
     """The README has at most 150 lines."""
     assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
@@ -111,7 +154,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link of a page names a file that is there, and a heading of it where it names one."""
     text = page.read_text(encoding="utf-8")
     missing = []
-    for target, anchor in LINK.findall(FENCE.sub("", text)):
+    for target, anchor in LINK.findall(CODE.sub("", FENCE.sub("", text))):
         file = page.parent / target if target else page
         if not file.exists() or (anchor and anchor not in anchors(file)):
             missing.append(f"{target}#{anchor}")
@@ -124,11 +167,8 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", DECISIONS, ids=lambda page: page.stem)
-def test_a_decision_has_date_and_status(page: Path) -> None:
-    """Each decision has its date and status under its title, and the same in the index."""
-    title, _, facts, *_ = page.read_text(encoding="utf-8").splitlines()
-    number, name = re.fullmatch(r"# (\d+)\. (.*)", title).groups()  # type: ignore[union-attr]  # else it fails
-    date, status = re.fullmatch(r"Date: (\d{4}-\d\d-\d\d)\. Status: ([^.]*)\.", facts).groups()  # type: ignore[union-attr]  # same
-    index = (page.parent / "README.md").read_text(encoding="utf-8")
-    assert f"| {number} | [{name}]({page.name}) | {date} | {status} |\n" in index
+def test_code_names_pages_that_are_there() -> None:
+    """Every page of docs/ that a docstring or a comment names is there."""
+    files = [path for folder in ("app", "clients", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")]
+    named = {(path.name, name) for path in files for name in PAGE.findall(path.read_text(encoding="utf-8"))}
+    assert [each for each in sorted(named) if not (ROOT / each[1]).exists()] == []

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -43,6 +44,7 @@ def test_every_problem_type_is_explained() -> None:
 def test_no_picture_cuts_its_labels(picture: Path) -> None:
     """Every text of a picture lies within it, with seven pixels for each letter of the usual size."""
     drawing = picture.read_text(encoding="utf-8")
+    ElementTree.fromstring(drawing)
     wide = re.findall(r'viewBox="0 0 (\d+) \d+"', drawing)[0]
     for attributes, text in re.findall(r"<text ([^>]*)>([^<]*)</text>", drawing):
         named = dict(re.findall(r'([\w-]+)="([^"]*)"', attributes))

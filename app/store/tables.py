@@ -67,7 +67,7 @@ class Base(DeclarativeBase):
 
 
 class RegistrationProjection(Base):
-    """One row per entity: the state of a node's registration. `docs/storage.md` has the purpose of each index."""
+    """One row per entity: a node's registration. `docs/reference/tables.md` has the purpose of each index."""
 
     __tablename__ = "registration_projections"
 
@@ -185,7 +185,7 @@ class WorkflowAction(Base):
 
 
 class OutboxEntry(Base):
-    """Messages kept until the destination has them. `docs/registration-loop.md` says who writes and sends them.
+    """Messages kept until the destination has them. `docs/explanation/loop.md` says who writes and sends them.
 
     A row has events for the bus, of entities that are all in its slot, or one intent for its handler: `envelope` has
     a line for each. `intent_entity_id` is the entity of an intent; for events it is null or unused.

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.reference import calls, events, service
+from docs.reference import calls, decisions, events, service
 
-PAGES = sorted(Path(__file__).parent.glob("*.md"))
+PAGES = [*sorted(Path(__file__).parent.glob("*.md")), decisions.FOLDER / "README.md"]
 BLOCK = re.compile(r"^(<!-- generated: (\S+) -->\n).*?^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
 
 WRITERS: dict[str, Callable[[], str]] = {
@@ -22,6 +22,7 @@ WRITERS: dict[str, Callable[[], str]] = {
     "settings": service.settings,
     "commands": service.commands,
     "metrics": service.metrics,
+    "decisions": decisions.index,
 }
 
 

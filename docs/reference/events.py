@@ -191,7 +191,7 @@ def _fact(cls: type[Fact]) -> str:
     if cls is Recorded:
         parts.append("\n**Sets** every column to the given value, or to the default of the field.\n")
     else:
-        parts.append(f"\n**Sets** {_sets(cls, sources)}.\n")
+        parts.append(f"\n{_sets(cls, sources)}")
     return "".join(parts)
 
 
@@ -227,7 +227,7 @@ def _any(type_: type) -> Json:
 
 
 def _sets(cls: type[Fact], sources: list[str]) -> str:
-    """Each column that an event of this type writes, and the value."""
+    """Each column that an event of this type writes beside the state, and the value."""
     before = ROWS[next(name for name in sources if name != NO_ROW)]
     names = _data_class(cls).__struct_fields__
     optional = [field.name for field in msgspec.structs.fields(_data_class(cls)) if not field.required]
@@ -238,20 +238,23 @@ def _sets(cls: type[Fact], sources: list[str]) -> str:
         for name in RecordedData.__struct_fields__
         if name != "current_state" and any(name in found for found in (plain, *alone.values()))
     ]
-    said = []
+    lines = []
     for column in columns:
+        required = column in names and column not in optional
         phrases = ["as given"] if column in names else []
         for name, found in alone.items():
-            if name != column and column in found:
+            if name != column and column in found and not required:
                 phrases.append(found[column] if column in plain else f"{found[column]} when `{name}` is given")
-        if column in plain and (column not in names or column in optional):
+        if column in plain and not required:
             phrases.append(plain[column])
         elif column in optional:
             phrases.append("unchanged")
-        said.append(f"`{column}` ({', else '.join(dict.fromkeys(phrases))})")
+        lines.append([f"`{column}`", ", else ".join(dict.fromkeys(phrases))])
     if sources[0] == NO_ROW:
-        said.append("`registered_at` (`occurred_at`, the first time only)")
-    return "; ".join(said) if said else "nothing but the state"
+        lines.append(["`registered_at`", "`occurred_at`, the first time only"])
+    if not lines:
+        return "**Sets** nothing but the state.\n"
+    return f"**Sets:**\n\n{table(['column', 'value'], lines)}"
 
 
 def _changed(before: Registration | None, event: Fact) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The service from Python: `async with Client("http://127.0.0.1:8000") as client:`. docs/client.md is its manual."""
+"""The service from Python: `async with Client("http://127.0.0.1:8000") as client:`. See docs/reference/client.md."""
 
 import asyncio
 import random
