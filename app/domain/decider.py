@@ -31,8 +31,9 @@ from app.domain.events import (
     Rejected,
     Trigger,
 )
+from app.domain.generic import R
 from app.domain.intents import Intent
-from app.domain.registration import UNKNOWN_ENTITY, Ignored, R, Registration, Timing, evolve
+from app.domain.registration import UNKNOWN_ENTITY, Ignored, Registration, Timing, evolve
 from app.domain.states import SOURCES, RegistrationState
 
 

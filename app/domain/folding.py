@@ -8,9 +8,10 @@ from msgspec import Struct
 
 from app.domain.decider import Decision
 from app.domain.events import Envelope, Key
+from app.domain.generic import R
 from app.domain.positions import Comparison, compare, in_order
 from app.domain.projection import Projection
-from app.domain.registration import Ignored, Outcome, R, Timing
+from app.domain.registration import Ignored, Outcome, Timing
 from app.domain.results import Followed, Result
 from app.domain.rows import Row, record
 

@@ -14,7 +14,8 @@ from msgspec import Struct
 
 from app.domain.decider import Deadline, Decision, decide, expire
 from app.domain.events import FACT_CLASSES, Deregistered, Envelope, Introspected, RegistrationAcked
-from app.domain.registration import Ignored, R, Registration, Timing, evolve
+from app.domain.generic import R
+from app.domain.registration import Ignored, Registration, Timing, evolve
 from app.domain.states import RegistrationState
 
 

@@ -6,7 +6,6 @@ from typing import assert_never
 from uuid import UUID
 
 from msgspec import Struct
-from typing_extensions import TypeVar
 
 from app.domain.events import (
     Accepted,
@@ -25,7 +24,7 @@ from app.domain.events import (
     Time,
 )
 from app.domain.positions import Position
-from app.domain.rows import Row, record
+from app.domain.rows import record
 from app.domain.states import SOURCES, RegistrationState
 
 UNKNOWN_ENTITY = "unknown entity"
@@ -99,10 +98,6 @@ class Registration(Struct, frozen=True, gc=False):
             and self.liveness_deadline is not None
             and self.liveness_deadline < now
         )
-
-
-# The row of a projection. Where a generic type is not told which, it is a registration.
-R = TypeVar("R", bound=Row, default=Registration)
 
 
 class Ignored(Struct, frozen=True):

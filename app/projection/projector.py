@@ -7,7 +7,8 @@ from typing import cast
 
 from app.domain.events import Envelope
 from app.domain.folding import Fold, fold
-from app.domain.registration import R, Timing
+from app.domain.generic import R
+from app.domain.registration import Timing
 from app.domain.results import Result
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
 from app.outbound.entries import Outgoing

@@ -11,7 +11,8 @@ from uuid import UUID
 
 from app.domain.decider import Decision
 from app.domain.folding import Save
-from app.domain.registration import R, Registration
+from app.domain.generic import R
+from app.domain.registration import Registration
 from app.errors import PqsError, UnavailableError
 from app.outbound.entries import Outgoing
 from app.store.database import Connection, Database, LostRaceError, translated

@@ -24,8 +24,8 @@ from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.domain.decider import Deadline
+from app.domain.generic import R
 from app.domain.projection import REGISTRATION, Timeout
-from app.domain.registration import R
 from app.domain.states import RegistrationState
 
 REGISTRATION_STATE = Enum(
