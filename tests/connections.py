@@ -200,6 +200,7 @@ class Listening:
                 ws="none",
                 proxy_headers=False,
                 timeout_keep_alive=keep_alive,
+                timeout_graceful_shutdown=int(PATIENCE) // 2,
                 timeout_notify=0,
                 callback_notify=notify,
             )

@@ -130,6 +130,7 @@ class Exchange:
     async def _send(self, message: Message) -> None:
         await self._connection.drained()
         if self._disconnected:
+            await asyncio.sleep(0)  # for the sake of everybody else, where an application sends without end
             return
         expected = "http.response.body" if self.started else "http.response.start"
         if self.complete or message["type"] != expected:

@@ -187,7 +187,8 @@ class HttpProtocol(asyncio.Protocol):
                 self._exchange = None
         except FramingError as error:
             self._end_with(error)
-        self._look_after_the_client()
+        if self._exchange is None or self._buffer or self._awaited is not None or self._exchange.more_body:
+            self._look_after_the_client()  # else it is for the application to answer, and nothing was missing
 
     def _begin(self) -> bool:
         """Begin to carry out the next request, when its head is there."""
