@@ -23,7 +23,7 @@ DEPENDENCIES = """
 import sys
 ours = {"app", "alembic", "benchmarks", "__main__", "__mp_main__"} | set(sys.stdlib_module_names)
 import app.cli, app.main
-import uvicorn.lifespan.on, uvicorn.loops.uvloop, uvicorn.protocols.http.httptools_impl
+import uvicorn.lifespan.on, uvicorn.loops.uvloop, app.runtime.protocol
 import sqlalchemy.dialects.postgresql.asyncpg
 print("\\n".join(name for name in sys.modules if name.partition(".")[0] not in ours))
 """

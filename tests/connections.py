@@ -20,7 +20,8 @@ import uvicorn
 
 from app import main
 from app.api.context import Headers
-from app.runtime.protocol import DirectCall, HttpProtocol
+from app.runtime.exchange import DirectCall
+from app.runtime.protocol import HttpProtocol
 from app.settings import read_settings
 from app.store.tables import Base, RegistrationProjection
 from tests.making import NODE, Json, event_json, life
@@ -200,6 +201,7 @@ class Listening:
                 ws="none",
                 proxy_headers=False,
                 timeout_keep_alive=keep_alive,
+                timeout_graceful_shutdown=int(PATIENCE) // 2,
                 timeout_notify=0,
                 callback_notify=notify,
             )

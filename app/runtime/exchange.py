@@ -1,4 +1,4 @@
-"""One request and its answer, between a connection and an ASGI application (ASGI 3, HTTP spec version 2.3)."""
+"""One request and its answer, between a connection and the application: by ASGI (3, HTTP spec 2.3), or directly."""
 
 import asyncio
 import logging
@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]  # ASGI's own types
 Scope = MutableMapping[str, Any]
+Answer = tuple[int, Headers, bytes]
 App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -31,6 +32,16 @@ def _status_line(status: int) -> bytes:
 STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
 
 
+class DirectCall(Protocol):
+    """A request that the application answers without ASGI."""
+
+    def begin(self, body: bytes, answer: Callable[[int, Headers, bytes], None]) -> None:
+        """Begin to answer; `answer` is called once, and later than this returns. Raises nothing."""
+
+    def leave(self) -> None:
+        """The client is gone before its request was complete."""
+
+
 class Connection(Protocol):
     """What an exchange needs of its connection."""
 
@@ -45,6 +56,9 @@ class Connection(Protocol):
 
     def wants_body(self) -> None:
         """Read on: what was read of the body is used up."""
+
+    def write_answer(self, answer: Answer, *, keep_alive: bool) -> None:
+        """Send a whole answer at once."""
 
     def answered(self) -> None:
         """The answer is complete."""
@@ -130,6 +144,7 @@ class Exchange:
     async def _send(self, message: Message) -> None:
         await self._connection.drained()
         if self._disconnected:
+            await asyncio.sleep(0)  # for the sake of everybody else, where an application sends without end
             return
         expected = "http.response.body" if self.started else "http.response.start"
         if self.complete or message["type"] != expected:
@@ -185,4 +200,41 @@ class Exchange:
             self.complete = True
             self._body.clear()
             self._happened.set()
+            self._connection.answered()
+
+
+class DirectExchange:
+    """A request that is answered directly, when its body is there."""
+
+    held = 0  # the application has said that it takes the whole body
+    started = False  # its answer is written at once
+    waits_for_client = True
+    bare = False
+
+    def __init__(self, connection: Connection, call: DirectCall, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+        self.more_body = True
+        self.complete = False
+        self._connection = connection
+        self._call = call
+        self._body = b""
+        self._disconnected = False
+
+    def feed(self, piece: bytes, *, ended: bool) -> None:
+        """A part of the body."""
+        self._body = self._body + piece if self._body else piece
+        if ended:
+            self.more_body = self.waits_for_client = False
+            self._call.begin(self._body, self._answer)
+
+    def disconnect(self) -> None:
+        """The client is gone, or is answered by somebody else."""
+        if not self._disconnected and self.more_body:
+            self._call.leave()
+        self._disconnected = True
+
+    def _answer(self, status: int, headers: Headers, body: bytes) -> None:
+        if not self._disconnected:
+            self._connection.write_answer((status, headers, body), keep_alive=self.keep_alive)
+            self.complete = True
             self._connection.answered()

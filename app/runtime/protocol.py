@@ -5,9 +5,8 @@ that the application answers directly need no task and no ASGI messages; every o
 that a client can make grow has a bound here (heads, bodies that nobody takes, requests that wait, answers that nobody
 reads), and so has every wait for a client that is to send something.
 
-The application may have two attributes. `direct(method, target, headers)` returns a DirectCall, or None for a request
-that takes the usual way. `refuse(status, detail, headers, counted=)` returns the answer to a request that this module
-does not carry out.
+The application may have two attributes: `direct(method, target, headers)` returns a DirectCall, or None for a request
+of ASGI's; `refuse(status, detail, headers, counted=)` returns the answer to a request that is not carried out.
 """
 
 import asyncio
@@ -15,13 +14,13 @@ import contextvars
 import enum
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from app.runtime.exchange import STATUS_LINES, App, Exchange
+from app.runtime.exchange import STATUS_LINES, Answer, App, DirectCall, DirectExchange, Exchange
 from app.runtime.framing import (
     MAX_HEAD,
     ChunkedBody,
@@ -42,18 +41,6 @@ HEAD_SECONDS = 10.0  # that a request line and header section may take
 BODY_SECONDS = 30.0  # without a byte of a body that is waited for
 LINGER_SECONDS = 2.0  # that a client has to read its last answer, while what it still sends is dropped
 CLOSE_SECONDS = 30.0  # until a connection that does not get closed is broken off
-
-Answer = tuple[int, Headers, bytes]
-
-
-class DirectCall(Protocol):
-    """A request that the application answers without ASGI."""
-
-    def begin(self, body: bytes, answer: Callable[[int, Headers, bytes], None]) -> None:
-        """Begin to answer; `answer` is called once, and later than this returns. Raises nothing."""
-
-    def leave(self) -> None:
-        """The client is gone before its request was complete."""
 
 
 class Awaited(enum.Enum):
@@ -94,7 +81,7 @@ class HttpProtocol(asyncio.Protocol):
         self._buffer = bytearray()
         self._searched = 0
         self._fields: Fields | None = None
-        self._exchange: Exchange | _DirectExchange | None = None
+        self._exchange: Exchange | DirectExchange | None = None
         self._body: SizedBody | ChunkedBody | None = None  # of the exchange
         self._reading = True
         self._closing = False
@@ -187,7 +174,8 @@ class HttpProtocol(asyncio.Protocol):
                 self._exchange = None
         except FramingError as error:
             self._end_with(error)
-        self._look_after_the_client()
+        if self._exchange is None or self._buffer or self._awaited is not None or self._exchange.more_body:
+            self._look_after_the_client()  # else it is for the application to answer, and nothing was missing
 
     def _begin(self) -> bool:
         """Begin to carry out the next request, when its head is there."""
@@ -213,7 +201,7 @@ class HttpProtocol(asyncio.Protocol):
         self._body = ChunkedBody() if head.length is None else SizedBody(head.length)
         call = self._direct(head.method, head.target, head.headers)
         if call is not None:
-            self._exchange = _DirectExchange(self, call, keep_alive=head.keep_alive)
+            self._exchange = DirectExchange(self, call, keep_alive=head.keep_alive)
             return True
         self._exchange = exchange = Exchange(self, head, self._scope(head))
         task = self._loop.create_task(exchange.run(self._app), context=self._context.copy())
@@ -247,9 +235,9 @@ class HttpProtocol(asyncio.Protocol):
     def default_headers(self) -> bytes:
         """The header lines that every answer begins with: uvicorn's date, and what its configuration adds."""
         headers = self._server_state.default_headers
-        if HttpProtocol._defaults[0] is not headers:
+        if self._defaults[0] is not headers:
             HttpProtocol._defaults = (headers, b"".join(b"%b: %b\r\n" % header for header in headers))
-        return HttpProtocol._defaults[1]
+        return self._defaults[1]
 
     def write(self, data: bytes) -> None:
         """Send bytes, unless the connection is no more."""
@@ -315,8 +303,7 @@ class HttpProtocol(asyncio.Protocol):
             if exchange.complete:  # what came after it can no longer be answered, and need not be
                 self._close(linger=True)
             else:
-                self._closing = True
-                self._transport.abort()
+                self.fail(started=True)
             return
         answer = self._refuse(error.status, str(error), error.headers, counted=exchange is None)
         self.write_answer(answer, keep_alive=False, bare=bare)
@@ -402,43 +389,6 @@ class HttpProtocol(asyncio.Protocol):
             self._await(Awaited.CLOSE, CLOSE_SECONDS)
         else:
             self._transport.abort()
-
-
-class _DirectExchange:
-    """A request that is answered directly, when its body is there."""
-
-    held = 0  # the application has said that it takes the whole body
-    started = False  # its answer is written at once
-    waits_for_client = True
-    bare = False
-
-    def __init__(self, connection: HttpProtocol, call: DirectCall, *, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-        self.more_body = True
-        self.complete = False
-        self._connection = connection
-        self._call = call
-        self._body = b""
-        self._disconnected = False
-
-    def feed(self, piece: bytes, *, ended: bool) -> None:
-        """A part of the body."""
-        self._body = self._body + piece if self._body else piece
-        if ended:
-            self.more_body = self.waits_for_client = False
-            self._call.begin(self._body, self._answer)
-
-    def disconnect(self) -> None:
-        """The client is gone, or is answered by somebody else."""
-        if not self._disconnected and self.more_body:
-            self._call.leave()
-        self._disconnected = True
-
-    def _answer(self, status: int, headers: Headers, body: bytes) -> None:
-        if not self._disconnected:
-            self._connection.write_answer((status, headers, body), keep_alive=self.keep_alive)
-            self.complete = True
-            self._connection.answered()
 
 
 def _never(_method: str, _target: bytes, _headers: Headers) -> DirectCall | None:

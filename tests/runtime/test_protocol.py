@@ -1,0 +1,507 @@
+"""The protocol: raw bytes to an ASGI application behind uvicorn, on both event loops."""
+
+import asyncio
+import itertools
+import json
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from app.runtime import protocol
+from app.runtime.framing import MAX_HEAD
+from app.runtime.protocol import HIGH_WATER
+from tests.connections import LOOP, PATIENCE, Answer, Client, Listening, until
+from tests.echo import Echo
+
+HOST = b"Host: service\r\n"
+READ_AHEAD = HIGH_WATER + 256 * 1024  # bytes: what is held at most, as the last read may be a large one
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Both event loops."""
+    return LOOP if request.param == "uvloop" else ("asyncio", {"use_uvloop": False})
+
+
+@pytest.fixture
+async def echo() -> Echo:
+    """The application."""
+    return Echo()
+
+
+@pytest.fixture
+async def served(echo: Echo) -> AsyncIterator[Listening]:
+    """The same behind uvicorn."""
+    served = Listening(echo)
+    async with served.listening():
+        yield served
+        echo.go.set()
+
+
+@pytest.fixture
+async def client(served: Listening) -> AsyncIterator[Client]:
+    """A connection to it."""
+    async with served.connect() as client:
+        yield client
+
+
+def request(line: str, *fields: str, body: bytes = b"", version: str = "1.1") -> bytes:
+    """A request's bytes."""
+    head = "".join(f"{each}\r\n" for each in (f"{line} HTTP/{version}", "Host: service", *fields))
+    return head.encode() + (b"Content-Length: %d\r\n" % len(body) if body else b"") + b"\r\n" + body
+
+
+def chunked(line: str, *chunks: bytes) -> bytes:
+    """The same in chunks."""
+    parts = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return request(line, "Transfer-Encoding: chunked") + parts + b"0\r\n\r\n"
+
+
+PLAIN = request("GET /plain")
+SMUGGLED = request("PUT /smuggled", body=b"x")
+
+# --- Framing -------------------------------------------------------------------------------------------------------
+
+TALK: list[tuple[bytes, tuple[str, str, bytes]]] = [
+    (request("GET /a?b=c"), ("GET", "/a?b=c", b"")),
+    (request("POST /b", body=SMUGGLED), ("POST", "/b", SMUGGLED)),
+    (
+        b"\r\n" + request("GET /c", "Connection: Upgrade", "Upgrade: websocket", body=SMUGGLED),
+        ("GET", "/c", SMUGGLED),
+    ),
+    (request("POST /d", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", body=b"{}"), ("POST", "/d", b"{}")),
+    (chunked("PUT /e", SMUGGLED, b"yz"), ("PUT", "/e", SMUGGLED + b"yz")),
+    (chunked("GET /f%20g"), ("GET", "/f%20g", b"")),
+    (request("DELETE /h", body=b"\r\n\r\n"), ("DELETE", "/h", b"\r\n\r\n")),
+    (request("GET http://other/i"), ("GET", "/i", b"")),
+    (request("OPTIONS *"), ("OPTIONS", "*", b"")),
+]
+
+
+@pytest.mark.parametrize("cut", ["at once", "one by one", "byte by byte", *range(5)])
+async def test_each_request_is_carried_out_as_it_was_sent(echo: Echo, client: Client, cut: str | int) -> None:
+    """However the bytes arrive, these requests are carried out, and no others, in this order, on one connection."""
+    raw = b"".join(each for each, _ in TALK)
+    match cut:
+        case "at once":
+            pieces = [raw]
+        case "one by one":
+            pieces = [each for each, _ in TALK]
+        case "byte by byte":
+            pieces = [bytes([byte]) for byte in raw]
+        case seed:
+            marks = [0, *sorted(random.Random(seed).sample(range(1, len(raw)), 12)), len(raw)]
+            pieces = [raw[start:end] for start, end in itertools.pairwise(marks)]
+    await client.send(*pieces)
+    for _ in TALK:
+        assert (await client.answer()).status == 200
+    assert echo.asked == [asked for _, asked in TALK]
+
+
+REFUSED: dict[str, tuple[int, bytes]] = {
+    "chunks and a length": (400, request("POST /", "Transfer-Encoding: chunked", body=b"0\r\n\r\n" + SMUGGLED)),
+    "chunks of an old client": (400, request("POST /", "Transfer-Encoding: chunked", version="1.0") + SMUGGLED),
+    "another coding": (501, request("POST /", "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n" + SMUGGLED),
+    "two lengths": (400, request("POST /", "Content-Length: 0", body=SMUGGLED)),
+    "a length that is none": (400, request("POST /", "Content-Length: 0x10") + SMUGGLED),
+    "a blank before a colon": (400, request("POST /", "Content-Length : 60") + SMUGGLED),
+    "a tunnel": (501, request("CONNECT service:80") + SMUGGLED),
+    "an unknown method": (501, request("BREW /", body=b"x") + SMUGGLED),
+    "another version": (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    "no host": (400, b"GET / HTTP/1.1\r\n\r\n" + SMUGGLED),
+    "two hosts": (400, request("GET /", "Host: other") + SMUGGLED),
+    "UTF-8 in the URL": (400, "GET /ä HTTP/1.1\r\nHost: service\r\n\r\n".encode() + SMUGGLED),
+    "no HTTP": (400, b"hello\r\n\r\n"),
+    "TLS": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+    "a long URL": (414, request("GET /" + "x" * MAX_HEAD) + SMUGGLED),
+    "a long field": (431, request("GET /", "X: " + "x" * MAX_HEAD) + SMUGGLED),
+    "many fields": (431, request("GET /", *["X: y"] * 101) + SMUGGLED),
+    "a body beyond all": (413, request("POST /", f"Content-Length: {10**20}")),
+    "a bad chunk": (400, request("POST /plain", "Transfer-Encoding: chunked") + b"5\r\nhello world\r\n" + SMUGGLED),
+    "a bad chunk that nobody reads": (400, request("POST /gone", "Transfer-Encoding: chunked") + b"x\r\n" + SMUGGLED),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "behind another"])
+async def test_what_is_refused_ends_the_connection(echo: Echo, client: Client, case: str, *, alone: bool) -> None:
+    """The status says why, nothing behind it is carried out, and the requests before it are answered."""
+    status, raw = REFUSED[case]
+    await client.send(raw if alone else PLAIN + raw)
+    if not alone:
+        assert (await client.answer()).status == 200
+    answer = await client.answer()
+    assert (answer.status, answer.header("connection"), answer.body != b"") == (status, "close", True)
+    assert await client.rest() == b""
+    assert [path for _, path, _ in echo.asked] in ([], ["/plain"], ["/plain", "/plain"])
+
+
+async def test_a_refused_head_has_no_body(client: Client) -> None:
+    """The refusal of a HEAD has none, as its answer would have."""
+    await client.send(b"HEAD / HTTP/1.1\r\n\r\n")
+    assert (await client.rest()).endswith(b"\r\n\r\n")
+
+
+ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
+    "fields": (b"GET / HTTP/1.1\r\n", b"a: b\r\n", 431),
+    "one field": (b"GET / HTTP/1.1\r\na: ", b"bbbbbbbb", 431),
+    "a URL": (b"GET /", b"aaaaaaaa", 414),
+    "trailers": (request("POST /", "Transfer-Encoding: chunked") + b"0\r\n", b"a: b\r\n", 431),
+    "one trailer": (request("POST /", "Transfer-Encoding: chunked") + b"0\r\na: ", b"bbbbbbbb", 431),
+    "extensions": (request("POST /", "Transfer-Encoding: chunked") + b"1;", b"aaaaaaaa", 400),
+}
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+async def test_what_has_no_end_is_not_held(served: Listening, client: Client, case: str) -> None:
+    """It is refused as soon as it is too long, and the server never holds more of it than that and one read."""
+    start, again, status = ENDLESS[case]
+    await client.send(start)
+    await until(lambda: served.server.server_state.connections)
+    server = served.protocol
+    most = 0
+    for _ in range(100):
+        client.writer.write(again * 200)
+        await asyncio.sleep(0)
+        most = max(most, len(server._buffer))
+    assert (await client.answer()).status == status
+    assert most <= MAX_HEAD + 256 * 1024
+
+
+# --- Time ----------------------------------------------------------------------------------------------------------
+
+SOON = 0.2  # seconds
+
+
+async def test_a_silent_connection_is_closed(echo: Echo) -> None:
+    """Nobody has asked anything, so there is nothing to answer."""
+    served = Listening(echo, keep_alive=1)
+    async with served.listening(), served.connect() as client:
+        assert await client.rest() == b""
+
+
+UNFINISHED: dict[str, tuple[bytes, str]] = {
+    "a head": (b"GET / HTTP/1.1\r\n", "HEAD_SECONDS"),
+    "a head behind another request": (PLAIN + b"GET /", "HEAD_SECONDS"),
+    "a body": (request("POST /plain", "Content-Length: 9") + b"x", "BODY_SECONDS"),
+    "a body that nobody waits for": (request("POST /wait", "Content-Length: 9") + b"x", "BODY_SECONDS"),
+    "chunks": (request("POST /plain", "Transfer-Encoding: chunked") + b"5\r\nx", "BODY_SECONDS"),
+}
+
+
+@pytest.mark.parametrize("case", UNFINISHED)
+async def test_what_does_not_come_is_a_time_out(
+    served: Listening, client: Client, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """A client that stops in the middle of its request is told so, and the connection is closed."""
+    raw, bound = UNFINISHED[case]
+    monkeypatch.setattr(protocol, bound, SOON)
+    await client.send(raw)
+    if raw.startswith(PLAIN):
+        assert (await client.answer()).status == 200
+    answer = await client.answer()
+    assert (answer.status, answer.header("connection")) == (408, "close")
+    assert await client.rest() == b""
+    client.writer.close()
+    await served.has_no_connection()
+
+
+async def test_a_head_has_its_time_as_a_whole(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends one byte after the other does not get more of it."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
+    sending = asyncio.create_task(drip(client, PLAIN))
+    assert (await client.answer()).status == 408
+    sending.cancel()
+    await asyncio.wait([sending])
+
+
+async def test_a_slow_body_is_no_time_out(echo: Echo, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body has all the time that it takes, as long as something comes."""
+    monkeypatch.setattr(protocol, "BODY_SECONDS", SOON)
+    await client.send(request("POST /plain", "Content-Length: 20"))
+    await drip(client, b"x" * 20)
+    assert (await client.answer()).status == 200
+    assert echo.asked == [("POST", "/plain", b"x" * 20)]
+
+
+async def test_an_application_may_take_its_time(echo: Echo, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds are for clients that are waited for, not for those that wait."""
+    monkeypatch.setattr(protocol, "BODY_SECONDS", SOON)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
+    await client.send(request("POST /wait", body=b"x"))
+    await asyncio.sleep(3 * SOON)
+    echo.go.set()
+    assert (await client.answer()).body == b"waited"
+
+
+async def drip(client: Client, raw: bytes) -> None:
+    """Send byte by byte, slower than any bound of these tests."""
+    for byte in raw:
+        client.writer.write(bytes([byte]))
+        await asyncio.sleep(SOON / 10)
+
+
+# --- Leave to send a body ------------------------------------------------------------------------------------------
+
+
+async def test_leave_is_given_when_the_body_is_wanted(echo: Echo, client: Client) -> None:
+    """`100 Continue` is sent when the application reads, and the connection stays in step."""
+    await client.send(request("POST /a", "Expect: 100-continue", "Content-Length: 2"))
+    assert [await client.line() for _ in range(2)] == [b"HTTP/1.1 100 Continue\r\n", b"\r\n"]
+    await client.send(b"hi" + PLAIN)
+    assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+    assert echo.asked == [("POST", "/a", b"hi"), ("GET", "/plain", b"")]
+
+
+@pytest.mark.parametrize(
+    ("raw", "rest"),
+    [
+        (request("POST /a", "Expect: 100-continue", body=b"hi"), []),
+        (request("POST /a", "Expect: 100-Continue", "Content-Length: 2", version="1.0"), [b"hi"]),
+        (request("GET /a", "Expect: 100-continue"), []),
+    ],
+    ids=["the body is there", "an old client", "no body"],
+)
+async def test_leave_is_not_given_where_nobody_needs_it(client: Client, raw: bytes, rest: list[bytes]) -> None:
+    """A body that has come, or of a client that does not know, or none at all."""
+    await client.send(raw, *rest)
+    assert (await client.line()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_leave_that_is_not_given_ends_the_connection(echo: Echo, client: Client) -> None:
+    """A client that is refused may send its body or not: nobody could say what its next bytes are."""
+    await client.send(request("POST /refuse", "Expect: 100-continue", f"Content-Length: {len(SMUGGLED)}"))
+    answer = await client.answer()
+    assert (answer.status, answer.header("connection")) == (403, "close")
+    await client.send(SMUGGLED)
+    assert await client.rest() == b""
+    assert echo.asked == []
+
+
+# --- Answers -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_of_unknown_length_comes_in_chunks(client: Client) -> None:
+    """The connection stays; the application has no say in how its answer is framed."""
+    await client.send(request("GET /pieces") + PLAIN)
+    answer = await client.answer()
+    assert (answer.body, answer.header("transfer-encoding")) == (b"onetwo", "chunked")
+    assert (await client.answer()).status == 200
+
+
+async def test_an_old_client_gets_no_chunks(client: Client) -> None:
+    """The end of the connection is the end of the answer."""
+    await client.send(request("GET /pieces", version="1.0"))
+    answer = await client.answer()
+    assert (answer.body, answer.header("transfer-encoding")) == (b"onetwo", None)
+    assert answer.header("connection") == "close"
+
+
+@pytest.mark.parametrize("line", ["HEAD /plain", "HEAD /pieces", "GET /status?204", "GET /status?304"])
+async def test_an_answer_without_a_body(client: Client, line: str) -> None:
+    """HEAD, 204 and 304 have none, whatever the application sends; the connection stays in step."""
+    await client.send(request(line) + PLAIN)
+    answer = await client.answer("HEAD")
+    assert answer.header("transfer-encoding") is None
+    assert (answer.header("content-length") is None) == (line in {"HEAD /pieces", "GET /status?204"})
+    assert (await client.answer()).body.startswith(b'{"path": "/plain"')
+
+
+@pytest.mark.parametrize("path", ["fail", "forget", "forge"])
+async def test_an_application_that_fails_is_a_500(
+    client: Client, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    """Also when it answers nothing, or what would be a header of somebody else's; the connection ends."""
+    await client.send(request(f"GET /{path}"))
+    answer = await client.answer()
+    assert (answer.status, answer.header("connection"), answer.header("set-cookie")) == (500, "close", None)
+    assert await client.rest() == b""
+    assert bool([record for record in caplog.records if record.levelname == "ERROR"]) == (path != "forget")
+
+
+@pytest.mark.parametrize("path", ["start", "short"])
+async def test_an_answer_that_breaks_off_breaks_the_connection(client: Client, path: str) -> None:
+    """Nothing else can say it, once the answer has begun."""
+    await client.send(request(f"GET /{path}") + PLAIN)
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await client.answer()
+
+
+async def test_an_answer_is_given_once(echo: Echo, client: Client) -> None:
+    """An application that answers twice is told, and the client never is."""
+    await client.send(request("GET /twice"))
+    assert (await client.answer()).body == b"once"
+    await client.send(PLAIN)
+    assert (await client.answer()).body.startswith(b'{"path": "/plain"')
+    assert echo.failures == ["http.response.start has no place here in an answer"]
+
+
+@pytest.mark.parametrize("line", ["POST /refuse", "POST /fail"])
+async def test_a_client_that_goes_on_sending_sees_its_answer(client: Client, line: str) -> None:
+    """The rest of a body that is refused is read and dropped: a reset would take the answer away."""
+    sending = asyncio.create_task(client.send_all(request(line, body=bytes(1_000_000))))
+    assert (await client.answer()).status in {403, 500}
+    await sending
+
+
+async def test_a_refused_body_is_dropped(echo: Echo, client: Client) -> None:
+    """Where an answer comes before the end of the body, the next request begins behind that."""
+    await client.send_all(request("POST /refuse", body=SMUGGLED * 5000) + PLAIN)
+    assert [(await client.answer()).status for _ in range(2)] == [403, 200]
+    assert echo.asked == [("GET", "/plain", b"")]
+
+
+# --- Clients that leave, or do not read ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raw", [request("GET /gone"), request("POST /gone", "Content-Length: 5") + b"ab"])
+async def test_an_application_hears_that_the_client_is_gone(echo: Echo, client: Client, raw: bytes) -> None:
+    """By `http.disconnect`, in its body or behind it."""
+    await client.send(raw)
+    await until(lambda: echo.messages)
+    linger = struct.pack("ii", 1, 0)
+    client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    client.writer.transport.abort()
+    await until(lambda: echo.messages[-1] == "http.disconnect")
+
+
+async def test_half_a_body_is_no_request(echo: Echo, client: Client) -> None:
+    """A client that shuts down its sending side in its body is gone."""
+    await client.send(request("POST /gone", "Content-Length: 5") + b"ab")
+    client.writer.write_eof()
+    await until(lambda: echo.messages[-1:] == ["http.disconnect"])
+    assert await client.rest() == b""
+
+
+async def test_a_client_that_sends_no_more_is_answered(echo: Echo, client: Client) -> None:
+    """A half-closed connection: all that was sent whole is answered, the rest is not."""
+    await client.send(request("GET /wait") + PLAIN + b"GET /half HTTP/1.1\r\n")
+    client.writer.write_eof()
+    await asyncio.sleep(0.05)
+    echo.go.set()
+    assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+    assert await client.rest() == b""
+    assert [path for _, path, _ in echo.asked] == ["/plain"]
+
+
+async def test_a_body_that_nobody_reads_is_not_held(echo: Echo, served: Listening, client: Client) -> None:
+    """The server stops reading; when the body is wanted, all of it is there."""
+    body = random.Random(1).randbytes(4_000_000)
+    raw = request("POST /plain", body=body)
+    sending = asyncio.create_task(client.send_all(request("GET /wait") + raw))
+    await until(lambda: served.server.server_state.connections and not served.protocol._reading)
+    assert len(served.protocol._buffer) <= READ_AHEAD
+    echo.go.set()
+    assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+    await sending
+    assert echo.asked == [("POST", "/plain", body)]
+
+
+async def test_an_answer_that_nobody_reads_is_not_held(echo: Echo, served: Listening, client: Client) -> None:
+    """The application waits, and is rid of the client when that leaves."""
+    await client.send(request("GET /long"))
+    await until(lambda: served.server.server_state.connections and served.protocol._drained is not None)
+    sent = 0
+
+    def nothing_is_sent() -> bool:
+        nonlocal sent
+        before, sent = sent, echo.sent
+        return sent == before
+
+    await until(nothing_is_sent)
+    assert sent < 4_000_000
+    client.writer.transport.abort()
+    await served.has_no_connection()
+    await until(lambda: echo.sent > sent)  # what it sends from then on goes nowhere
+    for task in served.server.server_state.tasks:
+        task.cancel()
+
+
+# --- The end -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stop(echo: Echo, served: Listening) -> None:
+    """What waits is closed at once; what is under way is answered, says that it closes, and is closed."""
+    async with served.connect() as idle, served.connect() as half, served.connect() as busy:
+        await idle.send(PLAIN)
+        await idle.answer()
+        await half.send(b"GET / HTTP/1.1\r\n")
+        await busy.send(request("GET /wait"))
+        await until(
+            lambda: echo.messages[-1:] == ["http.request"] and len(served.server.server_state.connections) == 3
+        )
+        served.server.should_exit = True
+        assert (await idle.rest(), await half.rest()) == (b"", b"")
+        echo.go.set()
+        answer = await busy.answer()
+        assert (answer.body, answer.header("connection")) == (b"waited", "close")
+        assert await busy.rest() == b""
+        async with asyncio.timeout(PATIENCE):
+            await served.end
+
+
+async def test_a_stop_that_waits_no_longer(echo: Echo) -> None:
+    """A request that does not come to its end is broken off."""
+    served = Listening(echo)
+    served.server.config.timeout_graceful_shutdown = 0
+    async with served.listening(), served.connect() as client:
+        await client.send(request("GET /wait"))
+        await until(lambda: echo.messages)
+        served.server.should_exit = True
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await client.answer()
+
+
+# --- Direct answers ------------------------------------------------------------------------------------------------
+
+
+class Direct:
+    """A call that is answered directly, when it is told."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.left = 0
+
+    def begin(self, body: bytes, answer: Callable[[int, list[tuple[bytes, bytes]], bytes], None]) -> None:
+        """Answer in the next round of the loop."""
+        headers = [(b"content-length", b"%d" % (len(body) + 1))]
+        asyncio.get_running_loop().call_soon(answer, 200, headers, b"-" + body)
+
+    def leave(self) -> None:
+        """Count it."""
+        self.left += 1
+
+
+async def test_direct_answers_keep_their_place(echo: Echo) -> None:
+    """Requests of both kinds are answered in their order; a refusal is the application's own."""
+    calls: list[Direct] = []
+
+    def direct(_method: str, target: bytes, _headers: list[tuple[bytes, bytes]]) -> Direct | None:
+        if target != b"/direct":
+            return None
+        calls.append(Direct(b""))
+        return calls[-1]
+
+    def refuse(
+        status: int, detail: str, headers: list[tuple[bytes, bytes]], *, counted: bool
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        body = json.dumps([detail, len(headers), counted]).encode()
+        return status, [(b"content-length", b"%d" % len(body))], body
+
+    echo.direct, echo.refuse = direct, refuse  # type: ignore[attr-defined]  # where the protocol looks for them
+    served = Listening(echo)
+    async with served.listening():
+        async with served.connect() as client:
+            raw = request("POST /direct", body=b"x"), PLAIN, request("POST /direct", body=b"yz"), request("BREW /")
+            await client.send(b"".join(raw))
+            answers: list[Answer] = [await client.answer() for _ in raw]
+            assert [answer.status for answer in answers] == [200, 200, 200, 501]
+            assert [answers[0].body, answers[2].body] == [b"-x", b"-yz"]
+            assert json.loads(answers[3].body) == ["the method BREW is not known here", 1, True]
+        async with served.connect() as client:
+            await client.send(request("POST /direct", "Content-Length: 5") + b"x")
+            await until(lambda: len(calls) == 3)
+        await until(lambda: calls[2].left == 1)
