@@ -1,13 +1,15 @@
 """The blocks about HTTP, from the OpenAPI document: the calls, their values, and the statuses of errors."""
 
+import re
 from collections.abc import Iterator
 from functools import cache
 
 from app import main
 from app.settings import read_settings
-from docs.reference.markdown import Json, default_of, in_words, paragraph, table
+from docs.reference.markdown import Json, code, default_of, in_words, paragraph, table
 
 EVERYWHERE = "X-Correlation-ID"  # a header of every request and every answer: the page says so once
+PYTHON = re.compile(r" Raises [^.]*\.")  # a sentence that only callers in Python need
 NOT_LISTED = "ce-"  # headers of CloudEvents in binary mode: the tutorial has them
 
 
@@ -102,9 +104,9 @@ def values() -> str:
 def _value(name: str, schema: Json) -> str:
     if name == "Event":
         return "An event or a trigger: see [events](events.md).\n"
-    text = paragraph(schema.get("description")).replace(" Raises ValueError when the fields do not name one.", "")
+    text = PYTHON.sub("", paragraph(schema.get("description"))).replace("None", "null")
     if "enum" in schema:
-        return f"{text}\n\nOne of {in_words(schema)}.\n"
+        return f"{text}\n\nOne of {code(schema['enum'])}.\n"
     kinds = schema.get("oneOf", [schema])
     tables = []
     for kind in kinds:
