@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 
 from app.errors import TooManyWalksError
-from app.store.registrations import EntityFilter
+from app.store.listing import EntityFilter
 
 AT_ONCE = 2  # in a process
 RETRY_AFTER = timedelta(seconds=2)

@@ -11,7 +11,7 @@ import pytest
 from app.api.walks import Walks, is_walk
 from app.domain.states import RegistrationState
 from app.errors import TooManyWalksError
-from app.store.registrations import EntityFilter
+from app.store.listing import EntityFilter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ACTIVE = (RegistrationState.ACTIVE,)

@@ -116,7 +116,37 @@ def rows(media_type: bytes) -> dict[str, Row]:
         ),
         "a GET with a body": _in_body(new, GET, 200),
         "an unknown path with a body": _in_body(new, GET.replace(b"/livez", b"/nothing"), 404),
+        "a websocket": _upgrading(new, b"websocket"),
+        "h2c": _upgrading(new, b"h2c", b"Upgrade, HTTP2-Settings"),
+        "an unknown protocol": _upgrading(new, b"foo/2"),
         "an upgrade without Connection": _upgrading(new, b"h2c", b"keep-alive"),
+        "a PUT with h2c, as Java and curl send it": Row(
+            [
+                (one := new("h2c")).having(
+                    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+                )
+                + (two := new("next")).plain
+            ],
+            [201, 201],
+            [one, two],
+        ),
+        "a PUT with h2c in two segments": Row(
+            [(raw := (one := new("h2c")).having(b"Connection: Upgrade\r\nUpgrade: h2c\r\n"))[:-60], raw[-60:]],
+            [201],
+            [one],
+        ),
+        "chunks with h2c": Row(
+            [
+                (one := new("h2c")).head
+                + b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+                + CHUNKED
+                + b"\r\n"
+                + one.chunks
+                + (two := new("next")).plain
+            ],
+            [201, 201],
+            [one, two],
+        ),
         "leave to send the body": Row(
             [(one := new("expect")).having(b"Expect: 100-continue\r\n")[: -len(one.body)], one.body],
             [100, 201],
@@ -126,11 +156,55 @@ def rows(media_type: bytes) -> dict[str, Row]:
             [GET.replace(b"1.1", b"1.0") + b"\r\n" + (one := new("after")).plain], [200], [], [one], closed=True
         ),
         "HTTP/1.0 without Host": Row([b"GET /livez HTTP/1.0\r\n\r\n"], [200], closed=True),
+        "an unknown minor version": Row([GET.replace(b"1.1", b"1.7") + b"\r\n" + GET + b"\r\n"], [200, 200]),
         "a close": Row(
             [GET + b"Connection: close\r\n\r\n" + (one := new("after")).plain], [200], [], [one], closed=True
         ),
         "an absolute target": Row([b"GET http://127.0.0.1/livez HTTP/1.1\r\n" + HOST + b"\r\n"], [200]),
-        "a half-closed connection": Row([(one := new("half")).plain], [201], [one], closed=True, half_close=True),
+        # Framing that is refused.
+        "two lengths": _refused(new, GET + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        "a length with a sign": _refused(new, GET + b"Content-Length: +5\r\n\r\n", 400),
+        "a length below zero": _refused(new, GET + b"Content-Length: -5\r\n\r\n", 400),
+        "a length in hexadecimal digits": _refused(new, GET + b"Content-Length: 0x5\r\n\r\n", 400),
+        "an empty length": _refused(new, GET + b"Content-Length:\r\n\r\n", 400),
+        "a length and chunks": _refused(new, GET + b"Content-Length: 5\r\n" + CHUNKED + b"\r\n0\r\n\r\n", 400),
+        "chunks and a length": _refused(new, GET + CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\n", 400),
+        "chunks in HTTP/1.0": _refused(new, GET.replace(b"1.1", b"1.0") + CHUNKED + b"\r\n0\r\n\r\n", 400),
+        "chunked twice": _refused(new, GET + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 501),
+        "chunked not last": _refused(new, GET + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 501),
+        "another transfer coding": _refused(new, GET + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        "an unknown transfer coding": _refused(new, GET + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
+        "a chunk that is longer than it says": _refused(new, GET + CHUNKED + b"\r\n3\r\nabcd\r\n0\r\n\r\n", 400),
+        "a chunk without a size": _refused(new, GET + CHUNKED + b"\r\n\r\n", 400),
+        "a chunk size with 0x": _refused(new, GET + CHUNKED + b"\r\n0x3\r\nabc\r\n0\r\n\r\n", 400),
+        "a chunk size without end": _refused(new, GET + CHUNKED + b"\r\n" + b"0" * 20_000, 400),
+        # Heads that are refused.
+        "no Host": _refused(new, b"GET /livez HTTP/1.1\r\n\r\n", 400),
+        "two Hosts": _refused(new, GET + HOST + b"\r\n", 400),
+        "a blank before a colon": _refused(new, GET + b"X : y\r\n\r\n", 400),
+        "a folded line": _refused(new, GET + b"X: y\r\n z\r\n\r\n", 400),
+        "a NUL in a value": _refused(new, GET + b"X: a\x00b\r\n\r\n", 400),
+        "a CR in a value": _refused(new, GET + b"X: a\rb\r\n\r\n", 400),
+        "a line without a colon": _refused(new, GET + b"X\r\n\r\n", 400),
+        "a blank in the target": _refused(new, b"GET /li vez HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+        "UTF-8 in the target": _refused(new, b"GET /liv\xc3\xa9z HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+        "TLS": _refused(new, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200) + b"\r\n\r\n", 400),
+        "HTTP/2": _refused(new, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        "HTTP/0.9": _refused(new, b"GET /livez\r\n\r\n", 400),
+        "HTTP/3.0": _refused(new, GET.replace(b"1.1", b"3.0") + b"\r\n", 505),
+        "an unknown method": Row([GET.replace(b"GET", b"BREW") + b"\r\n"], [501], closed=True),
+        "a method in lower case": Row([GET.replace(b"GET", b"get") + b"\r\n"], [501], closed=True),
+        "too long a URL": _refused(new, b"GET /livez?" + b"x" * 20_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
+        "too large a header section": _refused(new, GET + b"X: " + b"y" * 20_000 + b"\r\n\r\n", 431),
+        "too many fields": _refused(new, GET + b"X: y\r\n" * 101 + b"\r\n", 431),
+        "too large trailers": _refused(new, GET + CHUNKED + b"\r\n0\r\nX: " + b"y" * 20_000 + b"\r\n\r\n", 431),
+        "what is refused after what is not": Row(
+            [(one := new("good")).plain + GET + b"X : y\r\n\r\n" + (two := new("after")).plain],
+            [201, 400],
+            [one],
+            [two],
+            closed=True,
+        ),
     }
 
 
