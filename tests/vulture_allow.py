@@ -6,7 +6,6 @@ from app.api import (
     coding,
     correlation,
     edge,
-    methods,
     page_bytes,
     preferences,
     queries,
@@ -36,9 +35,8 @@ _used_from_outside: list[object] = [
     protocol.HttpProtocol.shutdown,
     # Rooms of the HTTP edge that the two ways of answering are led through.
     edge.Edge.lacking,
-    edge.Edge.lines,
+    edge.Edge.lacking_plain,
     coding.plain_etags,
-    methods.Allowed.by,
     correlation.correlation,
     page_bytes.rows_that_fit,
     preferences.minimal,

@@ -14,9 +14,9 @@ NO_STORE = (b"cache-control", b"no-store")
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 NOTHING = (b"content-security-policy", b"default-src 'none'")
 
-# The same as lines of an answer's head, for the calls that are written at once.
-LINES_BESIDE_ETAG = b"".join(b"%s: %s\r\n" % header for header in (NO_CACHE, NOSNIFF, NOTHING))
-LINES = b"".join(b"%s: %s\r\n" % header for header in (NO_STORE, NOSNIFF, NOTHING))
+# For the calls whose answers say nothing of it themselves.
+BESIDE_ETAG: Headers = [NO_CACHE, NOSNIFF, NOTHING]
+ALONE: Headers = [NO_STORE, NOSNIFF, NOTHING]
 
 
 def caching(headers: Headers) -> Headers:

@@ -1,6 +1,6 @@
 """The way of a request from RequestContext to FastAPI, and what every answer carries beyond its own headers.
 
-The calls that skip FastAPI use the same rooms: `hosts.allow`, `lines`, and `correlation.read`. They leave requests
+The calls that skip FastAPI use the same rooms: `hosts.allow`, `lacking_plain`, and `correlation.read`. They leave requests
 with an `Origin` or a coded body to this way.
 """
 
@@ -18,6 +18,7 @@ class Edge:
     def __init__(self, app: App, *, hosts: Hosts, origins: Origins, allowed: Allowed) -> None:
         self.hosts = hosts
         self.origins = origins
+        self._vary = origins.headers(None)
         self._app = Methods(ContentCoding(app), allowed, origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,9 +34,12 @@ class Edge:
         _, origin = _host_and_origin(asked)
         return [*caching.caching(answered), *self.origins.headers(origin)]
 
-    def lines(self, *, etag: bool) -> bytes:
-        """The same for a request without `Origin`, as lines of an answer's head; with an ETag or without."""
-        return (caching.LINES_BESIDE_ETAG if etag else caching.LINES) + self.origins.lines
+    def lacking_plain(self, answered: Headers) -> Headers:
+        """The same for a request without `Origin` whose answer says nothing of it itself, in less time."""
+        for name, _ in answered:
+            if name == caching.ETAG:
+                return caching.BESIDE_ETAG + self._vary
+        return caching.ALONE + self._vary
 
 
 def _host_and_origin(headers: Headers) -> tuple[bytes | None, bytes | None]:

@@ -1,6 +1,7 @@
 """HEAD and OPTIONS, for every path (RFC 9110, sections 9.3.2 and 9.3.7)."""
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 from starlette.routing import Match, Route
@@ -15,39 +16,38 @@ EVERYTHING = "*"  # the target of a question about the service as a whole
 class Allowed:
     """Which methods work on a path, by the routes that there are."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
-        self._routes = list(routes)
-        self._all = _listed(*(route.methods or () for route in self._routes))
-        self._by_path: dict[str, str] = {}
+    def __init__(self, router: object) -> None:
+        """`router` is an application or a router. Its routes are read when they are first asked about."""
+        self._router = router
+        self._by_template: dict[str, str] = {}
 
-    @classmethod
-    def by(cls, router: object) -> "Allowed":
-        """Of the routes of an application, and of the routers that it includes."""
-        return cls(routes_of(router))
+    @cached_property
+    def _routes(self) -> list[Route]:
+        return list(_routes_of(self._router))
 
     def __call__(self, path: str) -> str | None:
         """The value of `Allow` for a path; None where there is nothing. Every method for `*`."""
         if path == EVERYTHING:
-            return self._all
+            return _listed(*(route.methods or () for route in self._routes))
         scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
         matching = [route for route in self._routes if route.matches(scope)[0] is not Match.NONE]
         if not matching:
             return None
         template = matching[0].path
-        if template not in self._by_path:
+        if template not in self._by_template:
             # A route that is not in the schema only refuses what another route would misread.
             same = [route for route in matching if route.path == template and route.include_in_schema]
-            self._by_path[template] = _listed(*(route.methods or () for route in same or matching[:1]))
-        return self._by_path[template]
+            self._by_template[template] = _listed(*(route.methods or () for route in same or matching[:1]))
+        return self._by_template[template]
 
 
-def routes_of(router: object) -> Iterator[Route]:
+def _routes_of(router: object) -> Iterator[Route]:
     """All routes of a router and of those that it includes, which FastAPI keeps as they are."""
     for route in getattr(router, "routes", ()):
         if isinstance(route, Route):
             yield route
         else:
-            yield from routes_of(getattr(route, "original_router", None))
+            yield from _routes_of(getattr(route, "original_router", None))
 
 
 def options(path: str, allow: str, headers: Headers, origins: Origins) -> Headers:

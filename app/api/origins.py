@@ -71,11 +71,6 @@ class Origins:
             "PQS_CORS_ORIGINS lists the origins that may"
         )
 
-    @property
-    def lines(self) -> bytes:
-        """What `headers` gives for a request without `Origin`, as lines of an answer's head."""
-        return b"vary: Origin\r\n" if self._any_listed else b""
-
     def headers(self, origin: bytes | None) -> Headers:
         """What every answer to a request of this origin carries. Nothing at all where no origin is listed."""
         if not self._any_listed:

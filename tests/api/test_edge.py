@@ -21,7 +21,7 @@ async def retry() -> Response:
 
 def edge(listed: str | None = None) -> Edge:
     """The rooms of a service on the loopback interface."""
-    return Edge(served, hosts=Hosts.of(None, "127.0.0.1"), origins=Origins.of(listed), allowed=Allowed.by(served))
+    return Edge(served, hosts=Hosts.of(None, "127.0.0.1"), origins=Origins.of(listed), allowed=Allowed(served))
 
 
 async def test_only_an_allowed_host_is_served() -> None:
@@ -44,8 +44,7 @@ async def test_a_foreign_page_does_not_reach_the_application(content_type: str) 
 
 @pytest.mark.parametrize("listed", [None, "https://console.example"])
 def test_both_ways_say_the_same(listed: str | None) -> None:
-    """The lines of the direct way are the headers of FastAPI's way."""
+    """The headers that the direct way adds are those of FastAPI's way."""
     for etag in (False, True):
         headers = [(b"content-type", b"application/json"), *([(b"etag", b'"1"')] if etag else [])]
-        lines = b"".join(b"%s: %s\r\n" % each for each in edge(listed).lacking([(b"host", b"localhost")], headers))
-        assert edge(listed).lines(etag=etag) == lines
+        assert edge(listed).lacking_plain(headers) == edge(listed).lacking([(b"host", b"localhost")], headers)

@@ -23,7 +23,7 @@ def service() -> FastAPI:
     return create_app(read_settings({"database_url": "postgresql:///"}))
 
 
-ALLOWED = Allowed.by(service())
+ALLOWED = Allowed(service())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ async def stream() -> Response:
     return StreamingResponse(pieces(), media_type="application/x-ndjson")
 
 
-HEAD = Methods(small, Allowed.by(small), NO_ORIGINS)
+HEAD = Methods(small, Allowed(small), NO_ORIGINS)
 
 
 async def test_head_is_get_without_the_body() -> None:
