@@ -1,7 +1,7 @@
 """The way of a request from RequestContext to FastAPI, and what every answer carries beyond its own headers.
 
-The calls that skip FastAPI use the same rooms: `hosts.allow`, `lacking_plain`, and `correlation.read`. They leave requests
-with an `Origin` or a coded body to this way.
+The calls that skip FastAPI use the same rooms: `hosts.allow`, `lacking_plain`, and `correlation.read`. They leave
+requests with an `Origin` or a coded body to this way.
 """
 
 from app.api import caching
