@@ -62,6 +62,7 @@ class Decoded:
         self._coded = 0  # bytes received
         self._size = 0  # bytes decoded
         self._received_all = False
+        self._ended = False
 
     async def __call__(self) -> Message:
         """The next piece, of PIECE bytes at most; or the message that the client is gone.
@@ -69,7 +70,7 @@ class Decoded:
         Raises UnreadableError where the body is not gzip, or ends too early, and TooLargeError where it is made to
         grow without measure.
         """
-        while True:
+        while not self._ended:
             if self._rest:
                 await asyncio.sleep(0)  # one read of the network can hold a thousand pieces: others have their turn
                 piece = self._decode()
@@ -84,9 +85,11 @@ class Decoded:
             else:
                 if not self._decoder.eof and self._coded:
                     raise UnreadableError("the gzip body ends too early")
+                self._ended = True
                 return {"type": "http.request", "body": b"", "more_body": False}
             if piece:
                 return {"type": "http.request", "body": piece, "more_body": True}
+        return await self._receive()  # which tells that the client is gone, when it is
 
     def _decode(self) -> bytes:
         if self._decoder.eof:  # another member follows (RFC 1952, section 2.2)

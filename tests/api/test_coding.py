@@ -110,6 +110,20 @@ async def test_a_client_that_is_gone_is_told_of() -> None:
     assert await Decoded(receive)() == {"type": "http.disconnect"}
 
 
+async def test_after_the_body_comes_what_comes() -> None:
+    """Who listens on after the body, for the client to leave, waits for that."""
+    messages = [
+        {"type": "http.request", "body": gzip.compress(b"x"), "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> MutableMapping[str, Any]:
+        return messages.pop(0)
+
+    decoded = Decoded(receive)
+    assert [(await decoded())["type"] for _ in range(3)] == ["http.request", "http.request", "http.disconnect"]
+
+
 async def test_a_bomb_is_refused() -> None:
     """A body that grows a thousand times is refused soon after it has grown past what is free."""
     receive = receiving(cut(gzip.compress(bytes(10 * FREE_BYTES)), 1000))
