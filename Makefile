@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve kafka test check docs bench format requirements clean
+.PHONY: help serve kafka test fuzz generators check docs bench format requirements clean
 
 help: ## list the commands
 	@grep -hE '^[a-z.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,12 @@ kafka: ## run an Apache Kafka on 127.0.0.1:9092, where Java 17 and Maven are
 test: $(VENV) ## run the whole suite against a real PostgreSQL of its own
 	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=100
+
+fuzz: $(VENV) ## fuzz the HTTP framing of a service for ten minutes; shorter: make fuzz SECONDS=60
+	$(BIN)/python -m tests.fuzz.framing --seconds $(or $(SECONDS),600)
+
+generators: $(VENV) ## generate clients in four languages, compile them and use them against a service
+	$(BIN)/python -m pytest -n 0 tests/edge -m generators
 
 check: $(VENV) ## format, lint, spelling, types, import directions, dead code
 	$(BIN)/ruff format --check .

@@ -44,6 +44,18 @@ class UnsupportedMediaError(PqsError):
     """The call does not accept the content type of the body."""
 
 
+class UnsupportedCodingError(UnsupportedMediaError):
+    """The body has a content coding that this service does not read."""
+
+
+class MisdirectedError(PqsError):
+    """The request is for a host that this service does not answer to."""
+
+
+class ForeignOriginError(PqsError):
+    """A page of another origin, which is not listed, would change something."""
+
+
 class NotFoundError(PqsError):
     """There is no such row."""
 
@@ -94,6 +106,10 @@ class IngestInterruptedError(UnavailableError):
     def __init__(self, cause: UnavailableError, committed_lines: int) -> None:
         super().__init__(str(cause), retry_after=cause.retry_after)
         self.committed_lines = committed_lines
+
+
+class TooManyWalksError(UnavailableError):
+    """As many reads that walk through a domain run as may run at once: the database was not asked."""
 
 
 class IntentError(PqsError):

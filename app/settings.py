@@ -87,6 +87,14 @@ def _http(url: SecretStr) -> SecretStr:
 
 
 HttpAddress = Annotated[SecretStr, AfterValidator(_http)]
+
+
+def _public(url: str) -> str:
+    _http(SecretStr(url))
+    return url.rstrip("/")
+
+
+PublicUrl = Annotated[str, AfterValidator(_public)]
 # The names that Kafka allows for a topic.
 _TOPIC = "[a-zA-Z0-9._-]{1,249}"
 _SERVER = r"([a-zA-Z_]+://)?([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?"
@@ -182,6 +190,17 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field(LogLevel.INFO, description="How much is logged: debug, info, warning or error.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="The form of a log line: console or json.")
+
+    max_connections: int = Field(
+        10_000,
+        ge=8,
+        le=1_000_000,
+        description="How many clients' connections a process keeps open at most; one address has a quarter of them.",
+    )
+    public_url: PublicUrl | None = Field(
+        None,
+        description="Where a proxy serves this service, as https://host/prefix; for OpenAPI, and for its own pages.",
+    )
 
     @field_validator("bus")
     @classmethod

@@ -20,6 +20,7 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
     "liveness_interval": ("0", "0.001", "31536000", "31536001"),
     "liveness_window": ("0", "0.001", "31536000", "31536001"),
     "action_retention": ("0", "0.001", "31536000", "31536001"),
+    "max_connections": ("7", "8", "1000000", "1000001"),
     "max_body": ("1023", "1024", "1073741824", "1073741825"),
 }
 WITHIN = [(name, value) for name, (_, *ends, _) in NUMBERS.items() for value in ends]

@@ -1,12 +1,12 @@
 """What is used from outside the code that vulture sees, and why."""
 
 from app import answers, main, settings
-from app.api import bodies, workflows
+from app.api import bodies, coding, correlation, edge, page_bytes, preferences, queries, walks, workflows
 from app.domain import events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
-from app.runtime import protocol
+from app.runtime import connections, protocol
 from app.store import tables
 from app.wire import envelopes
 from pqs_client.entities import Entities, OverdueScans
@@ -22,6 +22,26 @@ _used_from_outside: list[object] = [
     protocol.HttpProtocol.eof_received,
     protocol.HttpProtocol.pause_writing,
     protocol.HttpProtocol.shutdown,
+    # Rooms of the HTTP edge that the two ways of answering are led through.
+    edge.Edge.lacking,
+    edge.Edge.lacking_plain,
+    coding.plain_etags,
+    correlation.correlation,
+    page_bytes.rows_that_fit,
+    preferences.minimal,
+    preferences.wants_minimal,
+    queries.check,
+    queries.next_page,
+    queries.with_plus,
+    walks.Walks.later,
+    walks.Walks.now,
+    walks.is_walk,
+    connections.Connections.admit,
+    connections.Connections.release,
+    connections.descriptor_limit,
+    connections.refusal,
+    settings.Settings.max_connections,
+    settings.Settings.public_url,
     # Contract: predicates for those who use the package from Python.
     RegistrationState.is_active,
     RegistrationState.requires_ack,

@@ -4,16 +4,18 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
 from starlette.requests import ClientDisconnect
 
+from app.api.asgi import App, Headers, Message, Receive, Scope, Send
 from app.errors import Fault, InvalidInputError, PqsError
 from app.runtime.metrics import Metrics
+
+__all__ = ["App", "Headers", "Message", "Receive", "Scope", "Send"]  # those who look for them here still find them
 
 log = logging.getLogger("app.access")
 
@@ -31,13 +33,6 @@ METHODS = {
     "DELETE",
     "OPTIONS",
 }  # the values of the label; others count as `other`
-
-Message = MutableMapping[str, Any]  # ASGI's own type
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 

@@ -24,15 +24,19 @@ from app.errors import (
     ActionConflictError,
     BadCursorError,
     Fault,
+    ForeignOriginError,
     IngestInterruptedError,
     InvalidInputError,
+    MisdirectedError,
     NotFoundError,
     PqsError,
     PreconditionRequiredError,
     RefusedValuesError,
     TooLargeError,
+    TooManyWalksError,
     UnavailableError,
     UnreadableError,
+    UnsupportedCodingError,
     UnsupportedMediaError,
 )
 
@@ -58,8 +62,13 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ActionConflictError: HTTPStatus.CONFLICT,
     PreconditionRequiredError: HTTPStatus.PRECONDITION_REQUIRED,
+    ForeignOriginError: HTTPStatus.FORBIDDEN,
+    MisdirectedError: HTTPStatus.MISDIRECTED_REQUEST,
+    TooManyWalksError: HTTPStatus.TOO_MANY_REQUESTS,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
+
+CODINGS = "gzip, identity"  # content codings that request bodies may have
 
 # RFC 9110's names, where Python's differ between its versions.
 TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
@@ -157,6 +166,8 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 def _to_ours(request: Request, error: PqsError) -> Response:
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     headers = _retry_after(error) if isinstance(error, UnavailableError) else None
+    if isinstance(error, UnsupportedCodingError):
+        headers = {"Accept-Encoding": CODINGS}  # RFC 9110, section 12.5.3
     if isinstance(error, RefusedValuesError):
         error = InvalidInputError([Fault("#", str(error))])
     if isinstance(error, IngestInterruptedError):

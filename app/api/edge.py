@@ -1,0 +1,53 @@
+"""The way of a request from RequestContext to FastAPI, and what every answer carries beyond its own headers.
+
+The calls that skip FastAPI use the same rooms: `hosts.allow`, `lacking_plain`, and `correlation.read`. They leave
+requests with an `Origin` or a coded body to this way.
+"""
+
+from app.api import caching
+from app.api.asgi import App, Headers, Receive, Scope, Send
+from app.api.coding import ContentCoding
+from app.api.hosts import Hosts
+from app.api.methods import Allowed, Methods
+from app.api.origins import Origins
+
+
+class Edge:
+    """ASGI middleware: lets in what is for an allowed host and, if it writes, from an allowed page."""
+
+    def __init__(self, app: App, *, hosts: Hosts, origins: Origins, allowed: Allowed) -> None:
+        self.hosts = hosts
+        self.origins = origins
+        self._vary = origins.headers(None)
+        self._app = Methods(ContentCoding(app), allowed, origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Raises MisdirectedError and ForeignOriginError for what may not come in."""
+        if scope["type"] == "http":
+            host, origin = _host_and_origin(scope["headers"])
+            self.hosts.check(host)
+            self.origins.check(scope["method"], origin, host)
+        await self._app(scope, receive, send)
+
+    def lacking(self, asked: Headers, answered: Headers) -> Headers:
+        """What the answer to a request still lacks; given the headers of both. Of every answer, refusals included."""
+        _, origin = _host_and_origin(asked)
+        return [*caching.caching(answered), *self.origins.headers(origin)]
+
+    def lacking_plain(self, answered: Headers) -> Headers:
+        """The same for a request without `Origin` whose answer says nothing of it itself, in less time."""
+        for name, _ in answered:
+            if name == caching.ETAG:
+                return caching.BESIDE_ETAG + self._vary
+        return caching.ALONE + self._vary
+
+
+def _host_and_origin(headers: Headers) -> tuple[bytes | None, bytes | None]:
+    """`Host` and `Origin`. Of several of one name the last counts: HTTP/1.1 allows one of each."""
+    host = origin = None
+    for name, value in headers:
+        if name == b"host":
+            host = value
+        elif name == b"origin":
+            origin = value
+    return host, origin

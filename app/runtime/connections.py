@@ -1,0 +1,146 @@
+"""How many connections are open: a bound for the process and one for each peer, and a reserve for health checks.
+
+Connections that are silent, or that send half a request, cost a descriptor each. Without a bound one client opens as
+many as there are, and nobody else gets in. The last few of a process are kept for those who only ask after its
+health, so that a supervisor does not take a full process for a dead one.
+"""
+
+import ipaddress
+import json
+import logging
+import resource
+from collections import Counter
+from collections.abc import Callable
+from enum import Enum
+
+log = logging.getLogger(__name__)
+
+HEADROOM = 64  # descriptors for all that is not a client's connection: database, log, bus, temporary files
+RESERVE = 16  # connections that are kept for health checks, of each process
+QUARTER = 4  # a peer address has one of so many parts
+LOG_EVERY = 60.0  # seconds
+
+
+class Admission(Enum):
+    """What a new connection may do."""
+
+    OPEN = "open"  # any request
+    HEALTH_ONLY = "health only"  # ask after the health, within a few seconds; anything else is answered with 503
+    REFUSED = "refused"  # nothing: it is answered with 503, and closed
+
+
+class Connections:
+    """The open connections of this process. Each `admit` that did not refuse is followed by one `release`."""
+
+    def __init__(self, most: int, *, descriptors: int | None = None, clock: Callable[[], float]) -> None:
+        """`most` is PQS_MAX_CONNECTIONS, `descriptors` how many files this process may open, None for no limit.
+
+        `clock` gives seconds that never go back, as time.monotonic does.
+        """
+        self.most = most if descriptors is None else max(1, min(most, descriptors - HEADROOM))
+        self.reserve = min(RESERVE, self.most // 2)
+        self.most_of_a_peer = max(1, self.most // QUARTER)
+        self._clock = clock
+        self._open = 0
+        self._reserved = 0
+        self._peers: Counter[str] = Counter()
+        self._reserved_peers: Counter[str] = Counter()
+        self._turned_away = 0
+        self._logged_at = -LOG_EVERY
+
+    def admit(self, host: str | None) -> Admission:
+        """What a new connection from this address may do. None is a peer without an address, as on a Unix socket."""
+        peer = peer_of(host)
+        is_full = self._open >= self.most - self.reserve
+        if not is_full and (peer is None or self._peers[peer] < self.most_of_a_peer):
+            self._open += 1
+            if peer is not None:
+                self._peers[peer] += 1
+            return Admission.OPEN
+        self._turn_away(peer, is_full=is_full)
+        if self._reserved >= self.reserve:
+            return Admission.REFUSED
+        if peer is not None and self._reserved_peers[peer] >= max(1, self.reserve // QUARTER):
+            return Admission.REFUSED
+        self._reserved += 1
+        if peer is not None:
+            self._reserved_peers[peer] += 1
+        return Admission.HEALTH_ONLY
+
+    def release(self, host: str | None, admission: Admission) -> None:
+        """Count a connection out that was admitted in this way. One that was refused was never counted in."""
+        if admission is Admission.REFUSED:
+            return
+        peer = peer_of(host)
+        if admission is Admission.OPEN:
+            self._open -= 1
+            peers = self._peers
+        else:
+            self._reserved -= 1
+            peers = self._reserved_peers
+        if peer is not None:
+            peers[peer] -= 1
+            if peers[peer] == 0:
+                del peers[peer]  # as many entries as there are open connections, not as there were peers
+
+    def _turn_away(self, peer: str | None, *, is_full: bool) -> None:
+        self._turned_away += 1
+        now = self._clock()
+        if now - self._logged_at < LOG_EVERY:
+            return
+        what = (
+            f"{self._open:,} connections are open, of {self.most:,} that may be"
+            if is_full
+            else f"{peer} has {self._peers[peer or '']:,} connections, as many as one address may have"
+        )
+        log.warning("%s (PQS_MAX_CONNECTIONS); since the last such line %d were turned away", what, self._turned_away)
+        self._turned_away = 0
+        self._logged_at = now
+
+
+def peer_of(host: str | None) -> str | None:
+    """Whom an address counts for: an IPv4 address for itself, an IPv6 address for its network of 64 bits.
+
+    A client has all addresses of such a network to choose from. What is not an address counts for nobody.
+    """
+    if not host:
+        return None
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return None
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(address) >> 64 << 64))
+
+
+def descriptor_limit() -> int | None:
+    """How many files this process may open; None for no limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def refusal(correlation_id: str) -> bytes:
+    """The whole answer to a connection that is turned away; after it the connection is closed."""
+    problem = {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": "this process has as many connections as it may have, or your address has its share of them",
+        "instance": "/",
+    }
+    body = json.dumps(problem, separators=(",", ":")).encode()
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\n"
+        "content-type: application/problem+json\r\n"
+        f"content-length: {len(body)}\r\n"
+        "retry-after: 1\r\n"
+        "cache-control: no-store\r\n"
+        "x-content-type-options: nosniff\r\n"
+        "content-security-policy: default-src 'none'\r\n"
+        f"x-correlation-id: {correlation_id}\r\n"
+        "connection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + body

@@ -1,0 +1,50 @@
+"""The way of a request to FastAPI, and what answers carry."""
+
+import pytest
+from fastapi import FastAPI, Response
+
+from app.api.edge import Edge
+from app.api.hosts import Hosts
+from app.api.methods import Allowed
+from app.api.origins import Origins
+from app.errors import ForeignOriginError, MisdirectedError
+from tests.api.asking import ask
+
+served = FastAPI()
+
+
+@served.post("/retry")
+async def retry() -> Response:
+    """What needs no body."""
+    return Response(b"{}", media_type="application/json")
+
+
+def edge(listed: str | None = None) -> Edge:
+    """The rooms of a service on the loopback interface."""
+    return Edge(served, hosts=Hosts.of(None, "127.0.0.1"), origins=Origins.of(listed), allowed=Allowed(served))
+
+
+async def test_only_an_allowed_host_is_served() -> None:
+    """A request for another host does not reach the application."""
+    assert (await ask(edge(), "POST", "/retry", [("Host", "localhost:8000")])).status == 200
+    with pytest.raises(MisdirectedError):
+        await ask(edge(), "POST", "/retry", [("Host", "evil.example")])
+    with pytest.raises(MisdirectedError):
+        await ask(edge(), "OPTIONS", "*", [("Host", "evil.example")])
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", ""])
+async def test_a_foreign_page_does_not_reach_the_application(content_type: str) -> None:
+    """A page of another origin changes nothing, whatever the content type."""
+    headers = [("Host", "localhost"), ("Origin", "http://evil.example")]
+    with pytest.raises(ForeignOriginError):
+        await ask(edge(), "POST", "/retry", [*headers, ("Content-Type", content_type)])
+    assert (await ask(edge("http://evil.example"), "POST", "/retry", headers)).status == 200
+
+
+@pytest.mark.parametrize("listed", [None, "https://console.example"])
+def test_both_ways_say_the_same(listed: str | None) -> None:
+    """The headers that the direct way adds are those of FastAPI's way."""
+    for etag in (False, True):
+        headers = [(b"content-type", b"application/json"), *([(b"etag", b'"1"')] if etag else [])]
+        assert edge(listed).lacking_plain(headers) == edge(listed).lacking([(b"host", b"localhost")], headers)

@@ -1,0 +1,118 @@
+"""Which names the service answers to."""
+
+import pytest
+
+from app.api.hosts import Hosts, is_loopback
+from app.errors import MisdirectedError, StartError
+
+LOCAL = Hosts.of(None, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"localhost",
+        b"localhost:8000",
+        b"LOCALHOST",
+        b"localhost.",
+        b"127.0.0.1:1",
+        b"[::1]",
+        b"[::1]:8000",
+        b"[::1]:",
+    ],
+)
+def test_loopback_names_are_allowed_with_any_port(host: bytes) -> None:
+    """Without a setting, the service answers to the names of the loopback interface, whatever the port."""
+    assert LOCAL.allow(host)
+    assert LOCAL.allow(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"evil.example",
+        b"evil.example:8000",
+        b"",
+        b":8000",
+        b"localhost:8000:9",
+        b"localhost.evil.example",
+        b"localhost@evil",
+        b"127.0.0.1 ",
+        b"[::1",
+        b"::1",
+        b"x" * 16_000,
+        b"\xff",
+        b"localhost\x00",
+    ],
+)
+def test_other_names_are_not(host: bytes) -> None:
+    """Any other name, and what is not a name, is refused; also when it is asked for again."""
+    for _ in range(2):
+        with pytest.raises(MisdirectedError):
+            LOCAL.check(host)
+
+
+def test_a_request_without_host_is_let_through() -> None:
+    """HTTP/1.0 has no `Host`: no browser sends that."""
+    LOCAL.check(None)
+
+
+def test_the_address_listened_on_is_a_name() -> None:
+    """PQS_HOST on the loopback interface counts as one of the names, an IPv6 address in brackets."""
+    assert Hosts.of(None, "127.0.0.9").allow(b"127.0.0.9:80")
+    assert Hosts.of("", "::1").allow(b"[::1]:80")
+
+
+def test_the_setting_replaces_the_default() -> None:
+    """PQS_ALLOWED_HOSTS lists names separated by commas; a port in it does not count either."""
+    hosts = Hosts.of(" pqs.example , [2001:db8::7]:443,10.0.0.7", "0.0.0.0")
+    assert [hosts.allow(each) for each in (b"PQS.example:8443", b"[2001:DB8::7]", b"10.0.0.7", b"localhost")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_star_allows_every_name() -> None:
+    """`*` lets every name in."""
+    assert Hosts.of("*", "0.0.0.0").allow(b"evil.example")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.7", "pqs.example"])
+def test_the_setting_is_needed_where_others_can_come_in(address: str) -> None:
+    """On an address that is not of the loopback interface, the start is refused without the setting."""
+    with pytest.raises(StartError, match="PQS_ALLOWED_HOSTS"):
+        Hosts.of(None, address)
+
+
+@pytest.mark.parametrize("text", ["http://pqs.example", "pqs.example/", "a b", "ä.example", "*.example"])
+def test_what_is_not_a_name_is_refused(text: str) -> None:
+    """A setting that could never fit is a mistake, and named."""
+    with pytest.raises(StartError, match="PQS_ALLOWED_HOSTS"):
+        Hosts.of(text, "127.0.0.1")
+
+
+def test_what_is_remembered_has_a_bound() -> None:
+    """Spellings of an allowed name cost no memory without end."""
+    hosts = Hosts.of(None, "127.0.0.1")
+    assert all(hosts.allow(b"localhost:%d" % port) for port in range(1000))
+    assert len(hosts._seen) <= 64
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("x", False),
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    """What only this machine can reach."""
+    assert is_loopback(host) is expected

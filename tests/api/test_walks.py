@@ -1,0 +1,97 @@
+"""Reads that walk: which they are, and how many run at once."""
+
+import asyncio
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from app.api.walks import Walks, is_walk
+from app.domain.states import RegistrationState
+from app.errors import TooManyWalksError
+from app.store.listing import EntityFilter
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ACTIVE = (RegistrationState.ACTIVE,)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, False),
+        ({"states": ACTIVE}, False),
+        ({"event_id": UUID(int=1), "node_type": "x"}, False),
+        ({"updated_before": NOW, "states": ACTIVE}, False),
+        ({"updated_before": NOW}, True),
+        ({"node_type": "compute"}, True),
+        ({"node_type": "compute", "states": ACTIVE}, True),
+        ({"capabilities": {"gpu": True}}, True),
+    ],
+)
+def test_which_lists_walk(filters: dict[str, Any], expected: bool) -> None:
+    """Lists that no index narrows walk; a list by state, by event or in the order of ids does not."""
+    assert is_walk(EntityFilter(domain="registration", **filters)) is expected
+
+
+def test_the_third_is_refused() -> None:
+    """Two have a turn; the next is told when to come again, and has one when one of them has ended."""
+    walks = Walks()
+    with walks.now():
+        with walks.now(), pytest.raises(TooManyWalksError) as refused, walks.now():
+            pass
+        assert refused.value.retry_after.total_seconds() >= 1
+        with walks.now():
+            pass
+
+
+def test_a_turn_ends_with_an_error() -> None:
+    """A read that fails gives its turn back."""
+    walks = Walks(1)
+    for _ in range(3):
+        with pytest.raises(KeyError), walks.now():
+            raise KeyError
+
+
+async def test_later_pages_wait_in_the_order_of_arrival() -> None:
+    """Whoever waits has the turn before those who come new, who are refused meanwhile."""
+    walks = Walks(1)
+    order: list[int] = []
+
+    async def page(number: int) -> None:
+        async with walks.later():
+            order.append(number)
+            await asyncio.sleep(0)
+
+    with walks.now():
+        tasks = [asyncio.create_task(page(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        assert order == []
+    with pytest.raises(TooManyWalksError), walks.now():
+        pass
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2]
+    async with walks.later():
+        pass
+
+
+async def test_one_that_gives_up_waiting_keeps_no_turn() -> None:
+    """A stream whose client is gone, while it waits or as it gets its turn, takes none away."""
+    walks = Walks(1)
+
+    async def page() -> None:
+        async with walks.later():
+            await asyncio.sleep(60)
+
+    with ExitStack() as stack:
+        stack.enter_context(walks.now())
+        waiting, handed = asyncio.create_task(page()), asyncio.create_task(page())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        stack.close()
+        handed.cancel()
+        await asyncio.wait([handed])
+    with walks.now():
+        pass
