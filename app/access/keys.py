@@ -23,7 +23,7 @@ PREFIX = b"pqs_"
 _ID = slice(4, 4 + ID_LENGTH)
 _SECRET = slice(5 + ID_LENGTH, 5 + ID_LENGTH + SECRET_LENGTH)
 _CHECKED = slice(0, 5 + ID_LENGTH + SECRET_LENGTH)
-_CHECK = slice(6 + ID_LENGTH + SECRET_LENGTH, None)
+_CHECK = slice(5 + ID_LENGTH + SECRET_LENGTH, None)
 # The last of 43 characters carries 4 bits; any other character in its place would be a second name of one secret.
 _FORM = re.compile(rb"pqs_[a-z2-7]{10}_[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]_[0-9a-f]{8}")
 
@@ -50,7 +50,7 @@ def make(random: Callable[[int], bytes]) -> Key:
     id_ = b32encode(random(7))[:ID_LENGTH].lower()
     secret = urlsafe_b64encode(random(32))[:SECRET_LENGTH]
     body = PREFIX + id_ + b"_" + secret
-    return Key((body + b"_" + _check(body)).decode())
+    return Key((body + _check(body)).decode())
 
 
 def parse(text: bytes) -> tuple[str, bytes] | None:
@@ -65,7 +65,7 @@ def digest_of(text: bytes) -> bytes | None:
 
     None where the length, the beginning or the check is wrong.
     """
-    if len(text) != LENGTH or text[:4] != PREFIX or b"%08x" % crc32(text[_CHECKED]) != text[_CHECK]:
+    if len(text) != LENGTH or text[:4] != PREFIX or _check(text[_CHECKED]) != text[_CHECK]:
         return None
     return sha256(text[_SECRET]).digest()
 
@@ -76,4 +76,4 @@ def id_in(text: bytes) -> bytes:
 
 
 def _check(body: bytes) -> bytes:
-    return b"%08x" % crc32(body)
+    return b"_%08x" % crc32(body)
