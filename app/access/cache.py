@@ -15,7 +15,7 @@ from typing import Literal
 from msgspec import Struct
 
 from app.access.principals import Grant, Principal, scopes_of
-from app.errors import PqsError, UnavailableError
+from app.errors import UnavailableError
 from app.store import keys
 from app.store.database import Connection
 from app.store.keys import StoredKey
@@ -87,7 +87,7 @@ class KeyCache:
                 try:
                     async with listening(self._url, keys.CHANNEL, self._wake.set, patience=PATIENCE) as connection:
                         await self._follow(connection, stopping)
-                except PqsError as error:
+                except Exception as error:  # noqa: BLE001 - who stops following would not hear of a revocation
                     if not self._is_down:
                         log.warning("keys cannot be read: %s; the last copy counts for %g s", error, self._good_for)
                     self._is_down = True

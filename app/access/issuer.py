@@ -133,7 +133,7 @@ class Issuer:
         try:
             async with asyncio.timeout(PATIENCE.total_seconds()):
                 keys = await self._load()
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError, ValueError) as error:
             raise IssuerError(f"{type(error).__name__}: {error}") from error
         self._keys = keys
         self._fetched_at = self._clock()

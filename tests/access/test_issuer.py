@@ -119,6 +119,7 @@ async def test_an_answer_that_is_not_to_be_believed(
         ({"issuer": "https://another.example"}, "is about another issuer"),
         ({"jwks_uri": "http://issuer.example/keys"}, "is neither https nor on loopback"),
         ({"jwks_uri": "file:///etc/passwd"}, "is neither https nor on loopback"),
+        ({"jwks_uri": "https://["}, "ValueError: Invalid IPv6 URL"),
         ({"jwks_uri": 7}, "does not answer with the document"),
     ],
     ids=str,

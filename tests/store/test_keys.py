@@ -12,6 +12,7 @@ from app.store import keys
 from app.store.database import Connection, Database
 from app.store.keys import CHANNEL, StoredKey
 from app.store.notifications import listening
+from app.store.statements import Statement
 
 PATIENCE = 30.0  # seconds; only a test that fails waits that long
 FAR = datetime(2199, 1, 1, tzinfo=UTC)
@@ -153,3 +154,21 @@ async def test_what_a_check_refuses(database_url: str, constraint: str, wrong: d
         assert refused.value.constraint_name == f"api_keys_{constraint}"
     finally:
         await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "given"),
+    [
+        (keys.USED, {"ids": ["a"]}),
+        (keys.REVOKE, {"ids": ["a"]}),
+        (keys.SHORTEN, {"ids": ["a"], "expires_at": FAR}),
+    ],
+)
+async def test_a_key_is_found_by_its_id(database: Database, statement: Statement, given: dict[str, object]) -> None:
+    """By the primary key, however many keys of the past there are."""
+
+    async def plan(connection: Connection) -> str:
+        rows = await connection.fetch(f"EXPLAIN {statement.text}", *statement.arguments(given))
+        return "\n".join(row[0] for row in rows)
+
+    assert "using api_keys_pkey" in await database.read(plan)

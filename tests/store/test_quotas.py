@@ -87,3 +87,13 @@ async def test_writers_at_once_stay_below_the_quota(database: Database) -> None:
     assert sum(each is None for each in done) == 5
     assert sum(isinstance(each, QuotaExceededError) for each in done) == 7
     assert await database.read(quotas.get_all) == [Quota("w", 500, 500)]
+
+
+async def test_what_is_in_use_is_read_by_key(database: Database) -> None:
+    """The size of a workflow costs a look-up by the primary key."""
+
+    async def plan(connection: Connection) -> str:
+        rows = await connection.fetch(f"EXPLAIN {quotas.SIZES.text}", ["team/a"])
+        return "\n".join(row[0] for row in rows)
+
+    assert "using workflow_state_pkey" in await database.read(plan)
