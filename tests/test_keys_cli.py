@@ -11,14 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from app.access.keys import Key
-from app.cli import Commands
-from app.keys_cli import audit, keys
+from app.cli import pqs as commands
+from app.cli.keys import audit, keys
 from app.store import keys as stored_keys
 from app.store.database import Database
 from app.store.keys import StoredKey
 
 # No coroutines: each command has an event loop of its own.
-COMMANDS = Commands("pqs", commands={"keys": keys, "audit": audit})
 READER = ("--scope", "entities:read", "--domain", "registration")
 
 
@@ -30,7 +29,7 @@ class Typing:
 
     def __call__(self, *words: str) -> Result:
         """What a command said."""
-        return CliRunner().invoke(COMMANDS, [*words, f"--database-url={self.url}"])
+        return CliRunner().invoke(commands, [*words, f"--database-url={self.url}"])
 
     def done(self, *words: str) -> str:
         """What a command printed that went well."""

@@ -15,10 +15,9 @@ from msgspec.structs import replace
 
 from app.access.keys import Key, make
 from app.access.principals import EVERY_DOMAIN, EVERY_KEY, Scope
+from app.cli.options import DATABASE, logged_settings, settings_options
 from app.errors import StartError
-from app.runtime import log
-from app.runtime.signals import database_of
-from app.settings import PREFIX, Settings, read_settings
+from app.runtime.database import database_of
 from app.store import audit as audits
 from app.store import keys as stored_keys
 from app.store import quotas
@@ -29,13 +28,13 @@ from app.store.keys import StoredKey
 EXPIRES = "90d"
 OVERLAP = "24h"
 LONGEST = timedelta(days=3650)
+OPTIONS = (*DATABASE, "database_url_file")
 EVERY = "*"  # what stands for every domain, and for every workflow, on the command line
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,128}")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
-F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
 
 
@@ -46,20 +45,6 @@ def duration(value: str) -> timedelta:
     if result > LONGEST:
         raise click.BadParameter(f"{value!r} is not a duration such as 30d, 12h or 45m, of ten years at most")
     return result
-
-
-def database_options(command: F) -> F:
-    """The options that say which database is meant."""
-    for name in ("log_format", "log_level", "data_dir", "database_url_file", "database_url"):
-        description = Settings.model_fields[name].description
-        option = click.option(
-            f"--{name.replace('_', '-')}",
-            name,
-            metavar="VALUE",
-            help=f"{description} Also {PREFIX}{name.upper()}.",
-        )
-        command = option(command)
-    return command
 
 
 @click.group()
@@ -89,7 +74,7 @@ def keys() -> None:
 @click.option("--expires", type=duration, default=EXPIRES, show_default=True, help="How long it lives.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Units a second, in each process of a service.")
 @click.option("--burst", type=click.FloatRange(1), help="Units at once; without it, twice the rate.")
-@database_options
+@settings_options(*OPTIONS)
 def create(
     name: str,
     scopes: Sequence[str],
@@ -132,7 +117,7 @@ def create(
 @click.argument("name")
 @click.option("--overlap", type=duration, default=OVERLAP, show_default=True, help="How long the old one lives on.")
 @click.option("--expires", type=duration, default=EXPIRES, show_default=True, help="How long the new one lives.")
-@database_options
+@settings_options(*OPTIONS)
 def rotate(name: str, overlap: timedelta, expires: timedelta, **given: str | None) -> None:
     """Make a key's successor, with the same rights, and print it. The old one ends after the overlap."""
     key = make(os.urandom)
@@ -157,7 +142,7 @@ def rotate(name: str, overlap: timedelta, expires: timedelta, **given: str | Non
 
 @keys.command()
 @click.argument("name")
-@database_options
+@settings_options(*OPTIONS)
 def revoke(name: str, **given: str | None) -> None:
     """End the live keys of a name, or the one with an id. It holds on every host within five seconds."""
 
@@ -178,7 +163,7 @@ def revoke(name: str, **given: str | None) -> None:
 @keys.command("list")
 @click.option("--all", "everything", is_flag=True, help="Those of the past as well.")
 @click.option("-o", "--output", type=click.Choice(["table", "ndjson"]), default="table", help="How it is printed.")
-@database_options
+@settings_options(*OPTIONS)
 def list_keys(everything: bool, output: str, **given: str | None) -> None:
     """List keys: names, rights and ends. A secret is nowhere to be listed from."""
     now = datetime.now(UTC)
@@ -209,7 +194,7 @@ def list_keys(everything: bool, output: str, **given: str | None) -> None:
 @keys.command()
 @click.argument("prefix", required=False)
 @click.argument("size", required=False)
-@database_options
+@settings_options(*OPTIONS)
 def quota(prefix: str | None, size: str | None, **given: str | None) -> None:
     """List the quotas of workflow prefixes; with PREFIX and SIZE in bytes, set one, and with `none` for SIZE end it.
 
@@ -243,7 +228,7 @@ def quota(prefix: str | None, size: str | None, **given: str | None) -> None:
     "--before", type=click.IntRange(1), default=audits.NEWEST, help="Entries with a lower id than this one."
 )
 @click.option("-o", "--output", type=click.Choice(["table", "ndjson"]), default="table", help="How it is printed.")
-@database_options
+@settings_options(*OPTIONS)
 def audit(limit: int, before: int, output: str, **given: str | None) -> None:
     """Print who did what, newest first."""
 
@@ -315,8 +300,7 @@ def _operator() -> str:
 
 
 def _in_transaction(given: dict[str, str | None], work: Callable[[Connection], Coroutine[None, None, T]]) -> T:
-    settings = read_settings(given)
-    log.configure(settings.log_level, settings.log_format)
+    settings = logged_settings(given)
 
     async def run(url: str) -> T:
         database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=settings.statement_timeout))
