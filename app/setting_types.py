@@ -110,7 +110,7 @@ def _issuer(url: str) -> str:
     raise ValueError("an address such as https://issuer.example/realm was expected (http is for loopback only)")
 
 
-Issuer = Annotated[str, AfterValidator(_issuer)]
+IssuerAddress = Annotated[str, AfterValidator(_issuer)]
 # The names that Kafka allows for a topic.
 _TOPIC = "[a-zA-Z0-9._-]{1,249}"
 _SERVER = r"([a-zA-Z_]+://)?([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?"

@@ -23,7 +23,7 @@ from app.setting_types import (
     Duration,
     File,
     Hosts,
-    Issuer,
+    IssuerAddress,
     KafkaOptions,
     KafkaSecurity,
     LogFormat,
@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     cors_origins: Origins | None = Field(
         None, description="The origins whose pages may call the service, as https://a.example,https://b.example."
     )
-    oidc_issuer: Issuer | None = Field(
+    oidc_issuer: IssuerAddress | None = Field(
         None, description="The OpenID Connect issuer whose tokens are accepted, to the letter; needs the extra oidc."
     )
     oidc_audience: Word | None = Field(None, description="The audience that its tokens must name.")

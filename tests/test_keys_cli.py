@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from app.access.keys import Key
+from app.access.keys import AccessKey
 from app.cli import pqs as commands
 from app.cli.keys import audit, keys
 from app.store import keys as stored_keys
@@ -59,7 +59,7 @@ class Typing:
         async def read() -> bool:
             database = Database(self.url, pool_size=1, statement_timeout=timedelta(seconds=5))
             try:
-                return Key(key).digest in (await database.read(stored_keys.get_live)).by_digest
+                return AccessKey(key).digest in (await database.read(stored_keys.get_live)).by_digest
             finally:
                 await database.close()
 
@@ -82,7 +82,7 @@ def test_a_key_is_made_and_shown_once(pqs: Typing) -> None:
         "--domain", "b", "--workflow-prefix", "team/", "--expires", "30d", "--rate", "100", "--burst", "300",
     )  # fmt: skip
     assert run.exit_code == 0
-    key = Key(run.stdout.strip())
+    key = AccessKey(run.stdout.strip())
     assert run.stdout == key.text + "\n"
     assert re.fullmatch(rf"orchestrator/{key.id} lives until .*Z; it is shown this once\n", run.stderr)
     [stored] = pqs.stored()
@@ -140,7 +140,7 @@ def test_a_rotation_is_two_live_keys(pqs: Typing) -> None:
     )
     new = pqs.done("keys", "rotate", "k", "--overlap", "2h", "--expires", "10d").strip()
     first, second = pqs.stored()
-    assert [first.id, second.id] == [Key(old).id, Key(new).id]
+    assert [first.id, second.id] == [AccessKey(old).id, AccessKey(new).id]
     assert (first.scopes, first.domains, first.rate) == (second.scopes, second.domains, second.rate)
     now = datetime.now(UTC)
     assert abs(first.expires_at - now - timedelta(hours=2)) < timedelta(minutes=2)
@@ -160,7 +160,9 @@ def test_a_key_is_revoked_by_its_name(pqs: Typing) -> None:
     one = pqs.done("keys", "create", "k", *READER).strip()
     two = pqs.done("keys", "rotate", "k").strip()
     other = pqs.done("keys", "create", "other", *READER).strip()
-    assert set(pqs.done("keys", "revoke", "k").splitlines()) == {f"revoked k/{Key(text).id}" for text in (one, two)}
+    assert set(pqs.done("keys", "revoke", "k").splitlines()) == {
+        f"revoked k/{AccessKey(text).id}" for text in (one, two)
+    }
     assert [pqs.lets_in(text) for text in (one, two, other)] == [False, False, True]
     run = pqs("keys", "revoke", "k")
     assert (run.exit_code, run.output) == (1, "pqs: there is no live key k; `pqs keys list` lists them\n")
@@ -185,9 +187,9 @@ def test_keys_are_listed(pqs: Typing) -> None:
 
 def test_every_change_is_in_the_audit_log(pqs: Typing) -> None:
     """Newest first, in pages; what was refused is not there."""
-    key = Key(pqs.done("keys", "create", "k", *READER).strip())
+    key = AccessKey(pqs.done("keys", "create", "k", *READER).strip())
     pqs("keys", "create", "k", *READER)
-    successor = Key(pqs.done("keys", "rotate", "k").strip())
+    successor = AccessKey(pqs.done("keys", "rotate", "k").strip())
     pqs.done("keys", "revoke", successor.id)
     found = pqs.lines("audit")
     assert [(each["action"], each["target"], each["outcome"]) for each in found] == [

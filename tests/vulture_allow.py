@@ -18,10 +18,7 @@ from app.api import bodies, workflows
 from app.domain import events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
-from app.outbound import (
-    kafka,
-    postgres,
-)
+from app.outbound import kafka, postgres
 from app.runtime import (
     protocol,
     tls,

@@ -18,7 +18,7 @@ from zlib import crc32
 ID_LENGTH = 10  # characters
 SECRET_LENGTH = 43  # characters
 LENGTH = 4 + ID_LENGTH + 1 + SECRET_LENGTH + 1 + 8  # characters of a whole key
-PREFIX = b"pqs_"
+KEY_PREFIX = b"pqs_"
 
 _ID = slice(4, 4 + ID_LENGTH)
 _SECRET = slice(5 + ID_LENGTH, 5 + ID_LENGTH + SECRET_LENGTH)
@@ -28,7 +28,7 @@ _CHECK = slice(5 + ID_LENGTH + SECRET_LENGTH, None)
 _FORM = re.compile(rb"pqs_[a-z2-7]{10}_[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]_[0-9a-f]{8}")
 
 
-class Key:
+class AccessKey:
     """A key as it is shown to its owner, once. Neither repr nor str contains the secret."""
 
     __slots__ = ("digest", "id", "text")
@@ -42,15 +42,15 @@ class Key:
 
     def __repr__(self) -> str:
         """The public part."""
-        return f"Key({self.id})"
+        return f"AccessKey({self.id})"
 
 
-def make(random: Callable[[int], bytes]) -> Key:
+def make(random: Callable[[int], bytes]) -> AccessKey:
     """A new key from `random`, which returns that many random bytes, as os.urandom does."""
     id_ = b32encode(random(7))[:ID_LENGTH].lower()
     secret = urlsafe_b64encode(random(32))[:SECRET_LENGTH]
-    body = PREFIX + id_ + b"_" + secret
-    return Key((body + _check(body)).decode())
+    body = KEY_PREFIX + id_ + b"_" + secret
+    return AccessKey((body + _check(body)).decode())
 
 
 def parse(text: bytes) -> tuple[str, bytes] | None:
@@ -65,7 +65,7 @@ def digest_of(text: bytes) -> bytes | None:
 
     None where the length, the beginning or the check is wrong.
     """
-    if len(text) != LENGTH or text[:4] != PREFIX or _check(text[_CHECKED]) != text[_CHECK]:
+    if len(text) != LENGTH or text[:4] != KEY_PREFIX or _check(text[_CHECKED]) != text[_CHECK]:
         return None
     return sha256(text[_SECRET]).digest()
 

@@ -25,7 +25,7 @@ from app.settings import Settings
 LARGEST = 8 * 1024  # bytes of a token
 REMEMBERED = 10_000  # tokens
 REMEMBERED_FOR = 300.0  # seconds at most
-LATEST = 253_370_764_799  # seconds since 1970: the end of the year 9998
+LATEST_EXPIRY = 253_370_764_799  # seconds since 1970: the end of the year 9998
 LONGEST_SUBJECT = 255  # characters (OpenID Connect Core, section 2)
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class _Known(Struct, frozen=True):
     thumbprint: bytes
 
 
-class Terms(Struct, frozen=True, kw_only=True):
+class TokenTerms(Struct, frozen=True, kw_only=True):
     """What a token has to be, and what its claims grant.
 
     `scopes_map` is None where the issuer's names are this service's. Without `domains_claim` a token covers every
@@ -75,7 +75,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     leeway: timedelta = timedelta(seconds=30)
 
 
-def terms_of(settings: Settings) -> Terms:
+def terms_of(settings: Settings) -> TokenTerms:
     """The terms that are set. Raises StartError for a scope that does not exist."""
     scopes_map: dict[str, frozenset[Scope]] | None = None
     if settings.oidc_scopes_map is not None:
@@ -86,7 +86,7 @@ def terms_of(settings: Settings) -> Terms:
             if not granted:
                 raise StartError(f"PQS_OIDC_SCOPES_MAP: there is no scope {scope}; there are {', '.join(Scope)}")
             scopes_map[name] = scopes_map.get(name, frozenset()) | granted
-    return Terms(
+    return TokenTerms(
         audience=settings.oidc_audience or "",
         algorithms=frozenset(settings.oidc_algorithms.split(",")),
         scopes_claim=settings.oidc_scopes_claim,
@@ -99,7 +99,7 @@ def terms_of(settings: Settings) -> Terms:
 class TokenVerifier:
     """Verifies the tokens of one issuer, by the keys that it lists at the moment. `now` is in seconds since 1970."""
 
-    def __init__(self, issuer: Issuer, terms: Terms, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, issuer: Issuer, terms: TokenTerms, *, now: Callable[[], float] = time.time) -> None:
         self._issuer = issuer
         self._terms = terms
         self._leeway = terms.leeway.total_seconds()
@@ -165,7 +165,7 @@ class TokenVerifier:
             raise bad_token("the token is not valid yet")
         if not 0 < len(claims.sub) <= LONGEST_SUBJECT or not claims.sub.isprintable():
             raise bad_token("the token's subject is not 1 to 255 printable characters")
-        until = min(claims.exp, LATEST) + self._leeway
+        until = min(claims.exp, LATEST_EXPIRY) + self._leeway
         every: dict[str, object] = _decoded(payload, dict)
         grant = Grant(self._scopes(every), self._domains(every), (EVERY_KEY,), until)
         return Principal(f"oidc:{claims.sub}", grant), min(until, now + REMEMBERED_FOR)

@@ -13,7 +13,7 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from app.access.keys import Key, make
+from app.access.keys import AccessKey, make
 from app.access.principals import EVERY_DOMAIN, EVERY_KEY, Scope
 from app.cli.options import DATABASE, logged_settings, settings_options
 from app.errors import StartError
@@ -277,7 +277,7 @@ def _state(key: StoredKey, now: datetime) -> str:
     return "live" if key.expires_at > now else "expired"
 
 
-def _show(key: Key, stored: StoredKey) -> None:
+def _show(key: AccessKey, stored: StoredKey) -> None:
     """The key alone to standard output, for a pipe into a secret store; what is said of it to standard error."""
     click.echo(key.text)
     click.echo(

@@ -294,7 +294,7 @@ class WorkflowQuota(Base):
     __table_args__ = (CheckConstraint("max_bytes >= 0", name="bytes_from_0"),)
 
 
-class AuditEntry(Base):
+class AuditLogEntry(Base):
     """An act: who did what to what, and with which outcome. Rows are added, and never changed or removed."""
 
     __tablename__ = "audit_log"
@@ -325,4 +325,4 @@ FOR EACH STATEMENT EXECUTE FUNCTION audit_log_is_insert_only()
 """,
 )
 for _statement in INSERT_ONLY:
-    event.listen(AuditEntry.__table__, "after_create", DDL(_statement.replace("%", "%%")))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
+    event.listen(AuditLogEntry.__table__, "after_create", DDL(_statement.replace("%", "%%")))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 from app.access.cache import KeyCache
-from app.access.keys import Key, make
+from app.access.keys import AccessKey, make
 from app.store import keys
 from app.store.database import Connection, Database
 from app.store.keys import StoredKey
@@ -15,7 +15,7 @@ from app.store.keys import StoredKey
 PATIENCE = 30.0  # seconds; only a test that fails waits that long
 
 
-async def new_key(database: Database, name: str = "tester", *, lasts: timedelta = timedelta(days=1)) -> Key:
+async def new_key(database: Database, name: str = "tester", *, lasts: timedelta = timedelta(days=1)) -> AccessKey:
     """A live key that may read the entities of one domain."""
     key = make(os.urandom)
     stored = StoredKey(

@@ -9,7 +9,7 @@ import pytest
 
 from app.access.cache import KeyCache
 from app.access.guard import Guard
-from app.access.keys import Key, make
+from app.access.keys import AccessKey, make
 from app.access.principals import ANYONE, Principal
 from app.access.refusals import AuthError, ForbiddenError, UnauthenticatedError
 from app.errors import UnavailableError
@@ -29,7 +29,7 @@ async def guarded(database_url: str) -> Guard:
     return Guard(Posture.REQUIRED, cache)
 
 
-def bearer(key: Key | str, scheme: str = "Bearer") -> list[tuple[bytes, bytes]]:
+def bearer(key: AccessKey | str, scheme: str = "Bearer") -> list[tuple[bytes, bytes]]:
     """The header fields of a request with this key."""
     text = key if isinstance(key, str) else key.text
     return [(b"host", b"service"), (b"authorization", f"{scheme} {text}".encode())]
@@ -102,12 +102,12 @@ async def test_a_key_that_is_over_is_refused(database: Database, database_url: s
     assert str(refused) == "this key has expired"
 
 
-def from_parts(id_: str, text: str) -> Key:
+def from_parts(id_: str, text: str) -> AccessKey:
     """A well-formed key with the id of one and the secret of another."""
     from zlib import crc32  # noqa: PLC0415
 
     body = f"pqs_{id_}_{text[15:58]}"
-    return Key(f"{body}_{crc32(body.encode()):08x}")
+    return AccessKey(f"{body}_{crc32(body.encode()):08x}")
 
 
 async def test_what_is_said_while_nobody_can_tell(database: Database, database_url: str) -> None:

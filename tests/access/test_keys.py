@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.access.keys import ID_LENGTH, LENGTH, Key, digest_of, id_in, make, parse
+from app.access.keys import ID_LENGTH, LENGTH, AccessKey, digest_of, id_in, make, parse
 
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 
 
-def from_bytes(content: bytes) -> Key:
+def from_bytes(content: bytes) -> AccessKey:
     """The key that this randomness gives: 7 bytes for the id, 32 for the secret."""
     parts = iter((content[:7], content[7:]))
     return make(lambda length: next(parts))
@@ -23,7 +23,7 @@ KEYS = st.binary(min_size=39, max_size=39).map(from_bytes)
 
 
 @given(KEYS)
-def test_a_key_is_read_back(key: Key) -> None:
+def test_a_key_is_read_back(key: AccessKey) -> None:
     """It has its form, and gives its id and the digest of its secret, on both ways."""
     text = key.text.encode()
     assert re.fullmatch(r"pqs_[a-z2-7]{10}_[A-Za-z0-9_-]{43}_[0-9a-f]{8}", key.text)
@@ -34,7 +34,7 @@ def test_a_key_is_read_back(key: Key) -> None:
 
 
 @given(KEYS, st.integers(0, LENGTH - 1), st.sampled_from(CHARACTERS))
-def test_one_wrong_character_is_noticed(key: Key, place: int, character: str) -> None:
+def test_one_wrong_character_is_noticed(key: AccessKey, place: int, character: str) -> None:
     """Whatever character is in whatever place: it is the right one, or this is not a key."""
     typed = key.text[:place] + character + key.text[place + 1 :]
     assert (parse(typed.encode()) is not None) is (typed == key.text)
@@ -42,7 +42,7 @@ def test_one_wrong_character_is_noticed(key: Key, place: int, character: str) ->
 
 
 @given(KEYS, st.integers(0, LENGTH - 2))
-def test_two_exchanged_characters_are_noticed(key: Key, place: int) -> None:
+def test_two_exchanged_characters_are_noticed(key: AccessKey, place: int) -> None:
     """So is what is typed in the wrong order."""
     text = key.text
     typed = text[:place] + text[place + 1] + text[place] + text[place + 2 :]
@@ -57,7 +57,7 @@ def test_anything_else_is_not_a_key(text: bytes) -> None:
 
 
 @given(KEYS)
-def test_a_key_has_one_form(key: Key) -> None:
+def test_a_key_has_one_form(key: AccessKey) -> None:
     """Nothing before, after, in upper case, or in another encoding of the same bits counts."""
     text = key.text.encode()
     for other in (
@@ -85,4 +85,4 @@ def test_a_key_is_not_shown() -> None:
     key = make(os.urandom)
     assert key.text[15:58] not in f"{key!r} {key} {[key]}"
     with pytest.raises(ValueError, match=r"^this is not a key$"):
-        Key("pqs_hunter2")
+        AccessKey("pqs_hunter2")

@@ -21,7 +21,7 @@ from app.access.guard import Guard
 from app.access.issuer import Issuer
 from app.access.principals import Principal, Scope
 from app.access.refusals import UnauthenticatedError
-from app.access.tokens import Terms, TokenVerifier, terms_of
+from app.access.tokens import TokenTerms, TokenVerifier, terms_of
 from app.errors import StartError, UnavailableError
 from app.setting_types import ALGORITHMS
 from app.settings import Posture, read_settings
@@ -59,7 +59,7 @@ def verifier(issuer: Issuing, clock: Clock | None = None, **terms: Any) -> Token
     """A verifier for that issuer, which has not asked it for anything yet."""
     clock = clock or Clock()
     given = {"audience": AUDIENCE, "algorithms": ALL} | terms
-    return TokenVerifier(Issuer(issuer.url, clock=clock), Terms(**given), now=clock)
+    return TokenVerifier(Issuer(issuer.url, clock=clock), TokenTerms(**given), now=clock)
 
 
 async def refusal(subject: TokenVerifier, token: bytes) -> str:
@@ -364,7 +364,7 @@ async def test_the_number_of_tokens_is_bounded(
 async def test_keys_that_vanish_stop_counting_at_once(issuer: Issuing, signers: dict[str, Signer]) -> None:
     """With the fetch that no longer finds them; tokens by other keys stay remembered, whatever a key is called."""
     endpoint = Issuer(issuer.url)
-    subject = TokenVerifier(endpoint, Terms(audience=AUDIENCE, algorithms=ALL))
+    subject = TokenVerifier(endpoint, TokenTerms(audience=AUDIENCE, algorithms=ALL))
     leaked, good = signers["RS256"].sign(issuer.claims()), signers["ES256"].sign(issuer.claims())
     await subject.verify(leaked)
     await subject.verify(good)
@@ -406,7 +406,7 @@ async def test_many_at_once_cause_one_fetch(issuer: Issuing, signers: dict[str, 
 def test_terms_are_those_that_are_set() -> None:
     """By default: every algorithm but HMAC, the claim `scope`, every domain, 30 seconds."""
     settings = read_settings({"oidc_issuer": "https://i.example", "oidc_audience": "a"})
-    assert terms_of(settings) == Terms(audience="a", algorithms=ALL)
+    assert terms_of(settings) == TokenTerms(audience="a", algorithms=ALL)
     other = terms_of(
         read_settings(
             {"oidc_issuer": "https://i.example", "oidc_audience": "a", "oidc_algorithms": "ES256", "oidc_leeway": "0"}
