@@ -70,8 +70,9 @@ format: $(VENV) ## rewrite the code as `make check` wants it
 requirements: $(VENV) ## pin every dependency again: names, versions and hashes, no addresses
 	$(PIN) requirements/runtime.txt pyproject.toml
 	$(PIN) requirements/embedded.txt --extra embedded pyproject.toml
+	$(PIN) requirements/oidc.txt --extra oidc pyproject.toml
 	$(PIN) requirements/build.txt --group build
-	$(PIN) requirements/dev.txt --extra embedded --group dev pyproject.toml
+	$(PIN) requirements/dev.txt --extra embedded --extra oidc --group dev pyproject.toml
 
 PIN := $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --output-file
 

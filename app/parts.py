@@ -18,10 +18,11 @@ from app.domain.registration import Timing
 from app.errors import StartError
 from app.inbound.consumer import FIRST_WAIT, Consumer
 from app.outbound.bus import Bus
-from app.outbound.consul import Consul
+from app.outbound.consul import Consul, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
 from app.outbound.entries import Outgoing, outgoing_of
 from app.outbound.kafka import KafkaBus
+from app.outbound.kafka_options import client_options
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
 from app.projection.batching import Reader, Writer
@@ -136,7 +137,7 @@ class Parts:
             self._stack.push_async_callback(_close, buses)
             destinations.append(to_topic(settings.topic_out, *buses))
         if settings.consul_url is not None:
-            consul = Consul(settings.consul_url.get_secret_value())
+            consul = Consul(settings.consul_url.get_secret_value(), rights=rights_of(settings))
             self._stack.push_async_callback(consul.close)
             destinations.append(to_handler("consul", consul.handle))
             breakers["consul"] = consul.breaker
@@ -174,6 +175,7 @@ class Parts:
             servers=settings.kafka,
             topics=topics,
             group=settings.consumer_group,
+            options=client_options(settings),
         )
 
     def _database(
@@ -189,7 +191,7 @@ class Parts:
 def _open_bus(kind: Literal[BusKind.KAFKA, BusKind.MEMORY], settings: Settings) -> Bus:
     match kind:
         case BusKind.KAFKA:
-            return KafkaBus(settings.kafka or "")
+            return KafkaBus(settings.kafka or "", options=client_options(settings))
         case BusKind.MEMORY:
             return MemoryBus()
         case never:

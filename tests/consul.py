@@ -5,6 +5,7 @@ https://developer.hashicorp.com/consul/api-docs/agent/service
 
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,12 +51,17 @@ class Agent:
         self.wrong: list[str] = []  # what the documentation does not allow
         self.answers: list[int] = []  # statuses of the next answers, in place of what the agent would say
         self.forbidden: set[str] = set()  # ids of services that nobody has the right to register
+        self.tokens: set[str] | None = None  # those that have the right to register; None: nobody needs one
+        self.last_path = ""
         self.silent = False  # says nothing until `released`
         self.released = threading.Event()
 
-    def take(self, method: str, path: str, body: bytes) -> tuple[int, str]:
+    def take(self, method: str, path: str, body: bytes, token: str | None = None) -> tuple[int, str]:
         """The answer to a request."""
         self.requests += 1
+        self.last_path, path = path, path.partition("?")[0]
+        if self.tokens is not None and token not in self.tokens:
+            return 403, "Permission denied: token with AccessorID lacks permission 'service:write'"
         if self.silent:
             self.released.wait(HANGS)
         if self.answers:
@@ -94,8 +100,8 @@ class Agent:
 
 
 @contextmanager
-def consul() -> Iterator[Agent]:
-    """An agent that listens on a free port."""
+def consul(tls: ssl.SSLContext | None = None) -> Iterator[Agent]:
+    """An agent that listens on a free port, by TLS where a context is given."""
     agent = Agent()
 
     class Handler(BaseHTTPRequestHandler):
@@ -103,7 +109,7 @@ def consul() -> Iterator[Agent]:
 
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, said = agent.take(self.command, self.path, body)
+            status, said = agent.take(self.command, self.path, body, self.headers.get("X-Consul-Token"))
             if status == 0:  # hangs up without a word
                 self.close_connection = True
                 return
@@ -122,7 +128,9 @@ def consul() -> Iterator[Agent]:
             """A client that went away is no news."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        agent.url = f"http://127.0.0.1:{server.server_address[1]}"
+        if tls is not None:  # the handshake is in the thread of the connection, with its first read
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        agent.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         try:

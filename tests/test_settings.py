@@ -1,12 +1,25 @@
 """Settings: where they come from, and which are refused."""
 
+import os
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from app.errors import StartError
-from app.settings import PREFIX, LogFormat, LogLevel, Settings, read_settings
+from app.runtime.processes import export
+from app.settings import (
+    PREFIX,
+    SECRETS,
+    KafkaSecurity,
+    LogFormat,
+    LogLevel,
+    Posture,
+    Settings,
+    read_settings,
+    secret_of,
+    secrets_in,
+)
 
 DAYS_365 = 31_536_000.0  # seconds
 
@@ -22,6 +35,7 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
     "action_retention": ("0", "0.001", "31536000", "31536001"),
     "max_connections": ("7", "8", "1000000", "1000001"),
     "max_body": ("1023", "1024", "1073741824", "1073741825"),
+    "oidc_leeway": ("-1", "0", "300", "301"),
 }
 WITHIN = [(name, value) for name, (_, *ends, _) in NUMBERS.items() for value in ends]
 OUTSIDE = [(name, value) for name, (below, _, _, above) in NUMBERS.items() for value in (below, above)]
@@ -200,15 +214,21 @@ def test_a_topic_has_a_name_that_kafka_takes(topic: str) -> None:
         read_settings({"topic_out": topic})
 
 
-@pytest.mark.parametrize(
-    "url", ["http://localhost:8500", "https://user:secret@consul.example/prefix", "http://[::1]:8500/"]
-)
+@pytest.mark.parametrize("url", ["http://localhost:8500", "https://consul.example/prefix", "http://[::1]:8500/"])
 def test_consul_is_an_http_address(url: str) -> None:
     """It is kept without a slash at its end, and not shown."""
     consul_url = read_settings({"consul_url": url}).consul_url
     assert consul_url is not None
     assert consul_url.get_secret_value() == url.rstrip("/")
-    assert "secret" not in repr(consul_url)
+    assert url not in repr(consul_url)
+
+
+@pytest.mark.parametrize("url", ["https://user:secret@consul.example", "http://secret@localhost:8500"])
+def test_user_information_in_consuls_address_is_refused(url: str) -> None:
+    """The message names the setting for a token, and shows nothing of the address."""
+    with pytest.raises(StartError, match=r"^PQS_CONSUL_URL: user information .* PQS_CONSUL_TOKEN_FILE$") as refused:
+        read_settings({"consul_url": url})
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -219,3 +239,196 @@ def test_what_is_no_http_address_is_refused_without_being_shown(url: str) -> Non
     with pytest.raises(StartError, match=r"^PQS_CONSUL_URL: an address such as http://") as refused:
         read_settings({"consul_url": url})
     assert "secret" not in str(refused.value)
+
+
+# --- Access and wires ----------------------------------------------------------------------------------------------
+
+
+def test_access_is_for_this_machine_by_default() -> None:
+    """Nothing has to be set up on loopback, and nothing is open beyond it."""
+    settings = read_settings()
+    assert settings.auth is Posture.LOOPBACK
+    assert settings.oidc_issuer is None
+    assert (settings.kafka_security, settings.oidc_leeway) == (KafkaSecurity.PLAINTEXT, 30)
+    assert settings.oidc_algorithms == "RS256,PS256,ES256,EdDSA"
+
+
+OIDC = {"oidc_issuer": "https://issuer.example/realm", "oidc_audience": "pqs"}
+SASL = {
+    "kafka_security": "sasl_ssl",
+    "kafka_mechanism": "SCRAM-SHA-512",
+    "kafka_username": "pqs",
+    "kafka_password": "hunter2",
+}
+CONSUL = {"consul_url": "https://consul.example:8501"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        OIDC,
+        OIDC | {"oidc_issuer": "http://127.0.0.1:9400", "oidc_algorithms": "ES256"},
+        OIDC | {"oidc_scopes_map": "node-admin=operations:write,node-admin=operations:read"},
+        {"tls_cert": "c.pem", "tls_key": "k.pem", "tls_client_ca": "ca.pem"},
+        SASL,
+        SASL | {"kafka_ca": "ca.pem", "kafka_cert": "c.pem", "kafka_key": "k.pem", "kafka": "SASL_SSL://b:9093"},
+        {"kafka_security": "sasl_ssl", "kafka_mechanism": "OAUTHBEARER"},
+        {"kafka_options": r"socket.keepalive.enable=true,sasl.oauthbearer.extensions=a=b\\,c=d"},
+        CONSUL | {"consul_token": "t", "consul_ca": "ca.pem", "consul_namespace": "n", "consul_datacenter": "d"},
+        {"allowed_hosts": "*", "cors_origins": "https://a.example,http://[::1]:3000"},
+    ],
+    ids=str,
+)
+def test_access_settings_that_go_together(given: dict[str, str]) -> None:
+    """They are taken as they are."""
+    settings = read_settings(given)
+    assert all(
+        str(value) in str(getattr(settings, name)) or "**" in str(getattr(settings, name))
+        for name, value in given.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"auth": "none"}, "PQS_AUTH: Input should be 'loopback', 'required' or 'insecure'"),
+        ({"oidc_issuer": "https://i.example"}, "PQS_OIDC_ISSUER needs PQS_OIDC_AUDIENCE"),
+        ({"oidc_audience": "a"}, "PQS_OIDC_AUDIENCE needs PQS_OIDC_ISSUER"),
+        (OIDC | {"oidc_issuer": "http://i.example"}, "PQS_OIDC_ISSUER: an address such as https://"),
+        (OIDC | {"oidc_issuer": "https://u:p@i.example"}, "PQS_OIDC_ISSUER: an address such as https://"),
+        (OIDC | {"oidc_algorithms": "HS256"}, "PQS_OIDC_ALGORITHMS: algorithms out of RS256, PS256, ES256, EdDSA"),
+        (OIDC | {"oidc_algorithms": "RS256,none"}, "PQS_OIDC_ALGORITHMS: algorithms out of RS256"),
+        (OIDC | {"oidc_scopes_map": "admin"}, "PQS_OIDC_SCOPES_MAP: pairs as name=scope,name=scope were expected"),
+        ({"tls_cert": "c"}, "PQS_TLS_CERT needs PQS_TLS_KEY"),
+        ({"tls_key": "k"}, "PQS_TLS_KEY needs PQS_TLS_CERT"),
+        ({"tls_client_ca": "ca"}, "PQS_TLS_CLIENT_CA needs PQS_TLS_CERT"),
+        ({"tls_cert": ""}, "PQS_TLS_CERT: a path was expected; it is empty"),
+        ({"kafka_security": "tls"}, "PQS_KAFKA_SECURITY: Input should be 'plaintext', 'ssl', "),
+        ({"kafka_security": "sasl_ssl"}, "PQS_KAFKA_SECURITY=sasl_ssl needs PQS_KAFKA_MECHANISM"),
+        (SASL | {"kafka_security": "ssl"}, "PQS_KAFKA_MECHANISM needs PQS_KAFKA_SECURITY=sasl_ssl or sasl_plaintext"),
+        (
+            {"kafka_security": "sasl_ssl", "kafka_mechanism": "PLAIN"},
+            "PQS_KAFKA_MECHANISM=PLAIN needs PQS_KAFKA_USERNAME and PQS_KAFKA_PASSWORD_FILE",
+        ),
+        ({"kafka_ca": "ca"}, "PQS_KAFKA_CA needs PQS_KAFKA_SECURITY=ssl or sasl_ssl, not plaintext"),
+        (SASL | {"kafka_cert": "c"}, "PQS_KAFKA_CERT needs PQS_KAFKA_KEY"),
+        ({"kafka_options": "a"}, "PQS_KAFKA_OPTIONS: options as name=value,name=value were expected"),
+        ({"kafka": "SSL://b:9093"}, "PQS_KAFKA names ssl:// and PQS_KAFKA_SECURITY is plaintext: set "),
+        (SASL | {"kafka": "PLAINTEXT://b:9092"}, "PQS_KAFKA names plaintext:// and PQS_KAFKA_SECURITY is sasl_ssl"),
+        ({"consul_token": "t"}, "PQS_CONSUL_TOKEN needs PQS_CONSUL_URL"),
+        (CONSUL | {"consul_cert": "c"}, "PQS_CONSUL_CERT needs PQS_CONSUL_KEY"),
+        (
+            {"consul_url": "http://localhost:8500", "consul_ca": "ca"},
+            "PQS_CONSUL_CA needs an https address in PQS_CONSUL_URL",
+        ),
+        ({"allowed_hosts": "a/b"}, "PQS_ALLOWED_HOSTS: host names as a.example,b.example"),
+        ({"cors_origins": "a.example"}, "PQS_CORS_ORIGINS: origins as https://console.example"),
+        ({"cors_origins": "https://a.example/path"}, "PQS_CORS_ORIGINS: origins as https://console.example"),
+    ],
+    ids=str,
+)
+def test_access_settings_that_contradict_each_other(given: dict[str, str], said: str) -> None:
+    """They are refused in one line that begins with the variable, and shows no secret."""
+    with pytest.raises(StartError) as refused:
+        read_settings(given)
+    assert str(refused.value).startswith(said)
+    assert "\n" not in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_options_of_kafka_are_refused_without_being_shown() -> None:
+    """They may hold a password."""
+    with pytest.raises(StartError) as refused:
+        read_settings({"kafka_options": "ssl.key.password=hunter2,,"})
+    assert "hunter2" not in str(refused.value)
+
+
+VALUES = {
+    "database_url": "postgresql://u:hunter2@h/n",
+    "database_read_url": "postgresql://u:hunter2@h/r",
+    "kafka_password": "hunter2",
+    "consul_token": "hunter2",
+}
+BESIDE = {
+    "kafka_password": {name: value for name, value in SASL.items() if name != "kafka_password"},
+    "consul_token": CONSUL,
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_be_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file's content counts as the setting, less its line end, and is not shown."""
+    file = tmp_path / "secret"
+    file.write_text(VALUES[name] + "\n")
+    monkeypatch.setenv(f"{PREFIX}{name.upper()}_FILE", str(file))
+    settings = read_settings(BESIDE.get(name, {}))
+    assert getattr(settings, name).get_secret_value() == VALUES[name]
+    assert "hunter2" not in f"{settings!r} {settings} {secret_of(settings, name)!r}"
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_in_a_file_is_read_again_when_it_changes(name: str, tmp_path: Path) -> None:
+    """What is written later counts from then on; a file that is gone leaves the last content in force."""
+    file = tmp_path / "secret"
+    file.write_text(VALUES[name])
+    secret = secret_of(read_settings({f"{name}_file": str(file), **BESIDE.get(name, {})}), name)
+    said = [secret()]
+    file.write_text("another one")
+    said.append(secret())
+    file.unlink()
+    said.append(secret())
+    file.write_text("a third")
+    assert [*said, secret()] == [VALUES[name], "another one", "another one", "a third"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_is_set_once(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A value and a file together are refused: it would be a guess which one counts."""
+    file = tmp_path / "secret"
+    file.write_text(VALUES[name])
+    monkeypatch.setenv(f"{PREFIX}{name.upper()}", VALUES[name])
+    variable = f"PQS_{name.upper()}"
+    with pytest.raises(StartError, match=rf"^{variable}: set it or {variable}_FILE, not both$"):
+        read_settings({f"{name}_file": str(file)})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        (b" \n", "is empty"),
+        (b"\xff", "is not text"),
+        (b"x" * 70_000, "larger"),
+    ],
+)
+def test_a_file_without_a_secret_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+    """The line names the variable and the file."""
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(StartError, match=rf"^PQS_CONSUL_TOKEN_FILE: the file {file} .*{said}"):
+        read_settings(CONSUL | {"consul_token_file": str(file)})
+
+
+def test_secrets_on_a_command_line_are_warned_of() -> None:
+    """Each is named, with the setting to use; an address without a password is none."""
+    given = {"database_url": "postgresql://h/n", "database_read_url": "postgresql://u:p@h/n", "consul_token": "t"}
+    assert [line.partition(" ")[0] for line in secrets_in(given)] == ["--database-read-url", "--consul-token"]
+    assert secrets_in({"kafka_password": None}) == []
+    assert [line.partition(" ")[0] for line in secrets_in({"database_url": "postgresql:///?password=p"})] == [
+        "--database-url"
+    ]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_in_a_file_does_not_get_into_the_environment(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Worker processes are told the file, and read it themselves."""
+    file = tmp_path / "secret"
+    file.write_text(VALUES[name])
+    monkeypatch.setattr("os.environ", {})
+    export(read_settings({f"{name}_file": str(file), **BESIDE.get(name, {})}))
+    assert os.environ[f"PQS_{name.upper()}_FILE"] == str(file)
+    assert "hunter2" not in str(os.environ)
+    assert getattr(read_settings(), name).get_secret_value() == VALUES[name]

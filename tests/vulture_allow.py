@@ -1,12 +1,21 @@
 """What is used from outside the code that vulture sees, and why."""
 
+import app.access.guard as access_guard
+import app.access.limits as access_limits
+import app.access.parts as access_parts
+import app.access.posture as access_posture
+import app.access.principals as access_principals
+import app.access.rights as access_rights
+import app.store.quotas as store_quotas
+import app.store.tables as store_tables
 from app import answers, main, settings
 from app.api import bodies, coding, correlation, edge, page_bytes, preferences, queries, walks, workflows
 from app.domain import events
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
-from app.runtime import connections, protocol
+from app.runtime import connections, protocol, tls
+from app.settings import types as setting_types
 from app.store import tables
 from app.wire import envelopes
 from pqs_client.entities import Entities, OverdueScans
@@ -88,4 +97,44 @@ _used_from_outside: list[object] = [
     answers.Summary.ignored,
     answers.Summary.duplicate,
     answers.StreamSummary.invalid,
+]
+
+# Built, tested, and to be wired in: the rooms of access.
+_to_be_wired: list[object] = [
+    access_guard.Guard.refuses_proxies,
+    access_guard.Guard.authenticate,
+    access_limits.WALK,
+    access_limits.weight_of_array,
+    access_parts.Access,
+    access_posture.check_host,
+    access_posture.check_sockets,
+    access_principals.Scope.EVENTS_WRITE,
+    access_principals.Scope.ENTITIES_READ,
+    access_principals.Scope.WORKFLOWS_READ,
+    access_principals.Scope.WORKFLOWS_WRITE,
+    access_principals.Scope.OPERATIONS_READ,
+    access_principals.Scope.OPERATIONS_WRITE,
+    access_principals.Scope.METRICS_READ,
+    access_principals.Grant.allows,
+    access_principals.Grant.is_over,
+    access_rights.every_domain,
+    tls.ServerTls,
+    setting_types.KafkaSecurity.SSL,
+    setting_types.KafkaSecurity.SASL_PLAINTEXT,
+    setting_types.KafkaSecurity.SASL_SSL,
+    settings.Settings.allowed_hosts,
+    settings.Settings.cors_origins,
+    settings.Settings.tls_cert,
+    settings.Settings.tls_key,
+    settings.Settings.tls_client_ca,
+    settings.Settings.database_url_file,
+    settings.Settings.database_read_url_file,
+    settings.Settings.kafka_password_file,
+    settings.Settings.consul_token_file,
+    store_quotas.sizes,
+    store_quotas.charge,
+    store_tables.ApiKey,
+    store_tables.ApiKeyRevision,
+    store_tables.ApiKeyRevision.single,
+    store_tables.WorkflowQuota,
 ]

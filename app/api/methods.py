@@ -84,7 +84,7 @@ class Methods:
             await self._app(scope, receive, send)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send status and headers of GET. A stream is broken off at its first piece: nobody reads what it would cost."""
+        """Send the status and headers of GET. A stream is broken off at its first piece, which nobody reads."""
         told = False
         asked = {**scope, "method": "GET"}
 

@@ -8,6 +8,9 @@ from collections.abc import Callable
 SILENCE = 30.0  # seconds in which the same message is logged once
 KINDS = 1000  # of messages that are remembered; beyond that, all are forgotten
 
+TIMES = 3  # that a broker hangs up at once before this is more than a restart
+
+_HUNG_UP = re.compile(r"Disconnected.* in state APIVERSION_QUERY|connecting to a SSL listener\?")
 _VARIES = re.compile(r"\d+")  # ports, times and counts, which differ in repeats of a message
 
 
@@ -30,5 +33,27 @@ class Seldom(logging.Filter):
         return True
 
 
+class TlsExpected(logging.Filter):
+    """Turns what the client says of a broker that hangs up at once, again and again, into one warning with a way out.
+
+    A client without TLS at a TLS port gets no answer that it could read: the broker closes the connection.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record through, this one in other words."""
+        if _HUNG_UP.search(record.getMessage()):
+            self._seen += 1
+            if self._seen == TIMES:
+                record.levelno, record.levelname = logging.WARNING, "WARNING"
+                record.msg = "a Kafka broker hangs up: it may expect TLS; see PQS_KAFKA_SECURITY (ssl or sasl_ssl)"
+                record.args = ()
+        return True
+
+
 client_log = logging.getLogger("app.bus.librdkafka")
+client_log.addFilter(TlsExpected())
 client_log.addFilter(Seldom())

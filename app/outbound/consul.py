@@ -4,16 +4,21 @@ https://developer.hashicorp.com/consul/api-docs/agent/service: register and dere
 """
 
 import asyncio
+import os
 import random
+import ssl
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from http import HTTPStatus
 from urllib.parse import quote
 
 import httpx
+from msgspec import Struct
 
 from app.breaker import CircuitBreaker
 from app.domain.intents import DeregisterService, RegisterService
-from app.errors import EffectDownError, IntentError, NotNowError, PqsError
+from app.errors import EffectDownError, IntentError, NotNowError, PqsError, StartError
+from app.settings import Settings, secret_of
 
 INTENTS = ("consul.register", "consul.deregister")
 
@@ -39,6 +44,55 @@ UNKNOWN_SERVICE = (
 SAID = 200  # characters of an answer that an error quotes
 
 
+class Rights(Struct, frozen=True):
+    """How an agent that asks for rights is reached. `token` is called for each request: it may change."""
+
+    token: Callable[[], str | None] = lambda: None
+    tls: ssl.SSLContext | None = None
+    namespace: str | None = None
+    datacenter: str | None = None
+
+
+def rights_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> Rights:
+    """The rights that are set; where ours are not, the variables count that Consul's own tools read.
+
+    Raises StartError for files that cannot be used.
+    """
+    token: Callable[[], str | None] = secret_of(settings, "consul_token")
+    if settings.consul_token is None:
+        usual = environment.get("CONSUL_HTTP_TOKEN") or None
+        token = lambda: usual  # noqa: E731
+    return Rights(token, _tls(settings, environment), settings.consul_namespace, settings.consul_datacenter)
+
+
+def _tls(settings: Settings, environment: Mapping[str, str]) -> ssl.SSLContext | None:
+    """The context for an https address that needs more than the system's authorities; else None."""
+    if settings.consul_url is None or not settings.consul_url.get_secret_value().startswith("https:"):
+        return None
+    usual = environment.get("CONSUL_CACERT") or None
+    authorities, variable = settings.consul_ca or usual, "PQS_CONSUL_CA" if settings.consul_ca else "CONSUL_CACERT"
+    if authorities is None and settings.consul_cert is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"{variable}: {authorities} holds no certificates: {error.strerror}") from None
+    if settings.consul_cert is not None and settings.consul_key is not None:
+        try:
+            context.load_cert_chain(settings.consul_cert, settings.consul_key, password=_no_passphrase)
+        except (OSError, ssl.SSLError, ValueError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise StartError(
+                f"PQS_CONSUL_CERT and PQS_CONSUL_KEY are not a certificate and its key: {said}"
+            ) from None
+    return context
+
+
+def _no_passphrase() -> str:
+    """OpenSSL asks for one here, and would ask the terminal otherwise."""
+    raise ValueError("the key has a passphrase")
+
+
 class Consul:
     """One Consul agent, behind a circuit breaker of its own."""
 
@@ -46,12 +100,21 @@ class Consul:
         self,
         url: str,
         *,
+        rights: Rights | None = None,
         timeout: timedelta = TIMEOUT,
         backoff: timedelta = BACKOFF,
         breaker: CircuitBreaker | None = None,
     ) -> None:
+        self._rights = rights or Rights()
+        where = {"ns": self._rights.namespace, "dc": self._rights.datacenter}
         # The agent is on this machine or near it: proxies of the environment are not used.
-        self._client = httpx.AsyncClient(base_url=url, timeout=timeout.total_seconds(), trust_env=False)
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            timeout=timeout.total_seconds(),
+            trust_env=False,
+            verify=self._rights.tls or True,
+            params={name: value for name, value in where.items() if value is not None},
+        )
         self._backoff = backoff.total_seconds()
         self.breaker = breaker or CircuitBreaker(what="Consul", down=EffectDownError)
 
@@ -80,13 +143,17 @@ class Consul:
         """Close the connections."""
         await self._client.aclose()
 
+    def _headers(self) -> dict[str, str]:
+        token = self._rights.token()
+        return {} if token is None else {"X-Consul-Token": token}
+
     async def _put(self, call: str, body: dict[str, object] | None) -> None:
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(random.uniform(0, self._backoff * 2**attempt / 2))  # noqa: S311 - it spreads load
             try:
-                answer = await self._client.put(f"/v1/agent/service/{call}", json=body)
-            except httpx.HTTPError as error:
+                answer = await self._client.put(f"/v1/agent/service/{call}", json=body, headers=self._headers())
+            except (httpx.HTTPError, ssl.SSLError) as error:  # by TLS 1.3 a refusal may come with the first answer
                 trouble: PqsError = EffectDownError(f"Consul does not answer: {type(error).__name__}: {error}")
                 continue
             if answer.is_success or (body is None and UNKNOWN_SERVICE in answer.text.lower()):

@@ -30,7 +30,7 @@ def export(settings: Settings) -> None:
     """Hand the settings down to the worker processes."""
     for name in Settings.model_fields:
         value = getattr(settings, name)
-        if value is not None:
+        if value is not None and getattr(settings, f"{name}_file", None) is None:  # else they read the file
             os.environ[PREFIX + name.upper()] = str(getattr(value, "get_secret_value", lambda value=value: value)())
 
 

@@ -37,7 +37,11 @@ FROM (VALUES
     ('workflow_actions', 'SELECT,INSERT,UPDATE,DELETE'),
     ('outbox', 'SELECT,INSERT,UPDATE,DELETE'),
     ('watermarks', 'SELECT,INSERT,UPDATE'),
-    ('dead_letters', 'SELECT,INSERT,DELETE')
+    ('dead_letters', 'SELECT,INSERT,DELETE'),
+    ('api_keys', 'SELECT,UPDATE'),
+    ('api_key_revision', 'SELECT'),
+    ('workflow_quotas', 'SELECT,UPDATE'),
+    ('audit_log', 'SELECT,INSERT')
 ) AS tables (name, rights),
 unnest(string_to_array(rights, ',')) AS needed
 WHERE NOT has_table_privilege(name, needed)

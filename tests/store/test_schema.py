@@ -27,7 +27,8 @@ TABLE = "registration_projections"
 COUNTS = "registration_state_counts"
 STATE, ACTIONS, OUTBOX = "workflow_state", "workflow_actions", "outbox"
 WATERMARKS, DEAD_LETTERS = "watermarks", "dead_letters"
-TABLES = (TABLE, COUNTS, STATE, ACTIONS, OUTBOX, WATERMARKS, DEAD_LETTERS)
+KEYS, KEY_REVISION, QUOTAS, AUDIT = "api_keys", "api_key_revision", "workflow_quotas", "audit_log"
+TABLES = (TABLE, COUNTS, STATE, ACTIONS, OUTBOX, WATERMARKS, DEAD_LETTERS, KEYS, KEY_REVISION, QUOTAS, AUDIT)
 LOCK_TIMEOUT = 5.0  # seconds, of the migrations
 
 Catalog = dict[str, list[tuple[object, ...]]]
@@ -59,7 +60,10 @@ CATALOG = {
     "relations": """
         SELECT relname, relkind, reloptions
         FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1""",
-    "functions": "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
+    "functions": "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
+    "triggers": """
+        SELECT tgrelid::regclass::text, pg_get_triggerdef(oid), tgenabled
+        FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2""",
 }
 
 
@@ -245,6 +249,9 @@ async def test_every_index_is_valid(database_url: str) -> None:
     assert [(name, *valid) for name, _, *valid in indexes] == [
         (name, True, True)
         for name in (
+            f"{KEY_REVISION}_pkey",
+            f"{KEYS}_pkey",
+            f"{AUDIT}_pkey",
             f"{DEAD_LETTERS}_pkey",
             f"{DEAD_LETTERS}_place",
             f"{OUTBOX}_pkey",
@@ -253,6 +260,7 @@ async def test_every_index_is_valid(database_url: str) -> None:
             f"{WATERMARKS}_pkey",
             f"{ACTIONS}_by_age",
             f"{ACTIONS}_pkey",
+            f"{QUOTAS}_pkey",
             f"{STATE}_by_change",
             f"{STATE}_pkey",
         )
@@ -418,7 +426,7 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
 
 @pytest.mark.parametrize(
     ("locked", "reached"),
-    [(OUTBOX, HEAD), (WATERMARKS, "0005"), (STATE, "0003"), (COUNTS, "0002"), (TABLE, "0001")],
+    [(AUDIT, HEAD), (OUTBOX, "0007"), (WATERMARKS, "0005"), (STATE, "0003"), (COUNTS, "0002"), (TABLE, "0001")],
 )
 async def test_a_migration_gives_up_on_a_locked_table(database_url: str, locked: str, reached: str) -> None:
     """A table that somebody keeps locked ends a migration soon, in one plain line, and its revision undone."""

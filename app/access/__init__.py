@@ -1,0 +1,1 @@
+"""Who may do what: keys, OpenID tokens, grants, limits and the posture of a start."""

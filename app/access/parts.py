@@ -1,0 +1,58 @@
+"""Access as a whole, built in one place: the guard, the limits, and what keeps them up to date."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+
+from app.access.cache import KeyCache
+from app.access.guard import Guard, Tokens
+from app.access.limits import Limits
+from app.errors import StartError, UnavailableError
+from app.settings import Posture, Settings
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[asyncio.Event], Coroutine[None, None, None]]
+
+
+class Access:
+    """Who may do what, for one worker on the database at `url`.
+
+    `guard` and `limits` are asked for each request. `run` has to be running for as long as requests are answered; in
+    the postures that ask nobody for a key it does nothing. Raises StartError when an issuer is set without the extra
+    `oidc`, and for settings that make no sense.
+    """
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        self._keys: KeyCache | None = None
+        self._runs: list[Run] = []
+        tokens: Tokens | None = None
+        if settings.auth is Posture.REQUIRED:
+            self._keys = KeyCache(url)
+            self._runs.append(self._keys.run)
+            if settings.oidc_issuer is not None:
+                try:
+                    from app.access.tokens import verifier_of  # noqa: PLC0415 - an extra
+                except ImportError as error:
+                    raise StartError(
+                        f"PQS_OIDC_ISSUER needs the extra oidc ({error.name} is not installed): install "
+                        "projection-query-service[oidc]"
+                    ) from None
+                tokens, issuer = verifier_of(settings)
+                self._runs.append(issuer.run)
+        self.guard = Guard(settings.auth, self._keys, tokens)
+        self.limits = Limits()
+
+    async def refresh(self) -> None:
+        """Read the keys once, so that the first request finds them. A database that is away is no obstacle."""
+        if self._keys is not None:
+            with suppress(UnavailableError):
+                await self._keys.refresh()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow the database and the issuer until `stop` is set."""
+        async with asyncio.TaskGroup() as group:
+            for run in self._runs:
+                group.create_task(run(stop))
+            await stop.wait()

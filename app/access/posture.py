@@ -1,0 +1,75 @@
+"""Where a service may listen without asking for keys, and which requests it refuses then."""
+
+import logging
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv6Address, ip_address
+
+from app.access.refusals import ForbiddenError
+from app.errors import StartError
+from app.settings import Posture
+
+log = logging.getLogger(__name__)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address: 127.0.0.0/8, ::1, and both as ::ffff:127.0.0.1."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    return parsed.is_loopback
+
+
+def check_host(posture: Posture, host: str, port: int) -> None:
+    """Whether a service of this posture may listen there; to be called before it does.
+
+    A host may be a name: all of its addresses count. Raises StartError, which names the ways out.
+    """
+    if posture is Posture.LOOPBACK:
+        try:
+            found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError:
+            return  # nothing can listen there, and whoever tries says why
+        _check([str(address[0]) for *_, address in found], host)
+    elif posture is Posture.INSECURE:
+        _warn(host)
+
+
+def check_sockets(posture: Posture, sockets: Iterable[socket.socket]) -> None:
+    """The same for sockets that listen already, such as inherited ones. Unix sockets are within this machine."""
+    bound = [each for each in sockets if each.family in {socket.AF_INET, socket.AF_INET6}]
+    addresses = [str(each.getsockname()[0]) for each in bound]
+    if posture is Posture.LOOPBACK:
+        _check(addresses, ", ".join(addresses))
+    elif posture is Posture.INSECURE:
+        _warn(", ".join(addresses) or "a Unix socket")
+
+
+def _check(addresses: Sequence[str], host: str) -> None:
+    if not all(is_loopback(address) for address in addresses):
+        raise StartError(
+            f"{host or 'this address'} can be reached from other machines, and this service asks nobody for a key. "
+            "Three ways out: listen on 127.0.0.1 (PQS_HOST); ask for keys (PQS_AUTH=required, and "
+            "`pqs keys create`); or let everybody in, on purpose (PQS_AUTH=insecure)"
+        )
+
+
+def _warn(host: str) -> None:
+    log.warning("PQS_AUTH=insecure: whoever reaches %s may read, change and remove everything", host)
+
+
+def is_forwarding(name: bytes) -> bool:
+    """Whether a header field of this name, in lower case, says that a proxy is in front."""
+    return name == b"forwarded" or name.startswith(b"x-forwarded-")
+
+
+def forwarded() -> ForbiddenError:
+    """The refusal of a request that a proxy has passed on to a service that trusts this machine."""
+    return ForbiddenError(
+        "this service trusts everybody on its own machine, and a proxy in front makes everybody look like that; "
+        "start it with PQS_AUTH=required, and send a key",
+        {},
+    )

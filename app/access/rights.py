@@ -1,0 +1,37 @@
+"""The checks that a call makes of its caller, before anything is read or joined.
+
+Each returns the refusal, or None: an array turns it into a fault with a pointer, a stream into the outcome of a line,
+and every other call raises it.
+"""
+
+from app.access.principals import Principal, Scope
+from app.access.refusals import ForbiddenError, lacks
+
+
+def scope(principal: Principal, needed: Scope) -> ForbiddenError | None:
+    """Whether the caller has the scope."""
+    return None if needed in principal.grant.scopes else lacks(needed)
+
+
+def domain(principal: Principal, needed: Scope, domain: str) -> ForbiddenError | None:
+    """Whether the caller has the scope for a domain. The answer is the same whether the domain holds rows or not."""
+    grant = principal.grant
+    if needed not in grant.scopes:
+        return lacks(needed)
+    return None if grant.allows_domain(domain) else lacks(needed, f"the domain {domain!r}")
+
+
+def every_domain(principal: Principal, needed: Scope) -> ForbiddenError | None:
+    """Whether the caller has the scope for all domains: for feeds over all of them, and for operations."""
+    grant = principal.grant
+    if needed not in grant.scopes:
+        return lacks(needed)
+    return None if grant.allows_every_domain() else lacks(needed, "every domain (`*`)")
+
+
+def workflow(principal: Principal, needed: Scope, key: str) -> ForbiddenError | None:
+    """Whether the caller has the scope for a workflow."""
+    grant = principal.grant
+    if needed not in grant.scopes:
+        return lacks(needed)
+    return None if grant.allows_key(key) else lacks(needed, "this workflow key")

@@ -1,0 +1,90 @@
+"""The options of the Kafka client that the settings ask for: security, and whatever else somebody sets."""
+
+import re
+from collections.abc import Mapping
+
+from app.errors import StartError
+from app.settings import KafkaSecurity, Settings, secret_of
+
+# Options that have a setting of their own.
+_SETTINGS: Mapping[str, str] = {
+    "bootstrap.servers": "PQS_KAFKA",
+    "metadata.broker.list": "PQS_KAFKA",
+    "security.protocol": "PQS_KAFKA_SECURITY",
+    "sasl.mechanism": "PQS_KAFKA_MECHANISM",
+    "sasl.mechanisms": "PQS_KAFKA_MECHANISM",
+    "sasl.username": "PQS_KAFKA_USERNAME",
+    "sasl.password": "PQS_KAFKA_PASSWORD_FILE",
+    "ssl.ca.location": "PQS_KAFKA_CA",
+    "ssl.certificate.location": "PQS_KAFKA_CERT",
+    "ssl.key.location": "PQS_KAFKA_KEY",
+    "group.id": "PQS_CONSUMER_GROUP",
+}
+# Options that decide whether what this service promises is so: order, no loss, watermarks.
+_OURS = {
+    "acks",
+    "request.required.acks",
+    "enable.idempotence",
+    "enable.gapless.guarantee",
+    "transactional.id",
+    "max.in.flight",
+    "max.in.flight.requests.per.connection",
+    "partitioner",
+    "partitioner_cb",
+    "message.timeout.ms",
+    "delivery.timeout.ms",
+    "delivery.report.only.error",
+    "dr_cb",
+    "dr_msg_cb",
+    "enable.auto.commit",
+    "auto.commit.enable",
+    "enable.auto.offset.store",
+    "auto.offset.reset",
+    "enable.partition.eof",
+    "group.protocol",
+    "partition.assignment.strategy",
+    "isolation.level",
+    "logger",
+    "log_cb",
+    "error_cb",
+    "plugin.library.paths",  # would run code of others
+}
+_PAIR = re.compile(r"([a-z0-9_.]+)=((?:\\.|[^\\,])*)(?:,|$)")
+
+
+def client_options(settings: Settings) -> dict[str, str]:
+    """The options for every client of this service, in and out; to be laid over its own.
+
+    Raises StartError for an option that has a setting of its own, and for one that the service depends on. What
+    librdkafka itself refuses, it refuses when the client is made.
+    """
+    options: dict[str, str] = {}
+    if settings.kafka_security is not KafkaSecurity.PLAINTEXT:
+        options["security.protocol"] = settings.kafka_security.value
+    named = {
+        "sasl.mechanism": settings.kafka_mechanism,
+        "sasl.username": settings.kafka_username,
+        "sasl.password": secret_of(settings, "kafka_password")(),
+        "ssl.ca.location": settings.kafka_ca,
+        "ssl.certificate.location": settings.kafka_cert,
+        "ssl.key.location": settings.kafka_key,
+    }
+    options |= {name: str(value) for name, value in named.items() if value is not None}
+    for name, value in _given(settings).items():
+        if name in _SETTINGS:
+            raise StartError(f"PQS_KAFKA_OPTIONS: {name} is set by {_SETTINGS[name]}")
+        if name in _OURS:
+            raise StartError(f"PQS_KAFKA_OPTIONS: {name} is refused: the service depends on its own value")
+        options[name] = value
+    return options
+
+
+def _given(settings: Settings) -> dict[str, str]:
+    """The pairs of PQS_KAFKA_OPTIONS. Raises StartError for a name that is there twice."""
+    text = settings.kafka_options.get_secret_value() if settings.kafka_options else ""
+    options: dict[str, str] = {}
+    for name, value in _PAIR.findall(text):
+        if name in options:
+            raise StartError(f"PQS_KAFKA_OPTIONS: {name} is there twice")
+        options[name] = re.sub(r"\\(.)", r"\1", value)
+    return options
