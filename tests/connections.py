@@ -272,7 +272,8 @@ class Plain:
         if self.untouched:
             return
         async with connected(self.url) as connection:
-            await connection.execute("; ".join(f"DELETE FROM {name}" for name in Base.metadata.tables))
+            names = [name for name in Base.metadata.tables if name != "audit_log"]  # it refuses DELETE
+            await connection.execute("; ".join(f"DELETE FROM {name}" for name in names))
         first = put(WORKFLOW, commit(1, action_id="first"), "If-None-Match: *")
         for ask in (post(life()), first, put(WORKFLOW, commit(2), 'If-Match: "1"')):
             answer = await ask.in_process(self.client)

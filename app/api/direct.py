@@ -57,6 +57,8 @@ class HotCalls:
         self.service: Service | None = None
         self._app = app
         self._metrics = metrics
+        self._known: Service | None = None  # the service whose bound this is
+        self._max_body = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a hot call; hand everything else on."""
@@ -85,7 +87,9 @@ class HotCalls:
         service = self.service
         if service is None:
             return None
-        found = _find(method, target, headers, min(MAX_BODY, service.settings.max_body))
+        if service is not self._known:
+            self._known, self._max_body = service, min(MAX_BODY, service.settings.max_body)
+        found = _find(method, target, headers, self._max_body)
         return None if found is None else HotCall(service, headers, method, target.decode("ascii"), *found)
 
     def refuse(self, status: int, detail: str, headers: Headers, *, counted: bool) -> tuple[int, Headers, bytes]:

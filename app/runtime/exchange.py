@@ -6,6 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from app.runtime.framing import Head, Headers
 
@@ -238,3 +239,36 @@ class DirectExchange:
             self._connection.write_answer((status, headers, body), keep_alive=self.keep_alive)
             self.complete = True
             self._connection.answered()
+
+
+def scope_of(head: Head, transport: asyncio.Transport, root_path: str, state: dict[str, Any]) -> dict[str, Any]:
+    """The ASGI scope of a request."""
+    raw_path, _, query = head.target.partition(b"?")
+    path = raw_path.decode("ascii")
+    client, server = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": head.version,
+        "method": head.method,
+        "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+        "path": root_path + (unquote(path) if "%" in path else path),
+        "raw_path": root_path.encode() + raw_path,
+        "query_string": query,
+        "root_path": root_path,
+        "headers": list(head.headers),
+        "client": tuple(client[:2]) if isinstance(client, tuple) else None,
+        "server": tuple(server[:2]) if isinstance(server, tuple) else None,
+        "state": state.copy(),
+    }
+
+
+def never(_method: str, _target: bytes, _headers: Headers) -> DirectCall | None:
+    """What an application offers that answers nothing directly."""
+    return None
+
+
+def refuse_plainly(status: int, detail: str, _headers: Headers, *, counted: bool) -> Answer:
+    """The refusal of an application that has none of its own."""
+    body = f"{detail}\n".encode()
+    return status, [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))], body

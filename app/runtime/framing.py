@@ -176,17 +176,14 @@ class SizedBody:
 
     def __init__(self, length: int) -> None:
         self._left = length
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it was taken."""
-        return self._left == 0
+        self.ended = length == 0
 
     def take(self, buffer: bytearray) -> bytes:
         """The part of it at the beginning of `buffer`, which is removed there."""
         piece = bytes(buffer[: self._left])
         del buffer[: self._left]
         self._left -= len(piece)
+        self.ended = not self._left
         return piece
 
 

@@ -15,18 +15,26 @@ import enum
 import logging
 from collections.abc import Callable
 from typing import Any, cast
-from urllib.parse import unquote
 
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from app.runtime.exchange import STATUS_LINES, Answer, App, DirectCall, DirectExchange, Exchange
+from app.runtime.exchange import (
+    STATUS_LINES,
+    Answer,
+    App,
+    DirectCall,
+    DirectExchange,
+    Exchange,
+    never,
+    refuse_plainly,
+    scope_of,
+)
 from app.runtime.framing import (
     MAX_HEAD,
     ChunkedBody,
     Fields,
     FramingError,
-    Head,
     Headers,
     SizedBody,
     find_stray,
@@ -69,8 +77,8 @@ class HttpProtocol(asyncio.Protocol):
             config.load()
         self._loop = _loop or asyncio.get_running_loop()
         self._app = cast("App", config.loaded_app)
-        self._direct: Callable[[str, bytes, Headers], DirectCall | None] = getattr(self._app, "direct", _never)
-        self._refuse: Callable[..., Answer] = getattr(self._app, "refuse", _refuse)
+        self._direct: Callable[[str, bytes, Headers], DirectCall | None] = getattr(self._app, "direct", never)
+        self._refuse: Callable[..., Answer] = getattr(self._app, "refuse", refuse_plainly)
         self._idle_seconds = config.timeout_keep_alive
         self._root_path = config.root_path
         self._server_state = server_state
@@ -91,6 +99,7 @@ class HttpProtocol(asyncio.Protocol):
         self._awaited: Awaited | None = None
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
 
     # --- What the transport calls
 
@@ -165,7 +174,7 @@ class HttpProtocol(asyncio.Protocol):
                 if exchange.more_body:
                     if exchange.held > HIGH_WATER:
                         break
-                    piece = body.take(self._buffer)
+                    piece = b"" if body.ended else body.take(self._buffer)
                     exchange.feed(piece, ended=body.ended)
                     if exchange.more_body:
                         break
@@ -203,32 +212,13 @@ class HttpProtocol(asyncio.Protocol):
         if call is not None:
             self._exchange = DirectExchange(self, call, keep_alive=head.keep_alive)
             return True
-        self._exchange = exchange = Exchange(self, head, self._scope(head))
+        self._exchange = exchange = Exchange(
+            self, head, scope_of(head, self._transport, self._root_path, self._app_state)
+        )
         task = self._loop.create_task(exchange.run(self._app), context=self._context.copy())
         task.add_done_callback(self._server_state.tasks.discard)
         self._server_state.tasks.add(task)
         return True
-
-    def _scope(self, head: Head) -> dict[str, Any]:
-        raw_path, _, query = head.target.partition(b"?")
-        path = raw_path.decode("ascii")
-        client = self._transport.get_extra_info("peername")
-        server = self._transport.get_extra_info("sockname")
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": head.version,
-            "method": head.method,
-            "scheme": "https" if self._transport.get_extra_info("sslcontext") else "http",
-            "path": self._root_path + (unquote(path) if "%" in path else path),
-            "raw_path": self._root_path.encode() + raw_path,
-            "query_string": query,
-            "root_path": self._root_path,
-            "headers": list(head.headers),
-            "client": tuple(client[:2]) if isinstance(client, tuple) else None,
-            "server": tuple(server[:2]) if isinstance(server, tuple) else None,
-            "state": self._app_state.copy(),
-        }
 
     # --- What exchanges call
 
@@ -276,8 +266,11 @@ class HttpProtocol(asyncio.Protocol):
         self._server_state.total_requests += 1
         if not exchange.keep_alive or (self._eof and not self._buffer):
             self._close(linger=exchange.more_body or bool(self._buffer))
-        else:
+        elif self._buffer or exchange.more_body or not self._reading or self._drained is not None:
             self._go_on()
+        else:  # nothing else is there, as nearly always
+            self._exchange = None
+            self._await(Awaited.REQUEST, self._idle_seconds)
 
     def fail(self, *, started: bool) -> None:
         """The application broke off: nothing but the end of the connection can say so, once an answer has begun."""
@@ -361,9 +354,13 @@ class HttpProtocol(asyncio.Protocol):
         self._awaited = what
         self._due = self._loop.time() + seconds
         if self._timer is not None:
-            if self._timer.when() <= self._due:
+            if self._timer_due <= self._due:
                 return
             self._timer.cancel()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._timer_due = self._due
         self._timer = self._loop.call_at(self._due, self._on_time)
 
     def _on_time(self) -> None:
@@ -371,7 +368,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._awaited is None:
             return
         if self._due > self._loop.time():
-            self._timer = self._loop.call_at(self._due, self._on_time)
+            self._set_timer()
         elif self._awaited is Awaited.HEAD:
             self._end_with(FramingError(408, f"the header section did not come within {HEAD_SECONDS:.0f} seconds"))
         elif self._awaited is Awaited.BODY:
@@ -389,12 +386,3 @@ class HttpProtocol(asyncio.Protocol):
             self._await(Awaited.CLOSE, CLOSE_SECONDS)
         else:
             self._transport.abort()
-
-
-def _never(_method: str, _target: bytes, _headers: Headers) -> DirectCall | None:
-    return None
-
-
-def _refuse(status: int, detail: str, _headers: Headers, *, counted: bool) -> Answer:
-    body = f"{detail}\n".encode()
-    return status, [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))], body
