@@ -48,7 +48,10 @@ def duration(value: str) -> timedelta:
 
 @click.group()
 def keys() -> None:
-    """Make, list, exchange and end keys. Every change is written to the audit log."""
+    """Make, list, exchange and end keys.
+
+    They need only the database. Every change is written to the audit log.
+    """
 
 
 @keys.command()
