@@ -221,3 +221,11 @@ def test_every_command_and_option_has_help(command: click.Command) -> None:
     """Each says what it does."""
     assert command.help
     assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_a_secret_on_the_command_line_is_warned_of() -> None:
+    """On standard error, without the secret, and with the setting to use."""
+    run = CliRunner().invoke(commands, ["audit", "--database-url=postgresql://u:hunter2@127.0.0.1:1/nowhere"])
+    assert run.exit_code == 1
+    assert "--database-url shows a secret to everybody on this machine; set PQS_DATABASE_URL_FILE" in run.stderr
+    assert "hunter2" not in run.output

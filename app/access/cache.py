@@ -27,6 +27,7 @@ POLL = timedelta(seconds=2)  # between two looks at the revision
 PATIENCE = timedelta(seconds=2)  # that the database has for each step
 AGAIN = timedelta(seconds=1)  # until the next connection, after one that failed
 GOOD_FOR = timedelta(seconds=60)  # how long a copy counts without a look at the database
+UNREAD = -1  # no revision
 NOTES = 60.0  # seconds between two notes of which keys were used
 
 
@@ -59,7 +60,7 @@ class KeyCache:
         self._good_for = good_for.total_seconds()
         self._clock = clock
         self._held: dict[bytes, Held] = {}
-        self._revision = -1
+        self._revision = UNREAD
         self._looked_at = float("-inf")
         self._noted_at = clock()
         self._wake = asyncio.Event()
@@ -86,6 +87,7 @@ class KeyCache:
             while not stop.is_set():
                 try:
                     async with listening(self._url, keys.CHANNEL, self._wake.set, patience=PATIENCE) as connection:
+                        self._revision = UNREAD  # after a failover the same number may count other changes
                         await self._follow(connection, stopping)
                 except Exception as error:  # noqa: BLE001 - who stops following would not hear of a revocation
                     if not self._is_down:

@@ -28,7 +28,6 @@ from app.store.keys import StoredKey
 EXPIRES = "90d"
 OVERLAP = "24h"
 LONGEST = timedelta(days=3650)
-OPTIONS = (*DATABASE, "database_url_file")
 EVERY = "*"  # what stands for every domain, and for every workflow, on the command line
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,128}")
@@ -49,7 +48,10 @@ def duration(value: str) -> timedelta:
 
 @click.group()
 def keys() -> None:
-    """Make, list, exchange and end keys. Every change is written to the audit log."""
+    """Make, list, exchange and end keys.
+
+    They need only the database. Every change is written to the audit log.
+    """
 
 
 @keys.command()
@@ -74,7 +76,7 @@ def keys() -> None:
 @click.option("--expires", type=duration, default=EXPIRES, show_default=True, help="How long it lives.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Units a second, in each process of a service.")
 @click.option("--burst", type=click.FloatRange(1), help="Units at once; without it, twice the rate.")
-@settings_options(*OPTIONS)
+@settings_options(*DATABASE)
 def create(
     name: str,
     scopes: Sequence[str],
@@ -117,7 +119,7 @@ def create(
 @click.argument("name")
 @click.option("--overlap", type=duration, default=OVERLAP, show_default=True, help="How long the old one lives on.")
 @click.option("--expires", type=duration, default=EXPIRES, show_default=True, help="How long the new one lives.")
-@settings_options(*OPTIONS)
+@settings_options(*DATABASE)
 def rotate(name: str, overlap: timedelta, expires: timedelta, **given: str | None) -> None:
     """Make a key's successor, with the same rights, and print it. The old one ends after the overlap."""
     key = make(os.urandom)
@@ -142,7 +144,7 @@ def rotate(name: str, overlap: timedelta, expires: timedelta, **given: str | Non
 
 @keys.command()
 @click.argument("name")
-@settings_options(*OPTIONS)
+@settings_options(*DATABASE)
 def revoke(name: str, **given: str | None) -> None:
     """End the live keys of a name, or the one with an id. It holds on every host within five seconds."""
 
@@ -163,7 +165,7 @@ def revoke(name: str, **given: str | None) -> None:
 @keys.command("list")
 @click.option("--all", "everything", is_flag=True, help="Those of the past as well.")
 @click.option("-o", "--output", type=click.Choice(["table", "ndjson"]), default="table", help="How it is printed.")
-@settings_options(*OPTIONS)
+@settings_options(*DATABASE)
 def list_keys(everything: bool, output: str, **given: str | None) -> None:
     """List keys: names, rights and ends. A secret is nowhere to be listed from."""
     now = datetime.now(UTC)
@@ -194,7 +196,7 @@ def list_keys(everything: bool, output: str, **given: str | None) -> None:
 @keys.command()
 @click.argument("prefix", required=False)
 @click.argument("size", required=False)
-@settings_options(*OPTIONS)
+@settings_options(*DATABASE)
 def quota(prefix: str | None, size: str | None, **given: str | None) -> None:
     """List the quotas of workflow prefixes; with PREFIX and SIZE in bytes, set one, and with `none` for SIZE end it.
 
@@ -228,7 +230,7 @@ def quota(prefix: str | None, size: str | None, **given: str | None) -> None:
     "--before", type=click.IntRange(1), default=audits.NEWEST, help="Entries with a lower id than this one."
 )
 @click.option("-o", "--output", type=click.Choice(["table", "ndjson"]), default="table", help="How it is printed.")
-@settings_options(*OPTIONS)
+@settings_options(*DATABASE)
 def audit(limit: int, before: int, output: str, **given: str | None) -> None:
     """Print who did what, newest first."""
 

@@ -1,27 +1,45 @@
 """Options of commands, made from the settings, and what becomes of them."""
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 import click
 
 from app.runtime import log
-from app.settings import PREFIX, Settings, read_settings
+from app.settings import PREFIX, Settings, read_settings, secrets_in
+
+logger = logging.getLogger(__name__)
 
 # The settings of every worker.
 WORKER = (
     "database_url",
+    "database_url_file",
     "data_dir",
     "statement_timeout",
     "kafka",
+    "kafka_security",
+    "kafka_mechanism",
+    "kafka_username",
+    "kafka_password_file",
+    "kafka_ca",
+    "kafka_cert",
+    "kafka_key",
+    "kafka_options",
     "bus",
     "topic_out",
     "consul_url",
+    "consul_token_file",
+    "consul_ca",
+    "consul_cert",
+    "consul_key",
+    "consul_namespace",
+    "consul_datacenter",
     "log_level",
     "log_format",
 )
 # The settings of a command that works on the database and ends.
-DATABASE = ("database_url", "data_dir", "log_level", "log_format")
+DATABASE = ("database_url", "database_url_file", "data_dir", "log_level", "log_format")
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -48,4 +66,11 @@ def logged_settings(given: dict[str, str | None]) -> Settings:
     """The settings, with the log set up as they say. Raises StartError for one that is wrong."""
     settings = read_settings(given)
     log.configure(settings.log_level, settings.log_format)
+    warn_of_secrets(given)
     return settings
+
+
+def warn_of_secrets(given: dict[str, str | None]) -> None:
+    """Log a warning for each secret among the options of this command."""
+    for line in secrets_in(given):
+        logger.warning("%s", line)

@@ -10,7 +10,7 @@ import click
 
 from app.api.context import correlation_id
 from app.cli.migrate import bring_up_to_date
-from app.cli.options import settings_options
+from app.cli.options import settings_options, warn_of_secrets
 from app.outbound import contract
 from app.runtime import log
 from app.runtime.database import own_database
@@ -28,6 +28,7 @@ def serve(**given: str | None) -> None:
     """
     settings = read_settings(given)
     log.configure(settings.log_level, settings.log_format, correlation_id.get)
+    warn_of_secrets(given)
     routes = contract.routes_of(settings)
     try:
         with listening(settings.host, settings.port, settings.workers) as sockets, own_database(settings) as url:

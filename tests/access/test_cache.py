@@ -138,6 +138,17 @@ async def test_a_broken_connection_is_made_anew(
     assert caplog.text.count("keys cannot be read") == 1
 
 
+async def test_after_a_failover_keys_are_read_anew(database: Database, database_url: str) -> None:
+    """A database that has lost commits may have counted others to the same revision."""
+    key = await new_key(database)
+    async with running(KeyCache(database_url, poll=timedelta(milliseconds=20))) as cache:
+        await until(lambda: known(cache) and cache.find(key.digest) is not None)
+        await database.write(keys.revoke, [key.id])  # without a change of the revision
+        end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pqs keys' AND datname = current_database()"  # noqa: E501
+        await database.write_alone(lambda connection: connection.execute(end))
+        await until(lambda: cache.find(key.digest) is None)
+
+
 async def test_a_database_that_is_not_there_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     """A start without it is possible; no key is known then, and no password is logged."""
     caplog.set_level(logging.INFO)
