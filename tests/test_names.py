@@ -35,7 +35,6 @@ ALLOWED = {
     "ATTEMPTS": PART,
     "Connection": PART,
     "EARLIEST": PART,
-    "Envelope": PART,
     "Headers": PART,
     "MEDIA_TYPE": PART,
     "Outcome": PART,

@@ -7,7 +7,7 @@ from typing import Generic, assert_never
 from msgspec import Struct
 
 from app.domain.decider import Decision
-from app.domain.events import Envelope, Key
+from app.domain.events import EventBase, Key
 from app.domain.generic import R
 from app.domain.positions import Comparison, compare, in_order
 from app.domain.projection import Projection
@@ -32,7 +32,12 @@ class Fold(Struct, Generic[R], frozen=True):
 
 
 def fold(
-    projection: Projection[R], rows: Mapping[Key, R], events: Sequence[Envelope], timing: Timing, *, by_position: bool
+    projection: Projection[R],
+    rows: Mapping[Key, R],
+    events: Sequence[EventBase],
+    timing: Timing,
+    *,
+    by_position: bool,
 ) -> Fold[R]:
     """Fold a batch onto the rows of its entities: the events of each in the order given, or `by_position`."""
     results: list[Result | None] = [None] * len(events)
@@ -56,7 +61,7 @@ def fold(
 def take_in(
     projection: Projection[R],
     row: R | None,
-    event: Envelope,
+    event: EventBase,
     timing: Timing,
     decisions: list[Decision[R]] | None = None,
 ) -> tuple[R | None, Result]:
@@ -87,7 +92,7 @@ def take_in(
     return evolved, _result(projection, event, Outcome.APPLIED, None, evolved, followed)
 
 
-def check_order(row: Row | None, event: Envelope) -> tuple[Outcome, str] | None:
+def check_order(row: Row | None, event: EventBase) -> tuple[Outcome, str] | None:
     """Compare the event's position with its entity's row: outcome and reason when it does not fit, None when it does.
 
     The cases are those of the table of order; the first that holds decides.
@@ -117,7 +122,7 @@ def check_order(row: Row | None, event: Envelope) -> tuple[Outcome, str] | None:
 
 def _result(
     projection: Projection[R],
-    event: Envelope,
+    event: EventBase,
     outcome: Outcome,
     reason: str | None,
     row: R | None,

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import cast
 
-from app.domain.events import Envelope
+from app.domain.events import EventBase
 from app.domain.folding import Fold, fold
 from app.domain.generic import R
 from app.domain.registration import Timing
@@ -45,7 +45,7 @@ class Projector:
 
     async def persist(
         self,
-        events: Sequence[Envelope],
+        events: Sequence[EventBase],
         *,
         by_position: bool = False,
         also: Also | None = None,
@@ -79,7 +79,7 @@ class Projector:
     async def _attempt(
         self,
         connection: Connection,
-        events: Sequence[Envelope],
+        events: Sequence[EventBase],
         *,
         by_position: bool,
         lock: bool,
@@ -97,7 +97,7 @@ class Projector:
         return folded
 
     async def persist_fitting(
-        self, events: Sequence[Envelope], *, after: asyncio.Task[object] | None = None
+        self, events: Sequence[EventBase], *, after: asyncio.Task[object] | None = None
     ) -> list[Result | RefusedValuesError]:
         """Take in a batch as `persist` does, without the events that PostgreSQL refuses; each of those is an error.
 
@@ -112,7 +112,7 @@ class Projector:
         first = await self.persist_fitting(events[:middle], after=after)
         return first + await self.persist_fitting(events[middle:], after=after)
 
-    async def find_refused(self, events: Sequence[Envelope], *, by_position: bool = False) -> int:
+    async def find_refused(self, events: Sequence[EventBase], *, by_position: bool = False) -> int:
         """The index of the first event for which PostgreSQL refuses a batch: it takes all events before it.
 
         Nothing is written: it takes some log2(len(events)) transactions, which are rolled back.
@@ -133,13 +133,13 @@ class Projector:
                 refused = middle
         return fitting
 
-    async def foresee(self, events: Sequence[Envelope], *, by_position: bool = False) -> list[Result]:
+    async def foresee(self, events: Sequence[EventBase], *, by_position: bool = False) -> list[Result]:
         """What `persist` would return now. Nothing is written."""
         folded = await self._database.read(self._fold, events, by_position=by_position, lock=False)
         return folded.results
 
     async def _fold(
-        self, connection: Connection, events: Sequence[Envelope], *, by_position: bool, lock: bool
+        self, connection: Connection, events: Sequence[EventBase], *, by_position: bool, lock: bool
     ) -> Fold:
         keys = list({event.key for event in events})
         rows = await self._store.get_entity_states(connection, keys, lock=lock)

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import TopicPartition
 
 from app.domain.decider import Deadline
-from app.domain.events import Envelope
+from app.domain.events import EventBase
 from app.domain.registration import Timing
 from app.domain.results import Result
 from app.errors import RefusedValuesError, StartError
@@ -137,7 +137,7 @@ class Swept(Projector):
 
     async def persist(
         self,
-        events: Sequence[Envelope],
+        events: Sequence[EventBase],
         *,
         by_position: bool = False,
         also: Also | None = None,
