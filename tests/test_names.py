@@ -38,7 +38,6 @@ ALLOWED = {
     "Headers": PART,
     "MEDIA_TYPE": PART,
     "Outcome": PART,
-    "Partition": PART,
     "Place": PART,
     "RETRY": PART,
     "Work": PART,

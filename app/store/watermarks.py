@@ -12,7 +12,7 @@ from app.errors import PqsError
 from app.store.database import Connection
 from app.store.statements import Statement
 
-Partition = tuple[str, int]  # topic, and the number of the partition in it
+KafkaPartition = tuple[str, int]  # topic, and the number of the partition in it
 
 
 class LostPlaceError(PqsError):
@@ -45,7 +45,7 @@ JOIN watermarks AS w ON w.topic = ANY(ARRAY[asked.topic]) AND w.partition = aske
 )
 
 
-async def read(connection: Connection, partitions: Collection[Partition]) -> dict[Partition, int]:
+async def read(connection: Connection, partitions: Collection[KafkaPartition]) -> dict[KafkaPartition, int]:
     """The offsets up to which these partitions are read; those of which nothing was read are left out."""
     rows = await READ.rows(
         connection, topics=[topic for topic, _ in partitions], partitions=[number for _, number in partitions]
