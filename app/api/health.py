@@ -41,5 +41,5 @@ async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> 
     service = service_of(request)
     for name, breaker in service.breakers.items():
         service.metrics.breaker(name, is_open=breaker.is_open)
-    kept = await read_kept(service.database, service.outgoing.destinations)
+    kept = await read_kept(service.database, service.entries.destinations)
     return Response(service.metrics.text(kept), media_type=metrics.MEDIA_TYPE)

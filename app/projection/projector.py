@@ -11,7 +11,7 @@ from app.domain.generic import R
 from app.domain.registration import Timing
 from app.domain.results import Result
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
-from app.outbound.entries import Outgoing
+from app.outbound.entries import EntryBuilder
 from app.store.database import Connection, Database, LostRaceError, check_constraints, refused_values
 from app.store.registrations import REGISTRATIONS, Store
 
@@ -33,14 +33,14 @@ class Projector:
         self,
         database: Database,
         timing: Timing,
-        outgoing: Outgoing | None = None,
+        entries: EntryBuilder | None = None,
         *,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # the default of R, which mypy does not see here
     ) -> None:
-        """`outgoing` says where what follows is sent; without it, nowhere. `store` is the projection's."""
+        """`entries` builds the outbox entries; without it there are none. `store` is the projection's."""
         self._database = database
         self._timing = timing
-        self._outgoing = outgoing or Outgoing()
+        self._entries = entries or EntryBuilder()
         self._store = cast("Store", store)  # for the rest of the class one row is like any other
 
     async def persist(
@@ -72,7 +72,7 @@ class Projector:
                     )
             except LostRaceError:
                 continue
-            self._outgoing.committed(folded.decisions)
+            self._entries.committed(folded.decisions)
             return folded.results
         raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
 
@@ -91,7 +91,7 @@ class Projector:
             await asyncio.wait([after])
             if after.exception() is not None:
                 raise UnavailableError("what comes before this is not in")
-        await self._store.upsert.save(connection, folded.saves, self._outgoing.entries(folded.decisions))
+        await self._store.upsert.save(connection, folded.saves, self._entries.build(folded.decisions))
         if also is not None:
             await also(connection, folded.results)
         return folded

@@ -14,7 +14,7 @@ from app.domain.folding import Save
 from app.domain.generic import R
 from app.domain.registration import Registration
 from app.errors import PqsError, UnavailableError
-from app.outbound.entries import Outgoing
+from app.outbound.entries import EntryBuilder
 from app.store.database import Connection, Database, LostRaceError, translated
 from app.store.overdue import BEFORE_ALL, PassedKey
 from app.store.registrations import REGISTRATIONS, Store
@@ -46,7 +46,7 @@ class Sweep(Worker):
         self,
         database: Database,
         scans: Database,
-        outgoing: Outgoing,
+        entries: EntryBuilder,
         told: Told = lambda *_: None,
         *,
         page: int = PAGE,
@@ -55,7 +55,7 @@ class Sweep(Worker):
         """Both are the primary, with a connection for each deadline: `scans` to read pages, `database` to write."""
         self._database = database
         self._scans = scans
-        self._outgoing = outgoing
+        self._entries = entries
         self._told = told
         self._page_size = page
         self._store = cast("Store", store)  # for the rest of the class one row is like any other
@@ -114,7 +114,7 @@ class Sweep(Worker):
         decisions: list[Decision] = []
         if rows:
             decisions = await self._database.write(self._expire_unchanged, deadline, rows, passed.now, singly=singly)
-            self._outgoing.committed(decisions)
+            self._entries.committed(decisions)
         late = max(((passed.now - self._due_at(row, deadline)).total_seconds() for row in rows), default=0.0)
         self._told(deadline, len(decisions), late)
         return passed.after
@@ -143,7 +143,7 @@ class Sweep(Worker):
             if isinstance(decision, Decision):
                 decisions.append(decision)
                 saves.append(Save(decision.row, row))
-        await self._store.upsert.save(connection, saves, self._outgoing.entries(decisions))
+        await self._store.upsert.save(connection, saves, self._entries.build(decisions))
         return decisions
 
     async def _expire_alone(

@@ -21,7 +21,7 @@ from app.outbound import relay as relay_module
 from app.outbound.bus import Keyed
 from app.outbound.consul import Consul
 from app.outbound.delivery import Delivery, Destination, Rests, one_by_one, to_handler, to_topic
-from app.outbound.entries import Outgoing
+from app.outbound.entries import EntryBuilder
 from app.outbound.kafka import KafkaBus
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
@@ -136,13 +136,13 @@ class Hand:
 @pytest.fixture
 def sending(database: Database) -> Projector:
     """A projector with a bus and a Consul."""
-    return Projector(database, Timing(), Outgoing(TOPIC, CONSUL))
+    return Projector(database, Timing(), EntryBuilder(TOPIC, CONSUL))
 
 
 @pytest.fixture
 def to_bus(database: Database) -> Projector:
     """A projector with a bus alone."""
-    return Projector(database, Timing(), Outgoing(TOPIC))
+    return Projector(database, Timing(), EntryBuilder(TOPIC))
 
 
 NODES = [node(number) for number in range(100)]
@@ -166,7 +166,7 @@ async def test_several_relays_keep_each_entitys_order(
     to_bus: Projector, database: Database, database_url: str, kafka: Broker, topic: str
 ) -> None:
     """With three relays at work on Kafka while nodes come and go, each node's events are there once and in order."""
-    projector = Projector(database, Timing(), Outgoing(topic))
+    projector = Projector(database, Timing(), EntryBuilder(topic))
     buses = [KafkaBus(kafka.servers) for _ in range(3)]
     try:
         async with (
@@ -314,7 +314,7 @@ async def test_nodes_that_consul_forbids_hold_up_no_other(database: Database, da
     with consul() as agent:
         agent.forbidden = {f"registration.{each}" for each in forbidden}
         handler = Consul(agent.url, backoff=timedelta(0))
-        await send(Projector(database, Timing(), Outgoing(None, CONSUL)), forbidden + allowed, types=WAY[:1])
+        await send(Projector(database, Timing(), EntryBuilder(None, CONSUL)), forbidden + allowed, types=WAY[:1])
         small = replace(to_handler("consul", handler.handle), page=5)
         async with relaying(database_url, small):
 
@@ -622,7 +622,7 @@ async def test_a_row_that_names_nobody_is_set_aside(database: Database, database
     async def handle(intent: Intent) -> None:
         taken.append(intent)
 
-    await send(Projector(database, Timing(), Outgoing(None, CONSUL)), NODES, types=WAY[:1])
+    await send(Projector(database, Timing(), EntryBuilder(None, CONSUL)), NODES, types=WAY[:1])
     async with relaying(database_url, to_handler("consul", handle)):
         await drained(database)
         letters, _ = await database.read(lambda c: dead_letters.get_page(c, after=0, limit=100))
@@ -695,12 +695,12 @@ async def test_an_idle_relay_wakes_for_what_this_process_writes(
 ) -> None:
     """A commit with messages wakes the relay of the same process, which else looks from time to time."""
     monkeypatch.setattr(relay_module, "POLL", PATIENCE)
-    outgoing = Outgoing(TOPIC)
+    entries = EntryBuilder(TOPIC)
     hand = Hand()
     async with relaying(database_url, hand.destination) as relay:
-        outgoing.on_commit = relay.wake
+        entries.on_commit = relay.wake
         for first in (1, 4, 7):
-            await send(Projector(database, Timing(), outgoing), NODES[:1], first=first)
+            await send(Projector(database, Timing(), entries), NODES[:1], first=first)
             await drained(database)
     assert hand.told == {str(NODES[0]): list(range(1, 19))}
 
