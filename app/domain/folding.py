@@ -12,7 +12,7 @@ from app.domain.generic import R
 from app.domain.positions import Comparison, compare, in_order
 from app.domain.projection import Projection
 from app.domain.registration import Ignored, Outcome, Timing
-from app.domain.results import Followed, Result
+from app.domain.results import EmittedEvent, Result
 from app.domain.rows import Row, record
 
 
@@ -71,16 +71,16 @@ def take_in(
     """
     refusal = check_order(row, event)
     if refusal is not None:
-        nothing: list[Followed] | None = [] if isinstance(event, projection.triggers) else None
+        nothing: list[EmittedEvent] | None = [] if isinstance(event, projection.triggers) else None
         return row, _result(projection, event, *refusal, row, nothing)
-    followed: list[Followed] | None = None
+    followed: list[EmittedEvent] | None = None
     if isinstance(event, projection.triggers):
         followed = []
         decided = projection.decide(row, event, timing)
         if isinstance(decided, Decision):
             if decisions is not None:
                 decisions.append(decided)
-            followed = [Followed(each.event_id, each.type) for each in decided.events]
+            followed = [EmittedEvent(each.event_id, each.type) for each in decided.events]
             evolved: R | Ignored = decided.row
         else:
             evolved = decided
@@ -126,7 +126,7 @@ def _result(
     outcome: Outcome,
     reason: str | None,
     row: R | None,
-    events: list[Followed] | None,
+    events: list[EmittedEvent] | None,
 ) -> Result:
     if row is None:
         return Result(event.event_id, outcome, reason, event.entity_id, event.domain, None, None, None, events)
