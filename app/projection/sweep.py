@@ -30,7 +30,7 @@ STOP_WAIT = 5.0  # seconds that the page under way has when the sweep is stopped
 LEFT_ALONE = 60.0  # seconds until a row that could not be written is tried again
 
 # Called after each page with the deadline, how many became events, and the seconds by which the latest was late.
-Told = Callable[[str, int, float], None]
+PageReport = Callable[[str, int, float], None]
 
 
 class Sweep(Worker):
@@ -47,7 +47,7 @@ class Sweep(Worker):
         database: Database,
         scans: Database,
         entries: EntryBuilder,
-        told: Told = lambda *_: None,
+        report: PageReport = lambda *_: None,
         *,
         page: int = PAGE,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # the default of R, which mypy does not see here
@@ -56,7 +56,7 @@ class Sweep(Worker):
         self._database = database
         self._scans = scans
         self._entries = entries
-        self._told = told
+        self._report = report
         self._page_size = page
         self._store = cast("Store", store)  # for the rest of the class one row is like any other
         self._left_alone: dict[tuple[str, UUID, str], float] = {}  # rows that can't be written, and until when
@@ -116,7 +116,7 @@ class Sweep(Worker):
             decisions = await self._database.write(self._expire_unchanged, deadline, rows, passed.now, singly=singly)
             self._entries.committed(decisions)
         late = max(((passed.now - self._due_at(row, deadline)).total_seconds() for row in rows), default=0.0)
-        self._told(deadline, len(decisions), late)
+        self._report(deadline, len(decisions), late)
         return passed.after
 
     async def _expire_unchanged(
