@@ -138,7 +138,7 @@ async def add(connection: Connection, entry: Entry) -> None:
 Place = tuple[int, int]  # where a row is in the table, as block and number, while nobody changes it
 
 
-class Pending(Struct, frozen=True, gc=False):
+class PendingMessage(Struct, frozen=True, gc=False):
     """A message that waits to be sent, and the entry that it is of."""
 
     id: int
@@ -206,7 +206,7 @@ CROSS JOIN LATERAL (
 
 async def read(
     connection: Connection, destination: str, slots: Sequence[int], *, most: int, but: Collection[str] = ()
-) -> list[Pending]:
+) -> list[PendingMessage]:
     """The messages of the oldest entries of these slots, up to `most` of each, `but` intents for some entities, by
     their ids as text; each entity's in order.
 
@@ -214,7 +214,7 @@ async def read(
     """
     rows = await READ.rows(connection, destination=destination, slots=slots, most=most, resting=but)
     return [
-        Pending(id_, place, key_of(envelope), envelope)
+        PendingMessage(id_, place, key_of(envelope), envelope)
         for id_, place, lines in rows
         for envelope in lines.split(b"\n")
     ]
@@ -250,7 +250,7 @@ WHERE o.ctid = kept.place AND o.id + 0 = kept.id
 )
 
 
-async def keep(connection: Connection, left: Collection[Sequence[Pending]]) -> None:
+async def keep(connection: Connection, left: Collection[Sequence[PendingMessage]]) -> None:
     """Let entries have no more messages than these, in the transaction that read them: what is left of each."""
     await KEEP.rows(
         connection,

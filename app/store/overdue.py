@@ -28,7 +28,7 @@ class Overdue(Struct, Generic[R], frozen=True):
     next_deadline: datetime | None
 
 
-class Passed(Struct, Generic[R], frozen=True):
+class PassedPage(Struct, Generic[R], frozen=True):
     """A page of passed deadlines: the rows that may expire, the time of the read, and where the next page begins.
 
     `after` is None when there is no next page.
@@ -39,7 +39,7 @@ class Passed(Struct, Generic[R], frozen=True):
     after: PassedKey | None
 
 
-# Passed deadlines of all domains, in the order of the index: `domains` goes from each domain that has a deadline to
+# PassedPage deadlines of all domains, in the order of the index: `domains` goes from each domain that has a deadline to
 # the next by one look, and `page` ends where it is full, so that it costs what a page costs, however many domains
 # there are. Of that page the rows that may expire; the last row is there in any case, to go on from. What stands on a
 # partition may expire when everything up to its deadline has been read from there.
@@ -127,7 +127,7 @@ class Scan(Generic[R]):
         next_deadline = cast("datetime | None", await self.next.value(connection, **asked))
         return Overdue([self._rows.row(record) for record in records], next_deadline)
 
-    async def get_passed(self, connection: Connection, *, after: PassedKey, most: int) -> Passed[R]:
+    async def get_passed(self, connection: Connection, *, after: PassedKey, most: int) -> PassedPage[R]:
         """The rows of all domains whose deadline has passed by the database's clock, and which may expire now.
 
         They are in the order of domain, deadline and entity id, and come after `after`. `most` rows are looked at, so
@@ -137,11 +137,11 @@ class Scan(Generic[R]):
         place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
         records = await self.passed.rows(connection, most=most, **place)
         if not records:
-            return Passed([], EARLIEST, None)
+            return PassedPage([], EARLIEST, None)
         items = [self._rows.row(record) for record in records if record["may_expire"]]
         last = records[-1]
         end = (last["domain"], last[self._deadline], last["entity_id"]) if last["is_full"] else None
-        return Passed(items, last["as_of"], end)
+        return PassedPage(items, last["as_of"], end)
 
 
 # The database's clock.
