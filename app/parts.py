@@ -27,7 +27,7 @@ from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
 from app.projection.batching import Reader, Writer
 from app.projection.projector import Projector
-from app.projection.sweep import RETRY, PageReport, Sweep
+from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.runtime.metrics import Metrics
 from app.settings import BusKind, Settings
 from app.store.database import Database
@@ -147,7 +147,7 @@ class Parts:
 
     def sweep(self, report: PageReport = lambda *_: None) -> Sweep:
         """A sweep of the primary; `report` is called after each page."""
-        breaker = CircuitBreaker(open_for=timedelta(seconds=RETRY[1]))  # of both: it is one server
+        breaker = CircuitBreaker(open_for=timedelta(seconds=DATABASE_WAITS[1]))  # of both: it is one server
         database = self._database(len(Deadline), breaker=breaker)
         scans = self._database(len(Deadline), breaker=breaker, scans=True)
         return Sweep(database, scans, self.entries, report)

@@ -32,16 +32,8 @@ ALLOWED = {
     "Message": ASGI,
     "Scope": ASGI,
     "INTENTS": "Each handler of intents lists, under the name of the whole list, those that it carries out.",
-    "ATTEMPTS": PART,
     "Connection": PART,
-    "EARLIEST": PART,
     "Headers": PART,
-    "MEDIA_TYPE": PART,
-    "Outcome": PART,
-    "Place": PART,
-    "RETRY": PART,
-    "Work": PART,
-    "Worker": PART,
 }
 
 

@@ -42,4 +42,4 @@ async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> 
     for name, breaker in service.breakers.items():
         service.metrics.breaker(name, is_open=breaker.is_open)
     numbers = await read_numbers(service.database, service.entries.destinations)
-    return Response(service.metrics.text(numbers), media_type=metrics.MEDIA_TYPE)
+    return Response(service.metrics.text(numbers), media_type=metrics.PROMETHEUS_TEXT)

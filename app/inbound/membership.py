@@ -25,7 +25,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.errors import StartError, UnavailableError
-from app.store.dead_letters import Headers
+from app.store.dead_letters import MessageHeaders
 from app.store.watermarks import Advance, KafkaPartition
 from app.wire.messages import KafkaMessage
 
@@ -290,7 +290,7 @@ _headers_of = methodcaller("headers")
 
 def _incoming(message: ClientMessage) -> KafkaMessage:
     try:
-        headers = cast("Headers", _headers_of(message) or [])
+        headers = cast("MessageHeaders", _headers_of(message) or [])
     except SystemError:
         headers = None
     # These are optional by the client's types only: every message of a broker has them.

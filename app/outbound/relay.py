@@ -13,7 +13,7 @@ from app.outbound.delivery import Delivery, Destination, Rests
 from app.store import dead_letters, outbox
 from app.store.database import Connection, Database, watched
 from app.store.dead_letters import RELAY, Letter
-from app.store.outbox import PendingMessage, Place
+from app.store.outbox import PendingMessage, TupleId
 from app.wire.envelopes import HEADERS
 from app.worker import Worker, set_within
 
@@ -185,7 +185,7 @@ class Relay(Worker):
 
 def _ended(
     messages: Sequence[PendingMessage], delivery: Delivery
-) -> tuple[dict[int, Place], list[list[PendingMessage]]]:
+) -> tuple[dict[int, TupleId], list[list[PendingMessage]]]:
     """The finished entries, by id with their places in the table, and the remaining messages of entries of which only
     some are finished.
     """

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 PAGE = 250  # rows of one transaction: computing their events blocks the event loop for some 10 ms
 POLL = 0.25  # seconds between two looks when every passed deadline has its event
 REST = 1.0  # the pause after a page, in times of the page's duration: half of the time is left to others
-RETRY = (0.25, 5.0)  # seconds, the first and the longest wait before a database that does not answer is asked again
+DATABASE_WAITS = (0.25, 5.0)  # seconds: the first and the longest wait while the database does not answer
 STOP_WAIT = 5.0  # seconds that the page under way has when the sweep is stopped; then it is rolled back
 LEFT_ALONE = 60.0  # seconds until a row that could not be written is tried again
 
@@ -72,7 +72,7 @@ class Sweep(Worker):
 
     async def _run(self, deadline: str, stop: asyncio.Event) -> None:
         after: PassedKey | None = None
-        wait, longest = RETRY
+        wait, longest = DATABASE_WAITS
         in_trouble = False
         while not stop.is_set():
             began = time.monotonic()
@@ -89,7 +89,7 @@ class Sweep(Worker):
             else:
                 if in_trouble:
                     log.info("passed %s deadlines are swept again", deadline)
-                in_trouble, wait = False, RETRY[0]
+                in_trouble, wait = False, DATABASE_WAITS[0]
                 pause = POLL if after is None else REST * (time.monotonic() - began)
             await set_within(stop, pause)
 

@@ -18,7 +18,7 @@ from app.store.database import Connection, Database
 from app.store.outbox import Backlog
 from app.store.watermarks import Age
 
-MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+PROMETHEUS_TEXT = CONTENT_TYPE_PLAIN_0_0_4
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` when several processes answer for one service
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 LABELS = ("destination",)

@@ -18,7 +18,7 @@ MAX_ERROR = 4000  # characters
 COUNTED = 10_000  # messages that are counted one by one; how many more there are is an estimate
 PAGE_BYTES = 4 * 1024 * 1024  # of values, after which a page ends
 
-Headers = list[tuple[str, bytes | None]]
+MessageHeaders = list[tuple[str, bytes | None]]
 
 
 class Letter(Struct, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class Letter(Struct, frozen=True, kw_only=True):
     offset: int | None = None
     key: bytes | None
     value: bytes | None
-    headers: Headers
+    headers: MessageHeaders
     error: str
 
 
@@ -41,7 +41,7 @@ class DeadLetter(Letter, frozen=True, kw_only=True):
     created_at: datetime
 
 
-_headers = msgspec.json.Decoder(Headers).decode
+_headers = msgspec.json.Decoder(MessageHeaders).decode
 
 
 def _letter(row: Record) -> DeadLetter:

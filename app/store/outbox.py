@@ -135,14 +135,14 @@ async def add(connection: Connection, entry: Entry) -> None:
 # --- Sending -------------------------------------------------------------------------------------------------------
 
 
-Place = tuple[int, int]  # where a row is in the table, as block and number, while nobody changes it
+TupleId = tuple[int, int]  # PostgreSQL's ctid: the block and the number of a row, until somebody changes it
 
 
 class PendingMessage(Struct, frozen=True, gc=False):
     """A message that waits to be sent, and the entry that it is of."""
 
     id: int
-    place: Place
+    place: TupleId
     key: bytes  # the entity id, as text
     envelope: bytes
 
@@ -233,7 +233,7 @@ WHERE o.ctid = sent.place AND o.id + 0 = sent.id
 )
 
 
-async def remove(connection: Connection, entries: Mapping[int, Place]) -> None:
+async def remove(connection: Connection, entries: Mapping[int, TupleId]) -> None:
     """Remove what the other side has: entries by their ids, with their places, in the transaction that read them."""
     await REMOVE.rows(connection, places=list(entries.values()), ids=list(entries))
 

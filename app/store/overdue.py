@@ -17,8 +17,8 @@ from app.store.tables import due
 
 DueKey = tuple[datetime, UUID]  # deadline, entity_id: the order of an overdue scan
 PassedKey = tuple[str, datetime, UUID]  # domain, deadline, entity_id: the order in which the sweep reads
-EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
-BEFORE_ALL: PassedKey = ("", EARLIEST, UUID(int=0))
+_BEFORE_TIMES = datetime(1, 1, 1, tzinfo=UTC)
+BEFORE_ALL: PassedKey = ("", _BEFORE_TIMES, UUID(int=0))
 
 
 class Overdue(Struct, Generic[R], frozen=True):
@@ -39,7 +39,7 @@ class PassedPage(Struct, Generic[R], frozen=True):
     after: PassedKey | None
 
 
-# PassedPage deadlines of all domains, in the order of the index: `domains` goes from each domain that has a deadline to
+# Passed deadlines of all domains, in the order of the index: `domains` goes from each domain that has a deadline to
 # the next by one look, and `page` ends where it is full, so that it costs what a page costs, however many domains
 # there are. Of that page the rows that may expire; the last row is there in any case, to go on from. What stands on a
 # partition may expire when everything up to its deadline has been read from there.
@@ -137,7 +137,7 @@ class Scan(Generic[R]):
         place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
         records = await self.passed.rows(connection, most=most, **place)
         if not records:
-            return PassedPage([], EARLIEST, None)
+            return PassedPage([], _BEFORE_TIMES, None)
         items = [self._rows.row(record) for record in records if record["may_expire"]]
         last = records[-1]
         end = (last["domain"], last[self._deadline], last["entity_id"]) if last["is_full"] else None

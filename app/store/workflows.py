@@ -15,7 +15,7 @@ PRUNE_LOCK = 0x7071_735F_7072_6E  # "pqs_prn": one session at a time removes old
 PRUNE_ROWS = 1000  # actions that one transaction removes
 
 ChangeKey = tuple[datetime, str]  # updated_at, workflow_key: the order of the list
-Outcome = Committed | StateConflict | ActionConflict
+CommitOutcome = Committed | StateConflict | ActionConflict
 
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 
@@ -108,7 +108,7 @@ FROM asked WHERE found <> 'free'
 )
 
 
-async def commit(connection: Connection, commits: Sequence[Commit]) -> list[Outcome | None]:
+async def commit(connection: Connection, commits: Sequence[Commit]) -> list[CommitOutcome | None]:
     """What became of each, in the order given; None for one that has to be sent again, because it met another one.
 
     One statement, and so all of it or, by an error, nothing. Of several for one workflow one is tried. A conflict is
@@ -129,7 +129,7 @@ async def commit(connection: Connection, commits: Sequence[Commit]) -> list[Outc
         provenances=[each.provenance for each in ordered],
         tried=[tried[each.workflow_key] is each for each in ordered],
     )
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, CommitOutcome] = {}
     for place, found, *row in rows:
         if found == "committed":
             outcomes[id(tried[row[0]])] = Committed(_workflow(row))
@@ -139,7 +139,7 @@ async def commit(connection: Connection, commits: Sequence[Commit]) -> list[Outc
     return [outcomes.get(id(each)) for each in commits]
 
 
-def _not_written(asked: Commit, found: str, row: Sequence[Any]) -> Outcome:
+def _not_written(asked: Commit, found: str, row: Sequence[Any]) -> CommitOutcome:
     version: int | None = row[1]
     if found == "replayed":
         return Committed(_workflow(row), replayed=True)
