@@ -22,13 +22,13 @@ from app.settings.types import (
     ConsulAddress,
     Duration,
     File,
-    Hosts,
+    HostList,
     IssuerAddress,
     KafkaOptions,
     KafkaSecurity,
     LogFormat,
     LogLevel,
-    Origins,
+    OriginList,
     Password,
     Posture,
     PublicUrl,
@@ -139,10 +139,10 @@ class Settings(BaseSettings):
         description="Who is let in: `loopback` (anybody on this machine; other addresses are refused), `required` "
         "(callers with a key or token), `insecure` (anybody).",
     )
-    allowed_hosts: Hosts | None = Field(
+    allowed_hosts: HostList | None = Field(
         None, description="The names in `Host` that are answered, as a.example,b.example; `*` for all."
     )
-    cors_origins: Origins | None = Field(
+    cors_origins: OriginList | None = Field(
         None, description="The origins whose pages may call the service, as https://a.example,https://b.example."
     )
     oidc_issuer: IssuerAddress | None = Field(

@@ -152,11 +152,11 @@ ScopesMap = Annotated[
     str, _of_form(r"[^=,\s]+=[a-z]+:[a-z]+(,[^=,\s]+=[a-z]+:[a-z]+)*", "pairs as name=scope,name=scope were")
 ]
 _ORIGIN = r"https?://([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?"
-Origins = Annotated[
+OriginList = Annotated[
     str, _of_form(rf"{_ORIGIN}(,{_ORIGIN})*|", "origins as https://console.example,https://host:8443 were")
 ]
 _NAME = r"([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])"
-Hosts = Annotated[str, _of_form(rf"\*|{_NAME}(,{_NAME})*|", "host names as a.example,b.example, or *, were")]
+HostList = Annotated[str, _of_form(rf"\*|{_NAME}(,{_NAME})*|", "host names as a.example,b.example, or *, were")]
 Word = Annotated[str, _of_form(r"[!-~]{1,255}", "a word without blanks was")]
 # The options hold what nobody has thought of, and so perhaps a password: the error does not show them.
 _OPTION = r"[a-z0-9_.]+=(\\.|[^\\,])*"
