@@ -11,7 +11,7 @@ from msgspec import Struct
 from app.domain.events import Time
 from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration
-from app.domain.results import Followed, Result
+from app.domain.results import EmittedEvent, Result
 from app.domain.states import RegistrationState
 from app.domain.workflows import Workflow
 from app.errors import Fault
@@ -215,7 +215,7 @@ class OrderProblem(Struct, frozen=True, omit_defaults=True):
     current_state: RegistrationState | None
     version: int | None
     stands_at: Position | None
-    events: list[Followed] | None = None
+    events: list[EmittedEvent] | None = None
 
 
 class InterruptedProblem(Struct, frozen=True):

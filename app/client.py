@@ -9,6 +9,7 @@ RENAMED = {
     "BatchResult": "BatchAnswer",
     "DeadLetter": "DeadMessage",
     "EventResult": "Result",
+    "Followed": "EmittedEvent",
     "Lookup": "LookupAnswer",
 }
 

@@ -20,14 +20,14 @@ from app.inbound.consumer import FIRST_WAIT, Consumer
 from app.outbound.bus import Bus
 from app.outbound.consul import Consul, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
-from app.outbound.entries import Outgoing, outgoing_of
+from app.outbound.entries import EntryBuilder, entry_builder_of
 from app.outbound.kafka import KafkaBus
 from app.outbound.kafka_options import client_options
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
 from app.projection.batching import Reader, Writer
 from app.projection.projector import Projector
-from app.projection.sweep import RETRY, Sweep, Told
+from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.runtime.metrics import Metrics
 from app.settings import BusKind, Settings
 from app.store.database import Database
@@ -53,7 +53,7 @@ class Service:
     projector: Projector
     writer: Writer
     workflows: WorkflowStore
-    outgoing: Outgoing
+    entries: EntryBuilder
     metrics: Metrics
     breakers: dict[str, CircuitBreaker]
 
@@ -91,9 +91,9 @@ class Parts:
         )
 
     @cached_property
-    def outgoing(self) -> Outgoing:
+    def entries(self) -> EntryBuilder:
         """Where events and intents go. Raises StartError for intents that nobody can carry out."""
-        return outgoing_of(self._settings)
+        return entry_builder_of(self._settings)
 
     async def service(self, metrics: Metrics) -> Service:
         """A service with the workers that its settings want in it.
@@ -110,19 +110,19 @@ class Parts:
         self._stack.push_async_callback(reader.close)
         if settings.relay:
             relay = self.relay()
-            self.outgoing.on_commit = relay.wake
+            self.entries.on_commit = relay.wake
             breakers |= relay.breakers
             await self._stack.enter_async_context(working(relay))
         if settings.sweep:
             await self._stack.enter_async_context(working(self.sweep(metrics.swept)))
-        projector = Projector(database, self.timing, self.outgoing)
+        projector = Projector(database, self.timing, self.entries)
         writer = Writer(projector, joining=settings.batching)
         self._stack.push_async_callback(writer.close)
         store = WorkflowStore(database, joining=settings.batching)
         self._stack.push_async_callback(store.close)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         await self._stack.enter_async_context(working(pruner))
-        return Service(settings, database, scans, reader, projector, writer, store, self.outgoing, metrics, breakers)
+        return Service(settings, database, scans, reader, projector, writer, store, self.entries, metrics, breakers)
 
     def relay(self) -> Relay:
         """A relay to the destinations that the settings name: a bus, Consul, both, or none.
@@ -145,12 +145,12 @@ class Parts:
         database = self._database(max(1, len(destinations) * LANES))
         return Relay(database, destinations, breakers=breakers)
 
-    def sweep(self, told: Told = lambda *_: None) -> Sweep:
-        """A sweep of the primary; `told` hears of each page."""
-        breaker = CircuitBreaker(open_for=timedelta(seconds=RETRY[1]))  # of both: it is one server
+    def sweep(self, report: PageReport = lambda *_: None) -> Sweep:
+        """A sweep of the primary; `report` is called after each page."""
+        breaker = CircuitBreaker(open_for=timedelta(seconds=DATABASE_WAITS[1]))  # of both: it is one server
         database = self._database(len(Deadline), breaker=breaker)
         scans = self._database(len(Deadline), breaker=breaker, scans=True)
-        return Sweep(database, scans, self.outgoing, told)
+        return Sweep(database, scans, self.entries, report)
 
     def consumer(self) -> Consumer:
         """A consumer of the topics that the settings name.
@@ -171,7 +171,7 @@ class Parts:
         database = self._database(CONSUMER_CONNECTIONS, breaker=breaker)
         return Consumer(
             database,
-            Projector(database, self.timing, self.outgoing),
+            Projector(database, self.timing, self.entries),
             servers=settings.kafka,
             topics=topics,
             group=settings.consumer_group,

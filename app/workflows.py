@@ -27,14 +27,14 @@ from app.errors import ActionConflictError, ContentionError, Fault, InvalidInput
 from app.projection.batching import Lane
 from app.store import workflows
 from app.store.database import Database, LostRaceError, refused_values
-from app.store.workflows import PRUNE_ROWS, Outcome
+from app.store.workflows import PRUNE_ROWS, CommitOutcome
 from app.wire.events import EARLIEST, LATEST
 from app.wire.faults import MAX_NESTING, depth, fault_of, find_nul
 from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 10  # attempts of a commit that loses races against others
+COMMIT_ATTEMPTS = 10  # attempts of a commit that loses races against others
 LARGEST = 100  # commits or reads that one statement joins; each may carry a state of 1 MiB
 MAX_PROVENANCE = 64 * 1024  # bytes as compact JSON; it is stored with the action, too
 LONG = 1024  # digits that exponents may add before they are counted
@@ -78,7 +78,7 @@ class WorkflowStore:
         be stored; send it again with the same action id.
         """
         commit = _checked(workflow_key, expected_version or NONE, state, provenance, schema_version)
-        for _ in range(ATTEMPTS):
+        for _ in range(COMMIT_ATTEMPTS):
             try:
                 [outcome] = [await self._commits.ask(commit)] if self._joining else await self._commit([commit])
             except LostRaceError:
@@ -87,7 +87,7 @@ class WorkflowStore:
                 raise ActionConflictError(outcome.action_id, outcome.version)
             if outcome is not None:
                 return outcome
-        raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
+        raise ContentionError(f"other writers were faster {COMMIT_ATTEMPTS} times in a row; nothing was written")
 
     async def close(self) -> None:
         """Answer the requests that were accepted, and accept no more."""
@@ -98,7 +98,7 @@ class WorkflowStore:
         found = await self._database.read(workflows.get_states, keys)
         return [found.get(key) for key in keys]
 
-    async def _commit(self, commits: list[Commit]) -> Sequence[Outcome | None]:
+    async def _commit(self, commits: list[Commit]) -> Sequence[CommitOutcome | None]:
         with refused_values():
             return await self._database.write_alone(workflows.commit, commits)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from app.embedded.postgres import binary
+from app.embedded.wheel import binary
 from benchmarks.machine import BenchmarkError, Machine
 from benchmarks.rows import Source
 

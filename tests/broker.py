@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition, cimpl
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from app.outbound.memory import Message
+from app.outbound.memory import MemoryMessage
 
 PATIENCE = 20.0  # seconds
 PARTITIONS = 4  # that a topic of the built-in broker has when nobody made it
@@ -148,7 +148,7 @@ def produce_raw(broker: Broker, topic: str, value: bytes, header: bytes) -> None
     library.rd_kafka_destroy(client)
 
 
-def read_topic(broker: Broker, topic: str, count: int | None = None) -> list[Message]:
+def read_topic(broker: Broker, topic: str, count: int | None = None) -> list[MemoryMessage]:
     """The first `count` messages of a topic, or all that are there now, each partition in its order."""
     settings = {"bootstrap.servers": broker.servers, "group.id": "tests", "enable.auto.commit": False, "log_level": 0}
     consumer = Consumer(settings)
@@ -158,7 +158,7 @@ def read_topic(broker: Broker, topic: str, count: int | None = None) -> list[Mes
         if count is None:
             count = sum(consumer.get_watermark_offsets(place, timeout=PATIENCE)[1] for place in places)
         consumer.assign(places)
-        messages: list[Message] = []
+        messages: list[MemoryMessage] = []
         while len(messages) < count:
             some = consumer.consume(count - len(messages), timeout=PATIENCE)
             assert some, f"{len(messages)} of {count} messages came"
@@ -168,7 +168,7 @@ def read_topic(broker: Broker, topic: str, count: int | None = None) -> list[Mes
         consumer.close()
 
 
-def _read(message: confluent_kafka.Message) -> Message:
+def _read(message: confluent_kafka.Message) -> MemoryMessage:
     assert message.error() is None, message.error()
     topic, partition, offset, value = message.topic(), message.partition(), message.offset(), message.value()
     assert topic is not None
@@ -176,4 +176,4 @@ def _read(message: confluent_kafka.Message) -> Message:
     assert offset is not None
     assert value is not None
     headers = dict(message.headers() or {})
-    return Message(topic, partition, offset, message.key(), value, msgspec.convert(headers, dict[str, bytes]))
+    return MemoryMessage(topic, partition, offset, message.key(), value, msgspec.convert(headers, dict[str, bytes]))

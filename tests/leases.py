@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, CreateEnumType, dialect
 from sqlalchemy.schema import CreateTable
 
 from app.domain.decider import Decision
-from app.domain.events import Data, Envelope, Time
+from app.domain.events import Data, EventBase, Time
 from app.domain.positions import Position
 from app.domain.projection import Change, Projection, Timeout
 from app.domain.registration import UNKNOWN_ENTITY, Ignored, Timing
@@ -65,25 +65,25 @@ class NotedData(Data, frozen=True, kw_only=True):
     ends_at: Time | None = None
 
 
-class Noted(Envelope, frozen=True, kw_only=True, tag="lease.noted"):
+class Noted(EventBase, frozen=True, kw_only=True, tag="lease.noted"):
     """The row as another writer folded it."""
 
     data: NotedData
 
 
-class Renewed(Envelope, frozen=True, kw_only=True, tag="lease.renewed"):
+class Renewed(EventBase, frozen=True, kw_only=True, tag="lease.renewed"):
     """Who holds the machine goes on."""
 
 
-class Released(Envelope, frozen=True, kw_only=True, tag="lease.released"):
+class Released(EventBase, frozen=True, kw_only=True, tag="lease.released"):
     """Who held the machine has given it back."""
 
 
-class Lapsed(Envelope, frozen=True, kw_only=True, tag="lease.lapsed"):
+class Lapsed(EventBase, frozen=True, kw_only=True, tag="lease.lapsed"):
     """The lease has ended, and nobody has renewed it."""
 
 
-class Asked(Envelope, frozen=True, kw_only=True, tag="machine.asked"):
+class Asked(EventBase, frozen=True, kw_only=True, tag="machine.asked"):
     """Somebody wants the machine: who holds it loses it."""
 
 

@@ -27,8 +27,8 @@ from app.domain.events import (
     Capabilities,
     Data,
     Deregistered,
-    Envelope,
     Event,
+    EventBase,
     Heartbeat,
     HeartbeatData,
     Initiated,
@@ -113,14 +113,14 @@ class Kind(NamedTuple):
 
     projection: Projection[Any]
     store: Store[Any]
-    begins: tuple[type[Envelope], ...]  # the classes of an entity's first event
-    whole: type[Envelope]  # the class of an event that has the whole row
-    allowed: Callable[[Any], list[type[Envelope]]]  # the classes that a row's state allows
-    make_data: Callable[[Choose, type[Envelope]], Data]
-    read: Callable[[bytes], Envelope]
+    begins: tuple[type[EventBase], ...]  # the classes of an entity's first event
+    whole: type[EventBase]  # the class of an event that has the whole row
+    allowed: Callable[[Any], list[type[EventBase]]]  # the classes that a row's state allows
+    make_data: Callable[[Choose, type[EventBase]], Data]
+    read: Callable[[bytes], EventBase]
 
     @property
-    def classes(self) -> tuple[type[Envelope], ...]:
+    def classes(self) -> tuple[type[EventBase], ...]:
         """Every event class."""
         return (*self.projection.events, *self.projection.triggers)
 
@@ -131,7 +131,7 @@ def make_log(
     entities: int,
     length: int,
     linked: bool,
-    types: Sequence[type[Envelope]] | None = None,
+    types: Sequence[type[EventBase]] | None = None,
     kind: Kind | None = None,
 ) -> list[Any]:
     """A log of so many events in the order of their positions, in which every entity's first begins a registration.
@@ -145,7 +145,7 @@ def make_log(
     offset = 0
     stands_at: dict[UUID, int] = {}
     rows: dict[UUID, Any] = {}
-    log: list[Envelope] = []
+    log: list[EventBase] = []
     for _ in range(length):
         entity_id = choose([node(number) for number in range(entities)])
         row = rows.get(entity_id)
@@ -166,7 +166,7 @@ def make_log(
     return log
 
 
-def _choose_class(choose: Choose, row: Row | None, types: Sequence[type[Envelope]], kind: Kind) -> type[Envelope]:
+def _choose_class(choose: Choose, row: Row | None, types: Sequence[type[EventBase]], kind: Kind) -> type[EventBase]:
     if row is None:
         return choose([cls for cls in kind.begins if cls in types])
     allowed = [cls for cls in kind.allowed(row) if cls in types]
@@ -174,15 +174,15 @@ def _choose_class(choose: Choose, row: Row | None, types: Sequence[type[Envelope
     return choose(allowed if allowed and follows else types)
 
 
-def _allowed(row: Registration) -> list[type[Envelope]]:
+def _allowed(row: Registration) -> list[type[EventBase]]:
     led = [cls for state, cls in _LEADING_TO.items() if row.current_state in SOURCES[state]]
     decided = [cls for cls, states in _DECIDED_IN.items() if row.current_state in states]
     return [*led, *decided]
 
 
 def _make_event(
-    choose: Choose, cls: type[Envelope], entity_id: UUID, position: Position, kind: Kind | None = None
-) -> Envelope:
+    choose: Choose, cls: type[EventBase], entity_id: UUID, position: Position, kind: Kind | None = None
+) -> EventBase:
     make_data = _make_data if kind is None else kind.make_data
     return cls(
         event_id=uuid5(entity_id, f"event {position.number}"),
@@ -194,7 +194,7 @@ def _make_event(
     )
 
 
-def _make_data(choose: Choose, cls: type[Envelope]) -> Data:
+def _make_data(choose: Choose, cls: type[EventBase]) -> Data:
     if cls in {Initiated, Introspected}:
         return InitiatedData(
             node_type=choose(("compute", "storage")),
@@ -227,7 +227,7 @@ REGISTRATION_KIND = Kind(
 )
 
 
-def _make_lease_data(choose: Choose, cls: type[Envelope]) -> Data:
+def _make_lease_data(choose: Choose, cls: type[EventBase]) -> Data:
     if cls is Noted:
         return NotedData(
             lease_state=choose(list(LeaseState)), holder=choose(("me", "you")), ends_at=choose(_OFTEN_NONE)
@@ -248,7 +248,7 @@ LEASE_KIND = Kind(
 KINDS = {kind.projection.name: kind for kind in (REGISTRATION_KIND, LEASE_KIND)}
 
 
-E = TypeVar("E", bound=Envelope)
+E = TypeVar("E", bound=EventBase)
 
 
 def in_domain(log: Sequence[E], domain: str) -> list[E]:
@@ -261,7 +261,7 @@ def logs(
     draw: st.DrawFn,
     *,
     linked: bool = False,
-    types: Sequence[type[Envelope]] | None = None,
+    types: Sequence[type[EventBase]] | None = None,
     max_size: int = 14,
     kind: Kind = REGISTRATION_KIND,
 ) -> list[Any]:
@@ -338,7 +338,7 @@ def shuffled_logs(
     draw: st.DrawFn,
     *,
     linked: bool,
-    types: Sequence[type[Envelope]] | None = None,
+    types: Sequence[type[EventBase]] | None = None,
     kind: Kind = REGISTRATION_KIND,
 ) -> tuple[list[Any], Batches]:
     """A log, and the same events in any order, in batches."""

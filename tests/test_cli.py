@@ -17,7 +17,8 @@ from click.testing import CliRunner
 
 from app.cli import COMMANDS
 from app.cli import pqs as commands
-from app.embedded.postgres import binary, running_url
+from app.embedded.postgres import running_url
+from app.embedded.wheel import binary
 from app.settings import Settings
 from app.store.schema import HEAD, REVISIONS
 from tests.making import NODE, event_json, node

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.events import Envelope
+from app.domain.events import EventBase
 from app.domain.registration import Outcome, Timing
 from app.projection.batching import Writer
 from app.projection.projector import Projector
@@ -71,7 +71,7 @@ async def rows(database: Database, kind: Kind, domain: str) -> dict[str, str]:
     return {str(entity_id): row for entity_id, row in found}
 
 
-async def one_pass(projector: Projector, database: Database, kind: Kind, log: Sequence[Envelope]) -> dict[str, str]:
+async def one_pass(projector: Projector, database: Database, kind: Kind, log: Sequence[EventBase]) -> dict[str, str]:
     """The rows that the log gives, read once, in order, event by event: what every law compares with."""
     domain = str(uuid4())
     for event in in_domain(log, domain):
@@ -79,11 +79,11 @@ async def one_pass(projector: Projector, database: Database, kind: Kind, log: Se
     return await rows(database, kind, domain)
 
 
-async def until_done(projector: Projector, batches: Sequence[Sequence[Envelope]], *, by_position: bool) -> None:
+async def until_done(projector: Projector, batches: Sequence[Sequence[EventBase]], *, by_position: bool) -> None:
     """Send the batches, and those events that are early again until none is."""
     async with asyncio.timeout(PATIENCE):
         while batches:
-            early: list[Envelope] = []
+            early: list[EventBase] = []
             for batch in batches:
                 results = await projector.persist(batch, by_position=by_position)
                 early += [
@@ -210,7 +210,7 @@ async def test_law_4_no_reader_sees_a_version_or_a_position_go_down(
             for entity, sighting in (await database.read(read)).items():
                 sightings[entity].append(sighting)
 
-    async def write(batches: Sequence[Sequence[Envelope]]) -> None:
+    async def write(batches: Sequence[Sequence[EventBase]]) -> None:
         for batch in batches:
             await projector.persist(in_domain(batch, domain))
 
@@ -258,7 +258,7 @@ def write_in_a_process(url: str, name: str, batches: list[list[bytes]]) -> int:
             async with asyncio.timeout(PATIENCE):
                 await asyncio.to_thread(_start.wait, PATIENCE)
                 while pending:
-                    early: list[Envelope] = []
+                    early: list[EventBase] = []
                     for batch in pending:
                         results = await projector.persist(batch)
                         outcomes = [result.outcome for result in results]
@@ -274,7 +274,7 @@ def write_in_a_process(url: str, name: str, batches: list[list[bytes]]) -> int:
     return asyncio.run(write())
 
 
-def slices(random: Random, log: Sequence[Envelope]) -> list[list[Envelope]]:
+def slices(random: Random, log: Sequence[EventBase]) -> list[list[EventBase]]:
     """Most of the log in overlapping slices, shuffled within and among each other, and some of them twice."""
     cut = [list(log[start : start + 15]) for start in range(0, len(log), 10) if random.random() < 0.8]
     cut += random.sample(cut, len(cut) // 3)

@@ -32,7 +32,7 @@ from app.cli import pqs
 from app.errors import StartError
 from app.load import progress, service_url
 from app.load import source as sources
-from app.load.early import Early, Refused
+from app.load.early import Early, RefusedLines
 from app.load.loader import Loader
 from app.load.progress import Progress, summary
 from app.load.source import Line, Source, chunks
@@ -384,10 +384,10 @@ def test_long_lists_are_cut() -> None:
     """Of many lines the first are listed, by number and in whatever order they came, and the rest is counted."""
     numbers = list(range(1, 1001))
     random.Random(1).shuffle(numbers)
-    halves = Refused(), Refused()
+    halves = RefusedLines(), RefusedLines()
     for number in numbers:
         halves[number % 2].add(number, "invalid: " + "long " * 100)
-    report = Refused(*halves).report()
+    report = RefusedLines(*halves).report()
     assert [line.partition(":")[0] for line in report[:-1]] == [f"line {number}" for number in range(1, 51)]
     assert report[-1] == "and 950 more"
     assert max(map(len, report)) < 350
@@ -395,7 +395,7 @@ def test_long_lists_are_cut() -> None:
 
 def test_listed_reasons_do_not_act_on_the_terminal() -> None:
     """Control characters of an event's own words are written out."""
-    refused = Refused()
+    refused = RefusedLines()
     refused.add(1, "conflict: partition \x1b[31m\n\x07")
     assert refused.report() == [r"line 1: conflict: partition \x1b[31m\n\x07"]
 

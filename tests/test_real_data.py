@@ -21,7 +21,7 @@ import pytest
 from msgspec import Struct
 
 from app.domain.positions import Position
-from app.embedded.postgres import binary
+from app.embedded.wheel import binary
 from tests.databases import new_database
 from tests.making import Json
 from tests.processes import DATA, serving, until

@@ -1,4 +1,4 @@
-"""What is used from outside the code that vulture sees, and why."""
+"""Code that is used where vulture does not look, and the reason."""
 
 import app.access.guard as access_guard
 import app.access.limits as access_limits
@@ -30,7 +30,6 @@ _used_from_outside: list[object] = [
     protocol.HttpProtocol.data_received,
     protocol.HttpProtocol.eof_received,
     protocol.HttpProtocol.pause_writing,
-    protocol.HttpProtocol.shutdown,
     # Rooms of the HTTP edge that the two ways of answering are led through.
     edge.Edge.lacking,
     edge.Edge.lacking_plain,
@@ -51,10 +50,7 @@ _used_from_outside: list[object] = [
     connections.refusal,
     settings.Settings.max_connections,
     settings.Settings.public_url,
-    # Contract: predicates for those who use the package from Python.
-    RegistrationState.is_active,
-    RegistrationState.requires_ack,
-    RegistrationState.requires_liveness,
+    # Contract: a predicate for users of the package.
     RegistrationState.can_retry,
     # Calls of the Python client.
     Entities.lookup,
@@ -64,33 +60,31 @@ _used_from_outside: list[object] = [
     # Contract: the intents of the database.
     postgres.upsert_registration,
     postgres.update_registration,
-    # Contract: one of the two calls of a bus.
+    # Contract: one of a bus's two calls.
     kafka.KafkaBus.publish_envelope,
-    # Tests go through them.
+    # A field of messages: encoded, never read.
     envelopes.Envelope.correlationid,
-    events.FACT_CLASSES,
+    # The generated reference lists them.
     events.TRIGGER_CLASSES,
     # pydantic calls it.
     settings.Settings._kafka_has_servers,
     # Chosen by name, in the environment.
     settings.LogLevel.DEBUG,
-    settings.LogLevel.WARNING,
     settings.LogLevel.ERROR,
     # Starlette reads them.
     bodies.json_answer(b"").background,
     workflows._Key.regex,
     workflows._Key.to_string,
     # SQLAlchemy reads them.
-    tables.Base.metadata,
     tables.Base.type_annotation_map,
     tables.RegistrationProjection,
     tables.StateCount,
     tables.WorkflowState,
     tables.WorkflowAction.state_digest,
     tables.WorkflowAction.committed_at,
-    # Read by what decodes it.
-    Provenance.effect_id,
     tables.Watermark.caught_up_at,
+    # Checked when it is decoded, never read.
+    Provenance.effect_id,
     # Fields of answers: encoded, never read.
     answers.OverdueRegistration.overdue_seconds,
     answers.Summary.applied,

@@ -74,7 +74,7 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     if letter.partition is None or letter.offset is None:
         if not await service.database.write(requeue, letter):
             raise _unknown(id)
-        service.outgoing.committed([letter])
+        service.entries.committed([letter])
         return Response(status_code=202)
     place = (letter.topic, letter.partition, letter.offset)
     event = read_message(KafkaMessage(*place, letter.key, letter.value, letter.headers))

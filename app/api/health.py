@@ -10,7 +10,7 @@ from app.api.openapi.operations import metrics_operation, operation
 from app.api.schemas import NoQuery, encode
 from app.api.service import service_of
 from app.runtime import metrics
-from app.runtime.metrics import read_kept
+from app.runtime.metrics import read_numbers
 
 router = APIRouter(tags=["health"])
 
@@ -41,5 +41,5 @@ async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> 
     service = service_of(request)
     for name, breaker in service.breakers.items():
         service.metrics.breaker(name, is_open=breaker.is_open)
-    kept = await read_kept(service.database, service.outgoing.destinations)
-    return Response(service.metrics.text(kept), media_type=metrics.MEDIA_TYPE)
+    numbers = await read_numbers(service.database, service.entries.destinations)
+    return Response(service.metrics.text(numbers), media_type=metrics.PROMETHEUS_TEXT)

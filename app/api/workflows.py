@@ -31,7 +31,7 @@ from app.errors import (
 from app.store import workflows
 from app.wire.events import EARLIEST
 from app.wire.faults import explain
-from app.workflows import ATTEMPTS
+from app.workflows import COMMIT_ATTEMPTS
 
 router = APIRouter(tags=["workflows"])
 
@@ -186,14 +186,14 @@ async def _commit(
     if conditions.version is not None:
         return await commit_on(conditions.version)
     row = await service.workflows.get_state(key)
-    for _ in range(ATTEMPTS):
+    for _ in range(COMMIT_ATTEMPTS):
         # Also if nothing may be written: the action may have been applied before.
         version = 0 if row is None else row.version
         outcome = await commit_on(version if _allowed(conditions, row) else NO_VERSION)
         if isinstance(outcome, Committed) or not _allowed(conditions, outcome.current):
             return outcome
         row = outcome.current
-    raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
+    raise ContentionError(f"other writers were faster {COMMIT_ATTEMPTS} times in a row; nothing was written")
 
 
 def _allowed(conditions: Conditions, row: Workflow | None) -> bool:

@@ -21,7 +21,7 @@ from app.domain.events import (
     Activated,
     Data,
     Deregistered,
-    Envelope,
+    EventBase,
     Fact,
     Heartbeat,
     Initiated,
@@ -40,7 +40,7 @@ from app.domain.states import SOURCES, RegistrationState
 class Decision(Struct, Generic[R], frozen=True):
     """What follows: the events in their order, the intents, and the row as evolve() makes it of these events."""
 
-    events: tuple[Envelope, ...]
+    events: tuple[EventBase, ...]
     intents: tuple[Intent, ...]
     row: R
 

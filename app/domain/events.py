@@ -1,4 +1,4 @@
-"""The event envelope and the event types, facts and triggers.
+"""The fields of every event, and the event types: facts and triggers.
 
 msgspec decodes them straight from JSON; `app.wire.events` says what is wrong.
 """
@@ -75,8 +75,8 @@ class RecordedData(Data, frozen=True, kw_only=True):
     liveness_timeout_emitted_at: Time | None = None
 
 
-class Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", gc=False):
-    """An immutable fact about one entity."""
+class EventBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", gc=False):
+    """The fields of every event: an immutable fact about one entity."""
 
     event_id: UUID
     entity_id: UUID
@@ -97,79 +97,79 @@ class Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
         return self.entity_id, self.domain
 
 
-class Initiated(Envelope, frozen=True, kw_only=True, tag="registration.initiated"):
+class Initiated(EventBase, frozen=True, kw_only=True, tag="registration.initiated"):
     """A node asks to be registered."""
 
     data: InitiatedData
 
 
-class Accepted(Envelope, frozen=True, kw_only=True, tag="registration.accepted"):
+class Accepted(EventBase, frozen=True, kw_only=True, tag="registration.accepted"):
     """The registration is accepted; the node must acknowledge in time."""
 
     data: AckDeadlineData = AckDeadlineData()
 
 
-class AckRequested(Envelope, frozen=True, kw_only=True, tag="registration.ack_requested"):
+class AckRequested(EventBase, frozen=True, kw_only=True, tag="registration.ack_requested"):
     """The node was asked to acknowledge."""
 
     data: AckDeadlineData = AckDeadlineData()
 
 
-class Rejected(Envelope, frozen=True, kw_only=True, tag="registration.rejected"):
+class Rejected(EventBase, frozen=True, kw_only=True, tag="registration.rejected"):
     """The registration is refused."""
 
     data: NoData = NoData()
 
 
-class AckTimedOut(Envelope, frozen=True, kw_only=True, tag="registration.ack_timed_out"):
+class AckTimedOut(EventBase, frozen=True, kw_only=True, tag="registration.ack_timed_out"):
     """The node did not acknowledge in time."""
 
     data: NoData = NoData()
 
 
-class AckReceived(Envelope, frozen=True, kw_only=True, tag="registration.ack_received"):
+class AckReceived(EventBase, frozen=True, kw_only=True, tag="registration.ack_received"):
     """The node acknowledged."""
 
     data: NoData = NoData()
 
 
-class Activated(Envelope, frozen=True, kw_only=True, tag="registration.activated"):
+class Activated(EventBase, frozen=True, kw_only=True, tag="registration.activated"):
     """The node is active, and must send heartbeats in time."""
 
     data: ActivatedData = ActivatedData()
 
 
-class Heartbeat(Envelope, frozen=True, kw_only=True, tag="node.heartbeat"):
+class Heartbeat(EventBase, frozen=True, kw_only=True, tag="node.heartbeat"):
     """The node sent a heartbeat."""
 
     data: HeartbeatData = HeartbeatData()
 
 
-class LivenessExpired(Envelope, frozen=True, kw_only=True, tag="registration.liveness_expired"):
+class LivenessExpired(EventBase, frozen=True, kw_only=True, tag="registration.liveness_expired"):
     """The node sent no heartbeat in time."""
 
     data: NoData = NoData()
 
 
-class Recorded(Envelope, frozen=True, kw_only=True, tag="registration.recorded"):
+class Recorded(EventBase, frozen=True, kw_only=True, tag="registration.recorded"):
     """The row as another writer folded it."""
 
     data: RecordedData
 
 
-class Introspected(Envelope, frozen=True, kw_only=True, tag="node.introspected"):
+class Introspected(EventBase, frozen=True, kw_only=True, tag="node.introspected"):
     """The node describes itself, and wants to be registered."""
 
     data: InitiatedData
 
 
-class RegistrationAcked(Envelope, frozen=True, kw_only=True, tag="node.registration_acked"):
+class RegistrationAcked(EventBase, frozen=True, kw_only=True, tag="node.registration_acked"):
     """The node knows that it is registered."""
 
     data: NoData = NoData()
 
 
-class Deregistered(Envelope, frozen=True, kw_only=True, tag="node.deregistered"):
+class Deregistered(EventBase, frozen=True, kw_only=True, tag="node.deregistered"):
     """The node leaves."""
 
     data: NoData = NoData()

@@ -7,12 +7,12 @@ from typing import Generic, assert_never
 from msgspec import Struct
 
 from app.domain.decider import Decision
-from app.domain.events import Envelope, Key
+from app.domain.events import EventBase, Key
 from app.domain.generic import R
 from app.domain.positions import Comparison, compare, in_order
 from app.domain.projection import Projection
 from app.domain.registration import Ignored, Outcome, Timing
-from app.domain.results import Followed, Result
+from app.domain.results import EmittedEvent, Result
 from app.domain.rows import Row, record
 
 
@@ -32,7 +32,12 @@ class Fold(Struct, Generic[R], frozen=True):
 
 
 def fold(
-    projection: Projection[R], rows: Mapping[Key, R], events: Sequence[Envelope], timing: Timing, *, by_position: bool
+    projection: Projection[R],
+    rows: Mapping[Key, R],
+    events: Sequence[EventBase],
+    timing: Timing,
+    *,
+    by_position: bool,
 ) -> Fold[R]:
     """Fold a batch onto the rows of its entities: the events of each in the order given, or `by_position`."""
     results: list[Result | None] = [None] * len(events)
@@ -56,7 +61,7 @@ def fold(
 def take_in(
     projection: Projection[R],
     row: R | None,
-    event: Envelope,
+    event: EventBase,
     timing: Timing,
     decisions: list[Decision[R]] | None = None,
 ) -> tuple[R | None, Result]:
@@ -66,16 +71,16 @@ def take_in(
     """
     refusal = check_order(row, event)
     if refusal is not None:
-        nothing: list[Followed] | None = [] if isinstance(event, projection.triggers) else None
+        nothing: list[EmittedEvent] | None = [] if isinstance(event, projection.triggers) else None
         return row, _result(projection, event, *refusal, row, nothing)
-    followed: list[Followed] | None = None
+    followed: list[EmittedEvent] | None = None
     if isinstance(event, projection.triggers):
         followed = []
         decided = projection.decide(row, event, timing)
         if isinstance(decided, Decision):
             if decisions is not None:
                 decisions.append(decided)
-            followed = [Followed(each.event_id, each.type) for each in decided.events]
+            followed = [EmittedEvent(each.event_id, each.type) for each in decided.events]
             evolved: R | Ignored = decided.row
         else:
             evolved = decided
@@ -87,7 +92,7 @@ def take_in(
     return evolved, _result(projection, event, Outcome.APPLIED, None, evolved, followed)
 
 
-def check_order(row: Row | None, event: Envelope) -> tuple[Outcome, str] | None:
+def check_order(row: Row | None, event: EventBase) -> tuple[Outcome, str] | None:
     """Compare the event's position with its entity's row: outcome and reason when it does not fit, None when it does.
 
     The cases are those of the table of order; the first that holds decides.
@@ -117,11 +122,11 @@ def check_order(row: Row | None, event: Envelope) -> tuple[Outcome, str] | None:
 
 def _result(
     projection: Projection[R],
-    event: Envelope,
+    event: EventBase,
     outcome: Outcome,
     reason: str | None,
     row: R | None,
-    events: list[Followed] | None,
+    events: list[EmittedEvent] | None,
 ) -> Result:
     if row is None:
         return Result(event.event_id, outcome, reason, event.entity_id, event.domain, None, None, None, events)

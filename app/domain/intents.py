@@ -89,7 +89,7 @@ INTENT_CLASSES: tuple[type[Intent], ...] = (
     RegisterService,
     DeregisterService,
 )
-INTENTS: tuple[str, ...] = tuple(str(cls.__struct_config__.tag) for cls in INTENT_CLASSES)
+INTENT_NAMES: tuple[str, ...] = tuple(str(cls.__struct_config__.tag) for cls in INTENT_CLASSES)
 
 
 def upsert(registration: Registration, read: Registration | None) -> UpsertRegistration:

@@ -13,7 +13,7 @@ from typing import Any, Generic
 from msgspec import Struct
 
 from app.domain.decider import Deadline, Decision, decide, expire
-from app.domain.events import FACT_CLASSES, Deregistered, Envelope, Introspected, RegistrationAcked
+from app.domain.events import FACT_CLASSES, Deregistered, EventBase, Introspected, RegistrationAcked
 from app.domain.generic import R
 from app.domain.registration import Ignored, Registration, Timing, evolve
 from app.domain.states import RegistrationState
@@ -58,9 +58,9 @@ class Projection(Struct, Generic[R], frozen=True):
     name: str
     table: str
     row: type[R]
-    events: tuple[type[Envelope], ...]
+    events: tuple[type[EventBase], ...]
     evolve: Callable[[R | None, Any, Timing], R | Ignored]
-    triggers: tuple[type[Envelope], ...]
+    triggers: tuple[type[EventBase], ...]
     decide: Callable[[R | None, Any, Timing], Decision[R] | Ignored]
     counted_by: str
     unchanged: tuple[Change, ...]

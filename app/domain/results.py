@@ -9,8 +9,8 @@ from app.domain.registration import Outcome
 from app.domain.states import RegistrationState
 
 
-class Followed(Struct, frozen=True):
-    """An event that followed from a trigger."""
+class EmittedEvent(Struct, frozen=True):
+    """An event that the service emitted because of a trigger."""
 
     event_id: UUID
     type: str
@@ -31,4 +31,4 @@ class Result(Struct, frozen=True, gc=False, omit_defaults=True):
     current_state: RegistrationState | None
     version: int | None
     stands_at: Position | None
-    events: list[Followed] | None = None  # None is left out of the JSON
+    events: list[EmittedEvent] | None = None  # None is left out of the JSON

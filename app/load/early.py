@@ -26,10 +26,10 @@ def why(verdict: LineResult) -> str:
     return f"{verdict.outcome}: {verdict.reason or '; '.join(faults)}"
 
 
-class Refused:
+class RefusedLines:
     """Lines that are not in, those of `others` among them: how many, and the first SHOWN with their reasons."""
 
-    def __init__(self, *others: "Refused") -> None:
+    def __init__(self, *others: "RefusedLines") -> None:
         self.total: int = sum(other.total for other in others)
         self._first: list[tuple[int, str]] = [line for other in others for line in other._first]  # noqa: SLF001 - its own class
 
@@ -61,7 +61,7 @@ class Early:
     """Lines to send again. They wait in a temporary file; memory holds four numbers for each."""
 
     def __init__(self) -> None:
-        self.refused = Refused()
+        self.refused = RefusedLines()
         with self._disk():
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._end = 0

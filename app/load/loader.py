@@ -18,7 +18,7 @@ import msgspec
 from app.answers import INVALID
 from app.domain.registration import Outcome
 from app.errors import StartError
-from app.load.early import Early, Refused, why
+from app.load.early import Early, RefusedLines, why
 from app.load.source import Line, Source, chunks
 from app.wire.events import MAX_LINE
 from pqs_client import (
@@ -66,7 +66,7 @@ class Loader:
         self.sent = 0  # lines, those that were sent again included
         self.repeated = 0  # lines that a request had taken in before it failed, as far as can be known
         self.on_the_way = 0  # lines of a request without an answer
-        self.refused = Refused()
+        self.refused = RefusedLines()
 
     @property
     def received(self) -> int:
@@ -99,7 +99,7 @@ class Loader:
                         stuck = len(early) == len(before)
                     finally:
                         before.close()
-                self.refused = Refused(self.refused, early.refused)
+                self.refused = RefusedLines(self.refused, early.refused)
             finally:
                 early.close()
 

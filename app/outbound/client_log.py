@@ -14,7 +14,7 @@ _HUNG_UP = re.compile(r"Disconnected.* in state APIVERSION_QUERY|connecting to a
 _VARIES = re.compile(r"\d+")  # ports, times and counts, which differ in repeats of a message
 
 
-class Seldom(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Lets a message through once in `SILENCE` seconds, whatever its numbers. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,4 +56,4 @@ class TlsExpected(logging.Filter):
 
 client_log = logging.getLogger("app.bus.librdkafka")
 client_log.addFilter(TlsExpected())
-client_log.addFilter(Seldom())
+client_log.addFilter(RepeatFilter())

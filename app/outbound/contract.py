@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from app.domain.intents import INTENTS
+from app.domain.intents import INTENT_NAMES
 from app.errors import StartError
 from app.outbound import consul, postgres
 from app.settings import Settings
@@ -80,7 +80,7 @@ def read_contract(file: Traversable | None = None) -> Contract:
     return Contract(handlers, intents)
 
 
-def route(contract: Contract, present: Collection[str], emitted: Collection[str] = INTENTS) -> list[Route]:
+def route(contract: Contract, present: Collection[str], emitted: Collection[str] = INTENT_NAMES) -> list[Route]:
     """The route of each intent that the decider can emit, given the resources that are present.
 
     Raises StartError, which names every intent whose handler is missing, can't carry it out, or lacks its needs, and

@@ -12,7 +12,7 @@ from msgspec import Struct
 from app.domain.intents import Intent
 from app.errors import IntentError, MessageRefusedError, NotNowError
 from app.outbound.bus import Bus
-from app.store.outbox import EFFECT, TOPIC, Pending
+from app.store.outbox import EFFECT, TOPIC, PendingMessage
 from app.wire.envelopes import HEADERS
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ LONGEST_REST = 60.0  # seconds of the longest back-off
 RESTING = 10_000  # entities that are remembered to rest, at most; the oldest is forgotten first
 
 # Sends messages, each entity's in order, and tells the delivery the result of each.
-Deliver = Callable[[Sequence[Pending], "Delivery"], Awaitable[None]]
+Deliver = Callable[[Sequence[PendingMessage], "Delivery"], Awaitable[None]]
 
 
 class Destination(Struct, frozen=True):
@@ -48,7 +48,7 @@ def to_topic(topic: str, *buses: Bus) -> Destination:
     """
     users = [0] * len(buses)
 
-    async def deliver(messages: Sequence[Pending], delivery: Delivery) -> None:
+    async def deliver(messages: Sequence[PendingMessage], delivery: Delivery) -> None:
         mine = users.index(min(users))
         users[mine] += 1
         try:
@@ -57,7 +57,7 @@ def to_topic(topic: str, *buses: Bus) -> Destination:
         finally:
             users[mine] -= 1
 
-    async def send(bus: Bus, wave: Sequence[Pending], delivery: Delivery) -> None:
+    async def send(bus: Bus, wave: Sequence[PendingMessage], delivery: Delivery) -> None:
         going = [message for message in wave if message.key not in delivery.waiting] if delivery.waiting else wave
         failed = await bus.publish_all(topic, [(message.key, message.envelope) for message in going], HEADERS)
         if not failed:
@@ -69,9 +69,9 @@ def to_topic(topic: str, *buses: Bus) -> Destination:
     return Destination(TOPIC + topic, deliver, PAGE)
 
 
-def waves(messages: Iterable[Pending]) -> list[list[Pending]]:
+def waves(messages: Iterable[PendingMessage]) -> list[list[PendingMessage]]:
     """The first message of each entity, then the second of each that has one, and so on."""
-    found: list[list[Pending]] = []
+    found: list[list[PendingMessage]] = []
     counts: dict[bytes, int] = {}
     for message in messages:
         nth = counts.get(message.key, 0)
@@ -86,7 +86,7 @@ def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]]) -> Destin
     """A handler of intents."""
     room = asyncio.Semaphore(EFFECTS_AT_ONCE)
 
-    async def carry_out(message: Pending) -> None:
+    async def carry_out(message: PendingMessage) -> None:
         try:
             intent = _CARRIED.decode(message.envelope).data
         except msgspec.DecodeError as error:
@@ -97,10 +97,10 @@ def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]]) -> Destin
     return Destination(EFFECT + name, one_by_one(carry_out), EFFECTS_PAGE)
 
 
-def one_by_one(take: Callable[[Pending], Awaitable[None]]) -> Deliver:
+def one_by_one(take: Callable[[PendingMessage], Awaitable[None]]) -> Deliver:
     """Hand over each entity's messages one by one, in one task per entity: entities do not wait for each other."""
 
-    async def line(messages: Iterable[Pending], delivery: Delivery) -> None:
+    async def line(messages: Iterable[PendingMessage], delivery: Delivery) -> None:
         for message in messages:
             error: BaseException | None = None
             try:
@@ -111,8 +111,8 @@ def one_by_one(take: Callable[[Pending], Awaitable[None]]) -> Deliver:
             if message.key in delivery.waiting or delivery.given_up:
                 return
 
-    async def deliver(messages: Sequence[Pending], delivery: Delivery) -> None:
-        lines: defaultdict[bytes, list[Pending]] = defaultdict(list)
+    async def deliver(messages: Sequence[PendingMessage], delivery: Delivery) -> None:
+        lines: defaultdict[bytes, list[PendingMessage]] = defaultdict(list)
         for message in messages:
             lines[message.key].append(message)
         await asyncio.gather(*(line(each, delivery) for each in lines.values()))
@@ -132,10 +132,10 @@ _CARRIED = msgspec.json.Decoder(_Carried)
 class Delivery:
     """The sending of the messages of one pass. A message in neither `arrived` nor `refused` stays in the outbox."""
 
-    def __init__(self, destination: Destination, messages: Sequence[Pending]) -> None:
-        self.arrived: list[Pending] = []
-        self.refused: list[tuple[Pending, str]] = []
-        self.not_now: list[tuple[Pending, str]] = []  # failed on their own
+    def __init__(self, destination: Destination, messages: Sequence[PendingMessage]) -> None:
+        self.arrived: list[PendingMessage] = []
+        self.refused: list[tuple[PendingMessage, str]] = []
+        self.not_now: list[tuple[PendingMessage, str]] = []  # failed on their own
         self.waiting: set[bytes] = set()  # the keys of messages to send again: nothing more with these keys is sent
         self.trouble: BaseException | None = None  # the last error that concerns more than one message
         self.given_up = False
@@ -143,7 +143,7 @@ class Delivery:
         self._sending = asyncio.ensure_future(destination.deliver(messages, self))
         self._sending.add_done_callback(self._end)
 
-    def told(self, message: Pending, error: BaseException | None) -> None:
+    def told(self, message: PendingMessage, error: BaseException | None) -> None:
         """Hear the result of a message: None if the other side has it. After `give_up` results are ignored."""
         if self.given_up:
             return

@@ -17,8 +17,8 @@ from app.wire.envelopes import Envelope, in_digits, to_lines, written_domain
 SOURCE = "urn:pqs"  # of every envelope; with the id it identifies an event (CloudEvents 1.0, section 3.1)
 
 
-class Outgoing:
-    """The destinations of events and intents: a topic of the bus, and the intents' handlers."""
+class EntryBuilder:
+    """Builds outbox entries for its destinations: a topic of the bus, and the handlers of intents."""
 
     def __init__(self, topic: str | None = None, handlers: Mapping[str, str] | None = None) -> None:
         """`topic` is None without a bus. `handlers` maps intents that run after the transaction to their handlers."""
@@ -32,7 +32,7 @@ class Outgoing:
         topics = [] if self._topic is None else [TOPIC + self._topic]
         return topics + [EFFECT + handler for handler in dict.fromkeys(self._handlers.values())]
 
-    def entries(self, decisions: Sequence[Decision]) -> list[Entry]:
+    def build(self, decisions: Sequence[Decision]) -> list[Entry]:
         """The entries of some decisions; for each destination, an entity's messages are in the order of decisions."""
         topic, handlers = self._topic, self._handlers
         events = (
@@ -52,10 +52,10 @@ class Outgoing:
             self.on_commit()
 
 
-def outgoing_of(settings: Settings) -> Outgoing:
-    """The destinations by these settings. Raises StartError like `routes_of`."""
+def entry_builder_of(settings: Settings) -> EntryBuilder:
+    """A builder for the destinations of these settings. Raises StartError like `routes_of`."""
     topic = None if settings.bus is BusKind.OFF else settings.topic_out
-    return Outgoing(topic, contract.after_the_transaction(contract.routes_of(settings)))
+    return EntryBuilder(topic, contract.after_the_transaction(contract.routes_of(settings)))
 
 
 def _lines(decision: Decision) -> Lines:

@@ -14,7 +14,7 @@ PARTITIONS = 4  # of each topic
 KEPT = 10_000  # messages per partition; older ones are forgotten
 
 
-class Message(Struct, frozen=True):
+class MemoryMessage(Struct, frozen=True):
     """A message, with its partition and offset."""
 
     topic: str
@@ -31,7 +31,7 @@ class MemoryBus(Bus):
     def __init__(self, *, partitions: int = PARTITIONS, kept: int = KEPT) -> None:
         self._partitions = partitions
         self._ends: defaultdict[str, list[int]] = defaultdict(lambda: [0] * partitions)
-        self._kept: defaultdict[str, deque[Message]] = defaultdict(lambda: deque(maxlen=kept * partitions))
+        self._kept: defaultdict[str, deque[MemoryMessage]] = defaultdict(lambda: deque(maxlen=kept * partitions))
         self._closed = False
 
     async def publish_all(
@@ -43,12 +43,12 @@ class MemoryBus(Bus):
         ends = self._ends[topic]
         for key, value in messages:
             partition = sum(ends) % self._partitions if key is None else partition_of(key, self._partitions)
-            self._kept[topic].append(Message(topic, partition, ends[partition], key, value, dict(headers)))
+            self._kept[topic].append(MemoryMessage(topic, partition, ends[partition], key, value, dict(headers)))
             ends[partition] += 1
         await asyncio.sleep(0)  # lets other tasks run, as a real bus does
         return {}
 
-    def messages(self, topic: str) -> list[Message]:
+    def messages(self, topic: str) -> list[MemoryMessage]:
         """The messages of a topic, in the order in which they were published."""
         return list(self._kept[topic])
 

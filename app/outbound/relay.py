@@ -13,7 +13,7 @@ from app.outbound.delivery import Delivery, Destination, Rests
 from app.store import dead_letters, outbox
 from app.store.database import Connection, Database, watched
 from app.store.dead_letters import RELAY, Letter
-from app.store.outbox import Pending, Place
+from app.store.outbox import PendingMessage, TupleId
 from app.wire.envelopes import HEADERS
 from app.worker import Worker, set_within
 
@@ -34,7 +34,7 @@ class PassResult(Struct, frozen=True):
     moved: bool = False  # messages left the outbox
     full: bool = False  # there may be more in these slots, or in others
     trouble: BaseException | None = None
-    refused: Sequence[tuple[Pending, str]] = ()  # messages that are dead letters now, and why
+    refused: Sequence[tuple[PendingMessage, str]] = ()  # messages that are dead letters now, and why
 
 
 class Relay(Worker):
@@ -168,7 +168,9 @@ class Relay(Worker):
         entries = len({message.id for message in messages})
         return PassResult(bool(gone or left), entries >= destination.page // FULL, delivery.trouble, delivery.refused)
 
-    async def _send(self, connection: Connection, destination: Destination, messages: Sequence[Pending]) -> Delivery:
+    async def _send(
+        self, connection: Connection, destination: Destination, messages: Sequence[PendingMessage]
+    ) -> Delivery:
         delivery = Delivery(destination, messages)
         self._deliveries.add(delivery)
         try:
@@ -181,7 +183,9 @@ class Relay(Worker):
         return delivery
 
 
-def _ended(messages: Sequence[Pending], delivery: Delivery) -> tuple[dict[int, Place], list[list[Pending]]]:
+def _ended(
+    messages: Sequence[PendingMessage], delivery: Delivery
+) -> tuple[dict[int, TupleId], list[list[PendingMessage]]]:
     """The finished entries, by id with their places in the table, and the remaining messages of entries of which only
     some are finished.
     """
@@ -189,7 +193,7 @@ def _ended(messages: Sequence[Pending], delivery: Delivery) -> tuple[dict[int, P
         return {message.id: message.place for message in messages}, []
     through = {id(message) for message in [*delivery.arrived, *(message for message, _ in delivery.refused)]}
     begun = set[int]()  # entries of which messages are finished
-    left = defaultdict[int, list[Pending]](list)
+    left = defaultdict[int, list[PendingMessage]](list)
     for message in messages:
         if id(message) in through:
             begun.add(message.id)
@@ -199,7 +203,7 @@ def _ended(messages: Sequence[Pending], delivery: Delivery) -> tuple[dict[int, P
     return gone, [waiting for id_, waiting in left.items() if id_ in begun]
 
 
-def _letter(destination: str, message: Pending, why: str) -> Letter:
+def _letter(destination: str, message: PendingMessage, why: str) -> Letter:
     return Letter(
         source=RELAY,
         topic=destination,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from app.domain.events import Envelope, Key
+from app.domain.events import EventBase, Key
 from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import UnavailableError
@@ -135,7 +135,7 @@ class Writer:
         self._lane = Lane(projector.persist)
         self._joining = joining
 
-    def ask(self, event: Envelope) -> "asyncio.Future[Result]":
+    def ask(self, event: EventBase) -> "asyncio.Future[Result]":
         """The event's result, after the commit."""
         if self._joining:
             return self._lane.ask(event)
@@ -145,6 +145,6 @@ class Writer:
         """Finish the accepted events, and refuse new ones."""
         await self._lane.close()
 
-    async def _alone(self, event: Envelope) -> Result:
+    async def _alone(self, event: EventBase) -> Result:
         [result] = await self._projector.persist([event])
         return result

@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import cast
 
-from app.domain.events import Envelope
+from app.domain.events import EventBase
 from app.domain.folding import Fold, fold
 from app.domain.generic import R
 from app.domain.registration import Timing
 from app.domain.results import Result
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
-from app.outbound.entries import Outgoing
+from app.outbound.entries import EntryBuilder
 from app.store.database import Connection, Database, LostRaceError, check_constraints, refused_values
 from app.store.registrations import REGISTRATIONS, Store
 
@@ -33,19 +33,19 @@ class Projector:
         self,
         database: Database,
         timing: Timing,
-        outgoing: Outgoing | None = None,
+        entries: EntryBuilder | None = None,
         *,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # the default of R, which mypy does not see here
     ) -> None:
-        """`outgoing` says where what follows is sent; without it, nowhere. `store` is the projection's."""
+        """`entries` builds the outbox entries; without it there are none. `store` is the projection's."""
         self._database = database
         self._timing = timing
-        self._outgoing = outgoing or Outgoing()
+        self._entries = entries or EntryBuilder()
         self._store = cast("Store", store)  # for the rest of the class one row is like any other
 
     async def persist(
         self,
-        events: Sequence[Envelope],
+        events: Sequence[EventBase],
         *,
         by_position: bool = False,
         also: Also | None = None,
@@ -72,14 +72,14 @@ class Projector:
                     )
             except LostRaceError:
                 continue
-            self._outgoing.committed(folded.decisions)
+            self._entries.committed(folded.decisions)
             return folded.results
         raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
 
     async def _attempt(
         self,
         connection: Connection,
-        events: Sequence[Envelope],
+        events: Sequence[EventBase],
         *,
         by_position: bool,
         lock: bool,
@@ -91,13 +91,13 @@ class Projector:
             await asyncio.wait([after])
             if after.exception() is not None:
                 raise UnavailableError("what comes before this is not in")
-        await self._store.upsert.save(connection, folded.saves, self._outgoing.entries(folded.decisions))
+        await self._store.upsert.save(connection, folded.saves, self._entries.build(folded.decisions))
         if also is not None:
             await also(connection, folded.results)
         return folded
 
     async def persist_fitting(
-        self, events: Sequence[Envelope], *, after: asyncio.Task[object] | None = None
+        self, events: Sequence[EventBase], *, after: asyncio.Task[object] | None = None
     ) -> list[Result | RefusedValuesError]:
         """Take in a batch as `persist` does, without the events that PostgreSQL refuses; each of those is an error.
 
@@ -112,7 +112,7 @@ class Projector:
         first = await self.persist_fitting(events[:middle], after=after)
         return first + await self.persist_fitting(events[middle:], after=after)
 
-    async def find_refused(self, events: Sequence[Envelope], *, by_position: bool = False) -> int:
+    async def find_refused(self, events: Sequence[EventBase], *, by_position: bool = False) -> int:
         """The index of the first event for which PostgreSQL refuses a batch: it takes all events before it.
 
         Nothing is written: it takes some log2(len(events)) transactions, which are rolled back.
@@ -133,13 +133,13 @@ class Projector:
                 refused = middle
         return fitting
 
-    async def foresee(self, events: Sequence[Envelope], *, by_position: bool = False) -> list[Result]:
+    async def foresee(self, events: Sequence[EventBase], *, by_position: bool = False) -> list[Result]:
         """What `persist` would return now. Nothing is written."""
         folded = await self._database.read(self._fold, events, by_position=by_position, lock=False)
         return folded.results
 
     async def _fold(
-        self, connection: Connection, events: Sequence[Envelope], *, by_position: bool, lock: bool
+        self, connection: Connection, events: Sequence[EventBase], *, by_position: bool, lock: bool
     ) -> Fold:
         keys = list({event.key for event in events})
         rows = await self._store.get_entity_states(connection, keys, lock=lock)

@@ -14,7 +14,7 @@ from app.domain.folding import Save
 from app.domain.generic import R
 from app.domain.registration import Registration
 from app.errors import PqsError, UnavailableError
-from app.outbound.entries import Outgoing
+from app.outbound.entries import EntryBuilder
 from app.store.database import Connection, Database, LostRaceError, translated
 from app.store.overdue import BEFORE_ALL, PassedKey
 from app.store.registrations import REGISTRATIONS, Store
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 PAGE = 250  # rows of one transaction: computing their events blocks the event loop for some 10 ms
 POLL = 0.25  # seconds between two looks when every passed deadline has its event
 REST = 1.0  # the pause after a page, in times of the page's duration: half of the time is left to others
-RETRY = (0.25, 5.0)  # seconds, the first and the longest wait before a database that does not answer is asked again
+DATABASE_WAITS = (0.25, 5.0)  # seconds: the first and the longest wait while the database does not answer
 STOP_WAIT = 5.0  # seconds that the page under way has when the sweep is stopped; then it is rolled back
 LEFT_ALONE = 60.0  # seconds until a row that could not be written is tried again
 
 # Called after each page with the deadline, how many became events, and the seconds by which the latest was late.
-Told = Callable[[str, int, float], None]
+PageReport = Callable[[str, int, float], None]
 
 
 class Sweep(Worker):
@@ -46,8 +46,8 @@ class Sweep(Worker):
         self,
         database: Database,
         scans: Database,
-        outgoing: Outgoing,
-        told: Told = lambda *_: None,
+        entries: EntryBuilder,
+        report: PageReport = lambda *_: None,
         *,
         page: int = PAGE,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # the default of R, which mypy does not see here
@@ -55,8 +55,8 @@ class Sweep(Worker):
         """Both are the primary, with a connection for each deadline: `scans` to read pages, `database` to write."""
         self._database = database
         self._scans = scans
-        self._outgoing = outgoing
-        self._told = told
+        self._entries = entries
+        self._report = report
         self._page_size = page
         self._store = cast("Store", store)  # for the rest of the class one row is like any other
         self._left_alone: dict[tuple[str, UUID, str], float] = {}  # rows that can't be written, and until when
@@ -72,7 +72,7 @@ class Sweep(Worker):
 
     async def _run(self, deadline: str, stop: asyncio.Event) -> None:
         after: PassedKey | None = None
-        wait, longest = RETRY
+        wait, longest = DATABASE_WAITS
         in_trouble = False
         while not stop.is_set():
             began = time.monotonic()
@@ -89,7 +89,7 @@ class Sweep(Worker):
             else:
                 if in_trouble:
                     log.info("passed %s deadlines are swept again", deadline)
-                in_trouble, wait = False, RETRY[0]
+                in_trouble, wait = False, DATABASE_WAITS[0]
                 pause = POLL if after is None else REST * (time.monotonic() - began)
             await set_within(stop, pause)
 
@@ -114,9 +114,9 @@ class Sweep(Worker):
         decisions: list[Decision] = []
         if rows:
             decisions = await self._database.write(self._expire_unchanged, deadline, rows, passed.now, singly=singly)
-            self._outgoing.committed(decisions)
+            self._entries.committed(decisions)
         late = max(((passed.now - self._due_at(row, deadline)).total_seconds() for row in rows), default=0.0)
-        self._told(deadline, len(decisions), late)
+        self._report(deadline, len(decisions), late)
         return passed.after
 
     async def _expire_unchanged(
@@ -143,7 +143,7 @@ class Sweep(Worker):
             if isinstance(decision, Decision):
                 decisions.append(decision)
                 saves.append(Save(decision.row, row))
-        await self._store.upsert.save(connection, saves, self._outgoing.entries(decisions))
+        await self._store.upsert.save(connection, saves, self._entries.build(decisions))
         return decisions
 
     async def _expire_alone(

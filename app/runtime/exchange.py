@@ -43,7 +43,7 @@ class DirectCall(Protocol):
         """The client is gone before its request was complete."""
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """What an exchange needs of its connection."""
 
     def default_headers(self) -> bytes:
@@ -71,7 +71,7 @@ class Connection(Protocol):
 class Exchange:
     """A request that an ASGI application answers."""
 
-    def __init__(self, connection: Connection, head: Head, scope: Scope) -> None:
+    def __init__(self, connection: ClientConnection, head: Head, scope: Scope) -> None:
         self.keep_alive = head.keep_alive
         self.more_body = True
         self.complete = False  # the answer
@@ -212,7 +212,7 @@ class DirectExchange:
     waits_for_client = True
     bare = False
 
-    def __init__(self, connection: Connection, call: DirectCall, *, keep_alive: bool) -> None:
+    def __init__(self, connection: ClientConnection, call: DirectCall, *, keep_alive: bool) -> None:
         self.keep_alive = keep_alive
         self.more_body = True
         self.complete = False

@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-class Correlated(logging.Filter):
+class CorrelationFilter(logging.Filter):
     """Gives each record the current correlation id."""
 
     def __init__(self, current: Callable[[], str | None]) -> None:
@@ -53,7 +53,7 @@ def configure(level: LogLevel, form: LogFormat, current: Callable[[], str | None
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "filters": {"correlated": {"()": Correlated, "current": current}},
+            "filters": {"correlated": {"()": CorrelationFilter, "current": current}},
             "formatters": {
                 "console": {"format": "%(asctime)s %(levelname)-7s %(message)s [%(correlation_id)s]"},
                 "json": {"()": JsonFormatter},

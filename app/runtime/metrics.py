@@ -18,13 +18,13 @@ from app.store.database import Connection, Database
 from app.store.outbox import Backlog
 from app.store.watermarks import Age
 
-MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+PROMETHEUS_TEXT = CONTENT_TYPE_PLAIN_0_0_4
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` when several processes answer for one service
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 LABELS = ("destination",)
 
 
-class Kept(Struct, frozen=True):
+class DatabaseNumbers(Struct, frozen=True):
     """Numbers from the database, the same for all processes; empty or None if it did not answer."""
 
     backlogs: Sequence[Backlog] = ()
@@ -32,22 +32,22 @@ class Kept(Struct, frozen=True):
     dead_letters: int | None = None
 
 
-async def read_kept(database: Database, destinations: Collection[str]) -> Kept:
+async def read_numbers(database: Database, destinations: Collection[str]) -> DatabaseNumbers:
     """Read the numbers. Each of `destinations` has a backlog, even an empty one.
 
     If the database does not answer, only these numbers are missing.
     """
     try:
-        return await database.read(_read_kept, destinations)
+        return await database.read(_read_numbers, destinations)
     except UnavailableError:
-        return Kept()
+        return DatabaseNumbers()
 
 
-async def _read_kept(connection: Connection, destinations: Collection[str]) -> Kept:
+async def _read_numbers(connection: Connection, destinations: Collection[str]) -> DatabaseNumbers:
     backlogs = await outbox.backlogs(connection)
     waiting = {each.destination for each in backlogs}
     backlogs += [Backlog(name, 0, 0.0) for name in destinations if name not in waiting]
-    return Kept(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))
+    return DatabaseNumbers(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))
 
 
 class Metrics:
@@ -124,20 +124,20 @@ class Metrics:
         """A breaker, of a database or of Consul, is open or closed now."""
         self._breaker.labels(name).set(is_open)
 
-    def text(self, kept: Kept | None = None) -> bytes:
+    def text(self, numbers: DatabaseNumbers | None = None) -> bytes:
         """All metrics in Prometheus' text format, of all processes of the service."""
         registry = self._registry
         if SHARED_DIRECTORY in os.environ:
             registry = CollectorRegistry()
             registry.register(_AllProcesses())
-        return generate_latest(registry) + generate_latest(_Kept(kept or Kept()))
+        return generate_latest(registry) + generate_latest(_DatabaseCollector(numbers or DatabaseNumbers()))
 
 
-class _Kept(Collector):
+class _DatabaseCollector(Collector):
     """The numbers from the database, as gauges."""
 
-    def __init__(self, kept: Kept) -> None:
-        self._kept = kept
+    def __init__(self, numbers: DatabaseNumbers) -> None:
+        self._numbers = numbers
 
     def collect(self) -> Iterable[Metric]:
         """Two gauges per destination, one per partition, and one of dead letters."""
@@ -147,7 +147,7 @@ class _Kept(Collector):
         oldest = GaugeMetricFamily(
             "pqs_outbox_oldest_seconds", "Seconds for which the oldest of them has waited.", labels=LABELS
         )
-        for each in self._kept.backlogs:
+        for each in self._numbers.backlogs:
             waiting.add_metric([each.destination], each.messages)
             oldest.add_metric([each.destination], each.oldest_seconds)
         behind = GaugeMetricFamily(
@@ -155,11 +155,11 @@ class _Kept(Collector):
             "Seconds since the time up to which all messages of a Kafka partition are applied.",
             labels=("topic", "partition"),
         )
-        for age in self._kept.ages:
+        for age in self._numbers.ages:
             behind.add_metric([age.topic, str(age.partition)], age.seconds)
         dead = GaugeMetricFamily("pqs_dead_letters", "Dead letters; an estimate if there are many.")
-        if self._kept.dead_letters is not None:
-            dead.add_metric([], self._kept.dead_letters)
+        if self._numbers.dead_letters is not None:
+            dead.add_metric([], self._numbers.dead_letters)
         return [waiting, oldest, behind, dead]
 
 

@@ -26,13 +26,13 @@ POLL = 0.5  # seconds between two looks at the clock
 
 SPAWN = multiprocessing.get_context("spawn")
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
-Work = Callable[[socket.socket, Connection], None]
+ProcessWork = Callable[[socket.socket, Connection], None]
 
 
-class Worker:
+class WorkerProcess:
     """One process. It is ready from its first sign of life on."""
 
-    def __init__(self, work: Work, listener: socket.socket) -> None:
+    def __init__(self, work: ProcessWork, listener: socket.socket) -> None:
         self.signs, theirs = SPAWN.Pipe(duplex=False)
         self.process = SPAWN.Process(target=_begin, args=(work, listener, theirs))
         # Ctrl-C goes to the whole process group: one that is still importing would answer with a traceback.
@@ -91,7 +91,7 @@ class Worker:
 class Place:
     """A socket, and the worker that answers there. Who replaces it gets the socket, and the connections that wait."""
 
-    def __init__(self, work: Work, listener: socket.socket, hanging: float) -> None:
+    def __init__(self, work: ProcessWork, listener: socket.socket, hanging: float) -> None:
         self._work = work
         self._listener = listener
         self._hanging = hanging
@@ -100,11 +100,11 @@ class Place:
         self._due: float | None = None  # when a worker that has ended is replaced
         self.worker = self.new_worker()
 
-    def new_worker(self) -> Worker:
+    def new_worker(self) -> WorkerProcess:
         """Start a process."""
-        return Worker(self._work, self._listener)
+        return WorkerProcess(self._work, self._listener)
 
-    def take_over(self, successor: Worker) -> Worker:
+    def take_over(self, successor: WorkerProcess) -> WorkerProcess:
         """Have a worker that is ready in place of the present one, which is returned."""
         before, self.worker = self.worker, successor
         self._due, self._wait = None, 0.0
@@ -145,7 +145,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, work: Work, sockets: Sequence[socket.socket], *, patience: float, hanging: float = HANGING
+        self, work: ProcessWork, sockets: Sequence[socket.socket], *, patience: float, hanging: float = HANGING
     ) -> None:
         """`work` is what each process does. It is stopped by SIGTERM, and has `patience` seconds to end then."""
         self._work = work
@@ -154,8 +154,8 @@ class Supervisor:
         self._hanging = hanging
         self._places: list[Place] = []
         self._to_restart: deque[Place] = deque()
-        self._successor: Worker | None = None  # of the worker at the first of them
-        self._retired: Worker | None = None  # the one that was replaced last, until it has ended
+        self._successor: WorkerProcess | None = None  # of the worker at the first of them
+        self._retired: WorkerProcess | None = None  # the one that was replaced last, until it has ended
         self._signals: deque[int] = deque()
 
     def run(self) -> None:
@@ -244,12 +244,12 @@ class Supervisor:
         for worker in self._everyone():
             worker.end(max(0.0, end - time.monotonic()))
 
-    def _everyone(self) -> list[Worker]:
+    def _everyone(self) -> list[WorkerProcess]:
         others = [worker for worker in (self._successor, self._retired) if worker is not None]
         return [*(place.worker for place in self._places), *others]
 
 
-def _begin(work: Work, listener: socket.socket, signs: Connection) -> None:
+def _begin(work: ProcessWork, listener: socket.socket, signs: Connection) -> None:
     """The main function of a worker process: SIGTERM stops it; a Ctrl-C does too, a closed terminal does not."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server takes it

@@ -1,4 +1,4 @@
-"""Every statement over `dead_letters`: messages that could not be applied or sent, unchanged."""
+"""Every statement over `dead_letters`: the messages that could not be applied or sent, unchanged."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -12,17 +12,17 @@ from app.answers import DeadLetterSource
 from app.store.database import Connection, Record
 from app.store.statements import Statement
 
-CONSUMER: DeadLetterSource = "consumer"  # a message that came in,
-RELAY: DeadLetterSource = "relay"  # or one that was to go out
+CONSUMER: DeadLetterSource = "consumer"  # an incoming message
+RELAY: DeadLetterSource = "relay"  # an outgoing message
 MAX_ERROR = 4000  # characters
-COUNTED = 10_000  # messages that are counted one by one; how many more there are is an estimate
-PAGE_BYTES = 4 * 1024 * 1024  # of values, after which a page ends
+COUNTED = 10_000  # messages that are counted one by one; the number of further ones is an estimate
+PAGE_BYTES = 4 * 1024 * 1024  # of values; a page that reaches this ends
 
-Headers = list[tuple[str, bytes | None]]
+MessageHeaders = list[tuple[str, bytes | None]]
 
 
 class Letter(Struct, frozen=True, kw_only=True):
-    """A message as it was, with its place and its error. An outgoing message has no place."""
+    """A message as it was, with its partition, offset and error. An outgoing message has no partition and offset."""
 
     source: DeadLetterSource = CONSUMER
     topic: str
@@ -30,22 +30,22 @@ class Letter(Struct, frozen=True, kw_only=True):
     offset: int | None = None
     key: bytes | None
     value: bytes | None
-    headers: Headers
+    headers: MessageHeaders
     error: str
 
 
 class DeadLetter(Letter, frozen=True, kw_only=True):
-    """The same, stored."""
+    """A stored letter."""
 
     id: int
     created_at: datetime
 
 
-_headers = msgspec.json.Decoder(Headers).decode
+_headers = msgspec.json.Decoder(MessageHeaders).decode
 
 
 def _letter(row: Record) -> DeadLetter:
-    """The columns in the order of the statements below."""
+    """The letter of a row, whose columns are in the order of the statements below."""
     id_, created_at, source, topic, partition, offset, key, value, headers, error, *_ = row
     return DeadLetter(
         id=id_,
@@ -61,7 +61,7 @@ def _letter(row: Record) -> DeadLetter:
     )
 
 
-# Stores messages. A message that was read a second time is there already.
+# Stores messages. A message that was read a second time is stored already.
 ADD = Statement(
     text("""
 INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error)
@@ -76,7 +76,7 @@ ON CONFLICT (topic, partition, "offset") DO NOTHING
 
 
 async def add(connection: Connection, letters: Collection[Letter]) -> None:
-    """Store messages, each place once."""
+    """Store messages, one for each topic, partition and offset."""
     await ADD.rows(
         connection,
         sources=[each.source for each in letters],
@@ -91,11 +91,11 @@ async def add(connection: Connection, letters: Collection[Letter]) -> None:
 
 
 def _storable(error: str) -> str:
-    """The error as PostgreSQL's text can hold it: it may quote NUL, or half a character, from the message."""
+    """The error as PostgreSQL can store it: the error may quote NUL, or half a character, from the message."""
     return error[:MAX_ERROR].encode("utf-8", "replace").decode().replace("\0", "\\u0000")
 
 
-# A page, oldest first. It ends at a number of rows, or when the values before a row make up a number of bytes.
+# Reads a page, oldest first. It ends after `limit` rows, or when its values reach `most_bytes`.
 LIST = Statement(
     text("""
 SELECT id, created_at, source, topic, partition, "offset", key, value, headers, error, found
@@ -115,12 +115,12 @@ ORDER BY id LIMIT CAST(:limit AS bigint)
 
 
 async def get_page(connection: Connection, *, after: int, limit: int) -> tuple[list[DeadLetter], bool]:
-    """The first messages after an id, up to `limit` of them and about PAGE_BYTES, and whether more follow."""
+    """The first messages after the id `after`, up to `limit` and about PAGE_BYTES, and whether more follow."""
     rows = await LIST.rows(connection, after=after, limit=limit, most_bytes=PAGE_BYTES)
     return [_letter(row) for row in rows], bool(rows) and rows[0][-1] > len(rows)
 
 
-# How many there are. The first ones are counted; how many follow is estimated: as close by their ids as those.
+# Counts the first messages, and estimates the number of the rest: as dense by id as the first ones.
 COUNT = Statement(
     text("""
 SELECT CAST(CASE
@@ -137,12 +137,11 @@ LEFT JOIN (SELECT id FROM dead_letters ORDER BY id DESC LIMIT 1) AS last ON true
 
 
 async def count(connection: Connection) -> int:
-    """How many messages there are: exact as long as there are fewer than COUNTED, and an estimate beyond, so that it
-    costs the same however many there are."""
+    """The number of messages: exact below COUNTED, and an estimate beyond, so that its cost is bounded."""
     return cast("int", await COUNT.value(connection, counted=COUNTED))
 
 
-# One message by its id.
+# Reads one message by its id.
 READ = Statement(
     text("""
 SELECT id, created_at, source, topic, partition, "offset", key, value, headers, error
@@ -152,12 +151,12 @@ FROM dead_letters WHERE id = CAST(:id AS bigint)
 
 
 async def get(connection: Connection, id_: int) -> DeadLetter | None:
-    """One message, or None."""
+    """The message with this id, or None."""
     rows = await READ.rows(connection, id=id_)
     return _letter(rows[0]) if rows else None
 
 
-# Removes one message: it was applied or discarded.
+# Removes one message that was applied or discarded.
 REMOVE = Statement(text("DELETE FROM dead_letters WHERE id = CAST(:id AS bigint) RETURNING id"))
 
 

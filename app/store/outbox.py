@@ -1,9 +1,9 @@
-"""The outbox: messages that a transaction wants sent after it, and every statement over them.
+"""The outbox: messages to send after their transaction, and every statement over them.
 
-A row is an entry: one intent for its handler, or events for the bus, where what a transaction has for one slot goes
-together as far as there is room. It is written by the statement that writes the changes it speaks of, after those. So
-the entries of one entity have their ids in the order of its versions, whoever wrote them: who writes the next has
-waited for the row before.
+A row is an entry: one intent for its handler, or events for the bus. The events that a transaction has for one slot
+share entries, as far as there is room. One statement writes the changed rows and then their entries. So the entries
+of one entity have their ids in the order of its versions, whoever writes them: each writer has waited for the lock of
+the entity's row.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,11 +20,11 @@ from app.store.statements import Statement
 from app.store.tables import OutboxEntry
 from app.wire.envelopes import key_of
 
-SLOTS = 4  # one relay at a time works on a slot; all messages of one entity id are in one
+SLOTS = 4  # one relay at a time works on a slot; all messages of an entity id are in one slot
 ROOM = 7500  # bytes of an entry's messages, so that its row fits into a page
 TOPIC = "topic:"  # a destination is a topic of the bus,
 EFFECT = "effect:"  # or a handler of intents
-COUNTED = 6000  # entries of a slot that are counted one by one; how many more there are is an estimate
+COUNTED = 6000  # entries of a slot that are counted one by one; the number of further entries is an estimate
 
 # Not quoted: vulture would take the import for unused.
 _table = cast(Table, OutboxEntry.__table__)  # noqa: TC006
@@ -38,9 +38,9 @@ _given = (
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """What is sent to one destination together: so many messages in their order, each JSON in a line of its own.
+    """Messages to one destination, in their order: `envelope` has the JSON of each in a line of its own.
 
-    Either it is one intent, for the entity `intent_entity_id`, or events of entities that are all in one slot.
+    It holds either one intent, for the entity `intent_entity_id`, or events of entities that are all in one slot.
     """
 
     destination: str
@@ -51,12 +51,12 @@ class Entry(Struct, frozen=True, gc=False):
 
 
 def slot_of(entity_id: UUID) -> int:
-    """The slot of an entity id, whatever its domain: the bus has one key for both."""
+    """The slot of an entity id in any domain: the bus has one key for all domains."""
     return entity_id.int % SLOTS
 
 
 class Lines(NamedTuple):
-    """Messages for one slot that stay together: their number, and their JSON, each line with its end."""
+    """Messages of one slot that stay together: their number, and their JSON, each line with its line end."""
 
     slot: int
     messages: int
@@ -64,7 +64,7 @@ class Lines(NamedTuple):
 
 
 def packed(topic: str, all_lines: Iterable[Lines]) -> list[Entry]:
-    """Messages for a topic of the bus, in as few entries as there is ROOM for; each slot's in the order given."""
+    """The entries of these messages for a topic: as few as ROOM allows, each slot's messages in the order given."""
     rows: list[tuple[int, list[Lines]]] = []
     newest: dict[int, list[Lines]] = {}
     room: dict[int, int] = {}  # in the newest row of a slot
@@ -87,7 +87,7 @@ def _text(lines: Sequence[bytes]) -> str:
 
 
 def sending(condition: ColumnElement[bool]) -> CTE:
-    """A part of a statement that writes entries, in the order given, when `condition` holds."""
+    """The part of a statement that writes entries, in the order given, if `condition` holds."""
     arrays = (bindparam(f"entries_{c.key}", type_=ARRAY(c.type)) for c in _given)
     columns = (column(str(c.key), c.type) for c in _given)
     entries = func.unnest(*arrays).table_valued(*columns, with_ordinality="place", name="entries")
@@ -100,12 +100,12 @@ def sending(condition: ColumnElement[bool]) -> CTE:
     )
 
 
-# The parameters of `sending`, and what of an entry is in them.
+# The parameters of `sending`, and the function that reads the value of each from an entry.
 _ARRAYS = [(f"entries_{c.key}", attrgetter(str(c.key))) for c in _given]
 
 
 def given(entries: Sequence[Entry]) -> dict[str, object]:
-    """The parameters of that part of a statement."""
+    """The parameters of `sending` for these entries."""
     return {name: list(map(value, entries)) for name, value in _ARRAYS}
 
 
@@ -121,7 +121,7 @@ INSERT INTO outbox (destination, slot, intent_entity_id, messages, envelope) VAL
 
 
 async def add(connection: Connection, entry: Entry) -> None:
-    """Add an entry that does not come with a change of a row."""
+    """Add an entry without a change of a row."""
     await ADD.rows(
         connection,
         destination=entry.destination,
@@ -135,34 +135,33 @@ async def add(connection: Connection, entry: Entry) -> None:
 # --- Sending -------------------------------------------------------------------------------------------------------
 
 
-Place = tuple[int, int]  # where a row is in the table, as block and number, while nobody changes it
+TupleId = tuple[int, int]  # PostgreSQL's ctid: the block and the number of a row, until somebody changes it
 
 
-class Pending(Struct, frozen=True, gc=False):
-    """A message that waits to be sent, and the entry that it is of."""
+class PendingMessage(Struct, frozen=True, gc=False):
+    """A message that waits to be sent, with the id and place of its entry."""
 
     id: int
-    place: Place
+    place: TupleId
     key: bytes  # the entity id, as text
     envelope: bytes
 
     @property
     def entity_id(self) -> str:
-        """The entity id, or whatever stands in its place."""
+        """The entity id, or whatever the envelope has in its place."""
         return self.key.decode(errors="replace")
 
 
 class Backlog(Struct, frozen=True):
-    """What waits for one destination: how many messages, and for how many seconds the oldest of them."""
+    """The messages that wait for one destination: their number, and the age of the oldest in seconds."""
 
     destination: str
     messages: int
     oldest_seconds: float
 
 
-# The right to send what waits in some slots, until the transaction ends. The slots are found first and tried one by
-# one after that, in an order drawn anew each time: so relays that share the slots find others than each other's, and
-# none is locked beyond the limit.
+# Locks slots in which messages wait, until the transaction ends. The statement finds the slots first. It then tries
+# them one by one, in random order: so relays rarely try the same slot, and no slot beyond the limit is locked.
 TAKE = Statement(
     text("""
 WITH waiting AS MATERIALIZED (
@@ -182,14 +181,16 @@ LIMIT CAST(:most AS bigint)
 
 
 async def take(connection: Connection, destination: str, *, most: int) -> list[int]:
-    """Up to `most` slots in which something waits for `destination`: no other session has them until the end of this
-    transaction, by which whoever holds one has told what it removed. One that dies lets them go at once.
+    """Lock up to `most` slots in which messages wait for `destination`, until the transaction ends.
+
+    No other session has them meanwhile; the next one sees what this one removed. PostgreSQL releases the slots of a
+    session that dies at once.
     """
     rows = await TAKE.rows(connection, destination=destination, slots=SLOTS, most=most)
     return [row[0] for row in rows]
 
 
-# The oldest entries of some slots, each slot in its order.
+# Reads the oldest entries of some slots, each slot in its order.
 READ = Statement(
     text("""
 SELECT o.id, o.ctid, convert_to(o.envelope, 'UTF8')
@@ -206,24 +207,24 @@ CROSS JOIN LATERAL (
 
 async def read(
     connection: Connection, destination: str, slots: Sequence[int], *, most: int, but: Collection[str] = ()
-) -> list[Pending]:
-    """The messages of the oldest entries of these slots, up to `most` of each, `but` intents for some entities, by
-    their ids as text; each entity's in order.
+) -> list[PendingMessage]:
+    """The messages of the oldest entries of these slots, up to `most` entries of each slot, each entity's in order.
 
-    For whoever has taken the slots, in a statement of its own: it has to see what the last one removed.
+    Intents for the entities `but`, ids as text, are left out. Take the slots first, in an earlier statement: this one
+    must see what their last holder removed.
     """
     rows = await READ.rows(connection, destination=destination, slots=slots, most=most, resting=but)
     return [
-        Pending(id_, place, key_of(envelope), envelope)
+        PendingMessage(id_, place, key_of(envelope), envelope)
         for id_, place, lines in rows
         for envelope in lines.split(b"\n")
     ]
 
 
-# The end of entries whose messages have arrived. At their places they are found at once, whatever the planner knew
-# when it made its plan: for an outbox that is often that it was empty, and a plan for that joined all that waits with
-# all that has arrived. Their ids are compared too, since an operator may have put something else there; `+ 0` keeps
-# the planner from reading the key for them, from end to end.
+# Removes entries whose messages have arrived. It finds them by ctid, which is fast under every plan: the planner
+# often planned for an empty outbox, and a plan by id then joined all waiting entries with all arrived ones. It
+# compares the ids, too, because an operator may have put another row there; `+ 0` keeps the planner from scanning the
+# whole key.
 REMOVE = Statement(
     text("""
 DELETE FROM outbox AS o
@@ -233,12 +234,12 @@ WHERE o.ctid = sent.place AND o.id + 0 = sent.id
 )
 
 
-async def remove(connection: Connection, entries: Mapping[int, Place]) -> None:
-    """Remove what the other side has: entries by their ids, with their places, in the transaction that read them."""
+async def remove(connection: Connection, entries: Mapping[int, TupleId]) -> None:
+    """Remove entries whose messages have arrived, by id and place, in the transaction that read them."""
     await REMOVE.rows(connection, places=list(entries.values()), ids=list(entries))
 
 
-# What is left of entries that are through in part, found as those that are removed.
+# Shortens entries of which only some messages have arrived; it finds them as REMOVE does.
 KEEP = Statement(
     text("""
 UPDATE outbox AS o SET envelope = kept.envelope, messages = kept.messages
@@ -250,8 +251,8 @@ WHERE o.ctid = kept.place AND o.id + 0 = kept.id
 )
 
 
-async def keep(connection: Connection, left: Collection[Sequence[Pending]]) -> None:
-    """Let entries have no more messages than these, in the transaction that read them: what is left of each."""
+async def keep(connection: Connection, left: Collection[Sequence[PendingMessage]]) -> None:
+    """Reduce entries to the messages in `left`, a list for each entry, in the transaction that read them."""
     await KEEP.rows(
         connection,
         places=[messages[0].place for messages in left],
@@ -261,9 +262,9 @@ async def keep(connection: Connection, left: Collection[Sequence[Pending]]) -> N
     )
 
 
-# What waits, by destination. The destinations are found by skipping through the key, and in each slot the first
-# entries are counted. How many follow in a slot that has more is estimated: as close by their ids as the first ones,
-# and with as many messages each.
+# Counts the waiting messages by destination. It finds the destinations by skipping through the key, and counts the
+# first entries of each slot. In a slot that has more, it estimates the rest: as dense by id as the first entries,
+# with as many messages each.
 BACKLOGS = Statement(
     text("""
 WITH RECURSIVE destinations (destination) AS (
@@ -310,10 +311,10 @@ ORDER BY d.destination
 
 
 async def backlogs(connection: Connection) -> list[Backlog]:
-    """What waits for each destination for which something does, in their order.
+    """The backlog of each destination that has one, by name.
 
-    The number is exact as long as no slot has COUNTED entries, and an estimate beyond: it costs the same however
-    many there are.
+    The number is exact while every slot has fewer than COUNTED entries, and an estimate beyond. So the cost is
+    bounded, whatever the number.
     """
     rows = await BACKLOGS.rows(connection, slots=SLOTS, counted=COUNTED)
     return [Backlog(*row) for row in rows]

@@ -17,8 +17,8 @@ from app.store.tables import due
 
 DueKey = tuple[datetime, UUID]  # deadline, entity_id: the order of an overdue scan
 PassedKey = tuple[str, datetime, UUID]  # domain, deadline, entity_id: the order in which the sweep reads
-EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
-BEFORE_ALL: PassedKey = ("", EARLIEST, UUID(int=0))
+_BEFORE_TIMES = datetime(1, 1, 1, tzinfo=UTC)
+BEFORE_ALL: PassedKey = ("", _BEFORE_TIMES, UUID(int=0))
 
 
 class Overdue(Struct, Generic[R], frozen=True):
@@ -28,7 +28,7 @@ class Overdue(Struct, Generic[R], frozen=True):
     next_deadline: datetime | None
 
 
-class Passed(Struct, Generic[R], frozen=True):
+class PassedPage(Struct, Generic[R], frozen=True):
     """A page of passed deadlines: the rows that may expire, the time of the read, and where the next page begins.
 
     `after` is None when there is no next page.
@@ -127,7 +127,7 @@ class Scan(Generic[R]):
         next_deadline = cast("datetime | None", await self.next.value(connection, **asked))
         return Overdue([self._rows.row(record) for record in records], next_deadline)
 
-    async def get_passed(self, connection: Connection, *, after: PassedKey, most: int) -> Passed[R]:
+    async def get_passed(self, connection: Connection, *, after: PassedKey, most: int) -> PassedPage[R]:
         """The rows of all domains whose deadline has passed by the database's clock, and which may expire now.
 
         They are in the order of domain, deadline and entity id, and come after `after`. `most` rows are looked at, so
@@ -137,11 +137,11 @@ class Scan(Generic[R]):
         place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
         records = await self.passed.rows(connection, most=most, **place)
         if not records:
-            return Passed([], EARLIEST, None)
+            return PassedPage([], _BEFORE_TIMES, None)
         items = [self._rows.row(record) for record in records if record["may_expire"]]
         last = records[-1]
         end = (last["domain"], last[self._deadline], last["entity_id"]) if last["is_full"] else None
-        return Passed(items, last["as_of"], end)
+        return PassedPage(items, last["as_of"], end)
 
 
 # The database's clock.

@@ -1,4 +1,4 @@
-"""Every statement over `watermarks`: how far each partition of Kafka is read."""
+"""Every statement over `watermarks`: the progress in each partition of Kafka."""
 
 import time
 from collections.abc import Collection
@@ -12,19 +12,19 @@ from app.errors import PqsError
 from app.store.database import Connection
 from app.store.statements import Statement
 
-Partition = tuple[str, int]  # topic, and the number of the partition in it
+KafkaPartition = tuple[str, int]  # a topic, and the number of a partition of it
 
 
 class LostPlaceError(PqsError):
-    """Another consumer moved or removed a watermark meanwhile: read it again."""
+    """Another consumer has moved or removed a watermark: read it again."""
 
 
 class Advance(Struct, frozen=True, kw_only=True):
-    """A watermark that moves on, or is confirmed where it is.
+    """One watermark's move to `offset`, or the confirmation of its present offset.
 
-    `expected` is the offset that it stands at, None where there is none yet. What came before `message_at` is in, as
-    far as the times of the messages up to `offset` tell; None when that is not known. `caught_up` is when the
-    partition was found to end there, in seconds by the monotonic clock, None when it was not.
+    `expected` is the offset where it stands, None if it does not exist yet. Messages older than `message_at` are
+    applied, as far as the times of the messages up to `offset` tell; None if unknown. `caught_up` is the time when
+    the partition was found to end at `offset`, in seconds by the monotonic clock; None if it was not.
     """
 
     topic: str
@@ -35,7 +35,7 @@ class Advance(Struct, frozen=True, kw_only=True):
     caught_up: float | None = None
 
 
-# The offsets after which some partitions are read on. By `= ANY`, for which app/store/rows.py has the reason.
+# Reads the watermarks of some partitions. app/store/rows.py has the reason for `= ANY`.
 READ = Statement(
     text("""
 SELECT w.topic, w.partition, w."offset"
@@ -45,17 +45,17 @@ JOIN watermarks AS w ON w.topic = ANY(ARRAY[asked.topic]) AND w.partition = aske
 )
 
 
-async def read(connection: Connection, partitions: Collection[Partition]) -> dict[Partition, int]:
-    """The offsets up to which these partitions are read; those of which nothing was read are left out."""
+async def read(connection: Connection, partitions: Collection[KafkaPartition]) -> dict[KafkaPartition, int]:
+    """The offsets up to which these partitions are read; partitions without a watermark are left out."""
     rows = await READ.rows(
         connection, topics=[topic for topic, _ in partitions], partitions=[number for _, number in partitions]
     )
     return {(topic, number): offset for topic, number, offset in rows}
 
 
-# Moves watermarks on from where they are known to stand. A time that is still to come is a wrong clock's, and says
-# nothing about what is in. An older time than the present one counts as well: the present one has been found wrong.
-# The time by which a partition was caught up is the transaction's, less what has passed since: never too late.
+# Moves watermarks that stand where the caller expects. A `message_at` in the future comes from a wrong clock and is
+# stored as null. An older one than the present replaces it, because the present one has proved wrong. `caught_up_at`
+# is the transaction's time minus the seconds since the partition was found at its end, so it is never too late.
 ADVANCE = Statement(
     text("""
 WITH new AS (
@@ -91,8 +91,10 @@ SELECT (SELECT count(*) FROM updated) + (SELECT count(*) FROM inserted)
 
 
 async def advance(connection: Connection, advances: Collection[Advance], consumer: str) -> None:
-    """Move the watermarks. Raises LostPlaceError when one does not stand where it is expected; needs a transaction,
-    which that rolls back. So whoever has lost a partition writes nothing of it, nor of what came with it.
+    """Move the watermarks, inside a transaction.
+
+    Raises LostPlaceError if one does not stand where it is expected, which rolls the transaction back. So a consumer
+    that has lost a partition writes nothing of its batch.
     """
     ordered = sorted(advances, key=lambda each: (each.topic, each.partition))
     now = time.monotonic()
@@ -110,7 +112,7 @@ async def advance(connection: Connection, advances: Collection[Advance], consume
         raise LostPlaceError("another consumer reads one of these partitions, or its watermark was removed")
 
 
-# All watermarks. There are as many as partitions: a page would gain nothing.
+# Reads all watermarks. There are as many as partitions, so pages are not needed.
 LIST = Statement(
     text("""
 SELECT
@@ -133,7 +135,7 @@ class Age(Struct, frozen=True):
     seconds: float
 
 
-# How far behind each partition may be. One of which no time is known is left out.
+# Reads the age of each watermark whose time is known.
 AGES = Statement(
     text("""
 SELECT
@@ -146,5 +148,5 @@ ORDER BY topic, partition
 
 
 async def ages(connection: Connection) -> list[Age]:
-    """How long ago `as_of` is, of every watermark that has one, by topic and partition."""
+    """The age of every watermark that has an `as_of`, by topic and partition."""
     return [Age(*row) for row in await AGES.rows(connection)]

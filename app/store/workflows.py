@@ -12,10 +12,10 @@ from app.store.database import Connection, Record
 from app.store.statements import Statement
 
 PRUNE_LOCK = 0x7071_735F_7072_6E  # "pqs_prn": one session at a time removes old actions
-PRUNE_ROWS = 1000  # actions that one transaction removes
+PRUNE_ROWS = 1000  # actions that one transaction removes, at most
 
 ChangeKey = tuple[datetime, str]  # updated_at, workflow_key: the order of the list
-Outcome = Committed | StateConflict | ActionConflict
+CommitOutcome = Committed | StateConflict | ActionConflict
 
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 
@@ -26,26 +26,26 @@ def _workflow(row: Record | Sequence[Any]) -> Workflow:
     return Workflow(workflow_key, version, _decode(state), updated_at, schema_version, _decode(provenance))
 
 
-# The rows of some workflows.
+# Reads the rows of some workflows.
 READ = Statement(text("SELECT * FROM workflow_state WHERE workflow_key = ANY(CAST(:keys AS text[]))"))
 
 
 async def get_states(connection: Connection, keys: Sequence[str]) -> dict[str, Workflow]:
-    """The rows of those workflows that have one, by key."""
+    """The rows of these workflows, by key; workflows without a row are left out."""
     rows = await READ.rows(connection, keys=list(keys))
     return {row[0]: _workflow(row) for row in rows}
 
 
-# A batch of commits, each to be applied once. `asked`: how each of them finds its workflow and its action, in one
-# snapshot. `updated`, `inserted`: those that found the version that they build on, and no action of theirs, guarded
-# by that version once more: another writer may have come in between. `recorded`: their actions.
+# Applies each commit of a batch once. `asked` reads the row and the action of each commit, in one snapshot. `updated`
+# and `inserted` write the commits whose expected version was found and whose action was not, guarded by that version
+# again, because another writer may have come in between. `recorded` writes their actions.
 #
-# A commit that gets through has seen the newest version of its row, and with it the actions of all versions before:
-# so an action can't be applied twice, and its record can't be there already. Every writer takes its row locks in the
-# order of keys, first those of rows that it knows, then those of new ones: nothing deadlocks. The clock is read after
-# the snapshot was taken, and so after the version before this one was committed: `updated_at` does not go back.
+# A commit that succeeds has seen the newest version of its row, and so the actions of all earlier versions: no action
+# is applied twice, and no record of one exists already. Every writer locks rows in the order of keys, first the
+# existing rows, then the new ones: so writers do not deadlock. The clock is read after the snapshot, and so after the
+# commit of the version before: `updated_at` does not go back.
 #
-# Keys are joined by `= ANY`, for which app/store/rows.py has the reason.
+# app/store/rows.py has the reason for `= ANY`.
 COMMIT = Statement(
     text("""
 WITH asked AS MATERIALIZED (
@@ -108,17 +108,17 @@ FROM asked WHERE found <> 'free'
 )
 
 
-async def commit(connection: Connection, commits: Sequence[Commit]) -> list[Outcome | None]:
-    """What became of each, in the order given; None for one that has to be sent again, because it met another one.
+async def commit(connection: Connection, commits: Sequence[Commit]) -> list[CommitOutcome | None]:
+    """The outcome of each commit, in the order given; None for a commit that met another one and must be tried again.
 
-    One statement, and so all of it or, by an error, nothing. Of several for one workflow one is tried. A conflict is
-    one by a snapshot that was taken during the call.
+    It is one statement: an error undoes all of it. Of several commits to one workflow, only one is tried. A conflict
+    is judged by a snapshot taken during the call.
     """
     ordered = sorted(commits, key=lambda each: each.workflow_key)
     tried: dict[str, Commit] = {}
     for each in ordered:
         best = tried.setdefault(each.workflow_key, each)
-        if each.expected_version > best.expected_version:  # it has seen more
+        if each.expected_version > best.expected_version:  # it knows a newer version
             tried[each.workflow_key] = each
     rows = await COMMIT.rows(
         connection,
@@ -129,7 +129,7 @@ async def commit(connection: Connection, commits: Sequence[Commit]) -> list[Outc
         provenances=[each.provenance for each in ordered],
         tried=[tried[each.workflow_key] is each for each in ordered],
     )
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, CommitOutcome] = {}
     for place, found, *row in rows:
         if found == "committed":
             outcomes[id(tried[row[0]])] = Committed(_workflow(row))
@@ -139,7 +139,7 @@ async def commit(connection: Connection, commits: Sequence[Commit]) -> list[Outc
     return [outcomes.get(id(each)) for each in commits]
 
 
-def _not_written(asked: Commit, found: str, row: Sequence[Any]) -> Outcome:
+def _not_written(asked: Commit, found: str, row: Sequence[Any]) -> CommitOutcome:
     version: int | None = row[1]
     if found == "replayed":
         return Committed(_workflow(row), replayed=True)
@@ -148,7 +148,7 @@ def _not_written(asked: Commit, found: str, row: Sequence[Any]) -> Outcome:
     return StateConflict(asked.expected_version, None if version is None else _workflow(row))
 
 
-# The workflows that changed last, oldest change first, from a place on.
+# Reads workflows in the order of their last change, after a place in that order.
 LIST = Statement(
     text(
         "SELECT * FROM workflow_state"
@@ -159,15 +159,15 @@ LIST = Statement(
 
 
 async def get_changed(connection: Connection, *, after: ChangeKey, limit: int) -> list[Workflow]:
-    """The first `limit` rows after `after`, in the order of changes; no key is less than the empty one."""
+    """The first `limit` rows after `after`, oldest change first. The empty key comes before all keys."""
     rows = await LIST.rows(connection, updated_at=after[0], workflow_key=after[1], limit=limit)
     return [_workflow(row) for row in rows]
 
 
-# The right to remove actions, until the transaction ends.
+# Locks the removal of actions, until the transaction ends.
 PRUNE_LOCKED = Statement(text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))"))
 
-# The oldest actions that need not be kept. One that somebody holds is left for the next time.
+# Removes the oldest actions beyond their retention. It skips rows that another session has locked.
 PRUNE = Statement(
     text(
         "WITH removed AS (DELETE FROM workflow_actions WHERE ctid = ANY(ARRAY("
@@ -179,9 +179,9 @@ PRUNE = Statement(
 
 
 async def prune(connection: Connection, retention: timedelta) -> int | None:
-    """Remove up to PRUNE_ROWS actions older than `retention`, and return how many; None while another session does.
+    """Remove up to PRUNE_ROWS actions older than `retention`, inside a transaction, and return their number.
 
-    Needs a transaction around it.
+    None means that another session is removing actions.
     """
     if not await PRUNE_LOCKED.value(connection, key=PRUNE_LOCK):
         return None

@@ -6,7 +6,7 @@ import click
 
 from app.cli import pqs
 from app.domain.registration import Outcome
-from app.runtime.metrics import Kept, Metrics
+from app.runtime.metrics import DatabaseNumbers, Metrics
 from app.settings import PREFIX, Settings
 from app.store.outbox import Backlog
 from app.store.watermarks import Age
@@ -63,7 +63,7 @@ def metrics() -> str:
     told.commit("committed")
     told.breaker("primary", is_open=False)
     told.swept("ack", 0, 0.0)
-    kept = Kept([Backlog("topic", 0, 0.0)], [Age("topic", 0, 0.0)], 0)
+    kept = DatabaseNumbers([Backlog("topic", 0, 0.0)], [Age("topic", 0, 0.0)], 0)
     lines = []
     for name, meaning, kind, labels in FAMILY.findall(told.text(kept).decode()):
         if not name.endswith("_created"):

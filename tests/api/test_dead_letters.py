@@ -14,7 +14,7 @@ from app.outbound import relay
 from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
-from app.store.outbox import Pending
+from app.store.outbox import PendingMessage
 from app.store.watermarks import Advance
 from tests.api.conftest import service_on
 from tests.making import NODE, Json, event_json, node, when
@@ -162,7 +162,7 @@ async def test_what_was_to_go_out_waits_in_the_outbox_again(
     assert sorted(answer.status_code for answer in answers) == [202, 404, 404, 404]
     assert await listed(client) == []
 
-    async def work(connection: Connection) -> list[Pending]:
+    async def work(connection: Connection) -> list[PendingMessage]:
         return await outbox.read(connection, "effect:consul", range(outbox.SLOTS), most=9)
 
     [waiting] = await database.read(work)

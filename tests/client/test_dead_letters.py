@@ -19,7 +19,7 @@ INITIATED = msgspec.json.encode(event_json("registration.initiated", 1))
 
 def letter(offset: int, value: bytes = INITIATED) -> Letter:
     """A message that could not be taken in."""
-    headers: dead_letters.Headers = [("text", b"x"), ("bytes", b"\xff"), ("none", None)]
+    headers: dead_letters.MessageHeaders = [("text", b"x"), ("bytes", b"\xff"), ("none", None)]
     return Letter(
         topic="nodes", partition=3, offset=offset, key=b"\xff", value=value, headers=headers, error="unreadable"
     )

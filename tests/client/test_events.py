@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from app.domain.events import EVENT_TYPES, Envelope
+from app.domain.events import EVENT_TYPES, EventBase
 from app.domain.positions import Position
 from app.domain.registration import Outcome
 from app.domain.states import RegistrationState
@@ -17,7 +17,7 @@ from tests.making import NODE, Json, event, event_json, life, node
 CORRELATION = UUID("3f0c1a52-7d7e-4f2b-9c63-5f1f0c8f2f7d")
 RECORDED: Json = {"current_state": "active", "node_type": "storage", "registered_at": "2025-12-24T08:00:00Z"}
 
-Making = Callable[..., Json | Envelope]
+Making = Callable[..., Json | EventBase]
 
 
 @pytest.mark.parametrize("make", [event_json, event])

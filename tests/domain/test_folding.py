@@ -12,7 +12,7 @@ from app.domain.folding import check_order, take_in
 from app.domain.positions import Position
 from app.domain.projection import REGISTRATION
 from app.domain.registration import Outcome, Registration, Timing
-from app.domain.results import Followed, Result
+from app.domain.results import EmittedEvent, Result
 from app.domain.states import RegistrationState
 from tests.making import NODE, Json, event
 
@@ -180,9 +180,9 @@ def acked(sequence: int, **fields: Any) -> Event:
     return event("node.registration_acked", sequence, **fields)
 
 
-def followed(trigger: Event, types: Sequence[str]) -> list[Followed]:
+def followed(trigger: Event, types: Sequence[str]) -> list[EmittedEvent]:
     """What a result names: ids and types."""
-    return [Followed(uuid5(trigger.event_id, type_), type_) for type_ in types]
+    return [EmittedEvent(uuid5(trigger.event_id, type_), type_) for type_ in types]
 
 
 def test_a_trigger_that_is_applied_names_what_followed() -> None:

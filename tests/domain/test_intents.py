@@ -6,7 +6,7 @@ import pytest
 from app.domain import intents
 from app.domain.decider import Deadline, Decision, decide, expire
 from app.domain.events import TRIGGER_CLASSES, Trigger
-from app.domain.intents import INTENTS, DeregisterService, Intent, RegisterService, UpdateRegistration
+from app.domain.intents import INTENT_NAMES, DeregisterService, Intent, RegisterService, UpdateRegistration
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
 from tests.making import NODE, event, row, when
@@ -16,7 +16,7 @@ ACTIVE = RegistrationState.ACTIVE
 
 def test_there_are_four_intents() -> None:
     """Two are the database's and two are Consul's."""
-    assert INTENTS == (
+    assert INTENT_NAMES == (
         "postgres.upsert_registration",
         "postgres.update_registration",
         "consul.register",
@@ -36,7 +36,7 @@ def test_the_decider_emits_each_of_them_and_no_others() -> None:
     ]
     decisions += [expire(before, deadline, when(1000)) for before in rows for deadline in Deadline]
     emitted = {intent.name for decision in decisions if isinstance(decision, Decision) for intent in decision.intents}
-    assert emitted == set(INTENTS)
+    assert emitted == set(INTENT_NAMES)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ import pytest
 
 from app.embedded import postgres as embedded
 from app.embedded.account import Account
-from app.embedded.postgres import SOCKET_PATH_LIMIT, EmbeddedPostgres, binary, running_url
+from app.embedded.postgres import EmbeddedPostgres, running_url
+from app.embedded.socket_directory import SOCKET_PATH_LIMIT, TEMPORARY
+from app.embedded.wheel import PACKAGE, binary
 from app.errors import StartError
 
 ROOT = Path(__file__).parents[2]
@@ -292,7 +294,7 @@ def test_directory_of_others_is_refused(tmp_path: Path) -> None:
 
 def test_data_directory_named_like_a_socket_directory() -> None:
     """A data directory in the temporary directory, called as our socket directories there are, keeps its data."""
-    with tempfile.TemporaryDirectory(prefix=embedded.TEMPORARY) as directory:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as directory:
         postgres = quick(Path(directory))
         with postgres as url:
             psql(url, "CREATE TABLE kept AS SELECT 42 AS answer")
@@ -356,8 +358,8 @@ def test_without_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_package_is_not_imported() -> None:
     """The wheel's own module, whose import changes things, stays out of the process."""
-    assert importlib.util.find_spec(embedded.PACKAGE) is not None
-    assert embedded.PACKAGE not in sys.modules
+    assert importlib.util.find_spec(PACKAGE) is not None
+    assert PACKAGE not in sys.modules
 
 
 @AS_ROOT

@@ -17,13 +17,13 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import TopicPartition
 
 from app.domain.decider import Deadline
-from app.domain.events import Envelope
+from app.domain.events import EventBase
 from app.domain.registration import Timing
 from app.domain.results import Result
 from app.errors import RefusedValuesError, StartError
 from app.inbound.consumer import HEADERLESS, REFUSED_BY_DATABASE
 from app.inbound.membership import MAX_BATCH
-from app.outbound.entries import Outgoing
+from app.outbound.entries import EntryBuilder
 from app.parts import Parts
 from app.projection.projector import Also, Projector
 from app.projection.sweep import Sweep
@@ -137,7 +137,7 @@ class Swept(Projector):
 
     async def persist(
         self,
-        events: Sequence[Envelope],
+        events: Sequence[EventBase],
         *,
         by_position: bool = False,
         also: Also | None = None,
@@ -188,7 +188,7 @@ async def test_no_node_expires_whose_heartbeats_wait(
     said = backlog(time.time() - BEHIND)
     produce(kafka, topic, [each for _, each in said], partition=1, timestamps=[int(each * 1000) for each, _ in said])
     scans = Database(database_url, pool_size=2, statement_timeout=timedelta(seconds=5), scans=True)
-    projector = Swept(database, Sweep(database, scans, Outgoing()))
+    projector = Swept(database, Sweep(database, scans, EntryBuilder()))
     consumer = consumer_on(database, kafka.servers, topic, topic, batch=SMALL, projector=projector)
     async with running(consumer):
         await until(database_url, *taken(len(said)))

@@ -7,7 +7,7 @@ import pytest
 
 from app.outbound.bus import Bus
 from app.outbound.kafka import KafkaBus
-from app.outbound.memory import MemoryBus, Message
+from app.outbound.memory import MemoryBus, MemoryMessage
 from tests.broker import Broker, read_topic
 
 
@@ -17,7 +17,7 @@ class Line:
 
     bus: Bus
     topic: str
-    read: Callable[[int], list[Message]]
+    read: Callable[[int], list[MemoryMessage]]
 
 
 @pytest.fixture(params=["memory", "kafka"])

@@ -2,7 +2,7 @@
 
 import logging
 
-from app.outbound.client_log import KINDS, SILENCE, Seldom
+from app.outbound.client_log import KINDS, SILENCE, RepeatFilter
 
 
 def record(message: str, *arguments: object) -> logging.LogRecord:
@@ -13,17 +13,17 @@ def record(message: str, *arguments: object) -> logging.LogRecord:
 def test_the_same_is_said_once_in_a_while() -> None:
     """Numbers do not make it another message; something else is said at once, and so is the same later on."""
     now = [0.0]
-    seldom = Seldom(lambda: now[0])
-    assert seldom.filter(record("refused after %dms", 1))
-    assert not seldom.filter(record("refused after %dms", 27))
-    assert seldom.filter(record("timed out"))
+    repeats = RepeatFilter(lambda: now[0])
+    assert repeats.filter(record("refused after %dms", 1))
+    assert not repeats.filter(record("refused after %dms", 27))
+    assert repeats.filter(record("timed out"))
     now[0] = SILENCE
-    assert seldom.filter(record("refused after %dms", 3))
+    assert repeats.filter(record("refused after %dms", 3))
 
 
 def test_what_was_said_is_forgotten_before_it_is_too_much() -> None:
     """A client that never says the same twice does not fill the memory."""
-    seldom = Seldom(lambda: 0.0)
-    assert all(seldom.filter(record("x" * length)) for length in range(KINDS))
-    assert seldom.filter(record("something else"))
-    assert len(seldom._said) == 1
+    repeats = RepeatFilter(lambda: 0.0)
+    assert all(repeats.filter(record("x" * length)) for length in range(KINDS))
+    assert repeats.filter(record("something else"))
+    assert len(repeats._said) == 1

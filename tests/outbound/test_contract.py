@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.intents import INTENTS
+from app.domain.intents import INTENT_NAMES
 from app.errors import StartError
 from app.outbound.contract import (
     ABLE,
@@ -41,7 +41,7 @@ def test_the_shipped_contract_has_every_intent() -> None:
         ("consul.register", "consul"),
         ("consul.deregister", "consul"),
     ]
-    assert tuple(SHIPPED.intents) == INTENTS
+    assert tuple(SHIPPED.intents) == INTENT_NAMES
     assert set(SHIPPED.handlers) == set(ABLE)
 
 
@@ -137,4 +137,4 @@ def test_everything_that_is_wrong_is_named_at_once() -> None:
     with pytest.raises(StartError) as refused:
         route(contract(consul__register=None, consul__deregister="nomad"), set())
     said = str(refused.value)
-    assert all(name in said for name in INTENTS)
+    assert all(name in said for name in INTENT_NAMES)

@@ -17,7 +17,7 @@ from app.domain.intents import DeregisterService, Intent, RegisterService
 from app.domain.projection import REGISTRATION
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
-from app.outbound.entries import SOURCE, Outgoing
+from app.outbound.entries import SOURCE, EntryBuilder
 from app.projection.projector import Projector
 from app.store.database import Connection, Database
 from app.store.outbox import SLOTS, slot_of
@@ -62,7 +62,7 @@ def told(messages: Sequence[asyncpg.Record]) -> list[tuple[str, str, int]]:
 @pytest.fixture
 def sending(database: Database) -> Projector:
     """A projector with a bus and a Consul."""
-    return Projector(database, Timing(), Outgoing(TOPIC, CONSUL))
+    return Projector(database, Timing(), EntryBuilder(TOPIC, CONSUL))
 
 
 async def test_what_follows_is_kept_for_the_bus_and_for_consul(sending: Projector, database: Database) -> None:
@@ -143,20 +143,20 @@ async def test_an_intent_says_what_its_handler_needs(sending: Projector, databas
 
 
 @pytest.mark.parametrize(
-    ("outgoing", "destinations"),
+    ("entries", "destinations"),
     [
-        (Outgoing(), set()),
-        (Outgoing(TOPIC), {EVENTS}),
-        (Outgoing(None, CONSUL), {EFFECTS}),
-        (Outgoing("other", CONSUL), {"topic:other", EFFECTS}),
+        (EntryBuilder(), set()),
+        (EntryBuilder(TOPIC), {EVENTS}),
+        (EntryBuilder(None, CONSUL), {EFFECTS}),
+        (EntryBuilder("other", CONSUL), {"topic:other", EFFECTS}),
     ],
     ids=["nowhere", "the bus", "Consul", "both"],
 )
 async def test_nothing_is_kept_for_what_is_off(
-    database: Database, outgoing: Outgoing, destinations: set[str]
+    database: Database, entries: EntryBuilder, destinations: set[str]
 ) -> None:
     """Without a bus no event is written to the outbox, and no intent that nobody carries out."""
-    await Projector(database, Timing(), outgoing).persist([event("node.introspected", 1)])
+    await Projector(database, Timing(), entries).persist([event("node.introspected", 1)])
     assert {each["destination"] for each in await outbox(database)} == destinations
 
 
@@ -220,7 +220,7 @@ def test_a_slot_is_that_of_the_entity_id() -> None:
 
 async def test_writers_that_race_keep_each_nodes_messages_in_order(database: Database) -> None:
     """With several writers at the same nodes, what is read by id is in the order of versions, each once."""
-    projectors = [Projector(database, Timing(), Outgoing(TOPIC, CONSUL)) for _ in range(4)]
+    projectors = [Projector(database, Timing(), EntryBuilder(TOPIC, CONSUL)) for _ in range(4)]
     types = ["node.introspected", "node.registration_acked", "node.deregistered"] * 4
     log = [event(type_, place, entity_id=node(n)) for place, type_ in enumerate(types, start=1) for n in range(5)]
 
@@ -241,7 +241,7 @@ async def test_a_write_that_is_lost_leaves_no_message(database: Database) -> Non
     before, decisions = None, list[Decision]()
     after, _ = take_in(REGISTRATION, before, event("node.introspected", 1), Timing(), decisions)
     assert after is not None
-    messages = Outgoing(TOPIC).entries(decisions)
+    messages = EntryBuilder(TOPIC).build(decisions)
     gone = msgspec.structs.replace(after, version=9)
 
     async def work(connection: Connection) -> None:
@@ -260,7 +260,7 @@ async def test_a_passed_deadline_is_sent_too(database: Database) -> None:
 
     async def work(connection: Connection) -> None:
         await REGISTRATIONS.upsert.save(connection, [Save(before, None)])
-        messages = Outgoing(TOPIC, CONSUL).entries([decision])
+        messages = EntryBuilder(TOPIC, CONSUL).build([decision])
         await REGISTRATIONS.upsert.save(connection, [Save(decision.row, before)], messages)
 
     await database.write(work)

@@ -21,7 +21,7 @@ from app.outbound import relay as relay_module
 from app.outbound.bus import Keyed
 from app.outbound.consul import Consul
 from app.outbound.delivery import Delivery, Destination, Rests, one_by_one, to_handler, to_topic
-from app.outbound.entries import Outgoing
+from app.outbound.entries import EntryBuilder
 from app.outbound.kafka import KafkaBus
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
@@ -29,7 +29,7 @@ from app.projection.projector import Projector
 from app.settings import BusKind, Settings
 from app.store import dead_letters, outbox
 from app.store.database import Connection, Database
-from app.store.outbox import Backlog, Entry, Pending
+from app.store.outbox import Backlog, Entry, PendingMessage
 from app.wire.envelopes import Envelope, in_digits
 from app.worker import working
 from tests.broker import Broker, built_in_broker, read_topic
@@ -96,7 +96,7 @@ def told(values: Sequence[bytes]) -> dict[str, list[int]]:
     return sequences
 
 
-def entity_of(message: Pending) -> UUID:
+def entity_of(message: PendingMessage) -> UUID:
     """The entity that a message speaks of."""
     return UUID(message.key.decode())
 
@@ -105,7 +105,7 @@ class Hand:
     """A destination that takes what it is given, unless a test wants it otherwise."""
 
     def __init__(self, name: str = EVENTS) -> None:
-        self.taken: list[Pending] = []
+        self.taken: list[PendingMessage] = []
         self.errors: dict[UUID, Exception] = {}  # by entity
         self.faults: dict[tuple[UUID, int], Exception] = {}  # by entity and sequence
         self.held: set[UUID] = set()  # entities whose messages are never answered
@@ -115,7 +115,7 @@ class Hand:
         self.open.set()
         self.destination = Destination(name, one_by_one(self.take), 100)
 
-    async def take(self, message: Pending) -> None:
+    async def take(self, message: PendingMessage) -> None:
         """Take a message."""
         self.calls += 1
         await self.open.wait()
@@ -136,13 +136,13 @@ class Hand:
 @pytest.fixture
 def sending(database: Database) -> Projector:
     """A projector with a bus and a Consul."""
-    return Projector(database, Timing(), Outgoing(TOPIC, CONSUL))
+    return Projector(database, Timing(), EntryBuilder(TOPIC, CONSUL))
 
 
 @pytest.fixture
 def to_bus(database: Database) -> Projector:
     """A projector with a bus alone."""
-    return Projector(database, Timing(), Outgoing(TOPIC))
+    return Projector(database, Timing(), EntryBuilder(TOPIC))
 
 
 NODES = [node(number) for number in range(100)]
@@ -166,7 +166,7 @@ async def test_several_relays_keep_each_entitys_order(
     to_bus: Projector, database: Database, database_url: str, kafka: Broker, topic: str
 ) -> None:
     """With three relays at work on Kafka while nodes come and go, each node's events are there once and in order."""
-    projector = Projector(database, Timing(), Outgoing(topic))
+    projector = Projector(database, Timing(), EntryBuilder(topic))
     buses = [KafkaBus(kafka.servers) for _ in range(3)]
     try:
         async with (
@@ -314,7 +314,7 @@ async def test_nodes_that_consul_forbids_hold_up_no_other(database: Database, da
     with consul() as agent:
         agent.forbidden = {f"registration.{each}" for each in forbidden}
         handler = Consul(agent.url, backoff=timedelta(0))
-        await send(Projector(database, Timing(), Outgoing(None, CONSUL)), forbidden + allowed, types=WAY[:1])
+        await send(Projector(database, Timing(), EntryBuilder(None, CONSUL)), forbidden + allowed, types=WAY[:1])
         small = replace(to_handler("consul", handler.handle), page=5)
         async with relaying(database_url, small):
 
@@ -333,7 +333,7 @@ async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, databa
     """Until its message gets through; a rest has a limit, and so has the number of those that rest."""
     await send(to_bus, NODES[:1])
 
-    async def work(connection: Connection) -> list[Pending]:
+    async def work(connection: Connection) -> list[PendingMessage]:
         return await outbox.read(connection, EVENTS, range(outbox.SLOTS), most=1)
 
     message, *_ = await database.read(work)
@@ -353,7 +353,7 @@ async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, databa
         assert rests.at(now + 1.0) == []
     first, second, _ = await database.read(work)
 
-    async def second_waits(each: Pending) -> None:
+    async def second_waits(each: PendingMessage) -> None:
         if each is second:
             raise NotNowError("not now")
 
@@ -365,10 +365,10 @@ async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, databa
         assert rests.at(now + rest) == []
 
 
-async def delivered(message: Pending, error: Exception | None) -> Delivery:
+async def delivered(message: PendingMessage, error: Exception | None) -> Delivery:
     """What became of a message that was answered with an error, or taken."""
 
-    async def take(_: Pending) -> None:
+    async def take(_: PendingMessage) -> None:
         if error is not None:
             raise error
 
@@ -597,10 +597,10 @@ async def test_a_report_that_was_cancelled_is_no_trouble(to_bus: Projector, data
     """The message stays where it is, and the pass has nothing to say about it."""
     await send(to_bus, NODES[:1], types=WAY[:1])
 
-    async def work(connection: Connection) -> list[Pending]:
+    async def work(connection: Connection) -> list[PendingMessage]:
         return await outbox.read(connection, EVENTS, range(outbox.SLOTS), most=1)
 
-    async def cancelled(_: Pending) -> None:
+    async def cancelled(_: PendingMessage) -> None:
         raise asyncio.CancelledError
 
     delivery = Delivery(Destination(EVENTS, one_by_one(cancelled), 1), await database.read(work))
@@ -622,7 +622,7 @@ async def test_a_row_that_names_nobody_is_set_aside(database: Database, database
     async def handle(intent: Intent) -> None:
         taken.append(intent)
 
-    await send(Projector(database, Timing(), Outgoing(None, CONSUL)), NODES, types=WAY[:1])
+    await send(Projector(database, Timing(), EntryBuilder(None, CONSUL)), NODES, types=WAY[:1])
     async with relaying(database_url, to_handler("consul", handle)):
         await drained(database)
         letters, _ = await database.read(lambda c: dead_letters.get_page(c, after=0, limit=100))
@@ -650,7 +650,11 @@ async def test_a_delivery_that_waits_for_its_bus_holds_up_no_other() -> None:
     """Each takes the bus that fewest use; one that is given up leaves its bus to the next."""
     held, free = HeldBus(), MemoryBus()
     destination = to_topic(TOPIC, held, free)
-    messages = [Pending(1, (0, 1), b"a", b"1"), Pending(1, (0, 1), b"b", b"2"), Pending(1, (0, 1), b"a", b"3")]
+    messages = [
+        PendingMessage(1, (0, 1), b"a", b"1"),
+        PendingMessage(1, (0, 1), b"b", b"2"),
+        PendingMessage(1, (0, 1), b"a", b"3"),
+    ]
     waits = Delivery(destination, messages)
     await asyncio.sleep(0)
     for _ in range(2):
@@ -673,7 +677,7 @@ async def test_what_was_sent_is_let_go(to_bus: Projector, database: Database) ->
     """A delivery that is over goes with its messages at once: there is no cycle for the garbage collector to find."""
     await send(to_bus, NODES)
 
-    async def work(connection: Connection) -> list[Pending]:
+    async def work(connection: Connection) -> list[PendingMessage]:
         return await outbox.read(connection, EVENTS, range(outbox.SLOTS), most=100)
 
     gc.collect()
@@ -695,12 +699,12 @@ async def test_an_idle_relay_wakes_for_what_this_process_writes(
 ) -> None:
     """A commit with messages wakes the relay of the same process, which else looks from time to time."""
     monkeypatch.setattr(relay_module, "POLL", PATIENCE)
-    outgoing = Outgoing(TOPIC)
+    entries = EntryBuilder(TOPIC)
     hand = Hand()
     async with relaying(database_url, hand.destination) as relay:
-        outgoing.on_commit = relay.wake
+        entries.on_commit = relay.wake
         for first in (1, 4, 7):
-            await send(Projector(database, Timing(), outgoing), NODES[:1], first=first)
+            await send(Projector(database, Timing(), entries), NODES[:1], first=first)
             await drained(database)
     assert hand.told == {str(NODES[0]): list(range(1, 19))}
 

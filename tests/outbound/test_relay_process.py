@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from app.domain.registration import Timing
-from app.outbound.entries import Outgoing
+from app.outbound.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.store import outbox
 from app.store.database import Database
@@ -80,7 +80,7 @@ async def test_killed_relays_lose_and_reorder_nothing(
 ) -> None:
     """With relays killed at work and replaced, each event is there, in order, and repeats have its id."""
     settings = {"database_url": database_url, "kafka": kafka.servers, "topic_out": topic}
-    projector = Projector(database, Timing(), Outgoing(topic))
+    projector = Projector(database, Timing(), EntryBuilder(topic))
     with ExitStack() as stack:
         workers = [stack.enter_context(relay(**settings)) for _ in range(2)]
         for number in range(KILLS):
@@ -113,7 +113,7 @@ async def test_what_a_killed_relay_had_sent_is_sent_again_with_its_id(
 ) -> None:
     """Killed between the sending and the removal, a relay leaves its messages to the next one, and their ids."""
     settings = {"database_url": database_url, "kafka": kafka.servers, "topic_out": topic}
-    projector = Projector(database, Timing(), Outgoing(topic))
+    projector = Projector(database, Timing(), EntryBuilder(topic))
     some = [node(each) for each in range(20)]
     await projector.persist([event("node.introspected", 1, entity_id=each) for each in some])
     written = await left(database)
@@ -146,7 +146,7 @@ async def test_a_relay_that_is_stopped_finishes_what_it_sends(
     number: signal.Signals, database: Database, database_url: str, kafka: Broker, topic: str
 ) -> None:
     """Stopped while it works, a relay ends well, and what it leaves in the outbox it has not sent."""
-    projector = Projector(database, Timing(), Outgoing(topic))
+    projector = Projector(database, Timing(), EntryBuilder(topic))
     some = [node(each) for each in range(2000)]
     await projector.persist([event("node.introspected", 1, entity_id=each) for each in some])
     with relay(database_url=database_url, kafka=kafka.servers, topic_out=topic) as process:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from app.domain.decider import Deadline, expiry_id
 from app.domain.registration import Outcome, Registration, Timing
 from app.domain.states import RegistrationState
-from app.outbound.entries import Outgoing
+from app.outbound.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.projection.sweep import Sweep
 from app.settings import Settings
@@ -148,7 +148,7 @@ async def scans(database_url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 def sweep(database: Database, scans: Database) -> Sweep:
     """A sweep that has a bus and a Consul to tell."""
-    return Sweep(database, scans, Outgoing(TOPIC, CONSUL))
+    return Sweep(database, scans, EntryBuilder(TOPIC, CONSUL))
 
 
 @BOTH
@@ -224,7 +224,7 @@ async def test_pages_lead_through_all_domains(
     for domain in domains[1:]:
         await register(projector, [node(number) for number in range(5)], deadline, domain=domain)
     count = 5 * len(domains[1:])
-    assert await walk(Sweep(database, scans, Outgoing(), page=4), deadline) == count // 4 + 1
+    assert await walk(Sweep(database, scans, EntryBuilder(), page=4), deadline) == count // 4 + 1
     assert await expired(database) == count
 
 
@@ -271,7 +271,7 @@ async def test_nodes_that_are_protected_hold_nobody_up(
     """Behind many older deadlines that may not be swept, one that may is reached by the same walk."""
     await register(projector, [node(number) for number in range(10)], deadline, partition="nodes-1", since=7200)
     await register(projector, [node(10)], deadline)
-    assert await walk(Sweep(database, scans, Outgoing(), page=2), deadline) == 6
+    assert await walk(Sweep(database, scans, EntryBuilder(), page=2), deadline) == 6
     assert (await read(database, node(10))).current_state is STATES[deadline]
     assert await expired(database) == 1
 
@@ -324,7 +324,7 @@ async def test_sweeps_that_meet_share_the_work(projector: Projector, database: D
     for deadline, half in ((Deadline.ACK, nodes[:150]), (Deadline.LIVENESS, nodes[150:])):
         await register(projector, half, deadline)
     before = {each: (await read(database, each)).version for each in nodes}
-    sweeps = [Sweep(database, scans, Outgoing(TOPIC), page=7) for _ in range(4)]
+    sweeps = [Sweep(database, scans, EntryBuilder(TOPIC), page=7) for _ in range(4)]
     async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*(walk(each, deadline) for each in sweeps for deadline in Deadline))
         for deadline in Deadline:
@@ -353,7 +353,7 @@ async def test_a_node_expires_or_is_heard_of_and_never_both(
             outcomes.update({each.entity_id: each.outcome for each in await projector.persist(beats)})
 
     async with asyncio.timeout(PATIENCE):
-        sweeps = (walk(Sweep(database, scans, Outgoing(TOPIC), page=size), Deadline.LIVENESS) for size in (3, 10))
+        sweeps = (walk(Sweep(database, scans, EntryBuilder(TOPIC), page=size), Deadline.LIVENESS) for size in (3, 10))
         await asyncio.gather(beat(nodes[::-2]), beat(nodes[::2]), *sweeps)
     out = [envelope.subject for _, envelope in await sent(database)]
     assert len(out) == len(set(out))
@@ -463,7 +463,7 @@ async def test_each_of_a_thousand_deadlines_a_second_becomes_one_event(
 async def test_a_sweep_outlives_its_connections(projector: Projector, database: Database, scans: Database) -> None:
     """When PostgreSQL ends its sessions, it goes on with new ones."""
     await register(projector, [node(1)], Deadline.ACK)
-    async with running(Sweep(database, scans, Outgoing())):
+    async with running(Sweep(database, scans, EntryBuilder())):
         await until_expired(database, 1)
         query = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -485,7 +485,7 @@ async def test_a_sweep_that_is_told_to_stop_finishes_its_page(
         if count:
             stop.set()
 
-    await asyncio.wait_for(Sweep(database, scans, Outgoing(), told, page=2).run(stop), PATIENCE)
+    await asyncio.wait_for(Sweep(database, scans, EntryBuilder(), told, page=2).run(stop), PATIENCE)
     assert await expired(database) == 2
 
 
@@ -493,7 +493,7 @@ async def test_a_sweep_that_rests_stops_at_once(database: Database, scans: Datab
     """With nothing to do, and told to stop before it starts or while it waits, it does not wait any longer."""
     stop = asyncio.Event()
     looks: list[str] = []
-    sweep = Sweep(database, scans, Outgoing(), lambda deadline, *_: looks.append(deadline))
+    sweep = Sweep(database, scans, EntryBuilder(), lambda deadline, *_: looks.append(deadline))
     task = asyncio.create_task(sweep.run(stop))
     while len(looks) < len(Deadline):  # noqa: ASYNC110 - the sweep tells no event
         await asyncio.sleep(POLL)
@@ -506,9 +506,9 @@ async def test_a_sweep_that_rests_stops_at_once(database: Database, scans: Datab
 async def test_a_relay_is_told(database: Database, scans: Database, projector: Projector) -> None:
     """What a sweep puts into the outbox is announced when it is there, and only then."""
     calls: list[str] = []
-    outgoing = Outgoing(TOPIC)
-    outgoing.on_commit = lambda: calls.append("committed")
-    sweep = Sweep(database, scans, outgoing)
+    entries = EntryBuilder(TOPIC)
+    entries.on_commit = lambda: calls.append("committed")
+    sweep = Sweep(database, scans, entries)
     await sweep.page(Deadline.ACK)
     assert calls == []
     await register(projector, [node(1)], Deadline.ACK)

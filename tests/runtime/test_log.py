@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from app.runtime.log import Correlated, JsonFormatter
+from app.runtime.log import CorrelationFilter, JsonFormatter
 from app.settings import LogLevel
 from tests.making import Json, event_json
 from tests.processes import serving, until
@@ -95,7 +95,7 @@ def test_json_line_of_an_error() -> None:
 def test_correlation_id_of_a_record(current: str | None, shown: str) -> None:
     """Each record gets the id that is current, or a dash where there is none."""
     entry = record("anything")
-    assert Correlated(lambda: current).filter(entry)
+    assert CorrelationFilter(lambda: current).filter(entry)
     assert line_of(entry)["correlation_id"] == shown
 
 

@@ -49,7 +49,7 @@ def commit(key: str, expected: int, state: str = '{"n": 1}', action: str | None 
 async def test_a_batch_has_an_outcome_for_each(database: Database) -> None:
     """New, known, late and repeated commits in one statement each have their own outcome, in the order given."""
 
-    async def work(connection: Connection) -> list[workflows.Outcome | None]:
+    async def work(connection: Connection) -> list[workflows.CommitOutcome | None]:
         await workflows.commit(connection, [commit("z", 0), commit("b", 0, action="x"), commit("a", 0)])
         return await workflows.commit(
             connection,
@@ -72,7 +72,7 @@ async def test_a_batch_has_an_outcome_for_each(database: Database) -> None:
 async def test_of_several_for_one_workflow_the_one_that_has_seen_most_is_tried(database: Database) -> None:
     """One statement tries one commit of a workflow; one that found the same version is to be sent again."""
 
-    async def work(connection: Connection) -> list[workflows.Outcome | None]:
+    async def work(connection: Connection) -> list[workflows.CommitOutcome | None]:
         await workflows.commit(connection, [commit("a", 0)])
         return await workflows.commit(connection, [commit("a", 0), commit("a", 1), commit("a", 1)])
 

@@ -36,7 +36,7 @@ from app.domain.events import (
     Activated,
     ActivatedData,
     Deregistered,
-    Envelope,
+    EventBase,
     Heartbeat,
     HeartbeatData,
     Initiated,
@@ -51,7 +51,7 @@ from app.domain.events import (
 )
 from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration
-from app.domain.results import Followed, Result
+from app.domain.results import EmittedEvent, Result
 from app.domain.states import RegistrationState
 from app.domain.workflows import Committed, State, Workflow
 from app.errors import Fault
@@ -96,11 +96,11 @@ __all__ = [
     "DeadMessage",
     "Deregistered",
     "EarlyError",
+    "EmittedEvent",
     "EntityPage",
     "EntityState",
-    "Envelope",
+    "EventBase",
     "Fault",
-    "Followed",
     "Header",
     "Heartbeat",
     "HeartbeatData",

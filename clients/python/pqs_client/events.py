@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from app.answers import INVALID, BatchAnswer, LineResult, StreamSummary
-from app.domain.events import Envelope
+from app.domain.events import EventBase
 from app.domain.registration import Outcome
 from app.domain.results import Result
 from pqs_client.connection import JSON, NDJSON, PASSING_STATUSES, Caller, Retry, decode, read
@@ -31,7 +31,7 @@ ONCE = Retry(attempts=1)
 T = TypeVar("T")
 
 # As a value, or as the JSON object that the service reads.
-AnyEvent = Envelope | Mapping[str, object]
+AnyEvent = EventBase | Mapping[str, object]
 
 
 class SentLines(msgspec.Struct, frozen=True):
