@@ -556,7 +556,7 @@ async def test_a_topic_that_the_service_does_not_write_may_be_read(database_url:
 def test_the_help_says_what_has_to_be_the_same() -> None:
     """Who starts a consumer learns that its messages go out through the service's outbox."""
     said = " ".join(pqs("consume", "--help").stdout.split())
-    assert "PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL are to be what the service has" in said
+    assert "PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL the values that the service has" in said
 
 
 async def test_settings_that_the_client_refuses_are_said(database: Database) -> None:
