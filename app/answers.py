@@ -8,6 +8,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from app.domain.changes import ChangeOutcome
 from app.domain.events import Time
 from app.domain.positions import Position
 from app.domain.registration import Outcome, Registration
@@ -244,6 +245,58 @@ class StateProblem(Struct, frozen=True):
     expected_version: int | None
     actual_version: int | None
     current: Workflow | None
+
+
+class ChangeItem(Struct, frozen=True, kw_only=True, tag="change", tag_field="kind", gc=False):
+    """A change as it is answered, by the feed and by a history. `row` is there where it was asked for."""
+
+    id: int
+    entity_id: UUID
+    domain: str
+    node_type: str
+    version: int
+    event_id: UUID | None
+    type: str
+    outcome: ChangeOutcome
+    reason: str | None
+    before: RegistrationState | None
+    current_state: RegistrationState
+    stands_at: Position
+    occurred_at: Time
+    changed_at: Time
+    correlation_id: UUID | None
+
+
+class RowItem(Registration, frozen=True, tag="row", tag_field="kind"):
+    """A row in a snapshot."""
+
+
+class ChangesPage(Struct, frozen=True):
+    """Changes, and within a snapshot rows, in an order that is right for each entity.
+
+    `next` is the token to go on with, also where there are no items. `caught_up`: nothing more is known.
+    """
+
+    items: list[ChangeItem | RowItem]
+    next: str
+    caught_up: bool
+
+
+class GoneProblem(Struct, frozen=True):
+    """A token whose changes are not in the log any more, as a problem (RFC 9457).
+
+    `reason` is `expired` or `history` (the database has another past). To begin anew: `oldest` is a token, `snapshot`
+    a URL.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    reason: str
+    oldest: str
+    snapshot: str
 
 
 class ActionProblem(Struct, frozen=True):

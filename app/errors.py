@@ -138,3 +138,31 @@ class MessageRefusedError(BusError):
 
 class StartError(PqsError):
     """The service or a command cannot start; the message says what to do about it."""
+
+
+class BadTokenError(PqsError):
+    """The token of a follower is damaged."""
+
+
+class ChangesOffError(PqsError):
+    """The change log is switched off."""
+
+
+class ChangesGoneError(PqsError):
+    """The change that a token names is not in the log: the follower has to begin anew, at `oldest` or by a snapshot.
+
+    `reason` is `expired`, or `history`: the database has another past. `oldest` is the token of the log's beginning.
+    """
+
+    def __init__(self, reason: str, oldest: str) -> None:
+        said = {
+            "expired": "changes after this token were removed: they are older than PQS_CHANGES_KEEP",
+            "history": "this token is of another past: the database was restored, or a failover lost commits",
+        }
+        super().__init__(f"{said[reason]}; begin anew with a snapshot, or at the oldest change")
+        self.reason = reason
+        self.oldest = oldest
+
+
+class TooManyFollowersError(UnavailableError):
+    """As many requests follow the changes as this process takes."""

@@ -10,6 +10,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import (
+    changes,
     context,
     counts,
     dead_letters,
@@ -49,6 +50,11 @@ class Application(FastAPI):
         outermost = super().build_middleware_stack()
         return outermost.app if isinstance(outermost, ServerErrorMiddleware) else outermost
 
+    def stop(self) -> None:
+        """Let everybody go who waits for a change: app/runtime/processes.py calls this when the server stops."""
+        if (service := self.hot_calls.service) is not None:
+            service.feed.stop()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         scope["app"] = self
@@ -80,7 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a path with a slash more or less is unknown
     )
-    for resource in (events, entities, counts, overdue, workflows, watermarks, dead_letters, health):
+    for resource in (events, entities, counts, overdue, changes, workflows, watermarks, dead_letters, health):
         app.include_router(resource.router)
     problems.install(app)
     document.install(app)

@@ -16,6 +16,10 @@ from app.breaker import CircuitBreaker
 from app.domain.decider import Deadline
 from app.domain.registration import Timing
 from app.errors import StartError
+from app.feed.announcer import Announcer
+from app.feed.feed import CONNECTIONS, Feed
+from app.feed.follow import Follow
+from app.feed.retention import Retention
 from app.inbound.consumer import FIRST_WAIT, Consumer
 from app.outbound.bus import Bus
 from app.outbound.consul import Consul, rights_of
@@ -26,6 +30,7 @@ from app.outbound.kafka_options import client_options
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
 from app.projection.batching import Reader, Writer
+from app.projection.changes import ChangeLog, change_log_of
 from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.runtime.metrics import Metrics
@@ -56,6 +61,8 @@ class Service:
     entries: EntryBuilder
     metrics: Metrics
     breakers: dict[str, CircuitBreaker]
+    feed: Feed
+    follow: Follow
 
 
 class Parts:
@@ -91,6 +98,11 @@ class Parts:
         )
 
     @cached_property
+    def log(self) -> ChangeLog:
+        """Where changes are logged."""
+        return change_log_of(self._settings)
+
+    @cached_property
     def entries(self) -> EntryBuilder:
         """Where events and intents go. Raises StartError for intents that nobody can carry out."""
         return entry_builder_of(self._settings)
@@ -115,14 +127,46 @@ class Parts:
             await self._stack.enter_async_context(working(relay))
         if settings.sweep:
             await self._stack.enter_async_context(working(self.sweep(metrics.swept)))
-        projector = Projector(database, self.timing, self.entries)
+        feed, follow = await self._feed(database)
+        projector = Projector(database, self.timing, self.entries, log=self.log)
         writer = Writer(projector, joining=settings.batching)
         self._stack.push_async_callback(writer.close)
         store = WorkflowStore(database, joining=settings.batching)
         self._stack.push_async_callback(store.close)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         await self._stack.enter_async_context(working(pruner))
-        return Service(settings, database, scans, reader, projector, writer, store, self.entries, metrics, breakers)
+        retention = Retention(database, timedelta(seconds=settings.changes_keep))
+        await self._stack.enter_async_context(working(retention))
+        return Service(
+            settings,
+            database,
+            scans,
+            reader,
+            projector,
+            writer,
+            store,
+            self.entries,
+            metrics,
+            breakers,
+            feed,
+            follow,
+        )
+
+    async def announce(self) -> None:
+        """From now on, tell the followers of all processes what this process commits."""
+        await self._announce(Announcer(self._database(1)))
+
+    async def _announce(self, announcer: Announcer) -> None:
+        self.log.on_commit = announcer.committed
+        await self._stack.enter_async_context(working(announcer))
+
+    async def _feed(self, database: Database) -> tuple[Feed, Follow]:
+        """The feed, on connections of its own, which is woken by this process's commits, as those of others are."""
+        own = self._database(CONNECTIONS)
+        feed = Feed(own, most=self._settings.followers)
+        self._stack.push_async_callback(feed.close)
+        await self._announce(Announcer(database, feed.wake))
+        return feed, Follow(feed, own)
 
     def relay(self) -> Relay:
         """A relay to the destinations that the settings name: a bus, Consul, both, or none.
@@ -150,7 +194,7 @@ class Parts:
         breaker = CircuitBreaker(open_for=timedelta(seconds=DATABASE_WAITS[1]))  # of both: it is one server
         database = self._database(len(Deadline), breaker=breaker)
         scans = self._database(len(Deadline), breaker=breaker, scans=True)
-        return Sweep(database, scans, self.entries, report)
+        return Sweep(database, scans, self.entries, report, log=self.log)
 
     def consumer(self) -> Consumer:
         """A consumer of the topics that the settings name.
@@ -171,7 +215,7 @@ class Parts:
         database = self._database(CONSUMER_CONNECTIONS, breaker=breaker)
         return Consumer(
             database,
-            Projector(database, self.timing, self.entries),
+            Projector(database, self.timing, self.entries, log=self.log),
             servers=settings.kafka,
             topics=topics,
             group=settings.consumer_group,

@@ -60,6 +60,8 @@ TOUCHED = (
     " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version'"
     " AND (pg_relation_size(oid) > 0 OR reltuples >= 0)"
 )
+# No table owns this sequence, as the slices of the change log share it.
+RESTART_CHANGES = "ALTER SEQUENCE changes_id_seq RESTART"
 USED_SEQUENCES = "SELECT count(*) FROM pg_sequences WHERE last_value IS NOT NULL"
 
 _free: list[tuple[str, State]] = []  # the names of databases that nobody uses
@@ -145,6 +147,7 @@ async def _cleared(name: str, state: State) -> State | None:
                 return None
             if touched := await connection.fetchval(TOUCHED):
                 await connection.execute(f"TRUNCATE {touched} RESTART IDENTITY")
+                await connection.execute(RESTART_CHANGES)
                 await connection.execute("SELECT pg_stat_force_next_flush()")  # of what that counted
             await connection.execute("SELECT pg_stat_reset()")
             return None if await connection.fetchval(USED_SEQUENCES) else await connection.fetch(STATE)

@@ -11,6 +11,7 @@ import app.store.tables as store_tables
 from app import answers, main, settings
 from app.api import bodies, coding, correlation, edge, page_bytes, preferences, queries, walks, workflows
 from app.domain import events
+from app.domain.changes import ChangeOutcome
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
@@ -22,6 +23,12 @@ from pqs_client.entities import Entities, OverdueScans
 from pqs_client.events import Events
 
 _used_from_outside: list[object] = [
+    # In the schema, by statements that are written as SQL.
+    tables.CHANGE_IDS,
+    tables.ChangesFloor,
+    # In the log's contract: what forgets and rebuilds will write.
+    ChangeOutcome.FORGOTTEN,
+    ChangeOutcome.REBUILT,
     # uvicorn imports it by name.
     main.from_environment,
     # The transport and uvicorn's server call them.

@@ -21,10 +21,10 @@ class Versioned(Protocol):
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
-def preferred(request: Request, default: str, other: str) -> str:
-    """Which of two media types the `Accept` header prefers; `default` if it prefers neither."""
+def preferred(request: Request, default: str, *others: str) -> str:
+    """The media type that the `Accept` header prefers; if it prefers none of them, the first."""
     accept = ",".join(request.headers.getlist("accept"))
-    return other if _quality(accept, other) > _quality(accept, default) else default
+    return max((default, *others), key=lambda media: _quality(accept, media))
 
 
 def _quality(accept: str, media_type: str) -> float:

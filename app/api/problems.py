@@ -5,7 +5,7 @@ from collections.abc import Iterator, MutableMapping
 from http import HTTPStatus
 from math import ceil
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -14,7 +14,7 @@ from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from app.answers import ActionProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
+from app.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 from app.api.negotiation import etag_of
 from app.api.schemas import encode
 from app.domain.registration import Outcome
@@ -23,6 +23,9 @@ from app.domain.workflows import StateConflict
 from app.errors import (
     ActionConflictError,
     BadCursorError,
+    BadTokenError,
+    ChangesGoneError,
+    ChangesOffError,
     Fault,
     ForeignOriginError,
     IngestInterruptedError,
@@ -50,11 +53,15 @@ RETRY_EARLY = "1"  # seconds; the missing event is most likely on its way
 EARLY = ("urn:pqs:problem:early", "The event is early")
 CONFLICT = ("urn:pqs:problem:conflict", "The event conflicts with its entity's row")
 STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is at another version")
+CHANGES_GONE = ("urn:pqs:problem:changes-gone", "The changes after this token are not in the log")
 ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
 
 STATUS: dict[type[PqsError], HTTPStatus] = {
     UnreadableError: HTTPStatus.BAD_REQUEST,
     BadCursorError: HTTPStatus.BAD_REQUEST,
+    BadTokenError: HTTPStatus.BAD_REQUEST,
+    ChangesGoneError: HTTPStatus.GONE,
+    ChangesOffError: HTTPStatus.NOT_IMPLEMENTED,
     InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     RefusedValuesError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
@@ -190,8 +197,22 @@ def _to_ours(request: Request, error: PqsError) -> Response:
             error.version,
         )
         return _respond(conflict, status)
+    if isinstance(error, ChangesGoneError):
+        return _respond(gone(request, error), status)
     faults = error.faults if isinstance(error, InvalidInputError) else None
     return _problem(request, status, _summary(error, faults), faults=faults, headers=headers)
+
+
+def gone(request: Request, error: ChangesGoneError) -> GoneProblem:
+    """The problem of a follower whose token is not good any more: with it the ways to begin anew."""
+    filters = [
+        (name, value)
+        for name, value in request.query_params.multi_items()
+        if name not in {"after", "wait", "limit", "snapshot"}
+    ]
+    snapshot = f"{_instance_of(request)}?{urlencode([*filters, ('snapshot', 'true')])}"
+    status = HTTPStatus.GONE
+    return GoneProblem(*CHANGES_GONE, status, str(error), _instance_of(request), error.reason, error.oldest, snapshot)
 
 
 def _summary(error: PqsError, faults: list[Fault] | None) -> str:

@@ -1,7 +1,7 @@
 """Requests: query parameters and bodies. Answers are in `app/answers.py`."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 import msgspec
@@ -16,6 +16,8 @@ from app.wire.events import EARLIEST, LATEST
 MAX_LIMIT = 1000  # rows in a page
 DEFAULT_LIMIT = 100
 MAX_LOOKUP = 1000  # entity ids in one lookup
+MAX_WAIT = 60  # seconds
+MAX_FOLLOWED = 100  # entity ids in one filter
 
 
 # --- Requests: query parameters, read by FastAPI -------------------------------------------------------------------
@@ -65,6 +67,38 @@ class DomainQuery(BaseModel):
     domain: Annotated[Text, Field(min_length=1, max_length=128, description="The domain of the entities.")] = (
         DEFAULT_DOMAIN
     )
+
+
+class ChangesQuery(DomainQuery):
+    """Which changes are followed, and from where on."""
+
+    after: (
+        Annotated[
+            str,
+            Field(
+                description="`next` of the answer before: begin after it. `now`: with the next change. `start`, or "
+                "left out: with the oldest change that is kept."
+            ),
+        ]
+        | None
+    ) = None
+    wait: Annotated[
+        float, Field(ge=0, le=MAX_WAIT, description="How many seconds to wait for a change where there is none.")
+    ] = 0
+    limit: Limit = DEFAULT_LIMIT
+    entity_id: Annotated[
+        list[UUID], Field(max_length=MAX_FOLLOWED, description="Of one of these entities; may be repeated.")
+    ] = []
+    state: Annotated[
+        list[RegistrationState],
+        Field(description="In one of these states before the change or after it; may be repeated."),
+    ] = []
+    node_type: Annotated[Text, Field(description="Of this node type.")] | None = None
+    type: Annotated[list[Text], Field(description="By an event of one of these types; may be repeated.")] = []
+    include: Annotated[Literal["row"], Field(description="Each change with the row after it.")] | None = None
+    snapshot: Annotated[
+        bool, Field(description="Begin with a snapshot: all rows by key, then the changes since. Follow `next`.")
+    ] = False
 
 
 class PageQuery(DomainQuery):

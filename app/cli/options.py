@@ -11,8 +11,11 @@ from app.settings import PREFIX, Settings, read_settings, secrets_in
 
 logger = logging.getLogger(__name__)
 
+CHANGES = ("changes", "changes_rows", "changes_keep")  # the settings of whoever writes rows
+
 # The settings of every worker.
 WORKER = (
+    *CHANGES,
     "database_url",
     "database_url_file",
     "data_dir",

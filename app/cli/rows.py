@@ -11,13 +11,16 @@ from uuid import UUID
 import click
 import msgspec
 
-from app.cli.options import DATABASE, logged_settings, settings_options
+from app.cli.options import CHANGES, DATABASE, logged_settings, settings_options
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.positions import MAX_NUMBER, Position
 from app.errors import StartError
+from app.projection.changes import change_log_of
 from app.runtime.database import database_of
 from app.settings import Settings
+from app.store import changes
 from app.store.database import Connection, Database
+from app.store.overdue import now
 from app.store.registrations import REGISTRATIONS
 
 logger = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ T = TypeVar("T")
 @click.option("--sequence", type=click.IntRange(0, MAX_NUMBER), help="The new position: this sequence.")
 @click.option("--partition", help="The new position: an offset of this partition.")
 @click.option("--offset", type=click.IntRange(0, MAX_NUMBER), help="The offset in that partition.")
-@settings_options(*DATABASE)
+@settings_options(*DATABASE, *CHANGES)
 def rebase(
     entity_id: UUID, domain: str, sequence: int | None, partition: str | None, offset: int | None, **given: str | None
 ) -> None:
@@ -52,6 +55,8 @@ def rebase(
         if moved is None:
             raise StartError(f"there is no entity {entity_id} in domain {domain}")
         before, after = moved
+        log = change_log_of(settings)
+        await changes.add(connection, log.rebased(before, after, await now(connection)), log.slice_seconds)
         return f"{entity_id} stood at {before.position}, and stands at {after.position}, version {after.version}"
 
     with database_of(settings) as url:

@@ -60,6 +60,7 @@ def _run(settings: Settings, build: Callable[[Parts], Worker], said: str) -> Non
     async def work(url: str, stop: asyncio.Event) -> None:
         async with Parts(settings, url) as parts:
             worker = build(parts)
+            await parts.announce()
             click.echo(said)
             await worker.run(stop)
 

@@ -1,11 +1,12 @@
 """Folding: order → evolve or decide → the rows to write. Pure: the same rows and events always give the same."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, assert_never
 
 from msgspec import Struct
 
+from app.domain.changes import Change
 from app.domain.decider import Decision
 from app.domain.events import EventBase, Key
 from app.domain.generic import R
@@ -24,11 +25,12 @@ class Save(Struct, Generic[R], frozen=True, gc=False):
 
 
 class Fold(Struct, Generic[R], frozen=True):
-    """A folded batch: a result for each event, the rows to write, and what followed from triggers."""
+    """A folded batch: a result for each event, the rows to write, what followed from triggers, what is logged."""
 
     results: list[Result]
     saves: list[Save[R]]
     decisions: list[Decision[R]] = []
+    changes: list[Change] = []
 
 
 def fold(
@@ -38,11 +40,16 @@ def fold(
     timing: Timing,
     *,
     by_position: bool,
+    log: Callable[[R | None, EventBase, Outcome, str | None, R], Change | None] | None = None,
 ) -> Fold[R]:
-    """Fold a batch onto the rows of its entities: the events of each in the order given, or `by_position`."""
+    """Fold a batch onto the rows of its entities: the events of each in the order given, or `by_position`.
+
+    The changes of an entity are in the order of its versions; without `log` there are none.
+    """
     results: list[Result | None] = [None] * len(events)
     saves: list[Save[R]] = []
     decisions: list[Decision[R]] = []
+    changes: list[Change] = []
     places: dict[Key, list[int]] = defaultdict(list)
     for place, event in enumerate(events):
         places[event.key].append(place)
@@ -52,10 +59,16 @@ def fold(
         if by_position:
             ordered = in_order(places_of_entity, lambda place: events[place].position)
         for place in ordered:
-            row, results[place] = take_in(projection, row, events[place], timing, decisions)
+            before = row
+            row, result = take_in(projection, row, events[place], timing, decisions)
+            results[place] = result
+            if log is not None and row is not None and row is not before:
+                change = log(before, events[place], result.outcome, result.reason, row)
+                if change is not None:
+                    changes.append(change)
         if row is not None and row is not read:
             saves.append(Save(row, read))
-    return Fold([result for result in results if result is not None], saves, decisions)
+    return Fold([result for result in results if result is not None], saves, decisions, changes)
 
 
 def take_in(

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import cast
 
+from app.domain.changes import Logging
 from app.domain.events import EventBase
 from app.domain.folding import Fold, fold
 from app.domain.generic import R
@@ -12,6 +13,7 @@ from app.domain.registration import Timing
 from app.domain.results import Result
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
 from app.outbound.entries import EntryBuilder
+from app.projection.changes import ChangeLog
 from app.store.database import Connection, Database, LostRaceError, check_constraints, refused_values
 from app.store.registrations import REGISTRATIONS, Store
 
@@ -35,12 +37,17 @@ class Projector:
         timing: Timing,
         entries: EntryBuilder | None = None,
         *,
+        log: ChangeLog | None = None,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # the default of R, which mypy does not see here
     ) -> None:
-        """`entries` builds the outbox entries; without it there are none. `store` is the projection's."""
+        """`entries` builds the outbox entries; without it there are none. Without `log`, no change is logged.
+
+        `store` is the projection's.
+        """
         self._database = database
         self._timing = timing
         self._entries = entries or EntryBuilder()
+        self._log = log or ChangeLog(Logging.OFF)
         self._store = cast("Store", store)  # for the rest of the class one row is like any other
 
     async def persist(
@@ -73,6 +80,7 @@ class Projector:
             except LostRaceError:
                 continue
             self._entries.committed(folded.decisions)
+            self._log.committed(folded.changes)
             return folded.results
         raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
 
@@ -91,7 +99,8 @@ class Projector:
             await asyncio.wait([after])
             if after.exception() is not None:
                 raise UnavailableError("what comes before this is not in")
-        await self._store.upsert.save(connection, folded.saves, self._entries.build(folded.decisions))
+        entries, changes = self._entries.build(folded.decisions), self._log.given(folded.changes)
+        await self._store.upsert.save(connection, folded.saves, entries, changes)
         if also is not None:
             await also(connection, folded.results)
         return folded
@@ -143,4 +152,4 @@ class Projector:
     ) -> Fold:
         keys = list({event.key for event in events})
         rows = await self._store.get_entity_states(connection, keys, lock=lock)
-        return fold(self._store.projection, rows, events, self._timing, by_position=by_position)
+        return fold(self._store.projection, rows, events, self._timing, by_position=by_position, log=self._log.log)

@@ -9,12 +9,14 @@ from datetime import datetime
 from typing import cast
 from uuid import UUID
 
+from app.domain.changes import Logging
 from app.domain.decider import Decision
 from app.domain.folding import Save
 from app.domain.generic import R
 from app.domain.registration import Registration
 from app.errors import PqsError, UnavailableError
 from app.outbound.entries import EntryBuilder
+from app.projection.changes import ChangeLog
 from app.store.database import Connection, Database, LostRaceError, translated
 from app.store.overdue import BEFORE_ALL, PassedKey
 from app.store.registrations import REGISTRATIONS, Store
@@ -50,6 +52,7 @@ class Sweep(Worker):
         report: PageReport = lambda *_: None,
         *,
         page: int = PAGE,
+        log: ChangeLog | None = None,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # the default of R, which mypy does not see here
     ) -> None:
         """Both are the primary, with a connection for each deadline: `scans` to read pages, `database` to write."""
@@ -58,6 +61,7 @@ class Sweep(Worker):
         self._entries = entries
         self._report = report
         self._page_size = page
+        self._log = log or ChangeLog(Logging.OFF)
         self._store = cast("Store", store)  # for the rest of the class one row is like any other
         self._left_alone: dict[tuple[str, UUID, str], float] = {}  # rows that can't be written, and until when
 
@@ -115,6 +119,7 @@ class Sweep(Worker):
         if rows:
             decisions = await self._database.write(self._expire_unchanged, deadline, rows, passed.now, singly=singly)
             self._entries.committed(decisions)
+            self._log.committed(decisions)
         late = max(((passed.now - self._due_at(row, deadline)).total_seconds() for row in rows), default=0.0)
         self._report(deadline, len(decisions), late)
         return passed.after
@@ -138,12 +143,15 @@ class Sweep(Worker):
         expire = self._store.projection.deadlines[deadline].expire
         decisions: list[Decision] = []
         saves: list[Save] = []
+        expired: list[Registration] = []
         for row in rows:
             decision = expire(row, now)
             if isinstance(decision, Decision):
+                expired.append(row)
                 decisions.append(decision)
                 saves.append(Save(decision.row, row))
-        await self._store.upsert.save(connection, saves, self._entries.build(decisions))
+        changes = self._log.given(self._log.swept(decisions, expired))
+        await self._store.upsert.save(connection, saves, self._entries.build(decisions), changes)
         return decisions
 
     async def _expire_alone(

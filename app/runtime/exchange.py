@@ -17,6 +17,9 @@ Scope = MutableMapping[str, Any]
 Answer = tuple[int, Headers, bytes]
 App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
+# The extension that tells an application, by an event, that the client sends no more. It may still read its answer;
+# but who waits for long is better off taking it for gone, as the end of a connection looks the same.
+CLIENT_ENDED = "pqs.client_ended"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_NAME = re.compile(rb'[\x00-\x20\x7f()<>@,;:\\"/\[\]?={}]')
 _NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -79,6 +82,8 @@ class Exchange:
         self._connection = connection
         self._head = head
         self._scope = scope
+        self.client_ended = asyncio.Event()
+        scope["extensions"] = {CLIENT_ENDED: self.client_ended}
         self._body = bytearray()
         self._end_is_told = False
         self._disconnected = False

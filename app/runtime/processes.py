@@ -88,7 +88,9 @@ class _Server(uvicorn.Server):
     """A server that closes what the lifespan opened even when a second Ctrl-C has cut its open requests off."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop taking requests, let the open ones end, and end the lifespan."""
+        """Stop taking requests, let the open ones end, those that wait at once, and end the lifespan."""
+        if (stop := getattr(self.config.loaded_app, "stop", None)) is not None:
+            stop()
         await super().shutdown(sockets)
         if self.force_exit:
             await self.lifespan.shutdown()

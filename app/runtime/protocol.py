@@ -121,6 +121,8 @@ class HttpProtocol(asyncio.Protocol):
         """The client sends no more. It may still read: what it has asked for whole is answered."""
         self._eof = True
         exchange = self._exchange
+        if isinstance(exchange, Exchange):
+            exchange.client_ended.set()
         if self._closing or (exchange is not None and exchange.more_body):
             return False  # the transport closes, after what was written
         if exchange is None:

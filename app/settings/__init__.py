@@ -11,6 +11,7 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.domain.changes import Logging
 from app.errors import StartError
 from app.settings.secret_files import Secret, read_secret
 from app.settings.types import (
@@ -205,6 +206,16 @@ class Settings(BaseSettings):
     consul_key: File | None = Field(None, description="Its private key, a PEM file.")
     consul_namespace: Word | None = Field(None, description="The namespace in which Consul registers nodes.")
     consul_datacenter: Word | None = Field(None, description="Consul's datacenter, where it is not the agent's own.")
+
+    changes: Logging = Field(
+        Logging.TRANSITIONS,
+        description="The events that the change log has: transitions (of states, and triggers), all, or off.",
+    )
+    changes_rows: bool = Field(False, description="Log the whole row with each change.")
+    changes_keep: Duration = Field(7 * DAY, description="The seconds for which a change is kept at least.")
+    followers: int = Field(
+        10_000, ge=1, le=1_000_000, description="The most requests that follow the changes in one process."
+    )
 
     @field_validator("bus")
     @classmethod

@@ -41,7 +41,9 @@ FROM (VALUES
     ('api_keys', 'SELECT,UPDATE'),
     ('api_key_revision', 'SELECT'),
     ('workflow_quotas', 'SELECT,UPDATE'),
-    ('audit_log', 'SELECT,INSERT')
+    ('audit_log', 'SELECT,INSERT'),
+    ('changes', 'SELECT,INSERT,UPDATE'),
+    ('changes_floor', 'SELECT,INSERT,UPDATE')
 ) AS tables (name, rights),
 unnest(string_to_array(rights, ',')) AS needed
 WHERE NOT has_table_privilege(name, needed)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Sequence,
     SmallInteger,
     String,
     Text,
@@ -326,3 +327,73 @@ FOR EACH STATEMENT EXECUTE FUNCTION audit_log_is_insert_only()
 )
 for _statement in INSERT_ONLY:
     event.listen(AuditLogEntry.__table__, "after_create", DDL(_statement.replace("%", "%%")))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
+
+
+SLICES = 16  # of the change log, re-used in turn
+BLOCK = 4096  # ids that a statement draws at once
+# What a bloom filter has to hold: the distinct ids of 16 pages.
+_BLOOM = "uuid_bloom_ops (n_distinct_per_range='1200')"
+
+
+class ChangeRow(Base):
+    """A row of the change log. Where an entity was erased, only slice, id, mark and `changed_at` are left.
+
+    Each slice has its own primary key, the id: the table's own would have to contain the slice.
+    """
+
+    __tablename__ = "changes"
+
+    slice: Mapped[int] = mapped_column(SmallInteger())
+    mark: Mapped[int] = mapped_column(Integer())
+    id: Mapped[int]
+    entity_id: Mapped[UUID | None]
+    domain: Mapped[str | None] = mapped_column(String(128))
+    node_type: Mapped[str | None] = mapped_column(String(64))
+    version: Mapped[int | None]
+    event_id: Mapped[UUID | None]
+    type: Mapped[str | None] = mapped_column(String(64))
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text())
+    before: Mapped[RegistrationState | None]
+    current_state: Mapped[RegistrationState | None]
+    partition: Mapped[str | None] = mapped_column(String(300))
+    offset: Mapped[int | None]
+    sequence: Mapped[int | None]
+    occurred_at: Mapped[datetime | None]
+    changed_at: Mapped[datetime]
+    correlation_id: Mapped[UUID | None]
+    row: Mapped[dict[str, object] | None] = mapped_column(JSONB())
+
+    __table_args__ = (
+        Index(
+            "changes_by_entity_and_event",
+            "entity_id",
+            "event_id",
+            postgresql_using="brin",
+            postgresql_ops={"entity_id": _BLOOM, "event_id": _BLOOM},
+            postgresql_with={"pages_per_range": 16, "autosummarize": "true"},
+        ),
+        {"postgresql_partition_by": "LIST (slice)"},
+    )
+    __mapper_args__ = {"primary_key": ["id"]}  # noqa: RUF012 - what SQLAlchemy calls it
+
+
+CHANGE_IDS = Sequence("changes_id_seq", increment=BLOCK, data_type=BigInteger(), metadata=Base.metadata)
+for _number in range(SLICES):
+    _name = f"changes_{_number:02}"
+    _slice = DDL(  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
+        f"CREATE TABLE {_name} PARTITION OF changes "
+        f"(CONSTRAINT {_name}_pkey PRIMARY KEY (id)) FOR VALUES IN ({_number})"
+    )
+    event.listen(ChangeRow.__table__, "after_create", _slice)
+
+
+class ChangesFloor(Base):
+    """The newest change that was removed from a slice: tokens up to the highest of them have expired."""
+
+    __tablename__ = "changes_floor"
+
+    slice: Mapped[int] = mapped_column(SmallInteger(), primary_key=True, autoincrement=False)
+    id: Mapped[int]
+    mark: Mapped[int] = mapped_column(Integer())
+    changed_at: Mapped[datetime]

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from operator import attrgetter
 from typing import Generic, NamedTuple, cast
@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.domain.folding import Save
 from app.domain.generic import R
-from app.store import outbox
+from app.store import changes, outbox
 from app.store.database import Connection, LostRaceError
 from app.store.outbox import Entry
 from app.store.rows import Rows, arrays
@@ -50,6 +50,7 @@ class Writes(NamedTuple):
     new: bool
     counts: bool
     sends: bool = False
+    logs: bool = False
 
 
 class Upsert(Generic[R]):
@@ -57,23 +58,30 @@ class Upsert(Generic[R]):
 
     def __init__(self, rows: Rows[R]) -> None:
         self._rows = rows
-        changes = rows.projection.unchanged
-        self.whole = len(changes)
-        kept = [{*change.unchanged, *change.cleared} for change in changes]
+        kinds = rows.projection.unchanged
+        self.whole = len(kinds)
+        kept = [{*change.unchanged, *change.cleared} for change in kinds]
         # The columns that are sent for each kind of change: the key, and the columns that are written.
         self._sent = [tuple(name for name in rows.names if name not in names) for names in [*kept, set[str]()]]
         self._values = [attrgetter(*names) for names in self._sent]
-        self._unchanged = [(attrgetter(*change.unchanged), change.cleared) for change in changes]
+        self._unchanged = [(attrgetter(*change.unchanged), change.cleared) for change in kinds]
         self._counted_by = rows.projection.counted_by
         self._changes_state = [self._counted_by in names for names in self._sent]
         self._state: attrgetter[StrEnum] = attrgetter(self._counted_by)
         self._statements: dict[Writes, Statement] = {}
 
-    async def save(self, connection: Connection, saves: Iterable[Save[R]], entries: Sequence[Entry] = ()) -> None:
+    async def save(
+        self,
+        connection: Connection,
+        saves: Iterable[Save[R]],
+        entries: Sequence[Entry] = (),
+        log: Mapping[str, object] | None = None,
+    ) -> None:
         """Write the rows in the order of their keys, then their changes of the state counts and the outbox entries.
 
-        That is one statement. Entries keep the order given, and are written beside at least one row. Raises
-        LostRaceError when a row is not as it was read. Nothing is written then.
+        That is one statement. Entries keep the order given, and so do the changes for the log, which `changes.given`
+        has made; both are written beside at least one row. Raises LostRaceError when a row is not as it was read.
+        Nothing is written then.
         """
         ordered = sorted(saves, key=lambda save: (save.row.entity_id, save.row.domain))
         if not ordered:
@@ -95,8 +103,10 @@ class Upsert(Generic[R]):
             given["gains_count"] = list(gains.values())
         if entries:
             given |= outbox.given(entries)
+        if log is not None:
+            given |= log
         try:
-            statement = self.statement(Writes(change, bool(new), bool(gains), bool(entries)))
+            statement = self.statement(Writes(change, bool(new), bool(gains), bool(entries), log is not None))
             await statement.value(connection, **given)
         except asyncpg.DivisionByZeroError:
             raise LostRaceError("another writer changed a row that this batch had read") from None
@@ -166,6 +176,8 @@ class Upsert(Generic[R]):
         statement = select(checked)
         if writes.sends:
             statement = statement.add_cte(outbox.sending(complete))
+        if writes.logs:
+            statement = statement.add_cte(changes.logging(complete))
         if writes.counts:
             statement = statement.add_cte(self._counted(complete))
         return Statement(statement)

@@ -16,10 +16,14 @@ from uuid import UUID
 
 import asyncpg
 import httpx
+import pytest
 
 from app.api.bodies import JSON, NDJSON
 from app.domain.events import EVENT_TYPES
+from app.feed import follow, tokens
+from app.feed.tokens import Token
 from app.settings import Settings
+from app.store.changes import Place
 from app.wire.cloudevents import BATCH, STRUCTURED
 from app.wire.events import CHUNK_LINES
 from tests.api.conftest import service_on
@@ -114,10 +118,12 @@ READS = {
     "WorkflowPage": "/v1/workflows?limit=1",
     "WatermarkList": "/v1/watermarks",
     "DeadLetterPage": "/v1/dead-letters?limit=1",
+    "ChangesPage": "/v1/changes?limit=2",
     "Health": "/livez",
     "Ready": "/readyz",
 }
 
+ELSEWHERE = tokens.write(Token(Place(4711, 17)))  # a token of another past
 BROKEN = '{"event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01"\n "type": "node.heartbeat"}'
 TOO_LARGE = " " * (Settings.model_fields["max_body"].default + 1)
 ZONELESS = event_json("node.heartbeat", 7, occurred_at="2026-01-01T00:00:07", data={"heartbeat": 1})
@@ -143,6 +149,7 @@ REFUSED: dict[str, Json] = {
         "url": "/v1/events",
         "json": event_json("node.heartbeat", 6, entity_id=FIRST, position={"partition": "nodes-0", "offset": 6}),
     },
+    "410": {"method": "GET", "url": f"/v1/changes?after={ELSEWHERE}&state=active"},
     "413": {"method": "POST", "url": "/v1/events", "content": TOO_LARGE},
     "415": {"method": "POST", "url": "/v1/events", "content": "a,b", "headers": {"Content-Type": "text/csv"}},
     "422": {"method": "POST", "url": "/v1/events", "json": [ZONELESS, event_json("node.restarted", 8)]},
@@ -165,6 +172,8 @@ REFUSED: dict[str, Json] = {
     "listOverdueAcks 422": {"method": "GET", "url": "/v1/overdue/ack?as_of=yesterday"},
     "listOverdueLiveness 400": {"method": "GET", "url": "/v1/overdue/liveness?cursor=damaged"},
     "listOverdueLiveness 422": {"method": "GET", "url": "/v1/overdue/liveness?as_of=2026-01-01T00:00:00"},
+    "followChanges 400": {"method": "GET", "url": "/v1/changes?after=damaged"},
+    "followChanges 422": {"method": "GET", "url": "/v1/changes?wait=90"},
     "listWorkflows 400": {"method": "GET", "url": "/v1/workflows?cursor=damaged"},
     "listWorkflows 422": {"method": "GET", "url": "/v1/workflows?updated_since=yesterday"},
     "getWorkflow 404": {"method": "GET", "url": "/v1/workflows/order-18"},
@@ -205,6 +214,7 @@ DOWN: dict[str, Json] = {
     "countStates 503": {"method": "GET", "url": READS["StateCounts"]},
     "listOverdueAcks 503": {"method": "GET", "url": READS["listOverdueAcks"]},
     "listOverdueLiveness 503": {"method": "GET", "url": READS["OverduePage"]},
+    "followChanges 503": {"method": "GET", "url": READS["ChangesPage"]},
     "listWorkflows 503": {"method": "GET", "url": READS["WorkflowPage"]},
     "getWorkflow 503": {"method": "GET", "url": WORKFLOW},
     "commitWorkflow 503": {"method": "PUT", "url": WORKFLOW, "json": COMMIT, "headers": CREATING},
@@ -217,9 +227,10 @@ DOWN: dict[str, Json] = {
 
 
 async def test_the_examples_are_what_the_service_answers(
-    client: httpx.AsyncClient, database_url: str, unreachable_url: str
+    client: httpx.AsyncClient, database_url: str, unreachable_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each example in the file is what a real service says to the same request."""
+    monkeypatch.setattr(follow, "STREAM", 0)  # what is there is streamed, and no more
     requests: Json = {**REQUESTS, **LATER}
     real: Json = {
         "requests": {
@@ -235,6 +246,8 @@ async def test_the_examples_are_what_the_service_answers(
     for name, request in DOWN.items():
         async with service_on(unreachable_url) as cut_off:
             real["problems"][name] = await _refused(cut_off, name, request)
+    async with service_on(database_url, changes="off") as off:
+        real["problems"]["501"] = await _refused(off, "501", {"method": "GET", "url": READS["ChangesPage"]})
     real["problems"]["postEvents 503 interrupted"] = await _interrupted(client, database_url)
     if "UPDATE_EXAMPLES" in os.environ:
         EXAMPLES.write_text(json.dumps(real, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -263,6 +276,7 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
         "INSERT INTO watermarks VALUES ('nodes', 0, 4713, '2026-01-01T00:00:05Z', '2026-01-01T00:00:07.5Z',"
         " '2026-01-01T00:00:07.5Z', 'host:4711:1f0e2d3c')"
     )
+    await connection.execute("UPDATE changes SET mark = 17, changed_at = occurred_at + interval '0.25 s'")  # nor this
     for offset, value, error in DEAD:
         await connection.execute(
             'INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error, created_at)'
@@ -280,6 +294,8 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     for name, path, media in (
         ("getEntityState", READS["EntityState"], "text/plain"),
         ("listEntities", "/v1/entities?state=active", NDJSON),
+        ("followChanges", "/v1/changes?state=active", NDJSON),
+        ("followChanges", "/v1/changes?state=active", "text/event-stream"),
     ):
         answers[f"{name} {media}"] = (await client.get(path, headers={"Accept": media})).text
     for name, event in LATER.items():

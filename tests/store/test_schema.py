@@ -28,7 +28,12 @@ COUNTS = "registration_state_counts"
 STATE, ACTIONS, OUTBOX = "workflow_state", "workflow_actions", "outbox"
 WATERMARKS, DEAD_LETTERS = "watermarks", "dead_letters"
 KEYS, KEY_REVISION, QUOTAS, AUDIT = "api_keys", "api_key_revision", "workflow_quotas", "audit_log"
-TABLES = (TABLE, COUNTS, STATE, ACTIONS, OUTBOX, WATERMARKS, DEAD_LETTERS, KEYS, KEY_REVISION, QUOTAS, AUDIT)
+CHANGES, FLOOR = "changes", "changes_floor"
+TABLES = (
+    *(TABLE, COUNTS, STATE, ACTIONS, OUTBOX, WATERMARKS, DEAD_LETTERS, KEYS, KEY_REVISION, QUOTAS, AUDIT),
+    *(CHANGES, FLOOR),
+)
+SLICES = tuple(f"{CHANGES}_{number:02}" for number in range(16))  # of the change log
 LOCK_TIMEOUT = 5.0  # seconds, of the migrations
 
 Catalog = dict[str, list[tuple[object, ...]]]
@@ -41,7 +46,7 @@ CATALOG = {
         FROM pg_attribute
         JOIN pg_class ON pg_class.oid = attrelid AND relkind IN ('r', 'p', 'v', 'm')
         LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-        WHERE relnamespace = 'public'::regnamespace AND attnum > 0 AND NOT attisdropped
+        WHERE relnamespace = 'public'::regnamespace AND attnum > 0 AND NOT attisdropped AND NOT relispartition
         ORDER BY relname, attnum""",
     "constraints": """
         SELECT conrelid::regclass::text, conname, contype, pg_get_constraintdef(oid), convalidated
@@ -252,6 +257,9 @@ async def test_every_index_is_valid(database_url: str) -> None:
             f"{KEY_REVISION}_pkey",
             f"{KEYS}_pkey",
             f"{AUDIT}_pkey",
+            *(f"{name}_{index}" for name in SLICES for index in ("entity_id_event_id_idx", "pkey")),
+            f"{CHANGES}_by_entity_and_event",
+            f"{FLOOR}_pkey",
             f"{DEAD_LETTERS}_pkey",
             f"{DEAD_LETTERS}_place",
             f"{OUTBOX}_pkey",
@@ -282,7 +290,8 @@ async def test_the_page_about_storage_is_complete(database_url: str) -> None:
         said = lines(f"The table `{table}`")
         assert {name: rest[1].strip() == "yes" for name, rest in said.items()} == columns
     assert {of for of, *_ in parts["columns"]} == set(TABLES)
-    assert set(lines("The indexes")) == {name for name, *_ in parts["indexes"]}
+    of_slices = {f"{name}_{index}" for name in SLICES for index in ("entity_id_event_id_idx", "pkey")}
+    assert set(lines("The indexes")) == {name for name, *_ in parts["indexes"]} - of_slices
     for of, name, kind, *_ in parts["constraints"]:
         assert kind != b"c" or f"`{str(name).removeprefix(f'{of}_')}`" in page
 
@@ -426,7 +435,15 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
 
 @pytest.mark.parametrize(
     ("locked", "reached"),
-    [(AUDIT, HEAD), (OUTBOX, "0007"), (WATERMARKS, "0005"), (STATE, "0003"), (COUNTS, "0002"), (TABLE, "0001")],
+    [
+        (CHANGES, HEAD),
+        (AUDIT, "0008"),
+        (OUTBOX, "0007"),
+        (WATERMARKS, "0005"),
+        (STATE, "0003"),
+        (COUNTS, "0002"),
+        (TABLE, "0001"),
+    ],
 )
 async def test_a_migration_gives_up_on_a_locked_table(database_url: str, locked: str, reached: str) -> None:
     """A table that somebody keeps locked ends a migration soon, in one plain line, and its revision undone."""

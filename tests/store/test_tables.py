@@ -1,5 +1,6 @@
 """The tables as PostgreSQL has them after the migrations, against the models and the domain."""
 
+import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, cast, get_args
 from uuid import UUID
@@ -20,6 +21,7 @@ from tests.databases import new_database
 from tests.making import START, node
 
 TABLE = "registration_projections"
+SLICE = re.compile(r"changes_\d\d")  # of the change log: made beside its table
 
 Row = dict[str, object]
 
@@ -84,7 +86,13 @@ async def test_autogenerate_finds_no_difference(database_url: str) -> None:
 
     def differences(connection: Connection) -> list[Any]:
         context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True, "target_metadata": Base.metadata}
+            connection,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                "target_metadata": Base.metadata,
+                "include_name": lambda name, kind, _: kind != "table" or not SLICE.fullmatch(name or ""),
+            },
         )
         return list(compare_metadata(context, Base.metadata))
 

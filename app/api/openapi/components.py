@@ -38,6 +38,8 @@ def component_schemas() -> dict[str, Json]:
         answers.DeadLetterPage,
         answers.StateProblem,
         answers.ActionProblem,
+        answers.ChangesPage,
+        answers.GoneProblem,
         Event,
     ]
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)

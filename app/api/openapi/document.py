@@ -27,6 +27,7 @@ TAGS = [
     {"name": "entities", "description": "Current registrations."},
     {"name": "counts", "description": "Entities per state."},
     {"name": "overdue", "description": "Deadlines that have passed without an answer of the node."},
+    {"name": "changes", "description": "Follow what changes, as it changes."},
     {"name": "workflows", "description": "The state of orchestrators, changed by compare-and-swap."},
     {"name": "kafka", "description": "Progress of the Kafka consumers, and messages that failed (dead letters)."},
     {"name": "health", "description": "Health and metrics, for operators."},

@@ -20,11 +20,13 @@ WHY: dict[int, str] = {
     400: "The body is not JSON (the detail says where it breaks), or the cursor is bad.",
     404: "There is no such entity, workflow, or dead letter.",
     409: "The event is early, or conflicts with its entity's row.",
+    410: "The changes after this token are not in the log any more. Begin anew: by `snapshot`, or at `oldest`.",
     412: "The workflow is at another version than the headers ask for. The body has its current row.",
     413: "The body is too large.",
     415: "This call does not accept that content type.",
     422: "The input is readable, but wrong: `errors` says what is wrong, and where.",
     428: "Neither `If-Match` nor `If-None-Match` was sent.",
+    501: "The change log is switched off.",
     503: "The database does not answer, or has another schema. Retry after the seconds in `Retry-After`.",
 }
 
@@ -113,6 +115,32 @@ def commit_operation() -> Operation:
     responses[412] = {**_error(412, "StateProblem"), "headers": _headers(etag=True)}
     extra = {"requestBody": {"required": True, "content": {JSON: _schema("WorkflowCommit")}}}
     return {"response_class": Response, "responses": responses, "openapi_extra": extra}
+
+
+def changes_operation() -> Operation:
+    """`GET /v1/changes`, which answers a page, lines, or server-sent events."""
+    ok = {
+        "description": "Changes, and where to go on.",
+        "content": {
+            JSON: _schema("ChangesPage"),
+            NDJSON: _text("A change, row or bookmark a line, each with `next`, the token of its own place."),
+            "text/event-stream": _text(
+                "Events `change`, `row`, `bookmark` (in silence, every 15 s), `reset` (as a 410); `id` is the token."
+            ),
+        },
+        "headers": _headers(),
+    }
+    responses: dict[int | str, Json] = {200: ok, 400: _error(400), 410: _error(410, "GoneProblem")}
+    responses |= {status: _error(status) for status in (422, 501, 503)}
+    responses[400]["description"] = "The token is damaged."
+    last = {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "required": False,
+        "description": "The `id` of the last event that was read: a stream goes on after it. It wins over `after`.",
+        "schema": {"type": "string"},
+    }
+    return {"response_class": Response, "responses": responses, "openapi_extra": {"parameters": [last]}}
 
 
 def retry_operation() -> Operation:

@@ -1,0 +1,181 @@
+"""Following: the changes of entities, by long polls, as lines, or as server-sent events."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, TypeVar, cast
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from app.api import problems
+from app.api.bodies import JSON, NDJSON
+from app.api.negotiation import preferred
+from app.api.openapi.operations import changes_operation
+from app.api.schemas import ChangesQuery, encode
+from app.api.service import service_of
+from app.domain.changes import Logging
+from app.errors import ChangesGoneError, ChangesOffError, Fault, InvalidInputError, UnavailableError
+from app.feed import follow, tokens
+from app.feed.feed import Start
+from app.feed.follow import Line
+from app.feed.items import Filter
+from app.feed.tokens import Token
+
+router = APIRouter(tags=["changes"])
+
+EVENTS = "text/event-stream"
+STREAMED = {"Vary": "Accept", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy is to pass lines on
+
+T = TypeVar("T")
+
+
+@router.get(
+    "/v1/changes",
+    operation_id="followChanges",
+    summary="Follow what changes",
+    **changes_operation(),
+)
+async def follow_changes(request: Request, query: Annotated[ChangesQuery, Query()]) -> Response:
+    """Answer the changes after a token, at once or as soon as there are some.
+
+    Each change comes at least once to whoever follows `next`, and exactly once where `next` is stored together with
+    the effect. An entity's changes are in the order of its versions; there is no order between entities. As
+    `text/event-stream` or `application/x-ndjson` it goes on for ten minutes.
+    """
+    service = service_of(request)
+    if service.settings.changes is Logging.OFF:
+        raise ChangesOffError("changes are not logged: PQS_CHANGES is off")
+    if query.include and not service.settings.changes_rows:
+        detail = "rows are not logged with their changes: PQS_CHANGES_ROWS is false"
+        raise InvalidInputError([Fault("#/query/include", detail)])
+    media = preferred(request, JSON, NDJSON, EVENTS)
+    asked = follow.Request(
+        after=_after(request, query, resumes=media == EVENTS),
+        wanted=_filter(query),
+        snapshot=query.snapshot,
+        rows=query.include is not None,
+        limit=query.limit,
+    )
+    if media != JSON:
+        lines = service.follow.stream(asked)
+        first = await anext(lines)  # raises what is wrong with the token, while there is a status to say it with
+        written = _events(request, first, lines) if media == EVENTS else _ndjson(request, first, lines)
+        return _Stream(written, headers=STREAMED, media_type=media)
+    answer = await _while_there(request, service.follow.answer(asked, wait=query.wait))
+    items = b",".join([line.body for line in answer.lines])
+    caught_up = b"true" if answer.caught_up else b"false"
+    body = b'{"items":[%b],"next":"%b","caught_up":%b}' % (items, tokens.write(answer.next).encode(), caught_up)
+    return Response(body, headers={"Vary": "Accept", "Cache-Control": "no-store"}, media_type=JSON)
+
+
+def _after(request: Request, query: ChangesQuery, *, resumes: bool) -> Token | Start:
+    """Where to begin. A stream that a browser opens again says so by `Last-Event-ID`."""
+    after = query.after
+    if resumes and (last := request.headers.get("last-event-id")):
+        after = last
+    if after == "now":
+        return Start.NOW
+    return Start.OLDEST if after in {None, "start"} else tokens.read(after or "")
+
+
+def _filter(query: ChangesQuery) -> Filter:
+    return Filter(
+        query.domain,
+        entity_ids=frozenset(query.entity_id),
+        states=frozenset(query.state),
+        node_type=query.node_type,
+        types=frozenset(query.type),
+    )
+
+
+async def _while_there(request: Request, answer: Awaitable[T]) -> T:
+    """The answer, unless the client disconnects: then nobody waits for it any more."""
+    asking = asyncio.ensure_future(answer)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait([asking, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            raise UnavailableError("the client has disconnected")
+        return asking.result()
+    finally:
+        for task in (asking, leaving):
+            task.cancel()
+        await asyncio.wait([asking, leaving])
+
+
+async def _left(request: Request) -> None:
+    """Return when the client has disconnected, or sends no more."""
+    while (await _message(request.scope, request.receive))["type"] != "http.disconnect":
+        pass
+
+
+async def _message(scope: Scope, receive: Receive) -> Message:
+    """The next message. A client that sends no more counts as gone: the end of its connection looks the same."""
+    ended: asyncio.Event | None = scope.get("extensions", {}).get("pqs.client_ended")
+    if ended is None:
+        return await receive()
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(receive()), asyncio.ensure_future(ended.wait())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return cast("Message", tasks[0].result()) if tasks[0].done() else {"type": "http.disconnect"}
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+class _Stream(StreamingResponse):
+    """A stream that ends when its client sends no more."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream."""
+
+        async def heard() -> Message:
+            return await _message(scope, receive)
+
+        await super().__call__(scope, heard, send)
+
+
+# --- Streams -------------------------------------------------------------------------------------------------------
+
+
+async def _ndjson(
+    request: Request, first: Sequence[Line], lines: AsyncGenerator[Sequence[Line], None]
+) -> AsyncIterator[bytes]:
+    """A line each, with the token of its own place."""
+
+    def written(some: Iterable[Line]) -> bytes:
+        return b"".join([b'%b,"next":"%b"}\n' % (line.body[:-1], line.token) for line in some])
+
+    yield written(first)
+    try:
+        async with aclosing(lines):
+            async for some in lines:
+                yield written(some)
+    except ChangesGoneError as error:
+        yield b'{"kind":"reset",%b\n' % encode(problems.gone(request, error))[1:]
+    except UnavailableError:
+        return  # whoever follows comes again, with the last token
+
+
+async def _events(
+    request: Request, first: Sequence[Line], lines: AsyncGenerator[Sequence[Line], None]
+) -> AsyncIterator[bytes]:
+    """Server-sent events; the id of each is the token of its own place."""
+
+    def written(some: Iterable[Line]) -> bytes:
+        return b"".join(
+            [b"event: %b\nid: %b\ndata: %b\n\n" % (line.kind.encode(), line.token, line.body) for line in some]
+        )
+
+    yield written(first)
+    try:
+        async with aclosing(lines):
+            async for some in lines:
+                yield written(some)
+    except ChangesGoneError as error:
+        yield b"event: reset\ndata: %b\n\n" % encode(problems.gone(request, error))
+    except UnavailableError:
+        return  # whoever follows comes again, with the last token
