@@ -1,0 +1,68 @@
+"""The plans of what reads the change log: by the keys of its slices, and as much as is asked for."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from app.store import changes
+from app.store.database import Connection, Database
+from app.store.statements import Statement
+from tests.databases import new_database
+from tests.store.test_plans import buffers, explain, explain_generic, indexes, kinds, most_rows
+
+ROWS = 40_000
+FILL = f"""
+    INSERT INTO changes (slice, mark, id, entity_id, domain, version, current_state, changed_at, event_id)
+    SELECT i / {ROWS // 16} % 16, 1, i, md5('entity ' || i % 500)::uuid, 'registration', i, 'active', now(),
+        md5('event ' || i)::uuid
+    FROM generate_series(0, {ROWS - 1}) AS i
+"""
+KEYS = {f"changes_{number:02}_pkey" for number in range(16)}
+
+
+@pytest.fixture(scope="module")
+async def filled() -> AsyncIterator[Database]:
+    """A log with rows in every slice."""
+
+    async def fill(connection: Connection) -> None:
+        await connection.execute(FILL)
+        await connection.execute(
+            "SELECT brin_summarize_new_values(indexrelid) FROM pg_index"
+            " JOIN pg_class ON pg_class.oid = indexrelid"
+            " WHERE relname LIKE 'changes_%_entity_id_event_id_idx' AND relkind = 'i'"
+        )
+        await connection.execute("ANALYZE changes")
+
+    async with new_database() as url:
+        database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=30))
+        await database.write(fill)
+        yield database
+        await database.close()
+
+
+@pytest.mark.parametrize("after", [0, ROWS // 2, ROWS - 10])
+async def test_a_page_costs_what_a_page_costs(filled: Database, after: int) -> None:
+    """It is merged from the keys of the slices, from anywhere in the log."""
+    given: dict[str, object] = {"after": after, "to": ROWS, "limit": 100}
+    plan = await filled.read(explain, changes.READ, given)
+    assert kinds(plan) <= {"Limit", "Merge Append", "Append", "Index Scan"}
+    assert indexes(plan) <= KEYS
+    assert most_rows(plan) <= 100 + 16
+    assert buffers(plan) <= 200
+
+
+@pytest.mark.parametrize("statement", [changes.READ, changes.MARK, changes.NEWEST], ids=["read", "mark", "newest"])
+async def test_prepared_statements_go_by_the_keys(filled: Database, statement: Statement) -> None:
+    """Whatever they are given."""
+    plan = await filled.read(explain_generic, statement)
+    assert "Seq Scan" not in kinds(plan)
+    assert indexes(plan) == KEYS
+
+
+async def test_the_newest_and_a_mark_are_a_look_at_each_slice(filled: Database) -> None:
+    """No more than the first entry of each key."""
+    for statement, given in ((changes.NEWEST, {"to": ROWS}), (changes.MARK, {"of_id": 17})):
+        plan = await filled.read(explain, statement, dict(given))
+        assert most_rows(plan) <= 16
+        assert buffers(plan) <= 80
