@@ -1,4 +1,4 @@
-"""The change log, in 16 slices that are re-used in turn, and how far its beginning was removed.
+"""The change log, in 16 slices that are reused in turn, and how far its beginning was removed.
 
 Revision: 0009, after 0008
 """

@@ -329,7 +329,7 @@ for _statement in INSERT_ONLY:
     event.listen(AuditLogEntry.__table__, "after_create", DDL(_statement.replace("%", "%%")))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
 
 
-SLICES = 16  # of the change log, re-used in turn
+SLICES = 16  # of the change log, reused in turn
 BLOCK = 4096  # ids that a statement draws at once
 # What a bloom filter has to hold: the distinct ids of 16 pages.
 _BLOOM = "uuid_bloom_ops (n_distinct_per_range='1200')"
