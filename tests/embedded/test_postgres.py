@@ -19,6 +19,7 @@ import asyncpg
 import pytest
 
 from app.embedded import postgres as embedded
+from app.embedded import wheel
 from app.embedded.account import Account
 from app.embedded.postgres import EmbeddedPostgres, running_url
 from app.embedded.socket_directory import SOCKET_PATH_LIMIT, TEMPORARY
@@ -351,7 +352,7 @@ def test_server_that_does_not_start(tmp_path: Path) -> None:
 
 def test_without_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheel, the error says what to install or to set."""
-    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(wheel, "PACKAGE", "no_such_package")
     with pytest.raises(StartError, match=r"extra `embedded`.*PQS_DATABASE_URL"):
         quick(tmp_path).start()
 
