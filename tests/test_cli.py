@@ -119,7 +119,7 @@ def test_data_of_another_version(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "PG_VERSION").write_text("15\n")
     line = refusal(pqs("serve", port=0, data_dir=tmp_path))
-    assert f"{tmp_path}/postgres was made by PostgreSQL 15, and the one installed is 18" in line
+    assert f"{tmp_path}/postgres was made by PostgreSQL 15, but PostgreSQL 18 is installed" in line
 
 
 def test_no_write_permission(data_dir: Path) -> None:
@@ -151,7 +151,7 @@ def test_commands_beside_a_running_service(data_dir: Path, tmp_path: Path) -> No
         assert psql(run.stdout.strip(), "SELECT version_num FROM alembic_version") == HEAD
         assert pqs("migrate", data_dir=data_dir).stdout == f"the schema is at {HEAD} already\n"
         line = refusal(pqs("serve", port=0, data_dir=data_dir))
-        assert line.startswith(f"pqs: {data_dir} is in use by process {service.pid}; stop that, or set PQS_DATA_DIR")
+        assert line.startswith(f"pqs: {data_dir} is in use by process {service.pid}; stop it, or set PQS_DATA_DIR")
         assert httpx.get(f"{service.url}/readyz").status_code == 200
 
 
@@ -378,7 +378,7 @@ def test_command_where_no_database_is(tmp_path: Path, arguments: list[str]) -> N
 
 
 def test_foreign_directory_is_left_alone(tmp_path: Path) -> None:
-    """A directory that holds other things is refused, and nothing is made in it."""
+    """A directory that holds other files is refused, and nothing is made in it."""
     (tmp_path / "photo.jpg").touch()
     assert "photo.jpg" in refusal(pqs("serve", port=0, data_dir=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]

@@ -238,7 +238,7 @@ class Database:
             return self._pool
 
     async def check(self) -> str:
-        """The schema's revision. Raises SchemaMismatchError if it is not the expected one, or the role lacks a right."""
+        """The schema's revision. Raises SchemaMismatchError for an unexpected one, or if the role lacks a right."""
         expected = check_revision(await self.read(_revision))
         if rights := await self.read(_lacking_rights):
             raise SchemaMismatchError(f"the database role lacks rights: {rights}")
