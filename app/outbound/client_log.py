@@ -50,7 +50,7 @@ class TlsExpected(logging.Filter):
             if self._seen == TIMES:
                 record.levelno, record.levelname = logging.WARNING, "WARNING"
                 record.msg = (
-                    "a Kafka broker closes connections; it may expect TLS: see PQS_KAFKA_SECURITY (ssl, sasl_ssl)"
+                    "a Kafka broker closes connections: it may expect TLS (PQS_KAFKA_SECURITY=ssl or sasl_ssl)"
                 )
                 record.args = ()
         return True
