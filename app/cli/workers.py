@@ -22,9 +22,7 @@ def relay(**given: str | None) -> None:
     """
     settings = logged_settings(given)
     if settings.bus is BusKind.MEMORY:
-        raise StartError(
-            "PQS_BUS=memory is a bus inside `pqs serve`: messages that this relay sends to its own would be lost"
-        )
+        raise StartError("PQS_BUS=memory is a bus inside `pqs serve`: this relay would send its messages to nobody")
     if settings.bus is BusKind.OFF and settings.consul_url is None:
         raise StartError("there is nowhere to send to; set PQS_KAFKA, PQS_CONSUL_URL or both")
 
