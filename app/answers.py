@@ -1,4 +1,4 @@
-"""What the service answers: encoded from these types, described by them in OpenAPI, and decoded by the client.
+"""The answers of the service: it encodes these types, OpenAPI describes them, and the client decodes them.
 
 Clients of this release ignore fields that a later release adds.
 """
@@ -17,7 +17,7 @@ from app.domain.states import RegistrationState
 from app.domain.workflows import Workflow
 from app.errors import Fault
 
-DeadLetterSource = Literal["consumer", "relay"]  # of a dead letter: a message that came in, or one that was to go out
+DeadLetterSource = Literal["consumer", "relay"]  # of a dead letter: an incoming or an outgoing message
 INVALID = "invalid"  # the outcome of a line that is not an event
 
 # --- Entities ------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ class EntityState(Struct, frozen=True):
 
 
 class LookupAnswer(Struct, frozen=True):
-    """The registrations that were found, in the order asked, and the ids that have none."""
+    """The registrations that were found, in the order of the ids, and the ids without one."""
 
     items: list[Registration]
     missing: list[UUID]
@@ -46,7 +46,7 @@ class EntityPage(Struct, frozen=True):
 
 
 class StateCounts(Struct, frozen=True):
-    """How many entities of a domain are in each state."""
+    """The number of a domain's entities in each state."""
 
     domain: str
     counts: dict[RegistrationState, int]
@@ -54,13 +54,13 @@ class StateCounts(Struct, frozen=True):
 
 
 class OverdueRegistration(Registration, frozen=True):
-    """A registration, and for how many seconds its deadline had passed at `as_of`."""
+    """A registration, with the seconds since its deadline at `as_of`."""
 
     overdue_seconds: float
 
 
 class OverduePage(Struct, frozen=True):
-    """A page of overdue registrations, oldest deadline first; `next_deadline` is the earliest one still to come."""
+    """A page of overdue registrations, oldest deadline first; `next_deadline` is the earliest one after `as_of`."""
 
     as_of: Time
     items: list[OverdueRegistration]
@@ -69,7 +69,7 @@ class OverduePage(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True):
-    """How many events of an array had which outcome."""
+    """The number of an array's events by outcome."""
 
     received: int
     applied: int
@@ -81,22 +81,22 @@ class Summary(Struct, frozen=True):
 
 
 class BatchAnswer(Struct, frozen=True):
-    """What became of the events of an array, in the order sent."""
+    """The results of an array's events, in the order sent."""
 
     summary: Summary
     results: list[Result]
 
 
 class StreamSummary(Summary, frozen=True):
-    """How many lines of a stream had which outcome; `received` counts the lines that were not blank."""
+    """The number of a stream's lines by outcome; `received` counts the lines that are not blank."""
 
     invalid: int
 
 
 class LineResult(Struct, frozen=True, kw_only=True):
-    """What became of a line of a stream that was not applied; `line` counts from 1.
+    """The result of a stream's line that was not applied; `line` counts from 1.
 
-    `outcome` is one of Outcome, or `invalid`: then the line is not an event, and `errors` says why.
+    `outcome` is one of Outcome, or `invalid`: then the line is not an event, and `errors` lists its faults.
     """
 
     line: int
@@ -128,13 +128,13 @@ class WorkflowPage(Struct, frozen=True):
 
 
 class Watermark(Struct, frozen=True):
-    """How far a partition is read: every message up to `offset` is applied, or is a dead letter.
+    """The progress in a partition: every message up to `offset` is applied or is a dead letter.
 
-    `as_of`: what was in the partition by then is in. It is the later one of `message_at` and of `caught_up_at`, when
-    there was last seen to be nothing after `offset`; null when neither is known. `message_at` is the time of the
-    message at `offset`, where times do not go back; else the newest time up to there, less the most by which one was
-    seen to go back. It is older than it was when one goes back further than any before.
-    `updated_at` and `consumer`: when it was last written, and by whom.
+    All messages that were in the partition at `as_of` are applied or dead letters. It is the later one of
+    `message_at` and `caught_up_at`, null if neither is known. `caught_up_at` is the last time when the partition
+    ended at `offset`. `message_at` is the time of the message at `offset`; if times went back, it is the newest time
+    up to there, minus the largest step back. So it becomes older when a time goes back further than any before.
+    `consumer` wrote the watermark last, at `updated_at`.
     """
 
     topic: str
@@ -148,13 +148,13 @@ class Watermark(Struct, frozen=True):
 
 
 class WatermarkList(Struct, frozen=True):
-    """How far each partition is read."""
+    """The progress in each partition."""
 
     items: list[Watermark]
 
 
 class Header(Struct, frozen=True):
-    """A header of a message: its value as text, or in base64 where it is none."""
+    """A header of a message: its value as text, or in base64 if it is not text."""
 
     name: str
     value: str | None
@@ -162,10 +162,10 @@ class Header(Struct, frozen=True):
 
 
 class DeadMessage(Struct, frozen=True):
-    """A message that could not be taken in, or sent, and why.
+    """A message that could not be applied or sent, and the reason.
 
-    `source` is `consumer`, or `relay` for one that was to go out, which has no partition and offset. Key and value
-    are there as text, or in base64 where they are none.
+    `source` is `consumer`, or `relay` for an outgoing message, which has no partition and offset. Key and value are
+    given as text, or in base64 if they are not text.
     """
 
     id: int
@@ -190,7 +190,7 @@ class DeadLetterPage(Struct, frozen=True):
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):
-    """What went wrong (RFC 9457). `errors` says what is wrong with an input, and where."""
+    """An error (RFC 9457). `errors` lists the faults of the input, with their places."""
 
     type: str
     title: str
@@ -201,7 +201,7 @@ class Problem(Struct, frozen=True, omit_defaults=True):
 
 
 class OrderProblem(Struct, frozen=True, omit_defaults=True):
-    """An event that its position keeps out, for now (early) or for good (conflict), as a problem (RFC 9457)."""
+    """An event whose position is too early for now, or in conflict for good, as a problem (RFC 9457)."""
 
     type: str
     title: str
@@ -220,7 +220,7 @@ class OrderProblem(Struct, frozen=True, omit_defaults=True):
 
 
 class InterruptedProblem(Struct, frozen=True):
-    """The database failed in the middle of a stream, as a problem (RFC 9457): send the lines after these again."""
+    """The database failed in the middle of a stream (RFC 9457): send the lines after `committed_lines` again."""
 
     type: str
     title: str
@@ -233,8 +233,8 @@ class InterruptedProblem(Struct, frozen=True):
 class StateProblem(Struct, frozen=True):
     """A workflow that is not at the version that a commit builds on, as a problem (RFC 9457).
 
-    `expected_version` is the one that `If-Match` names, null where it names none or several; `actual_version` and
-    `current` are null when there is no row.
+    `expected_version` is the version in `If-Match`, null if it names none or several. `actual_version` and `current`
+    are null if there is no row.
     """
 
     type: str
@@ -300,7 +300,7 @@ class GoneProblem(Struct, frozen=True):
 
 
 class ActionProblem(Struct, frozen=True):
-    """An action that was applied before, as `version`, and with another state, as a problem (RFC 9457)."""
+    """An action that was already applied, as `version`, with another state, as a problem (RFC 9457)."""
 
     type: str
     title: str

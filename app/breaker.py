@@ -9,7 +9,7 @@ from app.errors import DatabaseDownError, PoolExhaustedError, UnavailableError
 
 FAILURES = 5  # in a row
 OPEN_FOR = timedelta(seconds=60)
-PROBE_PENDING = timedelta(seconds=1)  # the wait that a refused call is told while another call probes
+PROBE_PENDING = timedelta(seconds=1)  # `retry_after` of a call that is refused while another call probes
 
 
 class CircuitBreaker:

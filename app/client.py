@@ -4,7 +4,7 @@ import warnings
 
 import pqs_client
 
-# What has another name in `pqs_client`.
+# Old names, and their names in `pqs_client`.
 RENAMED = {
     "BatchResult": "BatchAnswer",
     "DeadLetter": "DeadMessage",

@@ -1,6 +1,6 @@
-"""The parts of a service and of its workers: built here and nowhere else, from settings, and closed in order.
+"""The parts of a service and of its workers: only this module builds them, from settings, and closes them in order.
 
-Nothing in here knows the web framework: `app.main` puts it on top, and the workers' commands run without it.
+No part knows the web framework: `app.main` adds it, and the workers' commands run without it.
 """
 
 import asyncio
@@ -39,16 +39,16 @@ from app.store.database import Database
 from app.worker import working
 from app.workflows import Pruner, WorkflowStore
 
-CONSUMER_CONNECTIONS = 2  # one for batches, one to look watermarks up
+CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
 
 @dataclass(frozen=True)
 class Service:
-    """The parts of a service at work.
+    """The parts of a running service.
 
     `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans. `reader` and
-    `writer` join requests that come one by one; arrays and streams go to the projector as they are. `breakers` have
-    the names that the metrics give them.
+    `writer` join single requests into batches; arrays and streams go to the projector directly. The keys of
+    `breakers` are their names in the metrics.
     """
 
     settings: Settings
@@ -90,7 +90,7 @@ class Parts:
 
     @cached_property
     def timing(self) -> Timing:
-        """How long nodes have."""
+        """The time limits of nodes."""
         return Timing(
             ack_timeout=timedelta(seconds=self._settings.ack_timeout),
             liveness_interval=timedelta(seconds=self._settings.liveness_interval),
@@ -104,14 +104,14 @@ class Parts:
 
     @cached_property
     def entries(self) -> EntryBuilder:
-        """Where events and intents go. Raises StartError for intents that nobody can carry out."""
+        """The builder of outbox entries. Raises StartError for intents that no handler can carry out."""
         return entry_builder_of(self._settings)
 
     async def service(self, metrics: Metrics) -> Service:
-        """A service with the workers that its settings want in it.
+        """A service with the workers that its settings enable.
 
-        When it is closed, it first answers the requests that it has taken in; then its workers stop, and last its
-        databases close.
+        To close, it first answers the requests that it has accepted, then stops its workers, and last closes its
+        databases.
         """
         settings = self._settings
         database = self._database(settings.pool_size)
@@ -185,7 +185,7 @@ class Parts:
             self._stack.push_async_callback(consul.close)
             destinations.append(to_handler("consul", consul.handle))
             breakers["consul"] = consul.breaker
-        # Passes hold their connections while they send: they are not taken from those who answer requests.
+        # A pass holds its connection while it sends, so the relay does not share the pool that answers requests.
         database = self._database(max(1, len(destinations) * LANES))
         return Relay(database, destinations, breakers=breakers)
 
@@ -199,7 +199,7 @@ class Parts:
     def consumer(self) -> Consumer:
         """A consumer of the topics that the settings name.
 
-        Raises StartError where a setting is missing, or the service's own topic is among those to read.
+        Raises StartError if a setting is missing, or if the service's own topic is among the topics to read.
         """
         settings = self._settings
         if settings.kafka is None:
@@ -211,7 +211,7 @@ class Parts:
             raise StartError(
                 f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
             )
-        breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer has a pace of its own
+        breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer retries at its own pace
         database = self._database(CONSUMER_CONNECTIONS, breaker=breaker)
         return Consumer(
             database,
@@ -243,5 +243,5 @@ def _open_bus(kind: Literal[BusKind.KAFKA, BusKind.MEMORY], settings: Settings) 
 
 
 async def _close(buses: Sequence[Bus]) -> None:
-    """Close all at once: each may take its time while the broker is down."""
+    """Close all concurrently: each may take long while the broker is down."""
     await asyncio.gather(*(bus.close() for bus in buses))

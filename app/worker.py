@@ -1,4 +1,4 @@
-"""Workers: background work that goes on until it is stopped, and how it stops."""
+"""Workers: background work that runs until it is stopped."""
 
 import asyncio
 import logging
@@ -17,21 +17,21 @@ class Worker(Protocol):
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then return.
 
-        After `stop` a worker begins nothing new. It finishes or rolls back what is under way and returns within
-        seconds, also while the database or the other side does not answer. Nothing is lost and nothing is
-        half-done: unfinished work stays in the database or in Kafka, for the next worker. Work whose end is not
-        known may be done again, under the same id.
+        After `stop` a worker begins nothing new. It finishes or rolls back the work under way and returns within
+        seconds, even while the database or the other side does not answer. Nothing is lost or half-done: unfinished
+        work stays in the database or in Kafka, for the next worker. Work with an unknown result may be done again,
+        under the same id.
 
-        Until then it does not end by itself: it waits for a database that does not answer, and tries again. It
-        raises only errors that no retry mends, such as StartError for settings. To cancel it is safe.
+        Until then it does not end by itself: while the database does not answer, it waits and tries again. It raises
+        only errors that no retry can fix, such as StartError for settings. Cancelling it is safe.
         """
 
 
 @asynccontextmanager
 async def working(worker: Worker) -> AsyncIterator[None]:
-    """Run a worker in a task while this lasts, then stop it and wait for it.
+    """Run a worker in a task during the context, then stop it and wait for it.
 
-    A worker that fails meanwhile is logged; whoever holds this goes on without it.
+    If the worker fails meanwhile, the failure is logged, and the context goes on without it.
     """
     stop = asyncio.Event()
     task = asyncio.create_task(worker.run(stop))
@@ -44,7 +44,7 @@ async def working(worker: Worker) -> AsyncIterator[None]:
 
 
 async def until_stopped(work: Coroutine[None, None, None], stop: asyncio.Event) -> None:
-    """Do `work`, and cancel it when `stop` is set: for work that leaves nothing half-done when it is cancelled."""
+    """Do `work`, and cancel it when `stop` is set: for work that can be cancelled at any time."""
     doing, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([doing, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -57,7 +57,7 @@ async def until_stopped(work: Coroutine[None, None, None], stop: asyncio.Event) 
 
 
 async def set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event, so many seconds at most; and return whether it is set."""
+    """Wait for an event, for at most `seconds`, and return whether it is set."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

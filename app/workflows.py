@@ -1,4 +1,4 @@
-"""The store of workflows: one row each, changed by compare-and-swap; every action is applied once."""
+"""The store of workflows: one row each, changed by compare-and-swap. Every action is applied once."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 COMMIT_ATTEMPTS = 10  # attempts of a commit that loses races against others
 LARGEST = 100  # commits or reads that one statement joins; each may carry a state of 1 MiB
 MAX_PROVENANCE = 64 * 1024  # bytes as compact JSON; it is stored with the action, too
-LONG = 1024  # digits that exponents may add before they are counted
+LONG = 1024  # sum of exponents up to which the digits they add are not counted
 PRUNE_EVERY = 60.0  # seconds between two rounds of pruning, or the retention if that is less
 PRUNE_LEAST = 1.0  # seconds between two rounds, at least
 
@@ -103,7 +103,8 @@ class WorkflowStore:
             return await self._database.write_alone(workflows.commit, commits)
 
 
-# --- What may be committed -----------------------------------------------------------------------------------------
+# --- Checks of commits
+# -----------------------------------------------------------------------------------------------
 
 
 def _checked(
@@ -113,7 +114,7 @@ def _checked(
     provenance: Mapping[str, object],
     schema_version: int,
 ) -> Commit:
-    """A commit that PostgreSQL can store. Raises InvalidInputError, which names every fault."""
+    """A commit that PostgreSQL can store. Raises InvalidInputError with every fault."""
     _check_key(workflow_key)
     if not NONE <= expected_version <= MAX_NUMBER:
         raise InvalidInputError([Fault("#/expected_version", f"a number from {NONE} to 2^63-1 was expected")])
@@ -159,10 +160,10 @@ def _check_key(workflow_key: str) -> None:
 
 
 def _encoded(value: Mapping[str, object], pointer: str, faults: list[Fault]) -> bytes:
-    """The compact JSON of an object. Values that can't be stored are added to `faults`."""
+    """The compact JSON of an object. The faults of values that cannot be stored are added to `faults`."""
     try:
         encoded = msgspec.json.encode(value)
-        if b"null" in encoded:  # msgspec writes NaN and Infinity so, too
+        if b"null" in encoded:  # msgspec writes NaN and Infinity as null, too
             json.dumps(value, allow_nan=False, default=str)
     except (TypeError, ValueError, RecursionError) as error:
         faults.append(Fault(pointer, f"not JSON: {error}"))
@@ -178,7 +179,7 @@ _EXPONENT = re.compile(rb"[0-9]e[+-]?([0-9]{1,3})")
 
 
 def _spelt_out(encoded: bytes, value: object) -> int:
-    """How many more bytes its numbers take as PostgreSQL writes them: 1e300 has 301 digits there."""
+    """The additional bytes of its numbers as PostgreSQL writes them: 1e300 has 301 digits there."""
     if sum(int(exponent) for exponent in _EXPONENT.findall(encoded)) < LONG:
         return 0
     longer, level = 0, [value]

@@ -119,7 +119,7 @@ def test_data_of_another_version(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "PG_VERSION").write_text("15\n")
     line = refusal(pqs("serve", port=0, data_dir=tmp_path))
-    assert f"{tmp_path}/postgres was made by PostgreSQL 15, and the one installed is 18" in line
+    assert f"{tmp_path}/postgres was made by PostgreSQL 15, but PostgreSQL 18 is installed" in line
 
 
 def test_no_write_permission(data_dir: Path) -> None:
@@ -149,9 +149,9 @@ def test_commands_beside_a_running_service(data_dir: Path, tmp_path: Path) -> No
         run = pqs("db-url", data_dir=data_dir)
         assert (run.returncode, run.stderr) == (0, "")
         assert psql(run.stdout.strip(), "SELECT version_num FROM alembic_version") == HEAD
-        assert pqs("migrate", data_dir=data_dir).stdout == f"the schema is at {HEAD} already\n"
+        assert pqs("migrate", data_dir=data_dir).stdout == f"the schema is already at {HEAD}\n"
         line = refusal(pqs("serve", port=0, data_dir=data_dir))
-        assert line.startswith(f"pqs: {data_dir} is in use by process {service.pid}; stop that, or set PQS_DATA_DIR")
+        assert line.startswith(f"pqs: {data_dir} is in use by process {service.pid}; stop it, or set PQS_DATA_DIR")
         assert httpx.get(f"{service.url}/readyz").status_code == 200
 
 
@@ -191,7 +191,7 @@ def test_database_behind_and_ahead(empty_database_url: str, tmp_path: Path) -> N
         assert refused.status_code == 503
         assert psql(empty_database_url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == "0"
 
-        assert pqs("migrate", database_url=empty_database_url).stdout == f"the schema was at base and is at {HEAD}\n"
+        assert pqs("migrate", database_url=empty_database_url).stdout == f"the schema moved from base to {HEAD}\n"
         assert client.get("/readyz").json() == {"status": "ready", "revision": HEAD}
 
         psql(empty_database_url, "UPDATE alembic_version SET version_num = '9999'")
@@ -227,7 +227,7 @@ def test_role_without_rights(role: str, empty_database_url: str, tmp_path: Path)
         deletes = {right.partition(" on ")[2] for right in lacking.split(", ") if "DELETE" in right}
         assert deletes == {"workflow_actions", "outbox", "dead_letters"}
         refused = client.post("/v1/events", json=event)
-        assert (refused.status_code, "may not do this" in refused.json()["detail"]) == (503, True)
+        assert (refused.status_code, "lacks a right" in refused.json()["detail"]) == (503, True)
         stream = client.post(
             "/v1/events", content=json.dumps(event), headers={"Content-Type": "application/x-ndjson"}
         )
@@ -271,13 +271,13 @@ def test_migrate_up_and_down(empty_database_url: str) -> None:
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(pqs, "migrate", database_url=empty_database_url) for _ in range(2)]
         said = sorted(run.result().stdout for run in runs)
-    assert said == [f"the schema is at {HEAD} already\n", f"the schema was at base and is at {HEAD}\n"]
+    assert said == [f"the schema is already at {HEAD}\n", f"the schema moved from base to {HEAD}\n"]
     down = pqs("migrate", "--to", "base", database_url=empty_database_url)
-    assert down.stdout == f"the schema was at {HEAD} and is at base\n"
+    assert down.stdout == f"the schema moved from {HEAD} to base\n"
     tables = "SELECT string_agg(tablename, ' ') FROM pg_tables WHERE schemaname = 'public'"
     assert psql(empty_database_url, tables) in {"", "alembic_version"}
     up = pqs("migrate", "--to", HEAD, database_url=empty_database_url)
-    assert up.stdout == f"the schema was at base and is at {HEAD}\n"
+    assert up.stdout == f"the schema moved from base to {HEAD}\n"
 
 
 # --- rebase --------------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_rebase_both_ways(database_url: str, tmp_path: Path) -> None:
         assert post("registration.accepted", partition="topic-3", offset=42) == "conflict"
 
         run = pqs("rebase", NODE, "--partition", "topic-3", "--offset", 41, database_url=database_url)
-        assert run.stdout == f"{NODE} stood at sequence 7, and stands at partition topic-3 offset 41, version 2\n"
+        assert run.stdout == f"{NODE} moved from sequence 7 to partition topic-3 offset 41, version 2\n"
         assert f"rebased: {NODE}" in run.stderr
         assert client.get(f"/v1/entities/{NODE}").json() == before | {
             "version": 2,
@@ -316,7 +316,7 @@ def test_rebase_both_ways(database_url: str, tmp_path: Path) -> None:
 
 def test_rebase_while_no_service_runs(data_dir: Path) -> None:
     """With the service stopped, `rebase` starts its PostgreSQL for itself, and stops it again."""
-    assert pqs("migrate", data_dir=data_dir).stdout == f"the schema was at base and is at {HEAD}\n"
+    assert pqs("migrate", data_dir=data_dir).stdout == f"the schema moved from base to {HEAD}\n"
     run = pqs("rebase", NODE, "--sequence", 7, data_dir=data_dir)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == f"pqs: there is no entity {NODE} in domain registration"
@@ -331,7 +331,7 @@ def test_rebase_of_an_entity_in_a_domain(database_url: str) -> None:
         VALUES ('{}', 'other', 'active', 'compute', '1.0.0', '{{}}', '{}', 7, now(), now(), 1)"""
     psql(database_url, insert.format(NODE, node(1)))
     run = pqs("rebase", NODE, "--sequence", 9, "--domain", "other", database_url=database_url)
-    assert run.stdout == f"{NODE} stood at sequence 7, and stands at sequence 9, version 2\n"
+    assert run.stdout == f"{NODE} moved from sequence 7 to sequence 9, version 2\n"
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_command_where_no_database_is(tmp_path: Path, arguments: list[str]) -> N
 
 
 def test_foreign_directory_is_left_alone(tmp_path: Path) -> None:
-    """A directory that holds other things is refused, and nothing is made in it."""
+    """A directory that holds other files is refused, and nothing is made in it."""
     (tmp_path / "photo.jpg").touch()
     assert "photo.jpg" in refusal(pqs("serve", port=0, data_dir=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]

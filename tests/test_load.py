@@ -623,10 +623,10 @@ def test_service_that_is_down_is_named(tmp_path: Path) -> None:
     "url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://[::1", "http://a..b"]
 )
 def test_bad_address_is_refused(url: str, tmp_path: Path) -> None:
-    """What is no address of a service is told apart from a service that is down."""
+    """An address that is not a URL, and a service that is down, get different messages."""
     result = run(events_file(tmp_path), "--url", url)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"pqs: {url} is no address of a service")
+    assert result.stderr.startswith(f"pqs: {url} is not the address of a service")
 
 
 def test_password_in_the_address_is_not_printed(tmp_path: Path) -> None:
@@ -665,7 +665,7 @@ def test_other_servers_are_not_believed(body: bytes, tmp_path: Path) -> None:
     with serving(answering(200, body)) as url:
         result = run(events_file(tmp_path), "--url", url)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"pqs: {url} does not answer as this service does; is the address right?\n"
+    assert result.stderr == f"pqs: {url} does not answer like this service; is the address right?\n"
 
 
 def test_503_is_waited_for(service: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -692,7 +692,7 @@ def test_lost_answer_is_told(service: App, tmp_path: Path) -> None:
         loader.load(source)
     assert +loader.counts == {"stale": 1, "duplicate": 2}
     assert loader.refused.total == 0
-    assert "\n3 of the duplicate and stale ones were sent again" in summary(loader, 1)
+    assert "\n3 of the duplicate and stale lines were sent again" in summary(loader, 1)
 
 
 def test_partly_committed_request_loses_no_line(service: App, tmp_path: Path) -> None:
@@ -722,8 +722,8 @@ def test_lasting_503_is_given_up(tmp_path: Path) -> None:
     ):
         loader.load(source)
     assert str(raised.value) == (
-        f"{url} answered 503 Service Unavailable: the database does not answer; gave up after 12 tries,"
-        " with 1 of the 4 lines on the way in"
+        f"{url} answered 503 Service Unavailable: the database does not answer; gave up after 12 tries;"
+        " 1 of the 4 lines of this request are in"
     )
     assert waits[:3] == waits[3:6] == [1, 2, 4], "committed lines are progress, and begin the tries anew"
     assert waits[6:] == [8] + [10] * 7
@@ -816,7 +816,7 @@ def test_interrupted_load_says_how_far_it_came(service: App, tmp_path: Path) -> 
             ended.set()
     assert process.returncode == 130
     assert counted(report) == {"received": 1000, "applied": 1000}
-    assert said.endswith("pqs: interrupted; 1,000 lines are in, and perhaps the 500 that were being sent\n")
+    assert said.endswith("pqs: interrupted; 1,000 lines are in, and perhaps 500 more that were being sent\n")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the failure record of Los Alamos is not here")

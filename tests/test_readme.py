@@ -140,7 +140,7 @@ def test_the_data_comes_back_as_the_page_says(data_dir: Path) -> None:
             env=os.environ | {"PQS_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)},
             cwd=ROOT,
         )
-    counts = "the state counts are what a full count gives"
+    counts = "the state counts equal a full count"
     assert (run.stdout.split("\n"), run.stderr) == (["1", "200 TRUNCATE TABLE", f"404 {counts}", "200 "], "")
 
 

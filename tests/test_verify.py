@@ -11,7 +11,7 @@ from tests.processes import pqs, refusal
 from tests.store.test_schema import migrated
 
 COUNTS = "registration_state_counts"
-WELL = "the state counts are what a full count gives\n"
+WELL = "the state counts equal a full count\n"
 
 
 async def verified(url: str) -> tuple[int, str]:

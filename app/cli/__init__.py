@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Listing(NamedTuple):
-    """Where a command is, and its line in `pqs --help`, which is the first sentence of its own help."""
+    """The module of a command, and its line in `pqs --help`: the first sentence of its own help."""
 
     module: str
     summary: str
@@ -36,14 +36,14 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """The commands by name. One that meets an error of ours ends with one line on standard error, and status 1."""
+    """The commands by name. After an error of this project, `pqs` prints one line to standard error; status 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in their order in the help."""
+        """The names, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, imported now; None when there is none."""
+        """The command of this name, imported now, or None."""
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
@@ -51,12 +51,12 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the summaries; click would import every command for that."""
+        """Write the summaries without importing the commands, as click would."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
-        """Names that begin like this. Options are completed by the commands themselves."""
+        """The names that begin with `incomplete`. Commands complete their own options."""
         item: type[CompletionItem] = import_module("click.shell_completion").CompletionItem
         found = [item(name, help=entry.summary) for name, entry in COMMANDS.items() if name.startswith(incomplete)]
         return found + click.Command.shell_complete(self, ctx, incomplete)
@@ -80,5 +80,5 @@ def pqs() -> None:
     """
 
 
-if "_PQS_COMPLETE" in os.environ:  # a shell asks, not a person
+if "_PQS_COMPLETE" in os.environ:  # a shell asks for completions
     import_module("app.cli.completion").install()

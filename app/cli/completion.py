@@ -1,16 +1,16 @@
-"""Completion in Bash, without the second shell that click starts to ask for its version."""
+"""Completion in Bash, without the second shell that click starts to get the version."""
 
 from click.shell_completion import BashComplete, ShellComplete, add_completion_class
 
 
 class QuickBashComplete(BashComplete):
-    """The script is printed for Bash 4.4 and later. An older one says itself that it does not know the options."""
+    """Prints the script for Bash 4.4 and later. An older Bash rejects the options of the script itself."""
 
     def source(self) -> str:
-        """The script. click's own starts a shell here, which takes longer than all the rest."""
+        """The script. click's own method starts a shell here, which takes longer than the rest."""
         return ShellComplete.source(self)
 
 
 def install() -> None:
-    """Let click use it."""
+    """Register it with click."""
     add_completion_class(QuickBashComplete, "bash")

@@ -27,11 +27,11 @@ def migrate(target: str, **given: str | None) -> None:
     settings = logged_settings(given)
     with database_of(settings, create=True) as url:
         was, is_ = asyncio.run(_migrate(url, target))
-    click.echo(f"the schema was at {was} and is at {is_}" if was != is_ else f"the schema is at {is_} already")
+    click.echo(f"the schema moved from {was} to {is_}" if was != is_ else f"the schema is already at {is_}")
 
 
 async def bring_up_to_date(url: str) -> None:
-    """Migrate a database to this release's revision, unless it is there."""
+    """Migrate a database to this release's revision, if it is not there yet."""
     with translated():
         current = await schema.is_current(url)
     if not current:

@@ -1,4 +1,4 @@
-"""Options of commands, made from the settings, and what becomes of them."""
+"""Options of commands, made from the settings."""
 
 import logging
 from collections.abc import Callable

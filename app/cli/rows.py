@@ -46,7 +46,7 @@ def rebase(
         )
     except msgspec.ValidationError as error:
         raise click.UsageError(str(error).replace("`", "")) from None
-    if not (domain + (partition or "")).isprintable():  # bytes that are not UTF-8 come as lone surrogates
+    if not (domain + (partition or "")).isprintable():  # bytes that are not UTF-8 arrive as lone surrogates
         raise click.UsageError("--domain and --partition take printable characters in UTF-8")
     settings = logged_settings(given)
 
@@ -57,7 +57,7 @@ def rebase(
         before, after = moved
         log = change_log_of(settings)
         await changes.add(connection, log.rebased(before, after, await now(connection)), log.slice_seconds)
-        return f"{entity_id} stood at {before.position}, and stands at {after.position}, version {after.version}"
+        return f"{entity_id} moved from {before.position} to {after.position}, version {after.version}"
 
     with database_of(settings) as url:
         said = asyncio.run(_transaction(url, settings, work))
@@ -70,7 +70,7 @@ def rebase(
 def verify(**given: str | None) -> None:
     """Compare the state counts with a full count, and print the differences.
 
-    The status is 1 when there is one.
+    The status is 1 if they differ.
     """
     settings = logged_settings(given)
     with database_of(settings) as url:
@@ -79,7 +79,7 @@ def verify(**given: str | None) -> None:
         click.echo(f"domain {each.domain}, {each.state}: kept {each.kept:,}, counted {each.counted:,}")
     if differing:
         sys.exit(1)
-    click.echo("the state counts are what a full count gives")
+    click.echo("the state counts equal a full count")
 
 
 async def _transaction(url: str, settings: Settings, work: Callable[[Connection], Coroutine[None, None, T]]) -> T:

@@ -35,7 +35,7 @@ def serve(**given: str | None) -> None:
             if settings.database_url is None:
                 asyncio.run(bring_up_to_date(url))
             export(settings.model_copy(update={"database_url": url}))
-            contract.log_what_is_off(routes)  # here once, and not in every worker
+            contract.log_what_is_off(routes)  # once, not in every worker
             _announce(settings, sockets[0])
             run(settings, sockets)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`pqs db-url`, `pqs intents` and `pqs openapi`: what the settings and the code come to, printed."""
+"""`pqs db-url`, `pqs intents` and `pqs openapi`: they print facts from the settings and the code."""
 
 import json
 
@@ -40,7 +40,7 @@ def intents(**given: str | None) -> None:
 @click.command()
 def openapi() -> None:
     """Print the OpenAPI document."""
-    from app import main  # noqa: PLC0415 - it takes a second, and the other commands here do not need it
+    from app import main  # noqa: PLC0415 - it takes a second, and the other commands do not need it
 
     application = main.create_app(read_settings({"database_url": "postgresql:///"}))
     click.echo(json.dumps(application.openapi(), indent=2, ensure_ascii=False))

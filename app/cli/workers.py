@@ -18,11 +18,11 @@ from app.worker import Worker
 def relay(**given: str | None) -> None:
     """Send the messages in the outbox to the bus and to Consul, until stopped.
 
-    Many may run, and share the work. `pqs serve` runs a relay too, unless PQS_RELAY is off there.
+    Several may run and share the work. `pqs serve` runs a relay, too, unless its PQS_RELAY is off.
     """
     settings = logged_settings(given)
     if settings.bus is BusKind.MEMORY:
-        raise StartError("PQS_BUS=memory is a bus inside `pqs serve`: messages sent to one of its own would be lost")
+        raise StartError("PQS_BUS=memory is a bus inside `pqs serve`: this relay would send its messages to nobody")
     if settings.bus is BusKind.OFF and settings.consul_url is None:
         raise StartError("there is nowhere to send to; set PQS_KAFKA, PQS_CONSUL_URL or both")
 
@@ -34,8 +34,9 @@ def relay(**given: str | None) -> None:
 def sweep(**given: str | None) -> None:
     """Turn passed deadlines into events, until stopped.
 
-    Many may run, and share the work. `pqs serve` runs a sweep too where PQS_SWEEP is true. The messages that follow
-    go to the outbox: give PQS_KAFKA, PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL the values that the service has.
+    Several may run and share the work. `pqs serve` runs a sweep, too, if its PQS_SWEEP is true. The resulting
+    messages go to the outbox: give PQS_KAFKA, PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL the values that the service
+    has.
     """
     _run(logged_settings(given), Parts.sweep, "sweeping")
 
@@ -45,8 +46,8 @@ def sweep(**given: str | None) -> None:
 def consume(**given: str | None) -> None:
     """Read events from Kafka, until stopped.
 
-    Many may run at once, and share the partitions of the topics. The messages that follow go to the outbox: give
-    PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL the values that the service has, or messages wait there for a topic that
+    Several may run and share the partitions of the topics. The resulting messages go to the outbox: give PQS_BUS,
+    PQS_TOPIC_OUT and PQS_CONSUL_URL the values that the service has; otherwise messages wait there for a topic that
     no relay sends to. PQS_TOPICS_IN must not contain PQS_TOPIC_OUT.
     """
     settings = logged_settings(given)
@@ -55,7 +56,7 @@ def consume(**given: str | None) -> None:
 
 
 def _run(settings: Settings, build: Callable[[Parts], Worker], said: str) -> None:
-    """Say that a worker is there, and let it work until this process is stopped."""
+    """Print `said`, and let a worker run until this process is stopped."""
 
     async def work(url: str, stop: asyncio.Event) -> None:
         async with Parts(settings, url) as parts:

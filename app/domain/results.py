@@ -1,4 +1,4 @@
-"""What became of one event."""
+"""The result of one event."""
 
 from uuid import UUID
 
@@ -17,10 +17,10 @@ class EmittedEvent(Struct, frozen=True):
 
 
 class Result(Struct, frozen=True, gc=False, omit_defaults=True):
-    """What became of one event, and how its entity's row stands after it.
+    """The outcome of one event, and its entity's row after it.
 
-    Without a row `current_state`, `version` and `stands_at` are None. `reason` is None when the event was applied.
-    `events` is what followed, in its order, and is there for triggers alone (a heartbeat is its own event).
+    Without a row `current_state`, `version` and `stands_at` are None. `reason` is None if the event was applied.
+    `events` lists the emitted events in their order, only for triggers (a heartbeat is its own event).
     """
 
     event_id: UUID

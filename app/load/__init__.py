@@ -1,4 +1,4 @@
-"""`pqs load`: the lines of a file or a pipe, sent to the service as events."""
+"""`pqs load`: sends the lines of a file or a pipe to the service as events."""
 
 import sys
 from contextlib import closing
@@ -14,15 +14,15 @@ INTERRUPTED = 130  # the exit status after Ctrl-C: 128 and the number of SIGINT
 
 
 def service_url(host: str, port: int) -> str:
-    """The address of a service that listens there."""
+    """The address of a service on this host and port."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def load_file(name: str, url: str) -> int:
     """Send the file, or with `-` standard input, to the service at `url`, and return the exit status.
 
-    0: every line is in. 1: some are not; standard error lists them. 130: interrupted. The report is on standard
-    output. Raises StartError as `Loader.load` does, after a report on what had been sent.
+    0: every line is in. 1: some lines are not; standard error lists them. 130: interrupted. Standard output gets the
+    report. Raises StartError as `Loader.load` does, after a report on the lines sent so far.
     """
     progress = Progress(sys.stderr)
     loader = Loader(url, show=progress.show, say=progress.say)
@@ -40,7 +40,7 @@ def load_file(name: str, url: str) -> int:
     progress.end()
     _report(loader, progress.seconds)
     if interrupted:
-        perhaps = f", and perhaps the {loader.on_the_way:,} that were being sent" if loader.on_the_way else ""
+        perhaps = f", and perhaps {loader.on_the_way:,} more that were being sent" if loader.on_the_way else ""
         click.echo(f"pqs: interrupted; {loader.taken_in:,} lines are in{perhaps}", err=True)
         return INTERRUPTED
     return 1 if loader.refused.total else 0

@@ -1,4 +1,4 @@
-"""Lines that are not in: the early ones, which are sent again, and those that are listed at the end."""
+"""Lines that are not in: the early ones, which are sent again, and the refused ones, which are listed at the end."""
 
 import os
 import tempfile
@@ -14,12 +14,12 @@ from app.domain.positions import Position
 from app.errors import StartError
 from app.load.source import Line
 
-SHOWN = 50  # lines that are listed one by one when they are not in
-SHOWN_REASON = 300  # characters of each one's reason
+SHOWN = 50  # refused lines that are listed one by one
+SHOWN_REASON = 300  # characters of a line's reason
 
 
 def why(verdict: LineResult) -> str:
-    """The reason of an outcome that keeps a line out, in one line."""
+    """The reason why a line was refused, as one line."""
     faults = (
         f"{fault.pointer}: {fault.detail}" if fault.pointer != "#" else fault.detail for fault in verdict.errors
     )
@@ -27,21 +27,21 @@ def why(verdict: LineResult) -> str:
 
 
 class RefusedLines:
-    """Lines that are not in, those of `others` among them: how many, and the first SHOWN with their reasons."""
+    """Refused lines, including the ones of `others`: their number, and the first SHOWN with their reasons."""
 
     def __init__(self, *others: "RefusedLines") -> None:
         self.total: int = sum(other.total for other in others)
         self._first: list[tuple[int, str]] = [line for other in others for line in other._first]  # noqa: SLF001 - its own class
 
     def add(self, number: int, reason: str) -> None:
-        """Note a line. They may come in any order."""
+        """Add a line. Lines may come in any order."""
         self.total += 1
         self._first.append((number, reason[:SHOWN_REASON] + "..." * (len(reason) > SHOWN_REASON)))
         if len(self._first) >= 2 * SHOWN:
             self._cut()
 
     def report(self) -> list[str]:
-        """The lines by number, for people; what a terminal would act on is written out."""
+        """The lines by number, for people. Control characters are escaped."""
         self._cut()
         told = [f"line {number:,}: {reason}" for number, reason in self._first]
         if self.total > len(told):
@@ -71,7 +71,7 @@ class Early:
         return self.refused.total
 
     def add(self, line: Line, verdict: LineResult) -> None:
-        """Keep a line that was early. Raises MsgspecError when it has no position."""
+        """Keep an early line. Raises MsgspecError if it has no position."""
         content = line.content or b""
         position = msgspec.json.decode(content, type=_Placed).position
         places = self._places.setdefault((verdict.domain, verdict.entity_id), array("q"))
@@ -82,7 +82,7 @@ class Early:
         self.refused.add(line.number, why(verdict))
 
     def in_order(self) -> Iterator[Line]:
-        """The lines by domain, entity and position; those that claim one position as they came."""
+        """The lines by domain, entity and position; lines with equal positions in the order of the input."""
         with self._disk():
             self._file.flush()
         for key in sorted(self._places):
@@ -92,7 +92,7 @@ class Early:
 
     def close(self) -> None:
         """Remove the file."""
-        with suppress(OSError):  # what is buffered may not fit on the disk, and is not needed any more
+        with suppress(OSError):  # the disk may be full, and the buffered lines are not needed any more
             self._file.close()
 
     @contextmanager

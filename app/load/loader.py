@@ -1,10 +1,10 @@
-"""Lines sent in chunks, through the project's own client, and the outcome of each counted once.
+"""Sends lines in chunks, with the project's own client, and counts each line once, with its last outcome.
 
-A request holds no more lines than the service takes in as one transaction. So a request that fails with a 503 has
-left nothing behind, and is sent again as a whole: every line keeps an answer of its own, and none that was early,
-invalid or in conflict is lost. Where a failed request was taken in all the same (its answer got lost, or the service
-commits smaller pieces), its lines answer `duplicate` or `stale` the second time, a conflict among them too once later
-events of its entity are in. They are counted as they answered last, and the report says how many there are.
+A request holds at most the lines of one transaction of the service. So a request that fails with a 503 has written
+nothing, and is sent again as a whole: every line gets an outcome of its own, and no early, invalid or conflicting
+line is lost. A failed request may have been applied nevertheless: its answer got lost, or the service commits smaller
+pieces. Then its lines answer `duplicate` or `stale` the second time; so does a conflict, once later events of its
+entity are in. Such lines count with their last outcome, and the report tells their number.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ from pqs_client import (
 
 CONNECT_TIMEOUT = 5.0  # seconds
 ANSWER_TIMEOUT = 60.0  # seconds without a byte of an answer
-TRIES = 12  # of one request without progress: they outlast the minute in which a circuit breaker is open
-MAX_WAIT = 10.0  # seconds between two of them
+TRIES = 12  # attempts of a request without progress: they outlast the minute of an open circuit breaker
+MAX_WAIT = 10.0  # seconds between two attempts
 
 OUTCOMES = (*(str(outcome) for outcome in Outcome), INVALID)
 NOT_IN = (Outcome.EARLY, Outcome.CONFLICT, INVALID)
@@ -44,8 +44,8 @@ TOO_LONG = f"the line is larger than {MAX_LINE:,} bytes"
 class Loader:
     """Sends lines to the service at `url`, and counts each once, with its last outcome.
 
-    `show` is called after each answer, with how much of the pass is done (from 0 to 1, or None), `say` with what a
-    person should know meanwhile; `wait` waits for some seconds. Raises StartError when `url` is not an address.
+    `show` is called after each answer with the finished share of the pass (from 0 to 1, or None if unknown), `say`
+    with messages for a person; `wait` waits for some seconds. Raises StartError if `url` is not an address.
     """
 
     def __init__(
@@ -63,27 +63,27 @@ class Loader:
         self._address = str(self._url.copy_with(username=None, password=None)).rstrip("/")
         self._reached = False
         self.counts: Counter[str] = Counter()
-        self.sent = 0  # lines, those that were sent again included
-        self.repeated = 0  # lines that a request had taken in before it failed, as far as can be known
+        self.sent = 0  # lines, including repeats
+        self.repeated = 0  # lines that a failed request may have applied
         self.on_the_way = 0  # lines of a request without an answer
         self.refused = RefusedLines()
 
     @property
     def received(self) -> int:
-        """How many lines have an outcome."""
+        """The number of lines that have an outcome."""
         return self.counts.total()
 
     @property
     def taken_in(self) -> int:
-        """How many lines are in: all that need not be sent again."""
+        """The number of lines that are in, and need not be sent again."""
         return self.received - sum(self.counts[outcome] for outcome in NOT_IN)
 
     def load(self, source: Source) -> None:
-        """Send all lines in order, then the early ones by entity and position, for as long as that helps some.
+        """Send all lines in order, then the early ones by entity and position, as long as some of them get in.
 
-        Raises StartError when the input cannot be read, or the service cannot be reached or refuses a request. Must
-        not be called where an event loop runs: it runs one of its own, for each request, and reads the input between
-        them, so that Ctrl-C interrupts a read.
+        Raises StartError if the input cannot be read, or if the service cannot be reached or refuses a request. Call
+        this outside an event loop: it runs its own, one call for each request, and reads the input between the calls,
+        so that Ctrl-C interrupts a read.
         """
         early = Early()
         with asyncio.Runner() as runner, self._connected(runner) as client:
@@ -126,7 +126,7 @@ class Loader:
             self._show(self, done / len(before))
 
     async def _take(self, client: Client, chunk: list[Line], early: Early, *, again: bool = False) -> None:
-        """Send a chunk, and note what became of its lines."""
+        """Send a chunk, and count the outcomes of its lines."""
         lines = [line for line in chunk if line.content is not None]
         verdicts = await self._send(client, lines) if lines else []
         if again:
@@ -147,7 +147,7 @@ class Loader:
                 self.refused.add(line.number, f"{INVALID}: {TOO_LONG}")
 
     async def _send(self, client: Client, lines: list[Line]) -> list[LineResult]:
-        """The verdicts on those lines that were not applied; the request is sent again while it fails in passing."""
+        """Send lines, again after temporary errors, and return the results of the lines that were not applied."""
         self.on_the_way = len(lines)
         with self._understood():
             sent = await client.events.send_lines([line.content or b"" for line in lines], pause=self._pause)
@@ -157,7 +157,7 @@ class Loader:
         return sent.results
 
     def _pause(self, error: ClientError, failures: int, committed: int) -> float:
-        """How many seconds to wait before a request is sent again. Raises StartError when that is no use."""
+        """The seconds to wait before a request is sent again. Raises StartError if a repeat cannot help."""
         if isinstance(error, UnexpectedAnswerError):
             raise error
         if isinstance(error, ProblemError):
@@ -176,7 +176,7 @@ class Loader:
                 raise StartError(f"{trouble}; is it running? start it with pqs serve")
             wait = 0.0
         if failures == TRIES:
-            part = f", with {committed:,} of the {self.on_the_way:,} lines on the way in" if committed else ""
+            part = f"; {committed:,} of the {self.on_the_way:,} lines of this request are in" if committed else ""
             raise StartError(f"{trouble}; gave up after {TRIES} tries{part}")
         wait = min(max(wait, 2.0 ** (failures - 1)), MAX_WAIT)
         self._say(f"{trouble}; sending again in {wait:.0f} s ({failures} of {TRIES - 1})")
@@ -187,15 +187,15 @@ class Loader:
         try:
             yield
         except (UnexpectedAnswerError, msgspec.MsgspecError):
-            raise StartError(f"{self._address} does not answer as this service does; is the address right?") from None
+            raise StartError(f"{self._address} does not answer like this service; is the address right?") from None
 
 
 def _checked(url: str) -> httpx.URL:
     try:
         address = httpx.URL(url)
-        # The look-up encodes the name like this, and would fail on an empty label in its own way.
+        # The name lookup encodes the host like this, and would fail on an empty label with another error.
         if address.scheme in {"http", "https"} and address.host.encode("idna"):
             return address
     except (httpx.InvalidURL, UnicodeError):
         pass
-    raise StartError(f"{url} is no address of a service; one looks like http://127.0.0.1:8000")
+    raise StartError(f"{url} is not the address of a service, such as http://127.0.0.1:8000")

@@ -1,4 +1,4 @@
-"""What people see of a load: a bar or lines of progress while it runs, and the report at the end."""
+"""The output of a load for people: a bar or lines of progress while it runs, and the report at the end."""
 
 import math
 import os
@@ -8,13 +8,13 @@ from typing import TextIO
 
 from app.load.loader import OUTCOMES, Loader
 
-REDRAW = 0.1  # seconds between two states of the progress bar
-PLAIN_LINE = 1.0  # seconds between two lines of progress, where there is no terminal
+REDRAW = 0.1  # seconds between two updates of the progress bar
+PLAIN_LINE = 1.0  # seconds between two lines of progress without a terminal
 BAR = 10  # characters
 
 
 class Progress:
-    """How far it is: a bar that is redrawn in place on a terminal, else a line now and then."""
+    """The progress: on a terminal a bar that is redrawn in place, elsewhere a line each second."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -31,7 +31,7 @@ class Progress:
         return self._clock() - self._began
 
     def show(self, loader: Loader, share: float | None) -> None:
-        """Show where the loader is, unless that was done just now."""
+        """Show the progress of the loader, unless it was shown just now."""
         now = self._clock()
         if now - self._shown_at < self._between:
             return
@@ -48,12 +48,12 @@ class Progress:
             self._write("  ".join(parts).strip() + "\n")
 
     def say(self, message: str) -> None:
-        """A line that stays."""
+        """Write a line that stays."""
         self.end()
         self._write(message + "\n")
 
     def end(self) -> None:
-        """Clear the bar away."""
+        """Remove the bar."""
         if self._drawn:
             self._write("\r" + " " * self._drawn + "\r")
             self._drawn = 0
@@ -77,11 +77,11 @@ def _rate(lines: int, seconds: float) -> str:
 
 
 def summary(loader: Loader, seconds: float) -> str:
-    """The report: how many lines had which outcome, and how fast."""
+    """The report: the number of lines by outcome, and the speed."""
     outcomes = ", ".join(f"{loader.counts[name]:,} {name}" for name in OUTCOMES)
     took = f"in {seconds:.1f} s ({_rate(loader.received, seconds)})"
     told = f"{loader.received:,} received: {outcomes} {took}"
     if loader.repeated:
-        told += f"\n{loader.repeated:,} of the duplicate and stale ones were sent again after a request that failed,"
-        told += " which may have taken them in"
+        told += f"\n{loader.repeated:,} of the duplicate and stale lines were sent again after a failed request,"
+        told += " which may have applied them"
     return told

@@ -1,4 +1,4 @@
-"""The lines of a file or a pipe, and how many of them go into one request."""
+"""The lines of a file or a pipe, and their division into requests."""
 
 import gzip
 import lzma
@@ -13,11 +13,11 @@ from typing import NamedTuple, Protocol
 from app.errors import StartError
 from app.wire.events import CHUNK_LINES, MAX_LINE
 
-CHUNK_BYTES = 2 * 1024 * 1024  # of lines in one request; the last of them may go beyond
+CHUNK_BYTES = 2 * 1024 * 1024  # of lines in one request; its last line may exceed this
 
 
 class Line(NamedTuple):
-    """A line that is not blank: its number in the input, from 1, and its bytes; None when they are too many."""
+    """A line that is not blank: its number in the input, from 1, and its bytes; None if it is too long."""
 
     number: int
     content: bytes | None
@@ -28,9 +28,9 @@ class _Readable(Protocol):
 
 
 class Source:
-    """The lines of a file, or with `-` of standard input, unpacked when its name or its first bytes say gzip or xz.
+    """The lines of a file, or with `-` of standard input; gzip and xz are recognized by name or first bytes.
 
-    Raises StartError, naming the file, when it cannot be opened, read or unpacked.
+    Raises StartError, which names the file, if it cannot be opened, read or unpacked.
     """
 
     def __init__(self, name: str) -> None:
@@ -52,11 +52,11 @@ class Source:
         self._raw.close()
 
     def share(self) -> float | None:
-        """How much of the file has been read, from 0 to 1; None when its size is not known."""
+        """The share of the file that has been read, from 0 to 1; None if its size is unknown."""
         return min(self._raw.tell() / self._size, 1.0) if self._size else None
 
     def lines(self) -> Iterator[Line]:
-        """The lines that are not blank. No more than MAX_LINE bytes of one are held."""
+        """The lines that are not blank. At most MAX_LINE + 1 bytes of a line are in memory."""
         while content := self._readline():
             self._number += 1
             ended = content.endswith(b"\n")
@@ -82,7 +82,7 @@ class Source:
 
 
 def chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """The lines in order, as many at a time as one request takes."""
+    """The lines in order, one list for each request."""
     chunk: list[Line] = []
     size = 0
     for line in lines:

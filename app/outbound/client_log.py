@@ -8,7 +8,7 @@ from collections.abc import Callable
 SILENCE = 30.0  # seconds in which the same message is logged once
 KINDS = 1000  # of messages that are remembered; beyond that, all are forgotten
 
-TIMES = 3  # that a broker hangs up at once before this is more than a restart
+TIMES = 3  # connections that a broker closes at once: more than a restart explains
 
 _HUNG_UP = re.compile(r"Disconnected.* in state APIVERSION_QUERY|connecting to a SSL listener\?")
 _VARIES = re.compile(r"\d+")  # ports, times and counts, which differ in repeats of a message
@@ -34,9 +34,9 @@ class RepeatFilter(logging.Filter):
 
 
 class TlsExpected(logging.Filter):
-    """Turns what the client says of a broker that hangs up at once, again and again, into one warning with a way out.
+    """Turns repeated messages about a broker that closes connections at once into one warning that suggests TLS.
 
-    A client without TLS at a TLS port gets no answer that it could read: the broker closes the connection.
+    A broker that expects TLS closes the connection of a client without it.
     """
 
     def __init__(self) -> None:
@@ -44,12 +44,14 @@ class TlsExpected(logging.Filter):
         self._seen = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record through, this one in other words."""
+        """Let every record through; rewrite the record of the TIMES-th closed connection."""
         if _HUNG_UP.search(record.getMessage()):
             self._seen += 1
             if self._seen == TIMES:
                 record.levelno, record.levelname = logging.WARNING, "WARNING"
-                record.msg = "a Kafka broker hangs up: it may expect TLS; see PQS_KAFKA_SECURITY (ssl or sasl_ssl)"
+                record.msg = (
+                    "a Kafka broker closes connections: it may expect TLS (PQS_KAFKA_SECURITY=ssl or sasl_ssl)"
+                )
                 record.args = ()
         return True
 

@@ -38,14 +38,13 @@ PASSING = {
 }
 # Answers of a proxy in front of a Consul that does not answer.
 NO_ANSWER = {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
-UNKNOWN_SERVICE = (
-    "unknown service"  # in what Consul says when it is to deregister what it does not have: 404, once 500
-)
+# In Consul's answer to the deregistration of an unknown service: a 404, in old releases a 500.
+UNKNOWN_SERVICE = "unknown service"
 SAID = 200  # characters of an answer that an error quotes
 
 
 class Rights(Struct, frozen=True):
-    """How an agent that asks for rights is reached. `token` is called for each request: it may change."""
+    """The access to an agent that requires it. `token` is called for each request, because it may change."""
 
     token: Callable[[], str | None] = lambda: None
     tls: ssl.SSLContext | None = None
@@ -54,9 +53,9 @@ class Rights(Struct, frozen=True):
 
 
 def rights_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> Rights:
-    """The rights that are set; where ours are not, the variables count that Consul's own tools read.
+    """The access by the settings; without them, by the environment variables of Consul's own tools.
 
-    Raises StartError for files that cannot be used.
+    Raises StartError for unusable files.
     """
     token: Callable[[], str | None] = secret_of(settings, "consul_token")
     if settings.consul_token is None:
@@ -66,7 +65,7 @@ def rights_of(settings: Settings, environment: Mapping[str, str] = os.environ) -
 
 
 def _tls(settings: Settings, environment: Mapping[str, str]) -> ssl.SSLContext | None:
-    """The context for an https address that needs more than the system's authorities; else None."""
+    """The context for an https address with authorities or a certificate of its own; otherwise None."""
     if settings.consul_url is None or not settings.consul_url.get_secret_value().startswith("https:"):
         return None
     usual = environment.get("CONSUL_CACERT") or None
@@ -89,7 +88,7 @@ def _tls(settings: Settings, environment: Mapping[str, str]) -> ssl.SSLContext |
 
 
 def _no_passphrase() -> str:
-    """OpenSSL asks for one here, and would ask the terminal otherwise."""
+    """Refuse a passphrase: without this function, OpenSSL would ask for it on the terminal."""
     raise ValueError("the key has a passphrase")
 
 
@@ -153,7 +152,7 @@ class Consul:
                 await asyncio.sleep(random.uniform(0, self._backoff * 2**attempt / 2))  # noqa: S311 - it spreads load
             try:
                 answer = await self._client.put(f"/v1/agent/service/{call}", json=body, headers=self._headers())
-            except (httpx.HTTPError, ssl.SSLError) as error:  # by TLS 1.3 a refusal may come with the first answer
+            except (httpx.HTTPError, ssl.SSLError) as error:  # under TLS 1.3 a refusal may come with the first answer
                 trouble: PqsError = EffectDownError(f"Consul does not answer: {type(error).__name__}: {error}")
                 continue
             if answer.is_success or (body is None and UNKNOWN_SERVICE in answer.text.lower()):

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 OFF = "off"
 # The intents that each handler can carry out.
 ABLE: Mapping[str, Collection[str]] = {"postgres": postgres.INTENTS, "consul": consul.INTENTS}
-# The variable that sets a resource. There is always a database: without the variable, the service's own.
+# The variable that sets a resource. Without its variable, the database is the service's own.
 SETTINGS: Mapping[str, str] = {"database": "PQS_DATABASE_URL", "consul": "PQS_CONSUL_URL"}
 
 

@@ -1,4 +1,4 @@
-"""Entries for the outbox: the events and intents that follow from triggers and deadlines."""
+"""Outbox entries for the events and intents that follow from triggers and deadlines."""
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ class EntryBuilder:
         """`topic` is None without a bus. `handlers` maps intents that run after the transaction to their handlers."""
         self._topic = topic
         self._handlers = handlers or {}
-        self.on_commit: Callable[[], None] | None = None  # called when entries are in the outbox; wakes a relay
+        self.on_commit: Callable[[], None] | None = None  # called after entries were committed; wakes a relay
 
     @property
     def destinations(self) -> list[str]:
@@ -33,7 +33,7 @@ class EntryBuilder:
         return topics + [EFFECT + handler for handler in dict.fromkeys(self._handlers.values())]
 
     def build(self, decisions: Sequence[Decision]) -> list[Entry]:
-        """The entries of some decisions; for each destination, an entity's messages are in the order of decisions."""
+        """The entries of these decisions. An entity's messages to a destination keep the order of decisions."""
         topic, handlers = self._topic, self._handlers
         events = (
             [] if topic is None else packed(topic, [_lines(decision) for decision in decisions if decision.events])
@@ -47,7 +47,7 @@ class EntryBuilder:
         return [*events, *intents] if handlers else events
 
     def committed(self, written: Sized) -> None:
-        """Entries are in the outbox now, if `written` is not empty: wake the relay, which sends them at once."""
+        """Wake the relay if `written` is not empty: its entries are committed."""
         if written and self.on_commit is not None:
             self.on_commit()
 

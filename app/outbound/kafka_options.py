@@ -1,4 +1,4 @@
-"""The options of the Kafka client that the settings ask for: security, and whatever else somebody sets."""
+"""The options of the Kafka client from the settings: security, and PQS_KAFKA_OPTIONS."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _SETTINGS: Mapping[str, str] = {
     "ssl.key.location": "PQS_KAFKA_KEY",
     "group.id": "PQS_CONSUMER_GROUP",
 }
-# Options that decide whether what this service promises is so: order, no loss, watermarks.
+# Options on which the promises of this service depend: order, no loss, watermarks.
 _OURS = {
     "acks",
     "request.required.acks",
@@ -47,16 +47,16 @@ _OURS = {
     "logger",
     "log_cb",
     "error_cb",
-    "plugin.library.paths",  # would run code of others
+    "plugin.library.paths",  # would run foreign code
 }
 _PAIR = re.compile(r"([a-z0-9_.]+)=((?:\\.|[^\\,])*)(?:,|$)")
 
 
 def client_options(settings: Settings) -> dict[str, str]:
-    """The options for every client of this service, in and out; to be laid over its own.
+    """The options for every Kafka client of this service; they override its defaults.
 
-    Raises StartError for an option that has a setting of its own, and for one that the service depends on. What
-    librdkafka itself refuses, it refuses when the client is made.
+    Raises StartError for an option that has a setting of its own, and for an option that the service depends on.
+    librdkafka refuses other wrong options when the client is created.
     """
     options: dict[str, str] = {}
     if settings.kafka_security is not KafkaSecurity.PLAINTEXT:
@@ -80,11 +80,11 @@ def client_options(settings: Settings) -> dict[str, str]:
 
 
 def _given(settings: Settings) -> dict[str, str]:
-    """The pairs of PQS_KAFKA_OPTIONS. Raises StartError for a name that is there twice."""
+    """The pairs of PQS_KAFKA_OPTIONS. Raises StartError for a repeated name."""
     text = settings.kafka_options.get_secret_value() if settings.kafka_options else ""
     options: dict[str, str] = {}
     for name, value in _PAIR.findall(text):
         if name in options:
-            raise StartError(f"PQS_KAFKA_OPTIONS: {name} is there twice")
+            raise StartError(f"PQS_KAFKA_OPTIONS: {name} is given twice")
         options[name] = re.sub(r"\\(.)", r"\1", value)
     return options

@@ -1,4 +1,4 @@
-"""Kafka's default partitioner: which partition of a topic a key belongs to."""
+"""Kafka's default partitioner: it maps a key to a partition of a topic."""
 
 _SEED = 0x9747B28C
 _MULTIPLIER = 0x5BD1E995
@@ -7,12 +7,12 @@ _MASK = 0xFFFF_FFFF
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition, from 0, for `key` among `partitions`: what Kafka's Java client and `murmur2_random` choose."""
+    """The partition, from 0, that Kafka's Java client and `murmur2_random` choose for `key` among `partitions`."""
     return (murmur2(key) & 0x7FFF_FFFF) % partitions
 
 
 def murmur2(data: bytes) -> int:
-    """The 32-bit MurmurHash2 by Austin Appleby with the seed that Kafka gives it, little-endian, as unsigned."""
+    """The unsigned 32-bit MurmurHash2 (Austin Appleby), little-endian, with Kafka's seed."""
     whole = len(data) & ~3
     hashed = _SEED ^ len(data)
     for at in range(0, whole, 4):

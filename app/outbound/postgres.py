@@ -1,7 +1,7 @@
-"""The `postgres.*` intents: one row written as an intent says, in the caller's transaction.
+"""The `postgres.*` intents: each writes one row, in the caller's transaction.
 
-The projector writes the same changes in batches. Here too they go through `save`, and so through its version guard.
-The row is locked first: the version and the heartbeat that are compared are those that the write replaces.
+The projector writes the same changes in batches. Both use `save` and its version guard. These functions lock the row
+first, so the version and heartbeat that they compare are the ones that the write replaces.
 """
 
 from datetime import datetime
@@ -21,18 +21,18 @@ INTENTS = ("postgres.upsert_registration", "postgres.update_registration")
 
 
 async def upsert_registration(connection: Connection, intent: object) -> bool:
-    """Write the whole row, if the one there still has the version that was read (None: if there is none).
+    """Write the whole row, if the stored one still has the version that was read (None: if there is no row).
 
-    Whether it was written. Raises IntentError, before any SQL, for what is no such intent or no row; with the
-    transaction broken off, RefusedValuesError when a constraint is against it, and LostRaceError when another one
-    has inserted the row meanwhile.
+    Returns whether the row was written. Raises IntentError, before any SQL, for another payload or another entity's
+    row. Raises RefusedValuesError if a constraint refuses the row, and LostRaceError if another writer has inserted
+    it meanwhile; the transaction is lost then.
     """
     if not isinstance(intent, UpsertRegistration):
         raise IntentError(f"postgres.upsert_registration takes an UpsertRegistration, not {type(intent).__name__}")
     key = (intent.entity_id, intent.domain)
     given = asdict(intent.registration)
     if (given.pop("entity_id"), given.pop("domain")) != key:
-        raise IntentError("postgres.upsert_registration: the row is another entity's")
+        raise IntentError("postgres.upsert_registration: the row belongs to another entity")
     after = Registration(*key, **_columns(given))  # type: ignore[arg-type]  # Columns has the types of its fields
     before = await REGISTRATIONS.get_entity_state(connection, *key, lock=True)
     if (None if before is None else before.version) != intent.read_version:
@@ -75,9 +75,9 @@ def _is_newer(heartbeat_at: datetime | None, newest: datetime | None) -> bool:
 
 
 def _columns(changes: object) -> dict[str, object]:
-    """The columns that are named and their values, in the types of the table."""
+    """The named columns and their values, in the types of the table."""
     try:
         columns = msgspec.convert(changes, Columns)
     except msgspec.ValidationError as error:
-        raise IntentError(f"what is to be written is wrong: {error}") from None
+        raise IntentError(f"the values to write are invalid: {error}") from None
     return {name: value for name, value in asdict(columns).items() if value is not UNSET}

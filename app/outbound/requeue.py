@@ -1,4 +1,4 @@
-"""Dead letters of the relay go back to the outbox, to be sent once more."""
+"""Moves dead letters of the relay back to the outbox, to be sent again."""
 
 from app.store import dead_letters, outbox
 from app.store.database import Connection
@@ -8,10 +8,10 @@ from app.wire.envelopes import Envelope, to_lines
 
 
 async def requeue(connection: Connection, letter: DeadLetter) -> bool:
-    """Move a message that was to go out back to the outbox, behind the messages that wait there for its entity.
+    """Move an outgoing message back to the outbox, behind the messages that wait there for its entity.
 
-    For a transaction. False: the letter is no longer there, and nothing was written. Raises msgspec.DecodeError for a
-    letter that holds no envelope.
+    Needs a transaction. Returns False, and writes nothing, if the letter no longer exists. Raises msgspec.DecodeError
+    for a letter that does not hold an envelope.
     """
     envelope = Envelope.from_json(letter.value or b"")
     entity_id = envelope.subject

@@ -1,4 +1,4 @@
-"""Events in, outcomes out, one transaction for a batch: read the rows, fold, write. `app.domain.folding` folds."""
+"""Turns events into outcomes, a batch in one transaction: it reads the rows, folds (`app.domain.folding`), writes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,19 +17,19 @@ from app.projection.changes import ChangeLog
 from app.store.database import Connection, Database, LostRaceError, check_constraints, refused_values
 from app.store.registrations import REGISTRATIONS, Store
 
-ATTEMPTS = 10  # a batch that loses a race is folded again this often; from the second on its rows are locked
+ATTEMPTS = 10  # attempts of a batch that loses races; from the second on its rows are locked
 
 
-# What else is done in the transaction that takes a batch in: it is given the results, and its error rolls all back.
+# Further work in the transaction of a batch. It gets the results; its error rolls everything back.
 Also = Callable[[Connection, list[Result]], Awaitable[None]]
 
 
 class _TakenBackError(PqsError):
-    """A transaction that was only tried: it went through, and is rolled back."""
+    """Rolls back a transaction that was only tried and would have succeeded."""
 
 
 class Projector:
-    """Takes events in. Its outcomes are final: it returns them after the commit that they speak of."""
+    """Applies events. It returns outcomes after their commit, so they are final."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Projector:
         entries: EntryBuilder | None = None,
         *,
         log: ChangeLog | None = None,
-        store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # the default of R, which mypy does not see here
+        store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # mypy does not see that this is the default of R
     ) -> None:
         """`entries` builds the outbox entries; without it there are none. Without `log`, no change is logged.
 
@@ -48,7 +48,7 @@ class Projector:
         self._timing = timing
         self._entries = entries or EntryBuilder()
         self._log = log or ChangeLog(Logging.OFF)
-        self._store = cast("Store", store)  # for the rest of the class one row is like any other
+        self._store = cast("Store", store)  # the rest of the class treats all rows alike
 
     async def persist(
         self,
@@ -58,19 +58,21 @@ class Projector:
         also: Also | None = None,
         after: asyncio.Task[object] | None = None,
     ) -> list[Result]:
-        """Take in a batch as one transaction, and return a result for each event, in the order given.
+        """Apply a batch in one transaction, and return the result of each event, in the order given.
 
-        The events of one entity are folded in the order given, or, `by_position`, in the order of their positions.
-        When other writers change the same rows meanwhile, the batch starts again. Raises ContentionError when that
-        happens ATTEMPTS times, RefusedValuesError when PostgreSQL refuses a value (a constraint or a trigger of an
-        operator's, an index's limit), and UnavailableError when the database does not answer; nothing is written
-        then, unless the connection broke in the commit itself. `also` is done after the rows, once for each attempt.
-        `after` is a batch that has no entity in common with this one: this one is read and folded meanwhile, and
-        written when the other has been committed; when the other fails, this one fails too.
+        The events of an entity are folded in the order given, or, with `by_position`, in the order of their
+        positions. If other writers change the same rows meanwhile, the batch starts again. Raises ContentionError
+        after ATTEMPTS such races, RefusedValuesError if PostgreSQL refuses a value (by an operator's constraint or
+        trigger, or an index's limit), and UnavailableError if the database does not answer. Nothing is written then,
+        unless the connection broke during the commit.
+
+        `also` runs after the rows are written, once for each attempt. `after` is a batch without a common entity:
+        this batch is read and folded meanwhile, and written after the other's commit. If the other fails, this one
+        fails.
         """
         for attempt in range(ATTEMPTS):
             lock = attempt > 0
-            # Unlocked, one guarded statement does all the writing: it needs no transaction around it.
+            # Without locks, one guarded statement writes everything, and needs no transaction around it.
             write = self._database.write if lock or also is not None else self._database.write_alone
             try:
                 with refused_values():
@@ -98,7 +100,7 @@ class Projector:
         if after is not None:
             await asyncio.wait([after])
             if after.exception() is not None:
-                raise UnavailableError("what comes before this is not in")
+                raise UnavailableError("the batch before this one failed")
         entries, changes = self._entries.build(folded.decisions), self._log.given(folded.changes)
         await self._store.upsert.save(connection, folded.saves, entries, changes)
         if also is not None:
@@ -108,9 +110,9 @@ class Projector:
     async def persist_fitting(
         self, events: Sequence[EventBase], *, after: asyncio.Task[object] | None = None
     ) -> list[Result | RefusedValuesError]:
-        """Take in a batch as `persist` does, without the events that PostgreSQL refuses; each of those is an error.
+        """Apply a batch as `persist` does, except for the events that PostgreSQL refuses: their results are errors.
 
-        When it refuses one, the batch goes in by halves, in their order, each half in a transaction of its own.
+        If PostgreSQL refuses one, the halves of the batch are applied in order, each in a transaction of its own.
         """
         try:
             return [*await self.persist(events, after=after)]
@@ -122,16 +124,16 @@ class Projector:
         return first + await self.persist_fitting(events[middle:], after=after)
 
     async def find_refused(self, events: Sequence[EventBase], *, by_position: bool = False) -> int:
-        """The index of the first event for which PostgreSQL refuses a batch: it takes all events before it.
+        """The index of the first event that PostgreSQL refuses. It accepts the events before this one.
 
-        Nothing is written: it takes some log2(len(events)) transactions, which are rolled back.
+        Nothing is written: about log2(len(events)) transactions are tried and rolled back.
         """
 
         async def take_back(connection: Connection, _results: list[Result]) -> None:
             await check_constraints(connection)
             raise _TakenBackError
 
-        fitting, refused = 0, len(events)  # so many of the first events get in, so many do not
+        fitting, refused = 0, len(events)  # this many of the first events are accepted; this many are refused
         while refused - fitting > 1:
             middle = (fitting + refused) // 2
             try:
@@ -143,7 +145,7 @@ class Projector:
         return fitting
 
     async def foresee(self, events: Sequence[EventBase], *, by_position: bool = False) -> list[Result]:
-        """What `persist` would return now. Nothing is written."""
+        """The results that `persist` would return now. Nothing is written."""
         folded = await self._database.read(self._fold, events, by_position=by_position, lock=False)
         return folded.results
 

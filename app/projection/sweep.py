@@ -1,4 +1,4 @@
-"""The sweep: passed deadlines become events, each exactly once, however many sweeps run."""
+"""The sweep: turns each passed deadline into an event, exactly once, however many sweeps run."""
 
 import asyncio
 import logging
@@ -25,23 +25,23 @@ from app.worker import Worker, set_within
 log = logging.getLogger(__name__)
 
 PAGE = 250  # rows of one transaction: computing their events blocks the event loop for some 10 ms
-POLL = 0.25  # seconds between two looks when every passed deadline has its event
-REST = 1.0  # the pause after a page, in times of the page's duration: half of the time is left to others
+POLL = 0.25  # seconds between two scans when every passed deadline has its event
+REST = 1.0  # the pause after a page, in durations of that page: others get half of the time
 DATABASE_WAITS = (0.25, 5.0)  # seconds: the first and the longest wait while the database does not answer
-STOP_WAIT = 5.0  # seconds that the page under way has when the sweep is stopped; then it is rolled back
+STOP_WAIT = 5.0  # seconds to finish a page when the sweep is stopped; then the page is rolled back
 LEFT_ALONE = 60.0  # seconds until a row that could not be written is tried again
 
-# Called after each page with the deadline, how many became events, and the seconds by which the latest was late.
+# Called after each page with the kind of deadline, the number of new events, and the longest delay in seconds.
 PageReport = Callable[[str, int, float], None]
 
 
 class Sweep(Worker):
     """Turns passed deadlines into events.
 
-    It goes page by page. A page is read without locks. Then one transaction locks the rows that no other transaction
-    has locked, and writes the timeout of those that are still as they were read, guarded by their versions. So a node
-    that sends a heartbeat meanwhile is left alone, and sweeps that meet at one page do not wait for each other: one
-    has the page, the others go on to the next. A sweep that dies leaves nothing half-done.
+    It works page by page, and reads a page without locks. Then one transaction locks those rows that no other
+    transaction has locked, and writes the timeouts of the unchanged rows, guarded by their versions. So a node that
+    sends a heartbeat meanwhile gets no timeout. Sweeps that meet at a page do not wait for each other: one gets the
+    page, the others go on to the next. A sweep that dies leaves nothing half-done.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class Sweep(Worker):
         *,
         page: int = PAGE,
         log: ChangeLog | None = None,
-        store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # the default of R, which mypy does not see here
+        store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # mypy does not see that this is the default of R
     ) -> None:
-        """Both are the primary, with a connection for each deadline: `scans` to read pages, `database` to write."""
+        """Both are the primary, with a connection for each kind of deadline: `scans` reads, `database` writes."""
         self._database = database
         self._scans = scans
         self._entries = entries
         self._report = report
         self._page_size = page
         self._log = log or ChangeLog(Logging.OFF)
-        self._store = cast("Store", store)  # for the rest of the class one row is like any other
-        self._left_alone: dict[tuple[str, UUID, str], float] = {}  # rows that can't be written, and until when
+        self._store = cast("Store", store)  # the rest of the class treats all rows alike
+        self._left_alone: dict[tuple[str, UUID, str], float] = {}  # rows that failed, and the times of their retries
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until `stop` (see Worker). The page under way is finished, or rolled back after STOP_WAIT seconds."""
@@ -82,9 +82,9 @@ class Sweep(Worker):
             began = time.monotonic()
             try:
                 after = await self.page(deadline, after)
-            except LostRaceError:  # PostgreSQL broke a tie: the same page again
+            except LostRaceError:  # a deadlock: try the same page again
                 pause = time.monotonic() - began
-            except Exception as error:  # whatever it is, it must not end this for good
+            except Exception as error:  # no error may end the sweep
                 if not in_trouble:
                     unexpected = None if isinstance(error, PqsError) else error
                     log.warning("passed %s deadlines wait: %s", deadline, error, exc_info=unexpected)
@@ -98,17 +98,17 @@ class Sweep(Worker):
             await set_within(stop, pause)
 
     async def page(self, deadline: str, after: PassedKey | None = None) -> PassedKey | None:
-        """Turn one page of passed deadlines into events, and return where the next one begins: None at the end.
+        """Turn a page of passed deadlines into events, and return the key of the next page, or None at the end.
 
-        A row that can't be written is logged, and left alone for a while. Raises UnavailableError when the
-        database does not answer, and LostRaceError when another transaction was faster.
+        A row that cannot be written is logged, and skipped for LEFT_ALONE seconds. Raises UnavailableError if the
+        database does not answer, and LostRaceError if another transaction was faster.
         """
         try:
             return await self._page(deadline, after or BEFORE_ALL, singly=False)
         except (UnavailableError, LostRaceError):
             raise
-        except Exception as error:  # noqa: BLE001 - one row can't be written: the others can
-            log.warning("a page of passed %s deadlines is written row by row: %s", deadline, error)
+        except Exception as error:  # noqa: BLE001 - one row cannot be written: the others can
+            log.warning("writing a page of passed %s deadlines row by row: %s", deadline, error)
             return await self._page(deadline, after or BEFORE_ALL, singly=True)
 
     async def _page(self, deadline: str, after: PassedKey, *, singly: bool) -> PassedKey | None:
@@ -127,7 +127,7 @@ class Sweep(Worker):
     async def _expire_unchanged(
         self, connection: Connection, deadline: str, rows: Sequence[Registration], now: datetime, *, singly: bool
     ) -> list[Decision]:
-        """Lock the rows that nobody else has locked, and write what follows for those that are as they were read."""
+        """Lock the rows that nobody else has locked, and write the timeouts of the unchanged ones."""
         unchanged = await self._store.lock_unchanged(connection, rows)
         if not singly:
             return await self._expire(connection, deadline, unchanged, now)
@@ -139,7 +139,7 @@ class Sweep(Worker):
     async def _expire(
         self, connection: Connection, deadline: str, rows: Sequence[Registration], now: datetime
     ) -> list[Decision]:
-        """Write what follows for rows that are as they were read."""
+        """Write the timeouts of rows that are locked and unchanged."""
         expire = self._store.projection.deadlines[deadline].expire
         decisions: list[Decision] = []
         saves: list[Save] = []
@@ -157,7 +157,7 @@ class Sweep(Worker):
     async def _expire_alone(
         self, connection: Connection, deadline: str, row: Registration, now: datetime
     ) -> list[Decision]:
-        """The same for one row, in a savepoint; a row that can't be written is left alone for a while."""
+        """The same for one row, in a savepoint. A row that cannot be written is skipped for LEFT_ALONE seconds."""
         try:
             with translated():
                 async with connection.transaction():
@@ -165,7 +165,7 @@ class Sweep(Worker):
         except (UnavailableError, LostRaceError):
             raise
         except Exception:
-            log.exception("a passed %s deadline is left alone for %d s: %r", deadline, LEFT_ALONE, row)
+            log.exception("a passed %s deadline failed and is tried again in %d s: %r", deadline, LEFT_ALONE, row)
             self._left_alone[deadline, row.entity_id, row.domain] = time.monotonic() + LEFT_ALONE
             return []
 

@@ -1,4 +1,4 @@
-"""The database of a `pqs` command: the one that is set, or a PostgreSQL that lives as long as the command."""
+"""The database of a `pqs` command: the configured one, or a PostgreSQL that runs as long as the command."""
 
 import asyncio
 import os
@@ -12,15 +12,15 @@ from app.errors import StartError
 from app.runtime.signals import ignore_signals, run_until_stopped, stop_on_signals
 from app.settings import Settings
 
-WATCH = 1.0  # seconds between two looks at whether the own PostgreSQL is still there
+WATCH = 1.0  # seconds between two checks that the own PostgreSQL still runs
 
 
 @contextmanager
 def own_database(settings: Settings) -> Iterator[str]:
-    """The address of the database: the one that is set, or that of a PostgreSQL which lives as long as this.
+    """The address of the configured database, or of a PostgreSQL that runs during this context.
 
-    From here on Ctrl-C, SIGTERM and a closed terminal are a KeyboardInterrupt. Raises StartError when that
-    PostgreSQL does not start, or ends by itself.
+    From here on Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt. Raises StartError if that PostgreSQL
+    does not start, or ends by itself.
     """
     stop_on_signals()
     if settings.database_url is not None:
@@ -41,9 +41,9 @@ def own_database(settings: Settings) -> Iterator[str]:
 
 @contextmanager
 def database_of(settings: Settings, *, create: bool = False) -> Iterator[str]:
-    """The same for a command beside a running service, whose PostgreSQL it shares. Only `create` makes a new one.
+    """The same for a command beside a running service, whose PostgreSQL it shares.
 
-    Raises StartError where there is none.
+    Raises StartError if there is no database, unless `create` allows a new one.
     """
     if settings.database_url is None:
         url = running_url(settings.data_dir)
@@ -51,19 +51,19 @@ def database_of(settings: Settings, *, create: bool = False) -> Iterator[str]:
             yield url
             return
         if not create and not (settings.data_dir / "postgres").exists():
-            raise StartError(f"there is no database in {settings.data_dir}; is PQS_DATA_DIR what `pqs serve` has?")
+            raise StartError(f"there is no database in {settings.data_dir}; does `pqs serve` use this PQS_DATA_DIR?")
     with own_database(settings) as own:
         yield own
 
 
 def run_worker(settings: Settings, work: Callable[[str, asyncio.Event], Coroutine[None, None, None]]) -> None:
-    """Do `work` to its end; it is given the database's address, and what run_until_stopped() gives."""
+    """Do `work` to its end. It gets the database's address, and the event that a signal sets."""
     with database_of(settings) as url:
         run_until_stopped(lambda stop: work(url, stop))
 
 
 def _end_with(server: EmbeddedPostgres, ended: threading.Event) -> None:
-    """End this command when its PostgreSQL ends: without that, no request would ever be answered again."""
+    """End this command when its PostgreSQL ends: no request could be answered any more."""
     while not ended.wait(WATCH):
         if not server.is_running():
             os.kill(os.getpid(), signal.SIGTERM)

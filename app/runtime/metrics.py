@@ -19,7 +19,7 @@ from app.store.outbox import Backlog
 from app.store.watermarks import Age
 
 PROMETHEUS_TEXT = CONTENT_TYPE_PLAIN_0_0_4
-SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` when several processes answer for one service
+SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` if several processes serve
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 LABELS = ("destination",)
 
@@ -74,7 +74,7 @@ class Metrics:
         )
         self._breaker = Gauge(
             "pqs_breaker_open",
-            "1 while the circuit breaker refuses calls to this database, or to Consul.",
+            "1 while this circuit breaker, of a database or of Consul, refuses calls.",
             ["database"],
             registry=self._registry,
             multiprocess_mode="livemax",
@@ -145,7 +145,7 @@ class _DatabaseCollector(Collector):
             "pqs_outbox_messages", "Messages that wait to be sent; an estimate if there are many.", labels=LABELS
         )
         oldest = GaugeMetricFamily(
-            "pqs_outbox_oldest_seconds", "Seconds for which the oldest of them has waited.", labels=LABELS
+            "pqs_outbox_oldest_seconds", "Seconds since the oldest waiting message was written.", labels=LABELS
         )
         for each in self._numbers.backlogs:
             waiting.add_metric([each.destination], each.messages)

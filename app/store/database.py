@@ -22,12 +22,12 @@ from app.store.schema import check_revision, libpq_address
 
 log = logging.getLogger(__name__)
 
-POOL_WAIT = 2.0  # seconds to wait for a connection, a free one or a new one, before the caller is sent away
-CLOSE_WAIT = 5.0  # seconds for the server to hear that the service stops
-NEVER = 2**31  # statements after which asyncpg closes a connection, and loses what it has prepared
-ANSWER_GRACE = 2.0  # seconds beyond the statement time-out, after which a server that says nothing counts as down
+POOL_WAIT = 2.0  # seconds to wait for a free or new connection; then the call is refused
+CLOSE_WAIT = 5.0  # seconds to close all connections; then they are cut
+NEVER = 2**31  # statements after which asyncpg closes a connection and loses its prepared statements
+ANSWER_GRACE = 2.0  # seconds beyond the statement timeout until a silent server counts as down
 
-# The rights that the service needs and its role does not have.
+# Lists the rights that the service needs and its role lacks.
 LACKING_RIGHTS = """
 SELECT string_agg(format('%s on %s', needed, name), ', ')
 FROM (VALUES
@@ -48,24 +48,24 @@ FROM (VALUES
 unnest(string_to_array(rights, ',')) AS needed
 WHERE NOT has_table_privilege(name, needed)
 """
-# asyncpg's errors for a connection that the server has closed. The last one is raised when the server has announced
-# the end and asyncpg has not noticed it yet: https://github.com/MagicStack/asyncpg/issues/784
+# asyncpg's errors for a connection that the server has closed. It raises the last one if it has not yet noticed that
+# the server announced the end: https://github.com/MagicStack/asyncpg/issues/784
 NOT_OPEN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 BROKEN = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
-# What the planner is told. A point statement goes by the key, whatever it is given and however large the table is. A
-# plan that reads a table of a hundred rows from end to end would be kept while the table grows; and to plan a
-# statement takes longer than to run it.
+# Settings of the planner. A point statement must use the key, whatever its parameters and however large the table:
+# PostgreSQL would keep a plan that scans a table of a hundred rows while the table grows. It is planned once, because
+# planning takes longer than running.
 POINTS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
-    "jit": "off",  # to compile a statement takes longer than to run it: five times, for what the metrics ask
+    "jit": "off",  # compiling takes longer than running: five times as long for the statements of the metrics
 }
 SCANS = {"plan_cache_mode": "force_custom_plan", "random_page_cost": "1.1", "jit": "off"}
 
-# Errors about values: a wrong type or range, a violated constraint, a trigger's refusal, or too large.
+# Errors about values: a wrong type or range, a violated constraint, the refusal of a trigger, or too large a value.
 REFUSED = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
@@ -75,33 +75,33 @@ REFUSED = (
 
 T = TypeVar("T")
 Record = asyncpg.Record
-Connection = asyncpg.pool.PoolConnectionProxy  # what the rest of the project calls it: it imports no driver
+Connection = asyncpg.pool.PoolConnectionProxy  # the rest of the project imports this name, and no driver
 P = ParamSpec("P")
-Work = Callable[Concatenate[Connection, P], Awaitable[T]]  # what is done on a connection, and with which arguments
+Work = Callable[Concatenate[Connection, P], Awaitable[T]]  # a function of a connection and further arguments
 
 
 class LostRaceError(PqsError):
-    """Another writer was faster, or PostgreSQL broke a tie (deadlock, serialization). Nothing was written."""
+    """Another writer was faster, or PostgreSQL ended a deadlock or serialization failure. Nothing was written."""
 
 
 class _PooledConnection(asyncpg.Connection):
-    """A connection whose end is never an error: the pool closes one that broke in a task that nobody awaits."""
+    """A connection whose close never fails: the pool closes broken connections in tasks that nobody awaits."""
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the signature is asyncpg's
-        """Say goodbye if that still works, and close."""
+        """Close, even if the server is gone."""
         with suppress(*BROKEN):
             await super().close(timeout=timeout)
 
 
 class Database:
-    """One PostgreSQL. Every call takes the work to do on a connection, and gives the connection back in any case.
+    """One PostgreSQL. Every call runs the given work on a connection, and gives the connection back in any case.
 
-    Errors are UnavailableError and what is below it; DatabaseDownError is what the breaker counts. LostRaceError
-    says that the same work may be done again.
+    Errors are UnavailableError and its subclasses; the breaker counts DatabaseDownError. After LostRaceError the
+    same work may be done again.
 
-    `scans` is for statements whose best plan depends on what they are given, such as a rare or a common capability:
-    each is planned anew, and for data in memory or on an SSD: else PostgreSQL would rather sort than walk an index.
-    Without it statements are planned once for each connection, and go by the primary key.
+    `scans` is for statements whose best plan depends on their parameters, such as a rare or a common capability.
+    PostgreSQL plans each anew, for data in memory or on an SSD; otherwise it would prefer a sort to an index. Without
+    `scans` it plans a statement once for each connection, to use the primary key.
     """
 
     def __init__(
@@ -124,35 +124,35 @@ class Database:
         self._settings |= SCANS if scans else POINTS
         self._pool: asyncpg.Pool[Record] | None = None
         self._opening = asyncio.Lock()
-        self._at_hand: list[Connection] = []  # not in use, and not in the pool
-        self._waiting = 0  # for a connection of the pool
+        self._at_hand: list[Connection] = []  # free, kept outside the pool
+        self._waiting = 0  # calls that wait for a connection of the pool
         self._closing = False
         self.breaker = breaker or CircuitBreaker()
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `work` with a connection and the arguments given. Each of its statements is a snapshot of its own.
+        """Call `work` with a connection and these arguments. Each of its statements sees a snapshot of its own.
 
-        A connection that has gone stale is replaced.
+        If the server has closed the connection, or cancelled the read, `work` is called once more.
         """
         with self.breaker.guard():
-            # Reading again is safe.
+            # A second read is safe.
             try:
                 return await self._do(work, *args, **kwargs)
-            except DatabaseDownError as error:  # the server closed a pooled connection: it was started anew
+            except DatabaseDownError as error:  # the server has restarted, and so closed the connection
                 if not isinstance(error.__cause__, NOT_OPEN):
                     raise
-            except LostRaceError:  # a replica breaks reads off that are in the way of what its primary sends
+            except LostRaceError:  # a replica cancels reads that conflict with changes from its primary
                 pass
             try:
                 return await self._do(work, *args, **kwargs)
             except LostRaceError as error:
-                raise UnavailableError("PostgreSQL broke the read off twice") from error
+                raise UnavailableError("PostgreSQL cancelled the read twice") from error
 
     async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work` in one transaction.
 
-        When this returns, it is committed. When it raises before the commit, nothing is written. When the connection
-        breaks during the commit, it may be written.
+        When this returns, the transaction is committed. If it raises before the commit, nothing is written. If the
+        connection breaks during the commit, the changes may or may not be written.
         """
 
         async def transaction(connection: Connection) -> T:
@@ -162,7 +162,7 @@ class Database:
         return await self.write_alone(transaction)
 
     async def write_alone(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `work`, each of its statements a transaction of its own: for work that writes by one statement."""
+        """Call `work`, each of its statements a transaction of its own: for work that writes with one statement."""
         with self.breaker.guard():
             return await self._do(work, *args, **kwargs)
 
@@ -172,9 +172,9 @@ class Database:
             try:
                 result = await work(connection, *args, **kwargs)
             except BROKEN:
-                # asyncpg may not know yet that it is closed, nor that the others are, which may have broken with it.
+                # asyncpg may not yet know that this connection is closed, nor that others have broken with it.
                 await self._forget_all()
-                with suppress(asyncpg.InterfaceError):  # it knows
+                with suppress(asyncpg.InterfaceError):  # asyncpg knows already
                     connection.terminate()
                 await self._give_back(connection)
                 raise
@@ -188,14 +188,14 @@ class Database:
             return result
 
     async def _take(self) -> Connection:
-        """A connection: one that is at hand, or from the pool, which makes new ones.
+        """A free connection, kept at hand or from the pool, which opens new ones.
 
-        The pool's own ways take a task each and more time than a statement by key, so what is given back in good
-        order goes past it.
+        Connections in good order bypass the pool: its `acquire` and `release` each take a task, and longer than a
+        statement by key.
         """
         while self._at_hand:
             connection = self._at_hand.pop()
-            with suppress(asyncpg.InterfaceError):  # it broke, and the pool has taken it back
+            with suppress(asyncpg.InterfaceError):  # it broke, and is back in the pool
                 if not connection.is_closed():
                     return connection
             await self._give_back(connection)
@@ -207,18 +207,18 @@ class Database:
             if pool.get_size() == self._size and pool.get_idle_size() == 0:
                 raise PoolExhaustedError("all database connections are in use") from error
             raise
-        except asyncpg.PostgresError as error:  # whatever it says to that, there is no connection
+        except asyncpg.PostgresError as error:  # whatever the reason, there is no connection
             raise _down(error) from error
         finally:
             self._waiting -= 1
 
     async def _give_back(self, connection: Connection) -> None:
-        """Return a connection to the pool, which closes it if broken, or gives it to the longest waiting caller."""
-        with suppress(*BROKEN):  # a connection that can't be given back is closed, and what was done is done
+        """Return a connection to the pool, which closes a broken one or passes it to the longest waiting caller."""
+        with suppress(*BROKEN):  # if this fails, the pool closes the connection; the work is done
             await cast("asyncpg.Pool[Record]", self._pool).release(connection)
 
     async def _forget_all(self) -> None:
-        """Replace every connection that is not in use now."""
+        """Discard every connection that is not in use now."""
         pool = cast("asyncpg.Pool[Record]", self._pool)
         await pool.expire_connections()
         while self._at_hand:
@@ -240,15 +240,14 @@ class Database:
             return self._pool
 
     async def check(self) -> str:
-        """The schema's revision. Raises SchemaMismatchError when it is not the one that this code expects, or when
-        the role may not read and write."""
+        """The schema's revision. Raises SchemaMismatchError for an unexpected one, or if the role lacks a right."""
         expected = check_revision(await self.read(_revision))
         if rights := await self.read(_lacking_rights):
-            raise SchemaMismatchError(f"the database's role lacks a right: {rights}")
+            raise SchemaMismatchError(f"the database role lacks rights: {rights}")
         return expected
 
     async def close(self) -> None:
-        """Close every connection; a connection that does not answer is cut."""
+        """Close every connection. Cut those that do not answer within CLOSE_WAIT."""
         self._closing = True
         if self._pool is None:
             return
@@ -262,7 +261,7 @@ class Database:
 
 
 async def _revision(connection: Connection) -> str | None:
-    """The schema's revision, None without one."""
+    """The schema's revision, or None if there is no schema."""
     if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
         return None
     found: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
@@ -275,12 +274,12 @@ async def _lacking_rights(connection: Connection) -> str | None:
 
 
 async def _leave_as_it_is(_connection: object) -> None:
-    """Sessions carry no settings, and asyncpg itself ends an open transaction: nothing is left to be reset."""
+    """Reset nothing: sessions carry no settings, and asyncpg itself ends an open transaction."""
 
 
 @contextmanager
 def watched(connection: Connection, lost: Callable[[], None]) -> Iterator[None]:
-    """Call `lost` when the connection ends meanwhile; what its session held is then released."""
+    """Call `lost` if the connection ends meanwhile. PostgreSQL then releases the locks of its session."""
 
     def tell(_connection: object) -> None:
         lost()
@@ -289,38 +288,38 @@ def watched(connection: Connection, lost: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(*BROKEN):  # it has ended, and the pool has it back
+        with suppress(*BROKEN):  # it has ended, and is back in the pool
             connection.remove_termination_listener(tell)
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn the driver's errors into ours. Their messages go to the log, not to the caller."""
+    """Turn the driver's errors into this project's. Their messages go to the log, not to the caller."""
     try:
         yield
     except asyncpg.PostgresError as error:
         raise _named(error) from error
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        # A connection that can't be made, that breaks, or over which nothing comes any more.
+        # The connection cannot be opened, breaks, or stays silent.
         raise _down(error) from error
 
 
 @contextmanager
 def refused_values() -> Iterator[None]:
-    """Raise RefusedValuesError when PostgreSQL or its driver refuses a value; their message goes to the log."""
+    """Raise RefusedValuesError if PostgreSQL or its driver refuses a value. Its message goes to the log."""
     try:
         yield
     except REFUSED as error:
-        log.warning("a write was refused: %s", error)
-        raise RefusedValuesError("the table does not take these values; the log says why") from None
+        log.warning("PostgreSQL refused a write: %s", error)
+        raise RefusedValuesError("the table does not accept these values; the log says why") from None
 
 
 async def check_constraints(connection: Connection) -> None:
-    """Have PostgreSQL check deferred constraints now, not at the commit."""
+    """Let PostgreSQL check deferred constraints now, not at the commit."""
     await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-# Being shut down, crashed, starting up; no such database.
+# Shutting down, crashed, starting up; no such database.
 _DOWN = {"57P01", "57P02", "57P03", "3D000"}
 
 
@@ -334,16 +333,16 @@ def _named(error: asyncpg.PostgresError) -> Exception:
     if isinstance(error, asyncpg.PostgresConnectionError) or state[:2] in {"08", "28", "53"} or state in _DOWN:
         return _down(error)
     if state in {"40001", "40P01"}:
-        return LostRaceError("PostgreSQL rolled the transaction back for another one")
+        return LostRaceError("PostgreSQL rolled the transaction back because of a concurrent one")
     if isinstance(error, asyncpg.InvalidCachedStatementError):
-        return LostRaceError("a migration changed a table under a prepared statement")
+        return LostRaceError("a migration changed a table of a prepared statement")
     if state in {"57014", "55P03"}:
-        return UnavailableError("the database took too long over a statement, and gave it up")
+        return UnavailableError("a statement took too long, and the database cancelled it")
     if state in {"42P01", "42703", "42704"}:
         return SchemaMismatchError("the database's schema is not the one that this code expects; see /readyz")
     if state == "42501":
-        log.error("the database's role lacks a right: %s", error)
-        return UnavailableError("the database's role may not do this; see /readyz")
+        log.error("the database role lacks a right: %s", error)
+        return UnavailableError("the database role lacks a right; see /readyz")
     if state == "25006":
-        return UnavailableError("the database is read-only at the moment")
+        return UnavailableError("the database is read-only now")
     return error

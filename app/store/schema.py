@@ -1,6 +1,6 @@
-"""The revisions of the schema: which one this code expects, and how a database gets there.
+"""The revisions of the schema: the one that this code expects, and the migration to it.
 
-Alembic is imported only where a migration runs: the service itself needs to know no more than the names.
+Alembic is imported only where a migration runs; the service itself needs only the revisions' names.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ BASE = "base"  # before the first revision: no tables
 
 LOCK_KEY = 0x7071_735F_6D69_67  # "pqs_mig": one migration of a database at a time
 LOCK_POLL = 0.1  # seconds
-REFUSED = "42"  # the class of missing rights, and of names that are there already, or are not
+REFUSED = "42"  # the error class of missing rights, and of names that exist already or do not exist
 CONNECT_TIMEOUT = 3.0  # seconds
-LOCK_NOT_AVAILABLE = "55P03"  # what PostgreSQL calls it when lock_timeout is over
+LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's error when lock_timeout is over
 
 
 def check_revision(revision: str | None) -> str:
-    """`revision` when it is the expected one. Raises SchemaMismatchError, which says what is missing."""
+    """`revision` if it is the expected one. Raises SchemaMismatchError, which names the missing revisions."""
     if revision == HEAD:
         return revision
     if revision is not None and revision not in REVISIONS:
@@ -40,12 +40,12 @@ def check_revision(revision: str | None) -> str:
 
 
 def libpq_address(url: str) -> str:
-    """The address as libpq and asyncpg read it."""
+    """The address in the form that libpq and asyncpg accept."""
     return url.replace("postgresql+asyncpg://", "postgresql://", 1)
 
 
 def create_engine(url: str, *, pool_size: int = 1) -> AsyncEngine:
-    """An engine for migrations. The service itself runs its statements by asyncpg alone, see `statements.py`."""
+    """An engine for migrations. The service itself runs its statements with asyncpg (see `statements.py`)."""
 
     async def connect() -> "asyncpg.Connection[asyncpg.Record]":
         return await asyncpg.connect(libpq_address(url), timeout=CONNECT_TIMEOUT)
@@ -54,14 +54,14 @@ def create_engine(url: str, *, pool_size: int = 1) -> AsyncEngine:
 
 
 def script_location() -> Path:
-    """Where the migrations are: inside the installed package, or at the top of a checkout."""
+    """The folder of the migrations: inside the installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "migrations"
     return installed if installed.is_dir() else package.parent / "alembic"
 
 
 async def is_current(url: str) -> bool:
-    """Whether the schema is the newest that this code knows. Asked first, it saves a start what Alembic costs."""
+    """Whether the schema is at HEAD. A start that asks this first saves the import of Alembic."""
     connection = await asyncpg.connect(libpq_address(url), timeout=CONNECT_TIMEOUT)
     try:
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
@@ -74,14 +74,15 @@ async def is_current(url: str) -> bool:
 async def initialize_schema(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
     """Bring the database to revision `target`, up or down, for `pqs migrate`; return the revisions before and after.
 
-    It is safe to repeat, and to run twice at once: the second run waits for the first. Raises StartError when the
-    database is at a revision that this code does not know, and when another session keeps a table locked.
+    It is safe to repeat, and to run twice at once: the second run waits for the first. Raises StartError if the
+    database is at a revision that this code does not know, if PostgreSQL refuses the migration, or if another session
+    keeps a table locked.
     """
     if target not in (*REVISIONS, BASE):
         raise StartError(f"there is no revision {target}; known are {BASE}, {', '.join(REVISIONS)}")
     async with engine.connect() as guard, engine.connect() as connection:
-        # Tried again and again instead of waited for: a waiting statement would hold a snapshot, and a concurrent
-        # index build in the other migration would wait for that.
+        # Poll for the lock: a statement that waits for it would hold a snapshot, and a concurrent index build in the
+        # other migration would wait for that snapshot.
         await guard.execution_options(isolation_level="AUTOCOMMIT")
         while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):  # noqa: ASYNC110 - the lock is in another process
             await asyncio.sleep(LOCK_POLL)
@@ -97,10 +98,10 @@ async def initialize_schema(engine: AsyncEngine, target: str = HEAD) -> tuple[st
             if state.startswith(REFUSED):
                 raise StartError(f"PostgreSQL refuses the migration: {said}; the revision was rolled back") from error
             if state != LOCK_NOT_AVAILABLE:
-                raise said or error from None  # the driver's own, by which it is named
+                raise said or error from None  # the driver's own error, which `translated` knows
             raise StartError(
                 "another session keeps a table locked that the migration must change; the revision that waited for "
-                "it was rolled back: run `pqs migrate` again when that session is done"
+                "the lock was rolled back; run `pqs migrate` again when that session is done"
             ) from error
         finally:
             await guard.scalar(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})

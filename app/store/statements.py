@@ -1,8 +1,8 @@
-"""Statements that SQLAlchemy writes and asyncpg runs.
+"""Statements that SQLAlchemy writes and asyncpg executes.
 
-SQLAlchemy's own execution costs more than the database: for one row by key 490 µs of processor time against 77 for
-asyncpg alone, for 32 rows 36 µs a row against 6 (`docs/decisions/0006-asyncpg.md`). So a statement is compiled once,
-when it is first run, and handed to asyncpg as text.
+Execution through SQLAlchemy costs more than the database: for one row by key 490 µs of processor time, against 77 µs
+with asyncpg only; for 32 rows 36 µs a row, against 6 µs (`docs/decisions/0006-asyncpg.md`). So a statement is
+compiled once, at its first use, and handed to asyncpg as text.
 """
 
 import functools
@@ -16,25 +16,25 @@ _DIALECT = postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call]  # SQLA
 
 
 class Statement:
-    """A statement of SQLAlchemy Core. Its bound parameters are given by name; arrays as lists, jsonb as text."""
+    """A statement of SQLAlchemy Core. Parameters are given by name: arrays as lists, jsonb as text."""
 
     def __init__(self, statement: ClauseElement) -> None:
         self._statement = statement
 
     @functools.cached_property
     def _compiled(self) -> tuple[str, tuple[str, ...], dict[str, object]]:
-        """Text, names in the order of the text, and values of its own. Put off: a start needs few statements."""
+        """Its text, its parameters' names in order, and their defaults. Compiled at first use: a start needs few."""
         compiled = self._statement.compile(dialect=_DIALECT)
         own = {name: value for name, value in compiled.params.items() if value is not None}
         return str(compiled), tuple(getattr(compiled, "positiontup", None) or ()), own
 
     @property
     def text(self) -> str:
-        """The statement as asyncpg takes it."""
+        """The statement in the form that asyncpg accepts."""
         return self._compiled[0]
 
     def arguments(self, given: dict[str, object]) -> list[object]:
-        """The parameters in the order in which the text counts them. Raises KeyError for one that is missing."""
+        """The parameters in the order of the text. Raises KeyError for a missing one."""
         _, names, own = self._compiled
         return [given[name] if name in given else own[name] for name in names]
 
@@ -43,6 +43,6 @@ class Statement:
         return await connection.fetch(self.text, *self.arguments(given))
 
     async def value(self, connection: Connection, **given: object) -> object:
-        """The first column of the first row, or None without one."""
+        """The first column of the first row, or None without rows."""
         value: object = await connection.fetchval(self.text, *self.arguments(given))
         return value

@@ -1,4 +1,4 @@
-"""The SQLAlchemy-mapped tables. The migrations in `alembic/` must lead to exactly these; a test compares them."""
+"""The tables, mapped by SQLAlchemy. The migrations in `alembic/` must create exactly these; a test compares them."""
 
 from datetime import date, datetime
 from typing import ClassVar
@@ -39,9 +39,9 @@ REGISTRATION_STATE = Enum(
 
 
 def due(counted_by: str, timeout: Timeout[R]) -> str:
-    """Which rows wait for a deadline: what its partial index holds, and what an overdue scan asks for.
+    """The condition of the rows that wait for a deadline, for its partial index and its overdue scan.
 
-    Both are these very words, so that the planner sees that the index has every row of the scan.
+    Both use the same text, so that the planner recognizes that the index has every row of the scan.
     """
     states = [f"'{state}'" for state in timeout.states]
     waits = f"= {states[0]}" if len(states) == 1 else f"IN ({', '.join(states)})"
@@ -54,7 +54,7 @@ ACK_DUE, LIVENESS_DUE = (
 
 
 class Base(DeclarativeBase):
-    """Names of constraints, and types of columns for Python types, for all tables."""
+    """The names of constraints, and the column types of Python types, for all tables."""
 
     metadata = MetaData(
         naming_convention={
@@ -132,9 +132,9 @@ class RegistrationProjection(Base):
 
 
 class StateCount(Base):
-    """How many entities of a domain are in a state, as the sum of the slots. A slot may be negative, the sum never.
+    """The number of a domain's entities in a state, as the sum of its slots. A slot may be negative, the sum never.
 
-    Every transaction that changes states adds to one slot, so that writers do not queue for one row.
+    A transaction that changes states adds to one slot, so that writers do not queue for one row.
     """
 
     __tablename__ = "registration_state_counts"
@@ -146,7 +146,7 @@ class StateCount(Base):
 
 
 class WorkflowState(Base):
-    """One row per workflow, changed by compare-and-swap: a version is the one before it, plus 1."""
+    """One row per workflow, changed by compare-and-swap: each change adds 1 to `version`."""
 
     __tablename__ = "workflow_state"
 
@@ -171,9 +171,9 @@ class WorkflowState(Base):
 
 
 class WorkflowAction(Base):
-    """An action that was applied to a workflow, and the answer of its commit, without the state.
+    """An action that was applied to a workflow, and the answer to its commit, without the state.
 
-    The state is kept as a digest: whoever sends the action again must send the same state, and so has it.
+    Of the state only a digest is kept: a client that repeats the action sends the same state, and so knows it.
     """
 
     __tablename__ = "workflow_actions"
@@ -192,8 +192,8 @@ class WorkflowAction(Base):
 class OutboxEntry(Base):
     """Messages kept until the destination has them. `docs/explanation/loop.md` says who writes and sends them.
 
-    A row has events for the bus, of entities that are all in its slot, or one intent for its handler: `envelope` has
-    a line for each. `intent_entity_id` is the entity of an intent; for events it is null or unused.
+    A row holds events for the bus, of entities that are all in its slot, or one intent for its handler. `envelope`
+    has a line for each message. `intent_entity_id` is the entity of an intent; for events it is null or unused.
 
     The primary key is the order of sending: by destination and slot, oldest first.
     """
@@ -208,12 +208,12 @@ class OutboxEntry(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     messages: Mapped[int] = mapped_column(SmallInteger(), server_default=text("1"))
 
-    # Rows of up to a page are not compressed, as PostgreSQL does from 2 kB on: they are soon removed.
+    # PostgreSQL would compress rows from 2 kB on. These are soon removed, so rows up to a page stay uncompressed.
     __table_args__ = ({"postgresql_with": {"toast_tuple_target": 8160}},)
 
 
 class Watermark(Base):
-    """The progress in a partition of Kafka: every message up to this offset is applied, or is a dead letter."""
+    """The progress in a partition of Kafka: every message up to `offset` is applied or is a dead letter."""
 
     __tablename__ = "watermarks"
 
@@ -229,7 +229,7 @@ class Watermark(Base):
 
 
 class DeadLetter(Base):
-    """A message that could not be applied or sent: its bytes, its place and its error."""
+    """A message that could not be applied or sent: its bytes, its topic, partition and offset, and its error."""
 
     __tablename__ = "dead_letters"
 
@@ -248,7 +248,7 @@ class DeadLetter(Base):
 
 
 class ApiKey(Base):
-    """A key: whom it lets in, to what, and until when. `digest` is SHA-256 of its secret, which nobody keeps."""
+    """An API key: its holder, rights, limits and end. `digest` is SHA-256 of its secret, which is not stored."""
 
     __tablename__ = "api_keys"
 
@@ -273,7 +273,7 @@ class ApiKey(Base):
 
 
 class ApiKeyRevision(Base):
-    """Counts the changes of `api_keys`, in one row; without a row there was none. Services read it every 2 s."""
+    """The number of changes of `api_keys`, in one row; no row means none. Services read it every 2 s."""
 
     __tablename__ = "api_key_revision"
 
@@ -284,7 +284,7 @@ class ApiKeyRevision(Base):
 
 
 class WorkflowQuota(Base):
-    """The bytes that the states of all workflows with a key that begins with `prefix` may have, and do have."""
+    """The bytes that the states of all workflows whose key begins with `prefix` may use, and use now."""
 
     __tablename__ = "workflow_quotas"
 
@@ -296,7 +296,7 @@ class WorkflowQuota(Base):
 
 
 class AuditLogEntry(Base):
-    """An act: who did what to what, and with which outcome. Rows are added, and never changed or removed."""
+    """One action of a principal on a target, with its outcome. Rows are added, and never changed or removed."""
 
     __tablename__ = "audit_log"
 
@@ -310,8 +310,8 @@ class AuditLogEntry(Base):
     peer: Mapped[str | None] = mapped_column(String(300))
 
 
-# A trigger holds for every role, the owner and superusers included. An owner who wants old entries gone has to
-# disable it by hand, and that is not done by mistake.
+# A trigger binds every role, the owner and superusers included. To remove old entries, the owner must disable it by
+# hand, which nobody does by mistake.
 INSERT_ONLY = (
     """
 CREATE FUNCTION audit_log_is_insert_only() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,4 +1,4 @@
-"""Cut the client's wheel out of the repository: `pqs_client`, and in `pqs_client/_service` the values it imports.
+"""Cuts the client's wheel out of the repository: `pqs_client`, and in `pqs_client/_service` the modules it imports.
 
 In the repository the client imports `app.domain`, `app.answers` and `app.errors`, which are the service's own. A user
 of the client may have another module named `app`, so the wheel has copies of those modules under a name of its own.
@@ -22,10 +22,10 @@ ALLOWED = sys.stdlib_module_names | {"httpx", "msgspec", PACKAGE}
 
 
 class CutClient(BuildHookInterface[Any]):
-    """Puts the cut package into the archive that is built. The cut is made in a temporary folder."""
+    """Cuts the package in a temporary folder, and puts it into the archive that is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Cut the package, unless this is an archive that contains it cut already."""
+        """Cut the package, unless it is cut already, in a source archive."""
         root = Path(self.root)
         package = root / PACKAGE
         if not (root / HOME).is_dir():
@@ -39,9 +39,9 @@ class CutClient(BuildHookInterface[Any]):
 
 
 def cut(package: Path, repository: Path, folder: Path) -> Path:
-    """Write the package into the folder, with the service's modules that it needs, and return where it is.
+    """Write the package, with the service's modules that it needs, into `folder`, and return its path.
 
-    Raises ImportError when one of its modules would import what the client does not depend on.
+    Raises ImportError if one of its modules imports a package that the client does not depend on.
     """
     made = folder / PACKAGE
     shutil.copytree(package, made, ignore=shutil.ignore_patterns("__pycache__"))

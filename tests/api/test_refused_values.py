@@ -13,7 +13,7 @@ from tests.api.conftest import service_on
 from tests.making import Json, event_json, node
 from tests.refusing import POISON
 
-REFUSAL = "the table does not take these values; the log says why"
+REFUSAL = "the table does not accept these values; the log says why"
 A_CONSTRAINT = POISON["a constraint"]
 
 
@@ -61,7 +61,7 @@ async def test_one_event_is_a_problem(
         answer = await client.post("/v1/events", json=bad(1, data))
     assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
     assert answer.json()["errors"] == [{"pointer": "#", "detail": REFUSAL}]
-    assert [record.message for record in caplog.records if record.message.startswith("a write was refused: ")]
+    assert [record.message for record in caplog.records if record.message.startswith("PostgreSQL refused a write: ")]
     assert await total(client) == 0
 
 

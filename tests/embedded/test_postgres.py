@@ -19,6 +19,7 @@ import asyncpg
 import pytest
 
 from app.embedded import postgres as embedded
+from app.embedded import wheel
 from app.embedded.account import Account
 from app.embedded.postgres import EmbeddedPostgres, running_url
 from app.embedded.socket_directory import SOCKET_PATH_LIMIT, TEMPORARY
@@ -270,13 +271,13 @@ def test_other_version_is_refused(tmp_path: Path) -> None:
     pgdata = tmp_path / "postgres"
     pgdata.mkdir()
     (pgdata / "PG_VERSION").write_text("15\n")
-    with pytest.raises(StartError, match=r"PostgreSQL 15, .* is 18; .*pg_upgrade.*PQS_DATA_DIR"):
+    with pytest.raises(StartError, match=r"PostgreSQL 15, .*PostgreSQL 18 is installed; .*pg_upgrade.*PQS_DATA_DIR"):
         quick(tmp_path).start()
     assert [path.name for path in pgdata.iterdir()] == ["PG_VERSION"]
 
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
-    """A folder `postgres` that holds other things is not written to."""
+    """A folder `postgres` that holds other files is not written to."""
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "notes.txt").touch()
     with pytest.raises(StartError, match="not a PostgreSQL cluster"):
@@ -287,7 +288,7 @@ def test_directory_of_others_is_refused(tmp_path: Path) -> None:
     """A directory with other things in it does not become a data directory, and its permissions stay."""
     tmp_path.chmod(0o755)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(StartError, match=r"holds other things, such as notes\.txt; set PQS_DATA_DIR"):
+    with pytest.raises(StartError, match=r"holds other files, such as notes\.txt; set PQS_DATA_DIR"):
         quick(tmp_path).start()
     assert tmp_path.stat().st_mode & 0o777 == 0o755
 
@@ -351,7 +352,7 @@ def test_server_that_does_not_start(tmp_path: Path) -> None:
 
 def test_without_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheel, the error says what to install or to set."""
-    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(wheel, "PACKAGE", "no_such_package")
     with pytest.raises(StartError, match=r"extra `embedded`.*PQS_DATABASE_URL"):
         quick(tmp_path).start()
 
@@ -393,7 +394,7 @@ def test_root_without_setpriv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Without setpriv, root is told which directory is closed and what to do."""
     tmp_path.chmod(0o700)
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(StartError, match=r"can't enter .*; run the service as another user.*setpriv"):
+    with pytest.raises(StartError, match=r"cannot enter .*; run the service as another user.*setpriv"):
         quick(tmp_path / "data").start()
 
 

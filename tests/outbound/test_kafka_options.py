@@ -75,7 +75,7 @@ def test_values_may_have_commas_and_equal_signs() -> None:
         ("sasl.password=hunter2", "sasl.password is set by PQS_KAFKA_PASSWORD_FILE"),
         ("bootstrap.servers=a:1", "bootstrap.servers is set by PQS_KAFKA"),
         ("group.id=g", "group.id is set by PQS_CONSUMER_GROUP"),
-        ("client.rack=a,client.rack=b", "client.rack is there twice"),
+        ("client.rack=a,client.rack=b", "client.rack is given twice"),
     ],
 )
 def test_what_the_service_depends_on_is_refused(given: str, said: str) -> None:

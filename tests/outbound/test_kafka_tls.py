@@ -12,7 +12,7 @@ from app.outbound.kafka import KafkaBus
 from tests.certificates import Authority
 
 PATIENCE = 30.0  # seconds; only a test that fails waits that long
-SAID = "a Kafka broker hangs up: it may expect TLS; see PQS_KAFKA_SECURITY (ssl or sasl_ssl)"
+SAID = "a Kafka broker closes connections: it may expect TLS (PQS_KAFKA_SECURITY=ssl or sasl_ssl)"
 
 
 async def test_a_plaintext_client_at_a_tls_port_is_told_so_once(

@@ -220,7 +220,7 @@ async def test_what_the_table_refuses_is_said_without_its_words(
     await put(database, row(ACTIVE))
     with pytest.raises(RefusedValuesError) as refused:
         await carry_out(database, update(changes))
-    assert str(refused.value) == "the table does not take these values; the log says why"
+    assert str(refused.value) == "the table does not accept these values; the log says why"
     assert refused.value.__suppress_context__
     assert [record.name for record in caplog.records if record.levelname == "WARNING"] == ["app.store.database"]
     assert await row_of(database) == row(ACTIVE)
@@ -267,7 +267,7 @@ async def test_a_whole_row_that_is_none_is_refused_before_any_sql(intent: object
 async def test_a_whole_row_that_the_table_refuses_is_said_without_its_words(database: Database) -> None:
     """A constraint is named in the log alone."""
     intent = upsert(row(ACTIVE, last_applied_sequence=None), None)
-    with pytest.raises(RefusedValuesError, match=r"^the table does not take these values; the log says why$"):
+    with pytest.raises(RefusedValuesError, match=r"^the table does not accept these values; the log says why$"):
         await database.write(lambda connection: upsert_registration(connection, intent))
     assert await row_of(database) is None
 

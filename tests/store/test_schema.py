@@ -401,9 +401,9 @@ async def test_migrations_at_once_from_processes(empty_database_url: str) -> Non
     ended = await asyncio.gather(*(run("-m", "app", "migrate", url=empty_database_url, cwd=ROOT) for _ in range(3)))
     assert [status for status, _, _ in ended] == [0, 0, 0]
     assert sorted(output for _, output, _ in ended) == [
-        f"the schema is at {HEAD} already\n",
-        f"the schema is at {HEAD} already\n",
-        f"the schema was at base and is at {HEAD}\n",
+        f"the schema is already at {HEAD}\n",
+        f"the schema is already at {HEAD}\n",
+        f"the schema moved from base to {HEAD}\n",
     ]
 
 
@@ -508,5 +508,5 @@ async def test_the_wheel_carries_the_migrations(empty_database_url: str, tmp_pat
         f"{installed / 'app' / 'migrations'}\n"
     )
     migrated = await run("-m", "app", "migrate", url=empty_database_url, cwd=elsewhere, PYTHONPATH=path)
-    assert migrated == (0, f"the schema was at base and is at {HEAD}\n", "")
+    assert migrated == (0, f"the schema moved from base to {HEAD}\n", "")
     assert TABLE in {row[0] for row in (await catalog(empty_database_url))["relations"]}

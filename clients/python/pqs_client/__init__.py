@@ -148,9 +148,9 @@ CONNECTIONS = 100
 
 
 class Client:
-    """A client of one service, for one event loop. Its calls may run at once; it keeps connections open between them.
+    """A client of one service, for one event loop. Calls may run concurrently; connections stay open between them.
 
-    Every call ends in a value or in a ClientError.
+    Every call returns a value or raises a ClientError.
     """
 
     def __init__(
@@ -165,11 +165,11 @@ class Client:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`timeout` is how many seconds one attempt may hear nothing; `retry` bounds a call with its attempts.
+        """`timeout` is the longest silence within one attempt, in seconds; `retry` bounds a call with its attempts.
 
-        No more than `connections` are open; further calls wait for one, for `timeout` seconds. `headers` go with
-        every call. `jitter` draws from 0 to 1, and `sleep` waits for so many seconds. `transport` is httpx's way to
-        the service, for TLS settings beyond the usual, or a service in this process.
+        At most `connections` are open; further calls wait for one, for `timeout` seconds. Every call sends `headers`.
+        `jitter` draws from 0 to 1, and `sleep` waits for some seconds. `transport` is httpx's transport, for special
+        TLS settings, or for a service in this process.
         """
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE
@@ -197,9 +197,9 @@ class Client:
         await self._http.__aexit__(exc_type, exc_value, traceback)
 
     async def watermarks(self) -> list[Watermark]:
-        """How far each partition of Kafka is read, by topic and partition. It is repeatable."""
+        """The progress in each partition of Kafka, by topic and partition. Repeatable."""
         return (await self._caller.get("/v1/watermarks", WatermarkList)).items
 
     async def ready(self) -> Ready:
-        """Whether the service can answer, asked once: raises UnavailableError, which says what is missing, if not."""
+        """Ask once whether the service is ready. If not, raises UnavailableError, which says what is missing."""
         return await self._caller.get("/readyz", Ready, retry=Retry(attempts=1))

@@ -1,4 +1,4 @@
-"""Calls: sent, repeated where that is safe, and their answers read."""
+"""Sends calls, repeats them if that is safe, and reads their answers."""
 
 import asyncio
 import random
@@ -14,9 +14,9 @@ from pqs_client.problems import ClientError, ConnectionFailedError, ProblemError
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-KEEP_IDLE = 15.0  # seconds that an idle connection is kept: less than the service does, so that it is not cut in use
+KEEP_IDLE = 15.0  # seconds that an idle connection is kept: less than in the service, so that none is cut in use
 
-# Statuses of errors that pass, from the service or from a proxy in front of it.
+# Statuses of temporary errors, from the service or from a proxy in front of it.
 PASSING_STATUSES = frozenset({429, 502, 503, 504})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
@@ -26,17 +26,17 @@ Parameters = Mapping[str, object]
 
 
 class Retry(Struct, frozen=True, kw_only=True):
-    """How often a call is repeated, and how long it waits before each attempt; times are in seconds.
+    """The attempts of a call, and the waits between them; times are in seconds.
 
     The wait after the n-th failure is drawn evenly from 0 to `base` * 2^(n-1), at most `cap` ("full jitter": M.
     Brooker, Exponential Backoff And Jitter, 2015), so that clients that failed together do not retry together. The
-    seconds in the service's `Retry-After` come on top.
+    seconds of the service's `Retry-After` are added.
     """
 
     attempts: int = 5  # of one call, the first included
     base: float = 0.1
     cap: float = 5.0
-    total: float = 30.0  # of one call from its beginning to its end, attempts and waits together
+    total: float = 30.0  # for all attempts and waits of one call
 
     def longest_wait(self, failures: int) -> float:
         """The upper bound of the wait after this many failures in a row."""
@@ -44,11 +44,10 @@ class Retry(Struct, frozen=True, kw_only=True):
 
 
 class Caller:
-    """Makes calls. Each ends in an answer or in a ClientError.
+    """Makes calls. Each returns an answer or raises a ClientError.
 
-    A call is sent again only where that is safe: where it never went out (no connection was made), or where it says
-    itself that it is `repeatable`, and failed in passing (the connection broke, a time-out, or one of
-    PASSING_STATUSES).
+    A call is sent again only if that is safe: if it was never sent (there was no connection), or if it is
+    `repeatable` and met a temporary error (a broken connection, a timeout, or one of PASSING_STATUSES).
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Caller:
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`jitter` draws from 0 to 1, and `sleep` waits for so many seconds."""
+        """`jitter` draws from 0 to 1, and `sleep` waits for some seconds."""
         self.retry = retry
         self.jitter = jitter
         self.sleep = sleep
@@ -83,7 +82,7 @@ class Caller:
         content: bytes | None = None,
         retry: Retry | None = None,
     ) -> httpx.Response:
-        """The answer, read to its end. All attempts together take at most `retry.total` seconds."""
+        """The answer with its whole body. All attempts together take at most `retry.total` seconds."""
         retry = retry or self.retry
         sent = False
 
@@ -113,7 +112,7 @@ class Caller:
         content: bytes | AsyncIterator[bytes] | None = None,
         retry: Retry | None = None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The lines of an answer as they arrive. The call is repeated only until its answer begins; no total time."""
+        """The lines of an answer as they arrive. Repeats end when it begins; the total time is not bounded."""
 
         async def once() -> httpx.Response:
             return await self._send(self._request(method, path, params, headers, content), stream=True)
@@ -125,7 +124,7 @@ class Caller:
             await response.aclose()
 
     async def _lines(self, response: httpx.Response) -> AsyncIterator[bytes]:
-        """The body's lines. `aiter_lines` would break lines at what JSON may hold as well, such as U+2028."""
+        """The body's lines. `aiter_lines` would also break at characters that JSON may hold, such as U+2028."""
         held = b""
         try:
             async for chunk in response.aiter_bytes():
@@ -138,7 +137,7 @@ class Caller:
             yield held
 
     def wait(self, failure: ClientError, failures: int, retry: Retry) -> float:
-        """How many seconds to wait after so many failures in a row, `failure` the last of them."""
+        """The seconds to wait after this many failures in a row; `failure` is the last one."""
         wait = self.jitter() * retry.longest_wait(failures)
         if isinstance(failure, ProblemError) and failure.retry_after is not None:
             wait += failure.retry_after.total_seconds()
@@ -167,7 +166,7 @@ class Caller:
         if response.is_redirect and response.status_code != 304:
             await response.aclose()
             elsewhere = response.headers.get("location", "elsewhere")
-            raise self._unexpected(request, f"the answer ({response.status_code}) leads to {elsewhere}")
+            raise self._unexpected(request, f"the answer ({response.status_code}) redirects to {elsewhere}")
         return response
 
     def _failed(self, request: httpx.Request, error: httpx.RequestError) -> ClientError:
@@ -208,21 +207,21 @@ class Caller:
 
 
 def read(response: httpx.Response, answer: type[T]) -> T:
-    """Decode the body of a successful answer. Raises UnexpectedAnswerError when it is not an `answer`."""
+    """Decode the body of a successful answer. Raises UnexpectedAnswerError if it is not an `answer`."""
     return decode(response.content, answer, response.status_code)
 
 
 def decode(body: bytes, answer: type[T], status: int = 200) -> T:
-    """Decode a body, or a line of one. Raises UnexpectedAnswerError when it is not an `answer`."""
+    """Decode a body, or a line of one. Raises UnexpectedAnswerError if it is not an `answer`."""
     try:
         return msgspec.json.decode(body, type=answer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        message = f"the answer (status {status}) is not what this service says: {error}; is the address right?"
+        message = f"the answer (status {status}) is not one of this service: {error}; is the address right?"
         raise UnexpectedAnswerError(message) from None
 
 
 def _text(value: object) -> str | list[str]:
-    """A query parameter as the service reads it: times in RFC 3339, one that repeats as a list."""
+    """A query parameter as the service reads it: a time in RFC 3339, a repeated parameter as a list."""
     if isinstance(value, list | tuple | set | frozenset):
         return [str(_text(item)) for item in value]
     return value if isinstance(value, str) else msgspec.json.encode(value).decode().strip('"')

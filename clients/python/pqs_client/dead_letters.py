@@ -1,7 +1,7 @@
-"""Dead letters: messages that could not be taken in, or sent. List, retry or remove them.
+"""Dead letters: messages that could not be applied or sent. List, retry or remove them.
 
-A retry and a removal take the letter away; a repeat would not find it. So the client does not repeat them once they
-went out: a ConnectionFailedError says that it is `perhaps_done`, and the list shows whether it is.
+A retry and a removal remove the letter, so a repeat would not find it. The client therefore repeats neither once it
+was sent: a ConnectionFailedError has `perhaps_done`, and the list shows whether it was done.
 """
 
 from collections.abc import AsyncGenerator
@@ -11,7 +11,7 @@ from app.domain.results import Result
 from pqs_client.connection import Caller, read
 
 PATH = "/v1/dead-letters"
-ACCEPTED = 202  # what was to go out goes back into the outbox
+ACCEPTED = 202  # an outgoing message is in the outbox again
 
 
 class DeadLetters:
@@ -23,7 +23,7 @@ class DeadLetters:
     async def pages(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> AsyncGenerator[DeadLetterPage, None]:
-        """All of them, page by page, oldest first; `cursor` begins further on. It is repeatable."""
+        """All dead letters, page by page, oldest first, from `cursor` on. Repeatable."""
         while True:
             page = await self._caller.get(PATH, DeadLetterPage, {"limit": limit, "cursor": cursor})
             yield page
@@ -32,11 +32,10 @@ class DeadLetters:
                 return
 
     async def retry(self, id_: int) -> Result | None:
-        """Take a message in at its own place, and say what became of its event; the letter is gone then.
+        """Apply a message at its own position, remove the letter, and return the result of the event.
 
-        None for a message that was to go out (`source` is `relay`): it waits in the outbox again, to be sent.
-        Raises ConflictError, UnreadableError and InvalidError for what still can't be taken in, with the letter where
-        it was, and NotFoundError.
+        None for an outgoing message (`source` is `relay`): it waits in the outbox again. Raises NotFoundError, and
+        ConflictError, UnreadableError or InvalidError if the message still cannot be applied; then the letter stays.
         """
         response = await self._caller.call("POST", f"{PATH}/{id_}/retry", repeatable=False)
         return None if response.status_code == ACCEPTED else read(response, Result)

@@ -1,4 +1,4 @@
-"""Reads of entities: one, several, all, their number by state, and the overdue ones."""
+"""Reads of entities: one, several, all, the numbers by state, and the overdue ones."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime
@@ -38,7 +38,7 @@ class Entities:
         return (await self._caller.get(path, EntityState, {"domain": domain})).current_state
 
     async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> LookupAnswer:
-        """The rows of up to 1,000 entities, in the order asked, and the ids that have none."""
+        """The rows of up to 1,000 entities, in the order of the ids, and the ids without a row."""
         content = msgspec.json.encode({"entity_ids": list(entity_ids)})
         response = await self._caller.call(
             "POST",
@@ -50,7 +50,7 @@ class Entities:
         return read(response, LookupAnswer)
 
     async def counts(self, *, domain: str = DEFAULT_DOMAIN) -> StateCounts:
-        """How many entities are in each state."""
+        """The number of entities in each state."""
         return await self._caller.get("/v1/state-counts", StateCounts, {"domain": domain})
 
     async def pages(
@@ -65,10 +65,10 @@ class Entities:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> AsyncGenerator[EntityPage, None]:
-        """The entities that all filters fit, page by page, in the order of entity ids; `cursor` begins further on.
+        """The entities that match all filters, page by page, in the order of entity ids, from `cursor` on.
 
-        `capabilities` is a JSON object to be contained in theirs, such as `{"gpu": True}`. A row that belongs to the
-        answer throughout comes exactly once, whatever is written meanwhile.
+        `capabilities` is a JSON object that their capabilities must contain, such as `{"gpu": True}`. A row that
+        matches throughout comes exactly once, whatever is written meanwhile.
         """
         params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
         while True:
@@ -89,10 +89,10 @@ class Entities:
         event_id: UUID | None = None,
         updated_before: datetime | None = None,
     ) -> AsyncGenerator[Registration, None]:
-        """The same entities one by one, from one long answer: the fastest way to read many, in flat memory.
+        """The entities that match all filters, one by one, from one long answer: the fastest way to read many.
 
-        Raises ConnectionFailedError when the answer breaks off; it is never cut short silently. Whoever leaves the
-        loop early must close it (`contextlib.aclosing`): until then it holds a connection.
+        It needs constant memory. Raises ConnectionFailedError if the answer breaks off; it never ends early silently.
+        To leave the loop early, close it (`contextlib.aclosing`): until then it holds a connection.
         """
         params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
         headers = {"Accept": NDJSON}
@@ -102,9 +102,9 @@ class Entities:
 
 
 class OverdueScans:
-    """Scans for passed deadlines whose timeout event was not emitted, oldest first. They are repeatable.
+    """Scans for passed deadlines whose timeout event was not emitted, oldest first. Repeatable.
 
-    `as_of` is the moment to ask about, by default the database's clock; the first page fixes it for all pages.
+    `as_of` is the time to compare with, by default the database's clock; the first page fixes it for all pages.
     """
 
     def __init__(self, caller: Caller) -> None:
@@ -118,7 +118,7 @@ class OverdueScans:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> AsyncGenerator[OverduePage, None]:
-        """Nodes that did not acknowledge in time, page by page; `cursor` begins further on."""
+        """Nodes that did not acknowledge in time, page by page, from `cursor` on."""
         return self._scan("/v1/overdue/ack", domain, as_of, limit, cursor)
 
     def liveness(
@@ -129,14 +129,14 @@ class OverdueScans:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> AsyncGenerator[OverduePage, None]:
-        """Nodes whose heartbeat did not arrive in time, page by page; `cursor` begins further on."""
+        """Nodes whose heartbeat did not arrive in time, page by page, from `cursor` on."""
         return self._scan("/v1/overdue/liveness", domain, as_of, limit, cursor)
 
     async def _scan(
         self, path: str, domain: str, as_of: datetime | None, limit: int | None, cursor: str | None
     ) -> AsyncGenerator[OverduePage, None]:
         while True:
-            # A cursor contains the moment.
+            # A cursor contains the time.
             moment = as_of if cursor is None else None
             params = {"domain": domain, "as_of": moment, "limit": limit, "cursor": cursor}
             page = await self._caller.get(path, OverduePage, params)

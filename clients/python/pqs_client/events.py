@@ -1,7 +1,8 @@
-"""Events in: one, an array, or a stream of lines.
+"""Sends events: one, an array, or a stream of lines.
 
-Events are idempotent by their position: the service answers `duplicate` or `stale` to one that it has, and changes
-nothing. So the client repeats one event and an array when no answer came; the outcome is that of the last attempt.
+Events are idempotent by their position: the service answers `duplicate` or `stale` to an event that it has, and
+changes nothing. So the client repeats an event or an array without an answer; the outcome is the one of the last
+attempt.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -24,20 +25,20 @@ from pqs_client.problems import (
 )
 
 PATH = "/v1/events"
-PIECE = 64 * 1024  # bytes of lines that go out together
+PIECE = 64 * 1024  # bytes of lines that are sent together
 
 ONCE = Retry(attempts=1)
 
 T = TypeVar("T")
 
-# As a value, or as the JSON object that the service reads.
+# An event as a value, or as the JSON object that the service reads.
 AnyEvent = EventBase | Mapping[str, object]
 
 
 class SentLines(msgspec.Struct, frozen=True):
-    """What became of the lines of a chunk that were not applied.
+    """The results of the lines of a chunk that were not applied.
 
-    `repeated` of them answered `duplicate` or `stale` after an attempt that failed, which may have taken them in.
+    `repeated` of them answered `duplicate` or `stale` after a failed attempt, which may have applied them.
     """
 
     results: list[LineResult]
@@ -45,13 +46,13 @@ class SentLines(msgspec.Struct, frozen=True):
 
 
 class Events:
-    """Calls that send events. The service stores `correlation_id` with events that have none of their own."""
+    """Calls that send events. The service stores `correlation_id` with events that have no correlation id."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     async def send(self, event: AnyEvent, *, dry_run: bool = False, correlation_id: UUID | None = None) -> Result:
-        """What became of one event: applied, ignored, duplicate or stale. With `dry_run` nothing is written.
+        """Send one event: the outcome is applied, ignored, duplicate or stale. With `dry_run` nothing is written.
 
         Raises EarlyError and ConflictError, which have the outcome in `result`.
         """
@@ -61,10 +62,10 @@ class Events:
     async def send_all(
         self, events: Iterable[AnyEvent], *, dry_run: bool = False, correlation_id: UUID | None = None
     ) -> BatchAnswer:
-        """What became of up to 10,000 events, taken in as one transaction, in the order of positions.
+        """Apply up to 10,000 events in one transaction, each entity's in the order of positions.
 
-        An outcome of `early` or `conflict` is in the results, and raises nothing. Raises InvalidError, with all that
-        is wrong, when one of them is no event; none is taken in then.
+        The outcomes `early` and `conflict` are in the results, and raise nothing. Raises InvalidError, with all
+        faults, if one of them is not an event; then none is applied.
         """
         content = msgspec.json.encode(list(events))
         return await self._post(content, BatchAnswer, dry_run=dry_run, correlation_id=correlation_id)
@@ -76,12 +77,12 @@ class Events:
         on_line: Callable[[LineResult], None] = lambda _line: None,
         correlation_id: UUID | None = None,
     ) -> StreamSummary:
-        """Send events as lines, any number of them, in flat memory, and return how many had which outcome.
+        """Send any number of events as lines, in constant memory, and return their number by outcome.
 
-        They are taken in in the order given, in chunks that commit one by one. `on_line` is called, once all is in,
-        for each line that was not applied. The client cannot ask `events` for the same events again, so it does not
-        repeat a stream. It raises InterruptedStreamError (the first `committed_lines` are in) or
-        ConnectionFailedError; send the same events again from the beginning, or from any line that is known to be in.
+        The service applies them in the order given, in chunks that commit one by one. After the last one, `on_line`
+        is called for each line that was not applied. The client cannot read `events` twice, so it does not repeat a
+        stream. It raises InterruptedStreamError (the first `committed_lines` are in) or ConnectionFailedError. Then
+        send the same events again, from the beginning or from any line that is known to be in.
         """
         return await self._read_results(_pieces(events), on_line, correlation_id)
 
@@ -92,14 +93,15 @@ class Events:
         pause: Callable[[ClientError, int, int], float] | None = None,
         correlation_id: UUID | None = None,
     ) -> SentLines:
-        """Send a chunk of lines, each the JSON of an event, as often as it takes, and say what became of them.
+        """Send a chunk of lines, each the JSON of an event, until the service answers, and return their results.
 
-        The service takes up to 1,000 lines in as one transaction. A chunk is always sent again as a whole: so each
-        line has a result of its own, also where an attempt that failed had taken in the first `committed_lines`.
-        `pause` is called after each attempt that failed: with the error, the number of failures since the number of
-        committed lines last rose, and that number. It returns how many seconds to wait, or raises. By default the
-        client's Retry decides, and an error that will not pass, or lasts, is raised. Raises UnexpectedAnswerError,
-        by way of `pause` too, for an answer that does not account for every line.
+        The service applies up to 1,000 lines in one transaction. A chunk is always sent again as a whole. So each
+        line has a result of its own, even if a failed attempt has committed the first `committed_lines`.
+
+        `pause` is called after each failed attempt: with the error, the number of failures since the last progress,
+        and the number of committed lines. It returns the seconds to wait, or raises. By default the client's Retry
+        decides, and an error that is permanent, or lasts, is raised. Raises UnexpectedAnswerError, also through
+        `pause`, for an answer that does not account for every line.
         """
         pause = pause or self._pause
         body = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
@@ -143,7 +145,7 @@ class Events:
         *,
         retry: Retry | None = None,
     ) -> StreamSummary:
-        """Send lines, hand on each result as it comes, and return the summary, which is the last line."""
+        """Send lines, pass each result to `on_line`, and return the summary, the last line."""
         headers = _headers(NDJSON, correlation_id)
         summary: StreamSummary | None = None
         stream = self._caller.stream("POST", PATH, repeatable=False, headers=headers, content=content, retry=retry)
@@ -179,7 +181,7 @@ def _headers(content_type: str, correlation_id: UUID | None) -> dict[str, str]:
 
 
 async def _pieces(events: Iterable[AnyEvent] | AsyncIterable[AnyEvent]) -> AsyncIterator[bytes]:
-    """The events as lines, some of them at a time."""
+    """The events as lines, about PIECE bytes at a time."""
     piece = bytearray()
     async for event in _each(events):
         piece += msgspec.json.encode(event) + b"\n"

@@ -1,4 +1,4 @@
-"""What can go wrong with a call, in one tree: an answer that is a problem (RFC 9457), or no answer at all."""
+"""The errors of calls, in one tree: a problem as the answer (RFC 9457), or no answer at all."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -15,13 +15,13 @@ from app.errors import Fault, PqsError
 
 
 class ClientError(PqsError):
-    """The root of what the client raises."""
+    """The root of the client's errors."""
 
 
 class ConnectionFailedError(ClientError):
-    """No answer came: the service could not be reached, or went away, or took too long.
+    """No answer came: the service could not be reached, closed the connection, or took too long.
 
-    `perhaps_done`: a request had gone out, so the service may have acted on it all the same.
+    `perhaps_done`: a request was sent, so the service may have carried it out.
     """
 
     def __init__(self, message: str, *, perhaps_done: bool) -> None:
@@ -30,15 +30,15 @@ class ConnectionFailedError(ClientError):
 
 
 class UnexpectedAnswerError(ClientError):
-    """The answer is not what this service says: the address is another server's, or its release is not ours."""
+    """The answer is not one of this service: the address is another server's, or the releases do not match."""
 
 
 class ProblemError(ClientError):
-    """The service refused the call, and says why.
+    """The service refused the call, with a reason.
 
-    `status`, `type`, `title`, `detail` and `instance` are the members of RFC 9457, and `errors` what is wrong with
-    the input, and where. `retry_after` is what the service asks to wait, or None. `correlation_id` finds the request
-    in the service's log.
+    `status`, `type`, `title`, `detail` and `instance` are the members of RFC 9457. `errors` lists the faults of the
+    input. `retry_after` is the wait that the service asks for, or None. `correlation_id` finds the request in the
+    service's log.
     """
 
     def __init__(self, response: httpx.Response) -> None:
@@ -66,7 +66,7 @@ class NotFoundError(ProblemError):
 class ConflictError(ProblemError):
     """409: the event's position cannot be compared with its row's, or another event holds it.
 
-    `result` says so, and where the row stands; None when it was not the service that answered.
+    `result` has the reason and the row's position; None if a proxy answered, not the service.
     """
 
     def __init__(self, response: httpx.Response) -> None:
@@ -76,16 +76,16 @@ class ConflictError(ProblemError):
 
     @property
     def stands_at(self) -> Position | None:
-        """Where the entity's row stands; None when there is no row."""
+        """The position of the entity's row; None if there is no row."""
         return self.result.stands_at if self.result else None
 
 
 class EarlyError(ConflictError):
-    """409: the event that its `previous` names is missing. Send it again after that one."""
+    """409: the event named by `previous` is missing. Send this event again after that one."""
 
 
 class ActionConflictError(ProblemError):
-    """409: the commit's action was applied before, with another state: as version `version` of its workflow."""
+    """409: the commit's action was already applied with another state, as version `version` of its workflow."""
 
     def __init__(self, response: httpx.Response) -> None:
         """`response` has been read."""
@@ -98,7 +98,7 @@ class PreconditionFailedError(ProblemError):
     """412: the workflow is at another version than the commit builds on.
 
     `current` is its row, from which the caller can compute again at once, and `actual_version` that row's version;
-    both are None when there is no row. `expected_version` is what the commit builds on, None for no row.
+    both are None if there is no row. `expected_version` is the version that the commit builds on, None for no row.
     """
 
     def __init__(self, response: httpx.Response) -> None:
@@ -111,19 +111,19 @@ class PreconditionFailedError(ProblemError):
 
 
 class TooLargeError(ProblemError):
-    """413: the body is larger than the service takes in one piece."""
+    """413: the body is larger than the service accepts in one piece."""
 
 
 class InvalidError(ProblemError):
-    """422: the input is readable and wrong; `errors` says what and where."""
+    """422: the input is readable, but wrong; `errors` lists its faults."""
 
 
 class UnavailableError(ProblemError):
-    """503: the database cannot be asked now. A write may have happened all the same."""
+    """503: the database is not available now. A write may have happened nevertheless."""
 
 
 class InterruptedStreamError(UnavailableError):
-    """503 in the middle of a stream: its first `committed_lines` lines are in, and more may be."""
+    """503 in the middle of a stream: its first `committed_lines` lines are in, and perhaps more."""
 
     def __init__(self, response: httpx.Response) -> None:
         """`response` has been read."""
@@ -133,7 +133,7 @@ class InterruptedStreamError(UnavailableError):
 
 
 class _Details(Struct):
-    """Problem details in which anything may be missing: a proxy writes its own."""
+    """Problem details with optional members: a proxy may write its own."""
 
     type: str = "about:blank"
     title: str = ""
@@ -161,9 +161,9 @@ _STATUSES: dict[int, type[ProblemError]] = {
 
 
 def problem_of(response: httpx.Response) -> ProblemError:
-    """An answer with an error's status as an exception: by its `type`, else by its status.
+    """The exception for an answer with an error status: by its `type`, otherwise by its status.
 
-    Whatever stands between may answer as well, with a body of its own making: then the status says it all.
+    A proxy may answer with a body of its own; then only the status counts.
     """
     details = _decoded(response, _Details) or _Details()
     if details.committed_lines is not None:
@@ -179,7 +179,7 @@ def _decoded(response: httpx.Response, type_: type[T]) -> T | None:
 
 
 def _retry_after(response: httpx.Response) -> timedelta | None:
-    """`Retry-After` (RFC 9110, section 10.2.3), seconds or a date; None without one that can be read."""
+    """`Retry-After` (RFC 9110, section 10.2.3), in seconds or as a date; None if absent or unreadable."""
     given = response.headers.get("retry-after", "")
     if given.isascii() and given.isdigit():
         return timedelta(seconds=min(int(given), 10**9))

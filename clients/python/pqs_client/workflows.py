@@ -1,8 +1,8 @@
 """Workflow state, changed by compare-and-swap: each commit names the version that it builds on.
 
 A commit with an action id (`action_id` in its provenance) is applied once, however often it is sent, so the client
-repeats it when no answer came. The client does not repeat a commit without one: the first may have been applied, and
-the second would fail, or be applied as well.
+repeats it if no answer came. The client does not repeat a commit without an action id: the first may have been
+applied, and the second would fail, or be applied, too.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from pqs_client.problems import NotFoundError, PreconditionFailedError
 
 PATH = "/v1/workflows"
 
-UPDATE_EFFECT = "update"  # the effect_id of an update that names none
+UPDATE_EFFECT = "update"  # the effect_id of an update without one
 PATIENCE = 60.0  # seconds of conflicts, after which an update gives up
-# An update that meets two conflicts in a row has a hot key before it, where most attempts fail and cost the others
-# time. So the bound of its waits begins at this many times what a commit takes, doubles, and ends at LONGEST_WAIT.
+# An update with two conflicts in a row works on a hot key, where most attempts fail and slow down the others. So its
+# wait is drawn up to a bound, which begins at HOT times the duration of a commit, doubles, and ends at LONGEST_WAIT.
 HOT = 32
 LONGEST_WAIT = 4.0  # seconds
 
@@ -53,7 +53,7 @@ class Workflows:
     async def create(
         self, key: str, state: Mapping[str, object], provenance: Mapping[str, object], *, schema_version: int = 1
     ) -> Committed:
-        """Make version 1. Raises PreconditionFailedError when there is a row, ActionConflictError as `commit` does.
+        """Make version 1. Raises PreconditionFailedError if there is a row, ActionConflictError as `commit` does.
 
         `provenance` must have `effect_id` and `timestamp` (with a zone) and may have `action_id` and more.
         """
@@ -68,19 +68,19 @@ class Workflows:
         *,
         schema_version: int = 1,
     ) -> Committed:
-        """Make the version after `expected_version`. Raises PreconditionFailedError when the row is at another.
+        """Make the version after `expected_version`. Raises PreconditionFailedError if the row is at another one.
 
-        With an action id that was committed before, nothing is written, and the answer is the one of then
-        (`replayed`). Raises ActionConflictError when that was with another state.
+        If its action id was committed before, nothing is written, and the first answer is repeated (`replayed`).
+        Raises ActionConflictError if the action was committed with another state.
         """
         return await self._put(key, state, provenance, schema_version, {"If-Match": f'"{expected_version}"'})
 
     async def pages(
         self, *, updated_since: datetime | None = None, limit: int | None = None, cursor: str | None = None
     ) -> AsyncGenerator[WorkflowPage, None]:
-        """Workflows, those that changed before `updated_since` left out, page by page, oldest change first.
+        """The workflows that changed at `updated_since` or later, page by page, oldest change first.
 
-        To follow changes, ask again from the last `updated_at` less the service's statement time-out (5 s by
+        To follow changes, ask again from the last `updated_at` minus the service's statement timeout (5 s by
         default): commits can overtake each other.
         """
         while True:
@@ -125,26 +125,26 @@ class Workflows:
         schema_version: int | None = None,
         patience: float = PATIENCE,
     ) -> Workflow | None:
-        """Commit what `reducer` makes of the state, once, whoever else commits meanwhile and whatever is lost.
+        """Commit the state that `reducer` returns, exactly once, despite concurrent commits and lost answers.
 
-        `reducer` gets the state as it is (its own copy: it may change and return that), and returns the new state,
-        or None when there is nothing to do: then nothing is committed, and None is returned. It is called again for
-        each conflict, so it should do nothing but compute; what the outside has to see is done after this returned.
-        It is a plain function, because what is awaited between read and commit only makes conflicts likelier.
+        `reducer` gets a copy of the present state, which it may change and return, and returns the new state. If it
+        returns None, nothing is committed, and this returns None. It is called again after each conflict, so it must
+        only compute; cause effects after this has returned. It is a plain function, because waits between read and
+        commit would only cause conflicts.
 
-        A workflow that does not exist is NotFoundError, unless `initial` says what the reducer gets then; {} will do.
-        `provenance` goes with the commit; effect_id and timestamp are made where it has none, the action id always:
-        what is computed anew is another action, so ValueError is raised for one that is given. The schema version
-        stays as it is. ValueError too for NaN and Infinity, which are no JSON.
+        Raises NotFoundError for a workflow that does not exist, unless `initial` gives the state to begin with; {} is
+        enough. `provenance` is stored with the commit; missing effect_id and timestamp are added. Each attempt makes
+        its own action id, because a new computation is another action: a given one raises ValueError. The schema
+        version stays as it is. NaN and Infinity, which are not JSON, raise ValueError, too.
 
         Updates of one key by one client take turns. After a conflict an update computes again at once, from the row
-        that the conflict has; after every second one it waits a random share of a growing time, and reads again.
-        Raises PreconditionFailedError after `patience` seconds of conflicts.
+        in the conflict; after every second one it waits for a random part of a growing time, and reads again. Raises
+        PreconditionFailedError after `patience` seconds of conflicts.
         """
         if provenance is not None and "action_id" in provenance:
             raise ValueError("an update makes its own action id; `commit` takes one")
         turn = self._turns.setdefault(key, asyncio.Lock())
-        async with turn:  # updates of one client would only be in each other's way
+        async with turn:  # concurrent updates of one client would only conflict
             return await self._update(key, reducer, initial, provenance or {}, schema_version, patience)
 
     async def _update(
@@ -201,7 +201,7 @@ class Workflows:
         condition: dict[str, str],
     ) -> Committed:
         body = {"state": state, "provenance": provenance, "schema_version": schema_version}
-        json.dumps(body, allow_nan=False, default=str)  # msgspec alone would make null of NaN and Infinity
+        json.dumps(body, allow_nan=False, default=str)  # msgspec would write NaN and Infinity as null
         response = await self._caller.call(
             "PUT",
             _path(key),
@@ -218,5 +218,5 @@ def _committed(response: httpx.Response) -> Committed:
 
 
 def _path(key: str) -> str:
-    """The path of a workflow. Dots are encoded as well: `..` would be taken for the folder above."""
+    """The path of a workflow. Dots are encoded, too: servers would take `..` for the folder above."""
     return f"{PATH}/{quote(key, safe='').replace('.', '%2E')}"
