@@ -1,6 +1,6 @@
-"""Runs the migrations on the connection that it is given, or on the one that PQS_DATABASE_URL names.
+"""Runs the migrations, on a given connection or on the database of PQS_DATABASE_URL.
 
-Every revision is a transaction of its own, so that a concurrent index build can step out of its own.
+Each revision is a transaction of its own, so that it can end it for a concurrent index build.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from alembic import context
 from app.store.schema import create_engine
 from app.store.tables import Base
 
-LOCK_TIMEOUT = "5s"  # a migration that waits for a lock holds up everybody behind it: better give up and come again
+LOCK_TIMEOUT = "5s"  # a migration that waits for a lock delays every session behind it, so it gives up
 
 
 def run(connection: Connection) -> None:
-    """Bring the schema to the revision that was asked for."""
+    """Bring the schema to the requested revision."""
     connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
     connection.exec_driver_sql("SET statement_timeout = 0")
     connection.commit()

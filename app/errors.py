@@ -45,15 +45,15 @@ class UnsupportedMediaError(PqsError):
 
 
 class UnsupportedCodingError(UnsupportedMediaError):
-    """The body has a content coding that this service does not read."""
+    """This service does not decode the content coding of the body."""
 
 
 class MisdirectedError(PqsError):
-    """The request is for a host that this service does not answer to."""
+    """The service does not answer for the host of the request."""
 
 
 class ForeignOriginError(PqsError):
-    """A page of another origin, which is not listed, would change something."""
+    """A page of an unlisted origin tries to change something."""
 
 
 class NotFoundError(PqsError):
@@ -109,7 +109,7 @@ class IngestInterruptedError(UnavailableError):
 
 
 class TooManyWalksError(UnavailableError):
-    """As many reads that walk through a domain run as may run at once: the database was not asked."""
+    """The most reads that walk through a domain run already: the database was not asked."""
 
 
 class IntentError(PqsError):

@@ -1,8 +1,8 @@
-"""Print the first messages of a topic, a line each, and wait for those that are not there yet.
+"""Print the first messages of a topic, one a line, and wait for missing ones.
 
     python kafka/read.py TOPIC COUNT [SERVERS]
 
-SERVERS is 127.0.0.1:9092 when it is not given. Nothing is committed: the same call prints the same again.
+SERVERS is 127.0.0.1:9092 by default. No offset is committed: the same call prints the same messages again.
 """
 
 import sys
@@ -10,11 +10,11 @@ import uuid
 
 from confluent_kafka import Consumer
 
-WAIT = 60  # seconds for the next message, after which this gives up with status 1
+WAIT = 60  # seconds for the next message; then it gives up with status 1
 
 
 def read(topic: str, count: int, servers: str) -> None:
-    """Print them."""
+    """Print the first `count` messages of the topic."""
     settings = {"bootstrap.servers": servers, "group.id": f"read-{uuid.uuid4()}", "auto.offset.reset": "earliest"}
     consumer = Consumer(settings | {"enable.auto.commit": False})
     try:
@@ -22,7 +22,7 @@ def read(topic: str, count: int, servers: str) -> None:
         for _ in range(count):
             message = consumer.poll(WAIT)
             if message is None or message.error() is not None:
-                sys.exit("no more messages came" if message is None else str(message.error()))
+                sys.exit(f"no message came within {WAIT} s" if message is None else str(message.error()))
             sys.stdout.write((message.value() or b"").decode() + "\n")
     finally:
         consumer.close()

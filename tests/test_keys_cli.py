@@ -84,7 +84,7 @@ def test_a_key_is_made_and_shown_once(pqs: Typing) -> None:
     assert run.exit_code == 0
     key = AccessKey(run.stdout.strip())
     assert run.stdout == key.text + "\n"
-    assert re.fullmatch(rf"orchestrator/{key.id} lives until .*Z; it is shown this once\n", run.stderr)
+    assert re.fullmatch(rf"orchestrator/{key.id} lives until .*Z; it is shown only once\n", run.stderr)
     [stored] = pqs.stored()
     assert (stored.id, stored.name, stored.scopes) == (key.id, "orchestrator", ("events:write", "workflows:read"))
     assert (stored.domains, stored.workflow_prefixes) == (("a", "b"), ("team/",))
@@ -136,7 +136,7 @@ def test_a_rotation_is_two_live_keys(pqs: Typing) -> None:
     """The successor has the same rights; the old one ends after the overlap; a third one is refused."""
     old = pqs.done("keys", "create", "k", *READER, "--rate", "5").strip()
     assert pqs("keys", "create", "k", *READER).output == (
-        "pqs: there is a live key k: `pqs keys rotate k` makes its successor\n"
+        "pqs: there is a live key k; `pqs keys rotate k` creates its successor\n"
     )
     new = pqs.done("keys", "rotate", "k", "--overlap", "2h", "--expires", "10d").strip()
     first, second = pqs.stored()
@@ -148,7 +148,7 @@ def test_a_rotation_is_two_live_keys(pqs: Typing) -> None:
     assert pqs.lets_in(old)
     assert pqs.lets_in(new)
     assert pqs("keys", "rotate", "k").output == (
-        f"pqs: k is being exchanged: revoke one of {first.id}, {second.id} first\n"
+        f"pqs: k has two live keys: first revoke one of {first.id}, {second.id}\n"
     )
     pqs.done("keys", "revoke", first.id)
     assert [pqs.lets_in(old), pqs.lets_in(new)] == [False, True]

@@ -1,4 +1,4 @@
-"""One row per entity, its states, and the indexes that its queries need.
+"""One row per entity, the enum of states, and the indexes of the queries.
 
 Revision: 0001
 """
@@ -91,6 +91,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Leaves nothing behind, the enum included."""
+    """Removes everything, including the enum."""
     op.drop_table(TABLE)
     op.execute("DROP TYPE registration_state")

@@ -1,4 +1,4 @@
-"""State counts that are kept instead of counted.
+"""State counts that every write maintains.
 
 Revision: 0002, after 0001
 """
@@ -17,7 +17,7 @@ TABLE = "registration_state_counts"
 
 
 def upgrade() -> None:
-    """Count what is there. Writers wait meanwhile; those of an earlier release do not count: stop them before."""
+    """Counts the rows. Writers wait meanwhile. Stop writers of earlier releases first: they do not count."""
     state = postgresql.ENUM(name="registration_state", create_type=False)
     op.create_table(
         TABLE,
@@ -35,5 +35,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """The counts can be counted again."""
+    """Nothing is lost: the counts can be computed again."""
     op.drop_table(TABLE)

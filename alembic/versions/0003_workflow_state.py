@@ -1,4 +1,4 @@
-"""Workflow state that is changed by compare-and-swap, and the actions that were applied to it.
+"""Workflow states, changed by compare-and-swap, and the actions applied to them.
 
 Revision: 0003, after 0002
 """
@@ -53,6 +53,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops the workflows: they are in no log, and can't be computed again."""
+    """Drops the workflows. No log holds them, so they cannot be computed again."""
     op.drop_table(ACTIONS)
     op.drop_table(STATE)

@@ -1,4 +1,4 @@
-"""What is to be sent after a transaction, written in it.
+"""The outbox: messages that a transaction writes, to be sent after it.
 
 Revision: 0004, after 0003
 """
@@ -16,7 +16,7 @@ TABLE = "outbox"
 
 
 def upgrade() -> None:
-    """The primary key is the order in which the rows are sent; there is no other index to pay for."""
+    """The primary key is the order of sending. There is no other index."""
     op.create_table(
         TABLE,
         sa.Column("destination", sa.String(300), nullable=False),
@@ -31,5 +31,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """What was not sent yet is lost: stop the writers, and let the relay come to its end before."""
+    """Unsent messages are lost: first stop the writers, and let the relay send the rest."""
     op.drop_table(TABLE)

@@ -1,4 +1,4 @@
-"""How far each partition is read, and the messages that could not be taken in.
+"""The progress in each partition, and the messages that could not be applied.
 
 Revision: 0005, after 0004
 """
@@ -48,6 +48,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Consumers begin anew at the first message, and dead letters are lost: stop the consumers before."""
+    """Consumers begin again at the first message, and dead letters are lost: first stop the consumers."""
     op.drop_table(DEAD_LETTERS)
     op.drop_table(WATERMARKS)

@@ -1,4 +1,4 @@
-"""A row of the outbox may have several messages: all events of one decision, a line for each.
+"""A row of the outbox may have several messages: all events of a decision, one in each line.
 
 Revision: 0006, after 0005
 """
@@ -13,7 +13,7 @@ branch_labels = None
 depends_on = None
 
 TABLE = "outbox"
-# Each message a row of its own again. All rows get new ids, so that those of an entity stay in order.
+# Gives each message a row of its own again. All rows get new ids, so an entity's rows stay in order.
 SPLIT = """
 WITH entries AS (DELETE FROM outbox RETURNING *)
 INSERT INTO outbox (destination, slot, entity_id, domain, envelope, created_at)
@@ -25,12 +25,12 @@ ORDER BY e.id, line.place
 
 
 def upgrade() -> None:
-    """What waits are entries of one message each; no row is written anew."""
+    """Waiting rows stay as they are, as entries of one message."""
     op.add_column(TABLE, sa.Column("messages", sa.SmallInteger(), server_default=sa.text("1"), nullable=False))
 
 
 def downgrade() -> None:
-    """What waits stays, and is written anew: where much does, let the relay come to its end before."""
-    op.execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")  # who writes meanwhile would be out of order
+    """Waiting messages stay, but their rows are rewritten: if there are many, first let the relay send them."""
+    op.execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")  # rows written meanwhile would be out of order
     op.execute(SPLIT)
     op.drop_column(TABLE, "messages")

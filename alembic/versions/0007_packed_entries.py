@@ -1,4 +1,4 @@
-"""A row of the outbox may have messages of several entities, all of one slot; there are fewer slots, so that it has.
+"""A row of the outbox may have messages of several entities of one slot. Fewer slots make such rows common.
 
 Revision: 0007, after 0006
 """
@@ -13,12 +13,13 @@ branch_labels = None
 depends_on = None
 
 TABLE = "outbox"
-WHOSE = "intent_entity_id"  # what entity_id was; of rows with events nobody asks for it
-# Rows of up to a page stay as they are: from 2 kB on PostgreSQL would compress them, and they are soon gone.
+WHOSE = "intent_entity_id"  # the new name of entity_id; unused in rows with events
+# Rows up to a page stay uncompressed: PostgreSQL would compress them from 2 kB on, but they are soon removed.
 INLINE = 8160
-# Before, a slot was the entity id modulo 64: so it is still right modulo 4, and ids order what comes together.
+# The old slot was the entity id modulo 64, so its value modulo 4 is the new one. Rows that come together are
+# ordered by id.
 FEWER_SLOTS = "UPDATE outbox SET slot = slot % 4 WHERE slot >= 4"
-# Each message a row of its own again. All rows get new ids, so that those of an entity stay in order.
+# Gives each message a row of its own again. All rows get new ids, so an entity's rows stay in order.
 SPLIT = """
 WITH entries AS (DELETE FROM outbox RETURNING *)
 INSERT INTO outbox (destination, slot, entity_id, domain, envelope, created_at)
@@ -39,9 +40,9 @@ ORDER BY e.id, line.place
 
 
 def upgrade() -> None:
-    """What waits is in its new slot, in its order."""
-    op.execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")  # who writes or sends meanwhile would be out of order
-    # A relay of before would send under a wrong key. It finds no column of this name instead, and leaves all alone.
+    """Waiting rows move to their new slot, in their order."""
+    op.execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")  # rows written or sent meanwhile would be out of order
+    # A relay of an earlier release would send under a wrong key. Without a column of this name it fails instead.
     op.alter_column(TABLE, "entity_id", nullable=True, new_column_name=WHOSE)
     op.drop_column(TABLE, "domain")
     op.execute(f"ALTER TABLE {TABLE} SET (toast_tuple_target = {INLINE})")
@@ -49,7 +50,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """What waits stays, and is written anew: where much does, let the relay come to its end before."""
+    """Waiting messages stay, but their rows are rewritten: if there are many, first let the relay send them."""
     op.execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")
     op.add_column(TABLE, sa.Column("domain", sa.String(128), nullable=True))
     op.alter_column(TABLE, WHOSE, new_column_name="entity_id")

@@ -1,4 +1,4 @@
-"""Who may do what: keys, quotas of workflow prefixes, and the log of acts.
+"""Access: keys, quotas of workflow prefixes, and the audit log.
 
 Revision: 0008, after 0007
 """
@@ -82,7 +82,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """All keys and the log of acts are lost: copy the log before."""
+    """All keys and the audit log are lost: first copy the log."""
     op.drop_table(AUDIT)
     op.execute("DROP FUNCTION audit_log_is_insert_only()")
     op.drop_table(QUOTAS)

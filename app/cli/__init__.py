@@ -19,11 +19,11 @@ class Listing(NamedTuple):
 
 
 COMMANDS = {
-    "audit": Listing("keys", "Print who did what, newest first."),
+    "audit": Listing("keys", "Print the audit log, newest entries first."),
     "consume": Listing("workers", "Read events from Kafka, until stopped."),
     "db-url": Listing("show", 'Print the address of the database, for psql: psql "$(pqs db-url)".'),
     "intents": Listing("show", "Print which handler carries out each intent, and what the handler needs."),
-    "keys": Listing("keys", "Make, list, exchange and end keys."),
+    "keys": Listing("keys", "Create, list, rotate and revoke keys."),
     "load": Listing("load", "Send a file of events, one JSON object a line, to the service; - is standard input."),
     "migrate": Listing("migrate", "Bring the database's schema to the revision that this release expects."),
     "openapi": Listing("show", "Print the OpenAPI document."),

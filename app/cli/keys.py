@@ -1,4 +1,4 @@
-"""`pqs keys` and `pqs audit`: who may do what, and who did what. They need only the database, and no key."""
+"""`pqs keys` and `pqs audit`: the keys and their rights, and the audit log. They need the database, but no key."""
 
 import asyncio
 import getpass
@@ -28,7 +28,7 @@ from app.store.keys import StoredKey
 EXPIRES = "90d"
 OVERLAP = "24h"
 LONGEST = timedelta(days=3650)
-EVERY = "*"  # what stands for every domain, and for every workflow, on the command line
+EVERY = "*"  # every domain, or every workflow, on the command line
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,128}")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def duration(value: str) -> timedelta:
-    """A number with its unit: 30d, 12h, 45m, 10s; ten years at most."""
+    """Read a duration such as 30d, 12h, 45m or 10s, of ten years at most."""
     found = _DURATION.fullmatch(value)
     result = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else LONGEST * 2
     if result > LONGEST:
@@ -48,7 +48,7 @@ def duration(value: str) -> timedelta:
 
 @click.group()
 def keys() -> None:
-    """Make, list, exchange and end keys.
+    """Create, list, rotate and revoke keys.
 
     They need only the database. Every change is written to the audit log.
     """
@@ -62,18 +62,21 @@ def keys() -> None:
     multiple=True,
     required=True,
     type=click.Choice([scope.value for scope in Scope]),
-    help="What it may do; repeats.",
+    help="A right of the key; may be repeated.",
 )
 @click.option(
-    "--domain", "domains", multiple=True, help=f"A domain that it covers; repeats. {EVERY} is every domain."
+    "--domain",
+    "domains",
+    multiple=True,
+    help=f"A domain that the key covers; may be repeated. {EVERY} is every domain.",
 )
 @click.option(
     "--workflow-prefix",
     "prefixes",
     multiple=True,
-    help=f"The beginning of workflow keys that it covers; repeats. {EVERY} is every workflow.",
+    help=f"A prefix of workflow keys that the key covers; may be repeated. {EVERY} is every workflow.",
 )
-@click.option("--expires", type=duration, default=EXPIRES, show_default=True, help="How long it lives.")
+@click.option("--expires", type=duration, default=EXPIRES, show_default=True, help="The lifetime of the key.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Units a second, in each process of a service.")
 @click.option("--burst", type=click.FloatRange(1), help="Units at once; without it, twice the rate.")
 @settings_options(*DATABASE)
@@ -87,7 +90,7 @@ def create(
     burst: float | None,
     **given: str | None,
 ) -> None:
-    """Make a key and print it, once: only its digest is kept."""
+    """Create a key and print it once: only its digest is stored."""
     if _NAME.fullmatch(name) is None:
         raise click.UsageError("a name has 1 to 128 letters, digits, dots, underscores, hyphens or @")
     _check_reach(scopes, domains, prefixes)
@@ -107,7 +110,7 @@ def create(
     async def work(connection: Connection) -> None:
         await stored_keys.change(connection)
         if await stored_keys.get_named(connection, name):
-            raise StartError(f"there is a live key {name}: `pqs keys rotate {name}` makes its successor")
+            raise StartError(f"there is a live key {name}; `pqs keys rotate {name}` creates its successor")
         await stored_keys.add(connection, wanted, key.digest)
         await _write_down(connection, "keys.create", wanted)
 
@@ -117,11 +120,13 @@ def create(
 
 @keys.command()
 @click.argument("name")
-@click.option("--overlap", type=duration, default=OVERLAP, show_default=True, help="How long the old one lives on.")
-@click.option("--expires", type=duration, default=EXPIRES, show_default=True, help="How long the new one lives.")
+@click.option(
+    "--overlap", type=duration, default=OVERLAP, show_default=True, help="The remaining lifetime of the old key."
+)
+@click.option("--expires", type=duration, default=EXPIRES, show_default=True, help="The lifetime of the new key.")
 @settings_options(*DATABASE)
 def rotate(name: str, overlap: timedelta, expires: timedelta, **given: str | None) -> None:
-    """Make a key's successor, with the same rights, and print it. The old one ends after the overlap."""
+    """Create and print a successor with the same rights. The old key ends after the overlap."""
     key = make(os.urandom)
 
     async def work(connection: Connection) -> StoredKey:
@@ -130,7 +135,7 @@ def rotate(name: str, overlap: timedelta, expires: timedelta, **given: str | Non
         if not live:
             raise StartError(f"there is no live key {name}; `pqs keys list` lists them")
         if len(live) > 1:
-            raise StartError(f"{name} is being exchanged: revoke one of {', '.join(each.id for each in live)} first")
+            raise StartError(f"{name} has two live keys: first revoke one of {', '.join(each.id for each in live)}")
         [old] = live
         now = datetime.now(UTC)
         new = replace(old, id=key.id, created_by=_operator(), expires_at=now + expires)
@@ -146,7 +151,7 @@ def rotate(name: str, overlap: timedelta, expires: timedelta, **given: str | Non
 @click.argument("name")
 @settings_options(*DATABASE)
 def revoke(name: str, **given: str | None) -> None:
-    """End the live keys of a name, or the one with an id. It holds on every host within five seconds."""
+    """Revoke the live keys of a name, or the key with an id. Every host refuses them within five seconds."""
 
     async def work(connection: Connection) -> list[StoredKey]:
         await stored_keys.change(connection)
@@ -163,11 +168,11 @@ def revoke(name: str, **given: str | None) -> None:
 
 
 @keys.command("list")
-@click.option("--all", "everything", is_flag=True, help="Those of the past as well.")
-@click.option("-o", "--output", type=click.Choice(["table", "ndjson"]), default="table", help="How it is printed.")
+@click.option("--all", "everything", is_flag=True, help="List expired and revoked keys, too.")
+@click.option("-o", "--output", type=click.Choice(["table", "ndjson"]), default="table", help="The output format.")
 @settings_options(*DATABASE)
 def list_keys(everything: bool, output: str, **given: str | None) -> None:
-    """List keys: names, rights and ends. A secret is nowhere to be listed from."""
+    """List keys: names, rights and ends. Secrets are not stored, so they cannot be listed."""
     now = datetime.now(UTC)
     found = [
         each for each in _in_transaction(given, stored_keys.get_all) if everything or _state(each, now) == "live"
@@ -198,9 +203,9 @@ def list_keys(everything: bool, output: str, **given: str | None) -> None:
 @click.argument("size", required=False)
 @settings_options(*DATABASE)
 def quota(prefix: str | None, size: str | None, **given: str | None) -> None:
-    """List the quotas of workflow prefixes; with PREFIX and SIZE in bytes, set one, and with `none` for SIZE end it.
+    """List the quotas of workflow prefixes. With PREFIX and SIZE in bytes, set one; with SIZE `none`, remove it.
 
-    The prefix * means all workflows. While a quota is set, no workflow can be written.
+    The prefix * means all workflows. While this command sets a quota, no workflow can be written.
     """
     wanted = EVERY_KEY if prefix == EVERY else prefix
     if wanted is not None and (size is None or not (size == "none" or (size.isascii() and size.isdigit()))):
@@ -208,7 +213,7 @@ def quota(prefix: str | None, size: str | None, **given: str | None) -> None:
 
     async def work(connection: Connection) -> list[quotas.Quota]:
         if wanted is not None and size is not None:
-            await stored_keys.change(connection)  # services hear of it as of a change of keys
+            await stored_keys.change(connection)  # so that services notice it, as they notice a change of keys
             if size != "none":
                 await quotas.set_quota(connection, wanted, int(size))
             elif not await quotas.remove_quota(connection, wanted):
@@ -225,14 +230,14 @@ def quota(prefix: str | None, size: str | None, **given: str | None) -> None:
 
 
 @click.command()
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many entries.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="The number of entries.")
 @click.option(
     "--before", type=click.IntRange(1), default=audits.NEWEST, help="Entries with a lower id than this one."
 )
-@click.option("-o", "--output", type=click.Choice(["table", "ndjson"]), default="table", help="How it is printed.")
+@click.option("-o", "--output", type=click.Choice(["table", "ndjson"]), default="table", help="The output format.")
 @settings_options(*DATABASE)
 def audit(limit: int, before: int, output: str, **given: str | None) -> None:
-    """Print who did what, newest first."""
+    """Print the audit log, newest entries first."""
 
     async def work(connection: Connection) -> list[audits.AuditEntry]:
         return await audits.get_page(connection, before=before, limit=limit)
@@ -259,7 +264,7 @@ def audit(limit: int, before: int, output: str, **given: str | None) -> None:
 
 
 def _check_reach(scopes: Sequence[str], domains: Sequence[str], prefixes: Sequence[str]) -> None:
-    """Whether the scopes are for something: a key that covers nothing is a mistake. Raises UsageError."""
+    """Check that the key covers something: one without a domain or prefix is a mistake. Raises UsageError."""
     kinds = {scope.partition(":")[0] for scope in scopes}
     if kinds & {"events", "entities"} and not domains:
         raise click.UsageError("events and entities need a --domain, or --domain '*'")
@@ -280,10 +285,10 @@ def _state(key: StoredKey, now: datetime) -> str:
 
 
 def _show(key: AccessKey, stored: StoredKey) -> None:
-    """The key alone to standard output, for a pipe into a secret store; what is said of it to standard error."""
+    """Write only the key to standard output, for a pipe into a secret store, and its facts to standard error."""
     click.echo(key.text)
     click.echo(
-        f"{stored.name}/{key.id} lives until {stored.expires_at:%Y-%m-%d %H:%M}Z; it is shown this once", err=True
+        f"{stored.name}/{key.id} lives until {stored.expires_at:%Y-%m-%d %H:%M}Z; it is shown only once", err=True
     )
 
 
@@ -293,7 +298,7 @@ async def _write_down(connection: Connection, action: str, key: StoredKey, more:
 
 
 def _operator() -> str:
-    """Who runs this command, as far as the machine tells."""
+    """The user who runs this command, as far as the machine knows."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
