@@ -21,7 +21,7 @@ from benchmarks.machine import ROOT, BenchmarkError, Machine
 from benchmarks.report import Measured, as_text, commit, write
 from benchmarks.rows import Source
 
-# In this order: what only reads comes first.
+# In this order: parts that only read come first.
 PARTS: dict[str, Part] = {
     "lookup": throughput.lookup,
     "growth": growth.growth,
@@ -45,18 +45,18 @@ BY_NAME_ALONE = {"growth10m", "deadlines"}
 NEED_NO_ROWS = {"start", "relay", "deadlines"}
 FAILURES = (BenchmarkError, PqsError, OSError, HTTPException, asyncpg.PostgresError, asyncpg.InterfaceError)
 LIMIT = 15 * 60  # seconds for all parts
-LIMIT_NAMED = 90 * 60  # seconds for those that are asked for by name
+LIMIT_NAMED = 90 * 60  # seconds for parts that are chosen by name
 
 
 class OutOfTimeError(Exception):
-    """The run took too long. What was measured until then is shown."""
+    """The run took too long. Its results so far are shown."""
 
 
 def main() -> int:
-    """Run the parts, print the table, and write it. Exit status 1 when a part could not be measured."""
+    """Run the parts, print the table, and write it. The exit status is 1 if a part failed."""
     arguments = _arguments()
     if not Path("/proc/self/clear_refs").exists():
-        print("the benchmark reads /proc: it runs on Linux alone", file=sys.stderr)
+        print("the benchmark reads /proc: it runs only on Linux", file=sys.stderr)
         return 1
     size = QUICK if arguments.quick else FULL
     named = frozenset(arguments.only)
@@ -92,7 +92,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--only", default=[], type=_names, metavar="PART,…", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--quick", action="store_true", help="a small table and short rounds, to try the harness")
+    parser.add_argument("--quick", action="store_true", help="a small table and short rounds, to try the benchmark")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where to write, else docs/ (and nowhere when quick)"
     )
@@ -107,7 +107,7 @@ def _names(value: str) -> list[str]:
 
 
 def _run(bench: Bench, measured: dict[str, Measured]) -> bool:
-    """Run the parts one by one. Whether one of them failed; the others go on."""
+    """Run the parts one by one, and return whether one failed; the others go on."""
     chosen = [name for name in PARTS if name in bench.named or (not bench.named and name not in BY_NAME_ALONE)]
     failed = False
     bench.machine.start()
@@ -130,7 +130,7 @@ def _run(bench: Bench, measured: dict[str, Measured]) -> bool:
             bench.notes.append(f"{name} failed: {(str(error) or type(error).__name__).splitlines()[0]}")
             failed = True
             continue
-        # The larger variant takes the place of the smaller one: they are the same rows of the table.
+        # The larger variant replaces the smaller one: both have the same rows in the table.
         reduced = bench.quick or name == "growth" or (name == "memory" and name not in bench.named)
         measured["growth" if name == "growth10m" else name] = Measured(found, reduced, commit(), curves=bench.curves)
         _say(f"{name}: {time.monotonic() - began:.0f} s")
@@ -142,12 +142,12 @@ def _say(text: str) -> None:
 
 
 def _stop_on_signals(limit: int) -> None:
-    """Turn SIGTERM and a closed terminal into what Ctrl-C is, and the end of the time into an error."""
+    """Turn SIGTERM and a closed terminal into KeyboardInterrupt, and the end of the time into an error."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         _ignore_signals()
         if number == signal.SIGALRM:
-            raise OutOfTimeError(f"the run took longer than {limit // 60} minutes, and was stopped")
+            raise OutOfTimeError(f"the run took longer than {limit // 60} minutes and was stopped")
         raise KeyboardInterrupt
 
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
@@ -156,7 +156,7 @@ def _stop_on_signals(limit: int) -> None:
 
 
 def _ignore_signals() -> None:
-    """From here on everything is being stopped; a second Ctrl-C would leave something running."""
+    """Ignore signals while everything is stopped: a second Ctrl-C would leave something running."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(each, signal.SIG_IGN)
 

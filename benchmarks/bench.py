@@ -1,4 +1,4 @@
-"""One run: how large it is, what it shares, and how contenders take turns."""
+"""One run: its size, its shared resources, and the turns of its contenders."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from benchmarks.rows import Source
 
 MAIN = "bench"  # the database of the large table
 WARM = 1.0  # seconds of a load that does not count
-MISSED = 0.01  # of pgbench's guarded UPDATEs may lose a race: it picks its entities by chance
+MISSED = 0.01  # the share of pgbench's guarded UPDATEs that may lose a race: it picks entities at random
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """The size of a run."""
 
     rows: int
     rounds: int
@@ -29,13 +29,13 @@ class Size:
 
 FULL = Size(1_000_000, 5, 3, 80_000, 500_000, 7, 200)
 QUICK = Size(20_000, 2, 1, 4_000, 20_000, 2, 20)
-MEMORY_EVENTS = 5_000_000  # when that part is asked for by name
+MEMORY_EVENTS = 5_000_000  # if that part is chosen by name
 GROWTH_ROWS = 10_000_000
 
 
 @dataclass
 class Bench:
-    """What the parts of a run share. `named` are the parts that were asked for; empty means all."""
+    """The shared resources of a run's parts. `named` are the chosen parts; empty means all."""
 
     machine: Machine
     source: Source
@@ -44,21 +44,21 @@ class Bench:
     named: frozenset[str]
     quick: bool
     notes: list[str] = field(default_factory=list)
-    curves: dict[str, dict[str, float]] = field(default_factory=dict)  # of the part that runs: ms by number of rows
-    seconds: float = 0.0  # that one load takes now
+    curves: dict[str, dict[str, float]] = field(default_factory=dict)  # of the present part: ms by number of rows
+    seconds: float = 0.0  # the duration of one load now
 
     def __post_init__(self) -> None:
         self.seconds = self.size.seconds
 
     def warm(self, contenders: Mapping[str, Callable[[], float]]) -> None:
-        """A short round that does not count: connections are opened, statements prepared, pages read."""
+        """A short round that does not count. It opens connections, prepares statements and reads pages."""
         self.seconds = WARM
         for measure in contenders.values():
             measure()
         self.seconds = self.size.seconds
 
     def turns(self, contenders: Mapping[str, Callable[[], float]], rounds: int = 0) -> dict[str, list[float]]:
-        """What each measures, round by round. They take turns, and every second round goes backwards."""
+        """The measurements of each contender, by round. They take turns, in every second round in reverse."""
         measured: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(rounds or self.size.rounds):
             order = list(contenders.items())
@@ -76,7 +76,7 @@ class Bench:
         return load.rate
 
     def _versions(self) -> int:
-        """How often rows of the table have been changed, all in all."""
+        """The number of changes of all rows of the table."""
         return int(str(self.machine.ask(MAIN, "SELECT sum(version) FROM registration_projections")))
 
 

@@ -1,6 +1,6 @@
-"""Who is measured: our service and its peers, each started with as many processes, on the same database.
+"""The contenders: the service and its peers, with equal numbers of processes, on the same database.
 
-Before anything is measured, all of them are asked the same, and what they answer must mean the same.
+Before the measurements, all get the same requests, and their answers must mean the same.
 """
 
 import json
@@ -19,16 +19,16 @@ PEERS = Path(__file__).resolve().parent / "peers"
 NODE = PEERS / "node"
 NPM_TIMEOUT = 180.0  # seconds
 WORKERS = 2
-EMPTY = "empty"  # whose answers mean nothing
-COMPARED = 20  # entities that everybody is asked for
+EMPTY = "empty"  # the peer whose answers mean nothing
+COMPARED = 20  # entities whose answers are compared
 
 
 class LeftOutError(Exception):
-    """A contender, or a whole part, that can't be measured here, and why."""
+    """A contender or a part cannot be measured here; the message gives the reason."""
 
 
 def need_node(machine: Machine) -> str:
-    """The path of node, with what the peer needs installed. Raises LeftOutError when there is none."""
+    """The path of node, with the peer's packages installed. Raises LeftOutError if there is no node."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         raise LeftOutError("node is left out: Node.js and npm are not installed here")
@@ -58,7 +58,7 @@ def knows_batching(machine: Machine) -> bool:
 
 
 def start_ours(machine: Machine, database: str, *, workers: int = WORKERS, **environment: str) -> tuple[Child, int]:
-    """Our service. Nobody here writes an access log, so it does not either."""
+    """The service, without an access log, like all contenders."""
     port = free_port()
     environment = {"PQS_DATABASE_URL": machine.url(database), "PQS_LOG_LEVEL": "warning"} | environment
     command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--workers", str(workers)]
@@ -66,7 +66,7 @@ def start_ours(machine: Machine, database: str, *, workers: int = WORKERS, **env
 
 
 def start(machine: Machine, name: str, database: str) -> tuple[Child, int]:
-    """A contender by its name. Raises LeftOutError when that is not possible here."""
+    """Start a contender by its name. Raises LeftOutError if that is impossible here."""
     port = free_port()
     match name:
         case "ours":
@@ -88,7 +88,7 @@ def start(machine: Machine, name: str, database: str) -> tuple[Child, int]:
 def serving(
     machine: Machine, source: Source, database: str, names: list[str], notes: list[str]
 ) -> Iterator[dict[str, int]]:
-    """The ports of those that could be started, by name, after they were found to answer alike."""
+    """The ports of the contenders that started, by name, after a check that they answer alike."""
     children: list[Child] = []
     ports: dict[str, int] = {}
     try:
@@ -129,7 +129,7 @@ def _check_alike(ports: dict[str, int], source: Source) -> None:
 
 
 def _check_writes(clients: dict[str, Client], entity_id: str, version: int, source: Source) -> None:
-    """Each in turn moves the row on by one, which all others then see, and knows a repeat and a late event."""
+    """Check that each moves the row on, that all others see it, and that each detects repeats and late events."""
     told: dict[str, dict[str, object]] = {}
     for name, client in clients.items():
         first = source.stamps(2)

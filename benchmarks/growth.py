@@ -1,4 +1,4 @@
-"""How what is asked grows slower, or does not, with the number of rows. One worker and one client a table size."""
+"""The latency of queries by the number of rows, with one worker and one client for each table size."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ from benchmarks.report import Row, compared, figure
 
 TARGET = 1.5
 ROUND_SECONDS = 3.0  # at most, of one query in one round
-OVERDUE = 20  # one row in so many is overdue, in either scan
+OVERDUE = 20  # one of this many rows is overdue, in either scan
 PAGE = 1000  # rows, on the way to the middle
 
 
@@ -85,7 +85,7 @@ def _measure(bench: Bench, clients: dict[int, Client], paths: dict[int, str]) ->
 
 
 def _paths(bench: Bench, client: Client, rows: int) -> dict[str, str]:
-    """What is asked, by what the table calls it. Raises BenchmarkError when the answers are smaller than planned."""
+    """The paths by their names in the table. Raises BenchmarkError if answers are smaller than planned."""
     as_of = bench.as_of.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     paths = {"state counts": "/v1/state-counts"}
     for scan in ("ack", "liveness"):
@@ -105,7 +105,7 @@ def _paths(bench: Bench, client: Client, rows: int) -> dict[str, str]:
 
 
 def _middle(client: Client, path: str, before: int) -> str:
-    """The cursor after so many rows."""
+    """The cursor after this many rows."""
     cursor = ""
     while before > 0:
         page = client.get(f"{path}&limit={min(before, PAGE)}{cursor and '&cursor=' + cursor}").json()

@@ -1,4 +1,4 @@
-"""Where the time of one lookup and of one event goes: a profile of the one process that answers."""
+"""The time of one lookup and of one event by layer: a profile of the process that answers."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from benchmarks.machine import Child, free_port
 from benchmarks.report import Row
 from benchmarks.throughput import LOOKUP_CONNECTIONS, POST_CONNECTIONS
 
-SECONDS = 3.0  # times what one round of any other load takes
+SECONDS = 3.0  # times the duration of a round of any other load
 TICKS = os.sysconf("SC_CLK_TCK")  # a second (proc(5))
 PATIENCE = 10.0  # seconds until the profile is written
 
@@ -74,7 +74,7 @@ def _worked(pid: int) -> float:
 
 
 def _worked_by(name: str) -> float:
-    """The same, of all processes of that name that are there now."""
+    """The same, for all present processes of that name."""
     worked = 0.0
     for path in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):

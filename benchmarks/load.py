@@ -1,4 +1,4 @@
-"""The load: wrk, pgbench, streams of lines, and a client that asks one thing after the other."""
+"""The load: wrk, pgbench, streams of lines, and a client that sends one request after the other."""
 
 import http.client
 import json
@@ -17,13 +17,13 @@ from benchmarks.rows import Source
 
 HERE = Path(__file__).resolve().parent
 NDJSON = "application/x-ndjson"
-PER_SECOND = 200_000  # requests that no load sends more of; so many stamps it gets
+PER_SECOND = 200_000  # requests that a load sends at most, and so the stamps that it gets
 REQUEST_TIMEOUT = 60.0  # seconds
 STREAM_TIMEOUT = 1800.0  # seconds without a byte
 
 
 class Load(NamedTuple):
-    """What a load measured: answers a second, latencies in milliseconds, and how many answers there were."""
+    """The results of a load: answers a second, latencies in milliseconds, and the number of answers."""
 
     rate: float
     p50: float
@@ -32,7 +32,7 @@ class Load(NamedTuple):
 
 
 def need_wrk() -> str:
-    """The path of wrk. Raises BenchmarkError with what to do when there is none."""
+    """The path of wrk. Raises BenchmarkError, which says how to get it, if it is missing."""
     found = shutil.which("wrk")
     if found is None:
         raise BenchmarkError("wrk is missing, which sends the requests: `apt-get install wrk`, `dnf install wrk`")
@@ -40,8 +40,8 @@ def need_wrk() -> str:
 
 
 def wrk(machine: Machine, port: int, what: str, source: Source, *, connections: int, seconds: float) -> Load:
-    """Send `lookup`, `post`, `commit` or `trigger` requests for so long. Raises BenchmarkError when one fails."""
-    whole = max(1, round(seconds))  # wrk knows no fractions
+    """Send `lookup`, `post`, `commit` or `trigger` requests for `seconds`. Raises BenchmarkError if one fails."""
+    whole = max(1, round(seconds))  # wrk accepts only whole seconds
     stamp = source.stamps(whole * PER_SECOND)
     command = [need_wrk(), "--threads", "1", "--connections", str(connections), "--duration", f"{whole}s"]
     command += ["--timeout", "10s", "--script", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}/", "--"]
@@ -70,7 +70,7 @@ def pgbench(machine: Machine, database: str, script: str, source: Source, *, cli
 
 
 def stream_in(port: int, lines: Iterable[bytes], length: int) -> dict[str, int]:
-    """Send lines of `length` bytes together, in one request, and return the summary of what became of them."""
+    """Send lines of `length` bytes in all, in one request, and return their summary."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=STREAM_TIMEOUT)
     try:
         headers = {"Content-Type": NDJSON, "Content-Length": str(length)}
@@ -86,7 +86,7 @@ def stream_in(port: int, lines: Iterable[bytes], length: int) -> dict[str, int]:
 
 
 def stream_out(port: int) -> int:
-    """Read all rows as a stream, and return how many there were."""
+    """Read all rows as a stream, and return their number."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=STREAM_TIMEOUT)
     try:
         connection.request("GET", "/v1/entities", headers={"Accept": NDJSON})
@@ -118,7 +118,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """One connection that stays open, with next to no work of its own between request and answer."""
+    """One connection that stays open, with almost no work of its own between request and answer."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -135,8 +135,8 @@ class Client:
         self._socket.close()
 
     def get(self, path: str) -> Answer:
-        """Ask for a path. A connection that was closed meanwhile, because it was idle, is opened again before."""
-        if select.select([self._socket], [], [], 0)[0]:  # nothing is awaited, so this is its end
+        """Send a GET of a path, on a new connection if the idle one was closed."""
+        if select.select([self._socket], [], [], 0)[0]:  # no answer is expected, so the connection was closed
             self._socket.close()
             self._open()
         return self._ask(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
@@ -154,7 +154,7 @@ class Client:
         while missing:
             piece = self._socket.recv(1 << 18)
             if not piece:
-                raise BenchmarkError("the connection was closed before the answer was at its end")
+                raise BenchmarkError("the connection was closed before the answer was complete")
             received += piece
             if end < 0:
                 end = received.find(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""How fast the registration loop is: triggers with the bus on, Kafka in, and deadlines that all pass at once."""
+"""The speed of the registration loop: triggers with a bus, input from Kafka, and deadlines that pass together."""
 
 import asyncio
 import sys
@@ -20,7 +20,7 @@ from benchmarks.throughput import POST_CONNECTIONS, RATE, stream
 from tests.broker import Broker, some_broker
 
 PATIENCE = 120.0  # seconds
-LOOK = 0.02  # seconds between two looks at how far something is
+LOOK = 0.02  # seconds between two checks of progress
 ROUNDS = 3
 VERSIONS = "SELECT coalesce(sum(version), 0)::bigint FROM registration_projections"
 
@@ -42,7 +42,7 @@ TAKEN_IN = 'SELECT coalesce(sum("offset" + 1), 0)::bigint FROM watermarks'
 
 SWEPT = "swept"  # a database whose rows are all alive, with deadlines that pass within one minute
 FEW = 4  # connections
-AHEAD = 120  # seconds until the first deadline passes: the table is loaded by then, and what is before is measured
+AHEAD = 120  # seconds until the first deadline passes: time to load the table and to measure the phase before
 SWEEP_PATIENCE = 1200.0  # seconds
 ALL_ALIVE = f"""
 INSERT INTO registration_projections (
@@ -58,7 +58,7 @@ ALIVE = "SELECT count(*) FROM registration_projections WHERE version = 5 AND cur
 
 
 def triggers(bench: Bench) -> list[Row]:
-    """Introspections, acks and deregistrations, all of which have something to publish, with a bus and without."""
+    """Introspections, acks and deregistrations, which all have events to publish, with a bus and without."""
     machine, source = bench.machine, bench.source
     with some_broker() as broker:
         broker.create_topic("registration-events")
@@ -91,7 +91,7 @@ def triggers(bench: Bench) -> list[Row]:
 
 
 def _drained(machine: Machine, database: str = MAIN) -> None:
-    """Return when the relays have sent everything: what one round leaves behind must not weigh on the next."""
+    """Wait until the relays have sent everything, so that one round does not slow down the next."""
     end = time.monotonic() + PATIENCE
     while machine.ask(database, "SELECT EXISTS (SELECT FROM outbox)"):
         if time.monotonic() > end:
@@ -100,7 +100,7 @@ def _drained(machine: Machine, database: str = MAIN) -> None:
 
 
 def _follows(triggers: int) -> int:
-    """How many events follow from so many triggers, sent node by node."""
+    """The number of events that follow from this many triggers, sent node by node."""
     rounds, rest = divmod(triggers, NODES)
     whole, last = divmod(rounds, len(FOLLOWS))
     return NODES * (whole * sum(FOLLOWS) + sum(FOLLOWS[:last])) + rest * FOLLOWS[last]
@@ -129,7 +129,7 @@ def consume(bench: Bench) -> list[Row]:
 
 
 class Consumer:
-    """`pqs consume` on a topic, again and again: each run reads on where the one before it ended."""
+    """`pqs consume` on a topic, run repeatedly: each run continues where the last one ended."""
 
     def __init__(self, machine: Machine, broker: Broker) -> None:
         self._machine = machine
@@ -147,7 +147,7 @@ class Consumer:
             "PQS_DATABASE_URL": machine.url(CONSUMED),
             "PQS_KAFKA": self._broker.servers,
             "PQS_TOPICS_IN": TOPIC,
-            "PQS_BUS": "off",  # nothing goes out on the other side either
+            "PQS_BUS": "off",  # no messages are sent
             "PQS_LOG_LEVEL": "warning",
         }
         child = machine.spawn("consume", [sys.executable, "-m", "app", "consume"], **environment)

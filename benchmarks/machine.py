@@ -1,6 +1,6 @@
-"""The machine under the benchmark: the one PostgreSQL, the child processes, and what they hold in memory.
+"""The machine of the benchmark: its PostgreSQL, its child processes, and their memory.
 
-Everything listens on the loopback or on a Unix socket, and is gone when `Machine.close` returns.
+All of them listen on the loopback or on a Unix socket, and have ended when `Machine.close` returns.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from app.embedded.postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 60.0  # seconds until a service answers
-STOP_TIMEOUT = 20.0  # seconds that a child has to end by itself
-REST = 0.5  # seconds; a process that takes no more than RESTING ticks of the processor in it is at rest
+STOP_TIMEOUT = 20.0  # seconds for a child to end by itself
+REST = 0.5  # seconds; a process that uses at most RESTING ticks of the processor in this time is idle
 RESTING = 1
 STATEMENT_TIMEOUT = 1800.0  # seconds: the largest table takes minutes to load
 
@@ -45,11 +45,11 @@ MUST_BE_ON = ("fsync", "synchronous_commit", "full_page_writes")
 
 
 class BenchmarkError(Exception):
-    """Something is missing, did not start, or answered what it should not have."""
+    """A program is missing, did not start, or gave a wrong answer."""
 
 
 class Child:
-    """A process and all that it starts, in a session of its own: a Ctrl-C reaches the harness alone."""
+    """A process and its children, in a session of its own: only the benchmark itself gets Ctrl-C."""
 
     def __init__(self, command: Sequence[str | Path], log: Path, environment: dict[str, str]) -> None:
         self._log = log
@@ -66,7 +66,7 @@ class Child:
             )
 
     def answers(self, port: int, path: str) -> None:
-        """Return when `path` is answered with 200. Raises BenchmarkError when the process ends, or never answers."""
+        """Wait until `path` is answered with 200. Raises BenchmarkError if the process ends, or never answers."""
         end = time.monotonic() + START_TIMEOUT
         request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
         while time.monotonic() < end:
@@ -80,7 +80,7 @@ class Child:
         raise BenchmarkError(f"{self._log.stem} does not answer {path}:\n{self._tail()}")
 
     def rest(self) -> None:
-        """Return when all its processes have stopped working: the first to answer may not be the last one up."""
+        """Wait until all its processes are idle: others may still start when the first one answers."""
         end = time.monotonic() + START_TIMEOUT
         worked = -1
         while time.monotonic() < end:
@@ -90,7 +90,7 @@ class Child:
             time.sleep(REST)
 
     def _worked(self) -> int:
-        """Ticks of processor time that the processes of its session have taken."""
+        """Ticks of processor time that the processes of its session have used."""
         ticks = 0
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
@@ -100,13 +100,13 @@ class Child:
         return ticks
 
     def workers(self) -> list[int]:
-        """The processes that answer: those that uvicorn started, or the one process itself."""
+        """The serving processes: the children of the first process, or the process itself."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         found = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return found or [self.process.pid]
 
     def stop(self) -> None:
-        """End it, and whatever it has left behind in its session."""
+        """End it, and every process that it left behind in its session."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -130,7 +130,7 @@ class Machine:
         self._url = ""
 
     def start(self) -> None:
-        """Start PostgreSQL, and see that a commit is as durable as it should be."""
+        """Start PostgreSQL, and check that its commits are durable."""
         self._url = self._postgres.start()
         for name in MUST_BE_ON:
             if (value := self.ask("postgres", f"SHOW {name}")) != "on":
@@ -149,7 +149,7 @@ class Machine:
 
     @property
     def socket_dir(self) -> str:
-        """Where the server's Unix socket is."""
+        """The directory of the server's Unix socket."""
         return parse_qs(urlsplit(self._url).query)["host"][0]
 
     def ask(self, database: str, query: str, *arguments: object) -> object:
@@ -165,7 +165,7 @@ class Machine:
             await connection.close(timeout=START_TIMEOUT)
 
     def rest(self, database: str) -> None:
-        """Put a database in order, so that what was measured before does not weigh on what comes."""
+        """Vacuum a database, so that earlier measurements do not slow down later ones."""
         self.ask(database, "VACUUM (ANALYZE)")
         self.ask(database, "CHECKPOINT")
 
@@ -201,7 +201,7 @@ class Machine:
 
 
 def free_port() -> int:
-    """A port of the loopback that is free now, and is none of those that the kernel gives to whoever connects."""
+    """A free port of the loopback, outside the kernel's range of ports for outgoing connections."""
     while True:
         port = random.randrange(12_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -216,5 +216,5 @@ def resident(pid: int, *, peak: bool = False) -> int:
 
 
 def reset_peak(pid: int) -> None:
-    """From here on, count the peak of a process anew (proc(5), clear_refs)."""
+    """Begin a new count of a process's peak (proc(5), clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""What the processes need: memory under streams, memory when idle, and time to start."""
+"""The needs of the processes: memory under streams, idle memory, and time to start."""
 
 import sys
 import threading
@@ -16,9 +16,9 @@ from benchmarks.report import Row, compared
 from benchmarks.rows import Event
 
 MIB = 1024 * 1024
-BLOCK = 1000  # lines that are sent at once
+BLOCK = 1000  # lines that are sent together
 
-# What a serving process imports from elsewhere: what our modules name, and what uvicorn and SQLAlchemy load by name.
+# Prints the foreign modules of a serving process, including the ones that uvicorn and SQLAlchemy load by name.
 DEPENDENCIES = """
 import sys
 ours = {"app", "alembic", "benchmarks", "__main__", "__mp_main__"} | set(sys.stdlib_module_names)
@@ -30,7 +30,7 @@ print("\\n".join(name for name in sys.modules if name.partition(".")[0] not in o
 
 
 def memory(bench: Bench) -> list[Row]:
-    """The workers' memory at its peak, while one stream goes in and all rows come out, above what it was before."""
+    """The workers' peak memory above their idle memory, while one stream comes in and all rows go out."""
     count = bench.size.memory_events
     if "memory" in bench.named and not bench.quick:
         count = MEMORY_EVENTS
@@ -44,7 +44,7 @@ def memory(bench: Bench) -> list[Row]:
     try:
         child.answers(port, "/readyz")
         child.rest()
-        with Client(port) as client:  # what any request needs is there before
+        with Client(port) as client:  # loads everything that any request needs
             client.get("/v1/entities?limit=1000").json()
         send(BLOCK)
         before = sum(map(resident, child.workers()))
@@ -78,7 +78,7 @@ def _length(bench: Bench, count: int) -> int:
 
 
 def start(bench: Bench) -> list[Row]:
-    """Seconds until `readyz` answers, on a data directory that is there already."""
+    """Seconds until `readyz` answers, on an existing data directory."""
     data_dir = bench.machine.folder / "start"
 
     def ours() -> float:
@@ -96,7 +96,7 @@ def start(bench: Bench) -> list[Row]:
         ours(), theirs()
         measured = bench.turns({"ours": ours, "theirs": theirs}, bench.size.starts)
     finally:
-        with EmbeddedPostgres(data_dir):  # takes over what a service that was killed would have left
+        with EmbeddedPostgres(data_dir):  # takes over the server that a killed service would leave
             pass
     other = "imports + PostgreSQL"
     return [compared("start until readyz", measured["ours"], other, measured["theirs"], "s", 1.3, at_most=True)]
@@ -113,7 +113,7 @@ def _until_ready(bench: Bench, command: list[str], port: int, data_dir: Path) ->
 
 
 def idle(bench: Bench) -> list[Row]:
-    """Memory of a worker that waits, and of a process that has done no more than import."""
+    """Memory of an idle worker, and of a process that has only imported."""
     machine = bench.machine
     dependencies = _dependencies(bench)
 
@@ -131,7 +131,7 @@ def idle(bench: Bench) -> list[Row]:
 
 
 def _at_rest(child: Child, port: int) -> float:
-    """MiB of the largest process that answers, once it has come to rest."""
+    """MiB of the largest serving process, once it is idle."""
     try:
         child.answers(port, "/readyz")
         child.rest()
@@ -141,7 +141,7 @@ def _at_rest(child: Child, port: int) -> float:
 
 
 def _dependencies(bench: Bench) -> Path:
-    """A file that names the modules, in the order in which they are imported."""
+    """A file with the names of the modules, in the order of their import."""
     path = bench.machine.folder / "dependencies"
     if not path.exists():
         path.write_text(bench.machine.run([sys.executable, "-c", DEPENDENCIES], timeout=60))

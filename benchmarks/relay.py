@@ -1,4 +1,4 @@
-"""How fast the relay empties the outbox, beside what the Kafka client alone produces."""
+"""The speed of the relay, compared with the Kafka client without it."""
 
 import gc
 import sys
@@ -20,9 +20,9 @@ from tests.making import START, node
 DATABASE = "relayed"
 TOPIC = "relayed"
 EACH = 3  # messages of a node, as after its introspection
-TOGETHER = 15  # triggers that one transaction takes in: as many as are joined when 64 clients ask two workers
+TOGETHER = 15  # triggers of one transaction: as many as two workers join for 64 clients
 LEFT = "SELECT EXISTS (SELECT FROM outbox)"
-LOOK = 0.01  # seconds between two looks at how far it is
+LOOK = 0.01  # seconds between two checks of progress
 PATIENCE = 120.0  # seconds
 FILL = """
     INSERT INTO outbox (destination, slot, envelope, messages)
@@ -35,13 +35,13 @@ Messages = list[tuple[UUID, bytes]]
 
 
 def relay(bench: Bench) -> list[Row]:
-    """One relay that finds a full outbox, against a producer with the same settings that has the messages at hand."""
+    """One relay with a full outbox, against a producer with the same settings and the messages in memory."""
     machine, count = bench.machine, bench.size.stream_events
     machine.ask("postgres", f"CREATE DATABASE {DATABASE}")
     machine.pqs("migrate", database=DATABASE)
     messages = _messages(count)
     gc.collect()
-    gc.freeze()  # so that they do not weigh on the client, which is measured in this process
+    gc.freeze()  # so that they do not slow down the client, which is measured in this process
     with some_broker() as broker:
         broker.create_topic(TOPIC)
 
@@ -60,7 +60,7 @@ def relay(bench: Bench) -> list[Row]:
 
 
 def _messages(count: int) -> Messages:
-    """Envelopes as they are in the outbox, each node's one after the other."""
+    """Envelopes as in the outbox, node by node."""
     messages: Messages = []
     for number in range(count // EACH):
         entity_id = node(number)
@@ -80,7 +80,7 @@ def _messages(count: int) -> Messages:
 
 
 def _fill(bench: Bench, messages: Messages) -> None:
-    """As transactions of some triggers each leave it."""
+    """Fill the outbox as transactions of TOGETHER triggers leave it."""
     nodes = [messages[place : place + EACH] for place in range(0, len(messages), EACH)]
     lines = [Lines(slot_of(of[0][0]), EACH, b"".join(value + b"\n" for _, value in of)) for of in nodes]
     rows = [row for place in range(0, len(lines), TOGETHER) for row in packed(TOPIC, lines[place : place + TOGETHER])]
@@ -112,14 +112,14 @@ def _relayed(bench: Bench, servers: str, count: int) -> float:
 
 
 def _messages_on(topic: Consumer) -> int:
-    """How many messages have come to the topic, since it is there."""
+    """The number of messages in the topic."""
     partitions = topic.list_topics(TOPIC, timeout=PATIENCE).topics[TOPIC].partitions
     offsets = (topic.get_watermark_offsets(TopicPartition(TOPIC, each), timeout=PATIENCE) for each in partitions)
     return sum(each[1] for each in offsets)
 
 
 async def _produced(servers: str, messages: Messages) -> float:
-    """Seconds until the client holds none of the messages any more, and has reported no error."""
+    """Seconds until the client holds none of the messages any more. Raises BenchmarkError after an error."""
     bus = KafkaBus(servers)
     producer = Producer(bus._settings)  # noqa: SLF001 - the same ones, whatever they become
     await bus.close()

@@ -1,4 +1,4 @@
-"""What a run measured: the table, as text and as Markdown, and the two pictures.
+"""The results of a run: the table, as text and as Markdown, and the two pictures.
 
 The figures of each part are kept in `docs/performance.json`, so that a part that is run on its own takes its place
 in the table. Within one part everything comes from one run; nothing is compared across parts.
@@ -33,16 +33,16 @@ class Row:
     high: float | None
     target: float | None = None
     at_most: bool = False  # the target is an upper bound
-    difference: bool = False  # ours less the other is what counts, not their ratio
+    difference: bool = False  # the difference counts, not the ratio
 
     @property
     def value(self) -> float:
-        """What is held against the target."""
+        """The value that is compared with the target."""
         return self.ours - self.other if self.difference else self.ours / self.other
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None without one."""
+        """Whether the target is met; None without a target."""
         if self.target is None:
             return None
         return self.value <= self.target if self.at_most else self.value >= self.target
@@ -83,13 +83,13 @@ def compared(
 
 
 def figure(value: float) -> str:
-    """A number with as many digits as it is worth."""
+    """A number with as many digits as are meaningful."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 @dataclass
 class Measured:
-    """What one part measured, when, and on what. A reduced one never takes the place of a full one."""
+    """The results of a part, with time and machine. A reduced run never replaces a full one."""
 
     rows: list[Row]
     reduced: bool
@@ -100,7 +100,7 @@ class Measured:
 
 
 def commit() -> str:
-    """The commit that is checked out, and whether something was changed since."""
+    """The commit that is checked out, and whether files have changed since."""
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=10)
     return done.stdout.strip() or "no commit"
@@ -117,7 +117,7 @@ def as_text(rows: list[Row]) -> str:
 
 
 def write(folder: Path, parts: dict[str, Measured], notes: list[str], order: list[str]) -> None:
-    """Keep the parts beside those of earlier runs, and write table and pictures anew from all of them."""
+    """Add the parts to the results of earlier runs, and write table and pictures from all of them."""
     kept = _read(folder / KEPT)
     for name, part in parts.items():
         if name not in kept or not part.reduced or kept[name].reduced:
@@ -177,7 +177,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
 
 
 def _bars(rows: list[Row]) -> str:
-    """How far each target is met: a bar that reaches the line has met it. Longer is better, whatever the unit."""
+    """The degree to which each target is met: a bar that reaches the line meets it. Longer is always better."""
     scale, step, most = 180, 26, 2.5
     labels = [f"{row.what} / {row.other_name}" for row in rows]
     left = max(map(_width, labels), default=0) + 20
@@ -201,7 +201,7 @@ def _bars(rows: list[Row]) -> str:
 
 
 def _width(text: str) -> int:
-    """Room for a text in pixels, more than it needs in most fonts: nothing measures it here."""
+    """An estimate of the width of a text in pixels, on the safe side."""
     return math.ceil(len(text) * LETTER)
 
 

@@ -1,7 +1,7 @@
-"""What is in the table, and the events that come for it.
+"""The rows of the table, and the events for them.
 
-Entity `i` has an id made of `i`, scattered like a random one; `requests.lua` and the pgbench scripts make the same.
-What an entity is, follows from `i` alone: its state from `i % 100`, so that those below ALIVE take heartbeats.
+The id of entity `i` is computed from `i` and scattered like a random one; `requests.lua` and the pgbench scripts
+compute the same. An entity's state follows from `i % 100`: entities below ALIVE accept heartbeats.
 """
 
 import time
@@ -13,14 +13,14 @@ from typing import NamedTuple
 from app.store.schema import REVISIONS
 from benchmarks.machine import Machine
 
-SCATTER = 618_033_989  # times i stays below 2**53, which is where Lua's numbers end
+SCATTER = 618_033_989  # its product with i stays below 2**53, the limit of exact numbers in Lua
 ALIVE = 91  # of a hundred entities; the rest is in a terminal state
-STEP = 611_953  # a prime: steps through the living entities in no order that their pages know
-FRESH = 20_000_000  # ids from here on belong to entities that register while we measure
+STEP = 611_953  # a prime: steps through the living entities in an order unrelated to their pages
+FRESH = 20_000_000  # ids from here on belong to entities that register during the measurement
 FRESH_EVERY = 10  # of a stream's events, one is a new registration
-RARE = 100  # entities with a capability that nobody else has
+RARE = 100  # entities with a rare capability
 
-# Half of the acks and one in fourteen of the livenesses are overdue at the moment that is called $2.
+# Half of the ack deadlines and one in fourteen of the liveness deadlines have passed at the time $2.
 LOAD = f"""
 INSERT INTO registration_projections (
     entity_id, domain, current_state, node_type, node_version, capabilities,
@@ -102,7 +102,7 @@ class Event(NamedTuple):
         return f"{_second(self.stamp // 1_000_000)}.{self.stamp % 1_000_000:06d}Z"
 
     def json(self) -> str:
-        """The event as the service takes it. All heartbeats are equally long, and so are all registrations."""
+        """The event as JSON. All heartbeats are equally long, and so are all registrations."""
         type_, data = "node.heartbeat", ""
         if self.fresh:
             type_ = "registration.initiated"
@@ -119,7 +119,7 @@ def _second(seconds: int) -> str:
 
 
 class Source:
-    """Where all events of a run come from: none is ever behind its entity's row, whoever applied the one before."""
+    """The source of all events of a run: each is newer than its entity's row, whoever applied the last one."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -128,13 +128,13 @@ class Source:
         self._fresh = FRESH
 
     def stamps(self, count: int) -> int:
-        """The first of `count` stamps that nobody else gets, each higher than all before."""
+        """The first of `count` unique stamps, each higher than all earlier ones."""
         first = max(self._stamp, time.time_ns() // 1000)
         self._stamp = first + count
         return first
 
     def catch_up(self) -> None:
-        """Return when the clock is past every stamp: for a load that takes its stamps from PostgreSQL's clock."""
+        """Wait until the clock is past every stamp: for a load that takes its stamps from PostgreSQL's clock."""
         while (ahead := self._stamp - time.time_ns() // 1000) >= 0:
             time.sleep((ahead + 1000) / 1_000_000)
 
@@ -155,6 +155,6 @@ class Source:
         return [lane(number) for number in range(lanes)]
 
     def known(self, place: int) -> str:
-        """The id of a living entity; `alive` places in a row are all different ones."""
+        """The id of a living entity; `alive` consecutive places are all different."""
         number = place % self.alive * STEP % self.alive
         return entity(number // ALIVE * 100 + number % ALIVE)

@@ -1,4 +1,4 @@
-"""How many requests and events a second: lookup, post, ingest; and what joining costs a lone client."""
+"""Requests and events a second: lookup, post, ingest; and the cost of joining for a single client."""
 
 import asyncio
 import threading
@@ -41,7 +41,7 @@ def lookup(bench: Bench) -> list[Row]:
 
 
 def post(bench: Bench) -> list[Row]:
-    """Single heartbeats, each applied, each durable before its answer."""
+    """Single heartbeats, each applied and durable before its answer."""
     machine, source = bench.machine, bench.source
     with serving(machine, source, MAIN, ["ours", "plain", "node"], bench.notes) as ports:
 

@@ -1,4 +1,4 @@
-"""How many commits a second: on many workflows, and on one that everybody wants to change."""
+"""Commits a second: to many workflows, and to one that all clients change."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ EFFECT = {"effect_id": "bench", "timestamp": "2026-01-01T00:00:00Z"}
 
 
 def commit(bench: Bench) -> list[Row]:
-    """Commits that meet nobody, each on the version before it, against the same UPDATE straight on the database."""
+    """Commits without conflicts, each on the version before it, against the same UPDATE directly on the database."""
     machine, source = bench.machine, bench.source
     with serving(machine, source, MAIN, ["ours"], bench.notes) as ports:
 
@@ -62,7 +62,7 @@ def commit(bench: Bench) -> list[Row]:
 
 
 def hotkey(bench: Bench) -> list[Row]:
-    """One workflow that many clients count up with `update`, against one client alone. No increment is lost."""
+    """One workflow that many clients count up with `update`, against a single client. No increment is lost."""
     seconds = bench.size.seconds * HOT_SECONDS
     with serving(bench.machine, bench.source, MAIN, ["ours"], bench.notes) as ports:
         base_url = f"http://127.0.0.1:{ports['ours']}"
@@ -85,7 +85,7 @@ def hotkey(bench: Bench) -> list[Row]:
 
 
 async def _count_up(base_url: str, clients: int, seconds: float) -> float:
-    """Updates a second. Raises BenchmarkError unless each of them is in the count, once."""
+    """Updates a second. Raises BenchmarkError unless the count has each of them exactly once."""
     key = f"hot-{time.time_ns()}"
     opened = [Client(base_url) for _ in range(clients)]
     for client in opened:

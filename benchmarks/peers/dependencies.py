@@ -1,6 +1,6 @@
 """A process that imports what the service imports, starts its PostgreSQL if told to, says that it is up, and waits.
 
-Arguments: a file of module names, a port, and the data directory if there is one.
+Arguments: a file of module names, a port, and optionally a data directory.
 """
 
 import signal
@@ -13,14 +13,14 @@ from types import FrameType
 
 
 def main(modules: str, port: str, *data_dir: str) -> None:
-    """Do that, until SIGTERM."""
+    """Import, start and wait, until SIGTERM."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit
 
     signal.signal(signal.SIGTERM, stop)
     for name in Path(modules).read_text().split():
-        with suppress(ImportError):  # some modules are put together at run time, and have no file
+        with suppress(ImportError):  # some modules are made at run time, and have no file
             import_module(name)
     with ExitStack() as stack:
         for folder in data_dir:

@@ -15,7 +15,7 @@ from app.cli import pqs
 
 EVERY = 0.001  # seconds of processor time; the kernel may round it up to its own tick
 LOOP = "event loop, sockets"
-LAYERS = (  # parts of a file's path, and the layer that it is of; the first that fits
+LAYERS = (  # parts of a file's path, and its layer; the first match counts
     ("/asyncpg/", "driver"),
     ("/uvicorn/", "HTTP parsing"),
     ("/app/api/metrics.py", "metrics"),

@@ -251,7 +251,7 @@ async def test_a_whole_row_is_written_on_what_was_read_alone(
 @pytest.mark.parametrize(
     ("intent", "said"),
     [
-        (upsert(row(ACTIVE, domain="edge"), None), "another entity's"),
+        (upsert(row(ACTIVE, domain="edge"), None), "belongs to another entity"),
         (upsert(row(ACTIVE, node_type=""), None), "length >= 1"),
         (upsert(row(ACTIVE, updated_at=when(1).replace(tzinfo=None)), None), "timezone"),
         (update({"node_type": "x"}), "takes an UpsertRegistration, not UpdateRegistration"),

@@ -1,4 +1,4 @@
-"""The peer *empty*: a FastAPI route with the same path and a constant answer, which is what the framework costs."""
+"""The peer *empty*: a FastAPI route with the same path and a constant answer. It shows the framework's cost."""
 
 from uuid import UUID
 
@@ -19,7 +19,7 @@ app = FastAPI()
 
 @app.get("/v1/entities/{entity_id}")
 async def get_entity(entity_id: UUID, domain: str = "registration") -> Response:
-    """Answer the same, whoever is asked for."""
+    """Answer the same for every entity."""
     return Response(ANSWER, headers={"ETag": '"5"'}, media_type="application/json")
 
 

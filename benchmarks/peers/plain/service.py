@@ -1,4 +1,4 @@
-"""The peer *plain*: point lookup and single heartbeat as an ordinary FastAPI and SQLAlchemy ORM service has them.
+"""The peer *plain*: point lookup and single heartbeat in an ordinary service of FastAPI and SQLAlchemy's ORM.
 
 Its guard is the ORM's own: `version_id_col` puts `WHERE version = <as read>` on every UPDATE.
 """
@@ -70,7 +70,7 @@ class Registration(Base):
 
 
 class RegistrationOut(BaseModel):
-    """The row as it is answered."""
+    """The row in answers."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -102,20 +102,20 @@ class Strict(BaseModel):
 
 
 class Position(Strict):
-    """Where the event stands in its source."""
+    """The position of an event in its source."""
 
     sequence: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class HeartbeatData(Strict):
-    """What a heartbeat may say."""
+    """The data of a heartbeat."""
 
     heartbeat_at: AwareDatetime | None = None
     liveness_deadline: AwareDatetime | None = None
 
 
 class Heartbeat(Strict):
-    """The one event that is measured."""
+    """The only event type of the measurement."""
 
     event_id: UUID
     type: Literal["node.heartbeat"]
@@ -128,7 +128,7 @@ class Heartbeat(Strict):
 
 
 class Result(BaseModel):
-    """What became of it."""
+    """The result of an event."""
 
     event_id: UUID
     outcome: str
@@ -142,7 +142,7 @@ class Result(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """One pool of connections a worker."""
+    """One pool of connections for each worker."""
     address = urlsplit(os.environ["DATABASE_URL"])
     host = {"host": parse_qs(address.query)["host"][0]}
     url = URL.create("postgresql+asyncpg", username=address.username, database=address.path[1:], query=host)
@@ -176,7 +176,7 @@ async def get_entity(
 
 @app.post("/v1/events")
 async def post_event(event: Heartbeat, session: Session) -> Result:
-    """Take a heartbeat in, and answer after the commit."""
+    """Apply a heartbeat, and answer after the commit."""
     for _ in range(ATTEMPTS):
         row = await session.get(Registration, (event.entity_id, event.domain))
         outcome, reason = take_in(row, event)
@@ -199,7 +199,7 @@ async def post_event(event: Heartbeat, session: Session) -> Result:
 
 
 def take_in(row: Registration | None, event: Heartbeat) -> tuple[str, str | None]:
-    """The outcome and its reason; an event that moves the row on is written into it."""
+    """The outcome and its reason; an applied event is written into the row."""
     if row is None:
         return "ignored", "unknown entity"
     if row.last_applied_sequence is None:
