@@ -13,7 +13,7 @@ from sqlalchemy.schema import CreateTable
 from app.domain.decider import Decision
 from app.domain.events import Data, EventBase, Time
 from app.domain.positions import Position
-from app.domain.projection import Change, Projection, Timeout
+from app.domain.projection import PartialChange, Projection, Timeout
 from app.domain.registration import UNKNOWN_ENTITY, Ignored, Timing
 from app.domain.rows import record
 from app.store.database import Connection
@@ -144,7 +144,7 @@ LEASE = Projection(
     triggers=(Asked,),
     decide=decide,
     counted_by="lease_state",
-    unchanged=(Change(unchanged=("lease_state", "holder", "lapsed_at")),),
+    unchanged=(PartialChange(unchanged=("lease_state", "holder", "lapsed_at")),),
     deadlines={"end": Timeout("ends_at", "lapsed_at", (LeaseState.HELD,), expire)},
 )
 

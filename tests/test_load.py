@@ -35,7 +35,7 @@ from app.load import source as sources
 from app.load.early import Early, RefusedLines
 from app.load.loader import Loader
 from app.load.progress import Progress, summary
-from app.load.source import Line, Source, chunks
+from app.load.source import InputLine, Source, chunks
 from app.settings import Settings
 from tests import processes
 from tests.making import Json, event_json, life, node
@@ -335,7 +335,7 @@ def test_requests_are_bounded(sizes: list[int | None], expected: list[int], monk
     """A request ends at its number of lines or of bytes, and every line is in one, in order."""
     monkeypatch.setattr(sources, "CHUNK_LINES", 4)
     monkeypatch.setattr(sources, "CHUNK_BYTES", 100)
-    lines = [Line(number, None if size is None else b"x" * size) for number, size in enumerate(sizes)]
+    lines = [InputLine(number, None if size is None else b"x" * size) for number, size in enumerate(sizes)]
     requests = list(chunks(lines))
     assert [len(request) for request in requests] == expected
     assert [line for request in requests for line in request] == lines
@@ -357,7 +357,9 @@ def test_early_lines_wait_in_order(seed: int) -> None:
         for number, (domain, entity, position) in sent:
             place = {"partition": "p", "offset": position} if domain == "a" else {"sequence": position}
             content = json.dumps({"n": number, "position": place}).encode() + b"\n"
-            early.add(Line(number, content), LineResult(line=1, outcome="early", domain=domain, entity_id=entity))
+            early.add(
+                InputLine(number, content), LineResult(line=1, outcome="early", domain=domain, entity_id=entity)
+            )
         came = list(early.in_order())
         assert len(early) == len(places)
     numbers = {place: number for number, place in sent}
@@ -370,7 +372,7 @@ def test_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", partial(Path("/dev/full").open, "wb"))
     early = Early()
     early.add(
-        Line(1, b'{"position": {"sequence": 2}}\n'),
+        InputLine(1, b'{"position": {"sequence": 2}}\n'),
         LineResult(line=1, outcome="early", domain="a", entity_id=node(1)),
     )
     with closing(early), pytest.raises(StartError, match="No space left on device"):

@@ -19,7 +19,7 @@ from app.domain.registration import Ignored, Registration, Timing, evolve
 from app.domain.states import RegistrationState
 
 
-class Change(Struct, frozen=True):
+class PartialChange(Struct, frozen=True):
     """A kind of change that is frequent: the columns that it leaves alone, and the columns that are null after it.
 
     The store does not send either of them to the database when all rows of a batch change in this way.
@@ -63,7 +63,7 @@ class Projection(Struct, Generic[R], frozen=True):
     triggers: tuple[type[EventBase], ...]
     decide: Callable[[R | None, Any, Timing], Decision[R] | Ignored]
     counted_by: str
-    unchanged: tuple[Change, ...]
+    unchanged: tuple[PartialChange, ...]
     deadlines: Mapping[str, Timeout[R]]
 
     def __post_init__(self) -> None:
@@ -78,8 +78,8 @@ class Projection(Struct, Generic[R], frozen=True):
 
 
 _STEADY = ("node_type", "node_version", "capabilities", "registered_at")
-_TRANSITION = Change(unchanged=_STEADY)
-_HEARTBEAT = Change(
+_TRANSITION = PartialChange(unchanged=_STEADY)
+_HEARTBEAT = PartialChange(
     unchanged=("current_state", "ack_deadline", "ack_timeout_emitted_at", *_STEADY),
     cleared=("liveness_timeout_emitted_at",),
 )

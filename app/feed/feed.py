@@ -13,7 +13,7 @@ from msgspec import Struct
 from app.errors import ChangesGoneError, TooManyFollowersError, UnavailableError
 from app.feed import tokens
 from app.feed.items import Filter, Item, matches
-from app.feed.reader import Reader
+from app.feed.reader import ChangeReader
 from app.feed.ring import Ring, Waiters
 from app.feed.tokens import Token
 from app.store import changes
@@ -63,7 +63,7 @@ class Feed:
         self._linger = linger
         self._slow = asyncio.Semaphore(SLOW)
         self._waiters = Waiters()
-        self._reader: Reader | None = None
+        self._reader: ChangeReader | None = None
         self._task: asyncio.Task[None] | None = None
         self._ring: Ring | None = None
         self._ending: asyncio.TimerHandle | None = None
@@ -206,7 +206,7 @@ class Feed:
     async def _running(self) -> Ring:
         """The ring of a reader that has begun."""
         if self._task is None:
-            self._reader = Reader(self._database, self._take, self._lose)
+            self._reader = ChangeReader(self._database, self._take, self._lose)
             self._task = asyncio.create_task(self._reader.run())
         reader = self._reader
         assert reader is not None  # noqa: S101 - it is made with its task

@@ -23,7 +23,7 @@ RETRY = 0.5  # seconds until a database that does not answer is asked again
 Told = Callable[[Sequence[Logged]], None]
 
 
-class Reader:
+class ChangeReader:
     """Reads each change once, in the order of ids, and passes it on when it is settled.
 
     `told` gets the changes after the place where it began; `lost` is called when the log is no longer the one that

@@ -58,7 +58,7 @@ class Retention(Worker):
     async def _delete(self, number: int, before: datetime) -> None:
         while True:
             try:
-                if await self._database.write(changes.delete, number, before) < changes.BATCH:
+                if await self._database.write(changes.delete, number, before) < changes.DELETE_BATCH:
                     return
             except LostRaceError:
                 pass

@@ -12,7 +12,7 @@ import msgspec
 from app.answers import LineResult
 from app.domain.positions import Position
 from app.errors import StartError
-from app.load.source import Line
+from app.load.source import InputLine
 
 SHOWN = 50  # refused lines that are listed one by one
 SHOWN_REASON = 300  # characters of a line's reason
@@ -70,7 +70,7 @@ class Early:
     def __len__(self) -> int:
         return self.refused.total
 
-    def add(self, line: Line, verdict: LineResult) -> None:
+    def add(self, line: InputLine, verdict: LineResult) -> None:
         """Keep an early line. Raises MsgspecError if it has no position."""
         content = line.content or b""
         position = msgspec.json.decode(content, type=_Placed).position
@@ -81,14 +81,14 @@ class Early:
         self._end += len(content)
         self.refused.add(line.number, why(verdict))
 
-    def in_order(self) -> Iterator[Line]:
+    def in_order(self) -> Iterator[InputLine]:
         """The lines by domain, entity and position; lines with equal positions in the order of the input."""
         with self._disk():
             self._file.flush()
         for key in sorted(self._places):
             flat = self._places[key]
             for _, number, offset, size in sorted(zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)):
-                yield Line(number, os.pread(self._file.fileno(), size, offset))
+                yield InputLine(number, os.pread(self._file.fileno(), size, offset))
 
     def close(self) -> None:
         """Remove the file."""

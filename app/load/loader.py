@@ -19,7 +19,7 @@ from app.answers import INVALID
 from app.domain.registration import Outcome
 from app.errors import StartError
 from app.load.early import Early, RefusedLines, why
-from app.load.source import Line, Source, chunks
+from app.load.source import InputLine, Source, chunks
 from app.wire.events import MAX_LINE
 from pqs_client import (
     Client,
@@ -125,7 +125,7 @@ class Loader:
             done += len(chunk)
             self._show(self, done / len(before))
 
-    async def _take(self, client: Client, chunk: list[Line], early: Early, *, again: bool = False) -> None:
+    async def _take(self, client: Client, chunk: list[InputLine], early: Early, *, again: bool = False) -> None:
         """Send a chunk, and count the outcomes of its lines."""
         lines = [line for line in chunk if line.content is not None]
         verdicts = await self._send(client, lines) if lines else []
@@ -146,7 +146,7 @@ class Loader:
                 self.counts[INVALID] += 1
                 self.refused.add(line.number, f"{INVALID}: {TOO_LONG}")
 
-    async def _send(self, client: Client, lines: list[Line]) -> list[LineResult]:
+    async def _send(self, client: Client, lines: list[InputLine]) -> list[LineResult]:
         """Send lines, again after temporary errors, and return the results of the lines that were not applied."""
         self.on_the_way = len(lines)
         with self._understood():

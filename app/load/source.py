@@ -16,7 +16,7 @@ from app.wire.events import CHUNK_LINES, MAX_LINE
 CHUNK_BYTES = 2 * 1024 * 1024  # of lines in one request; its last line may exceed this
 
 
-class Line(NamedTuple):
+class InputLine(NamedTuple):
     """A line that is not blank: its number in the input, from 1, and its bytes; None if it is too long."""
 
     number: int
@@ -55,7 +55,7 @@ class Source:
         """The share of the file that has been read, from 0 to 1; None if its size is unknown."""
         return min(self._raw.tell() / self._size, 1.0) if self._size else None
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[InputLine]:
         """The lines that are not blank. At most MAX_LINE + 1 bytes of a line are in memory."""
         while content := self._readline():
             self._number += 1
@@ -63,9 +63,9 @@ class Source:
             if len(content) > MAX_LINE and not ended:
                 while not ended and (rest := self._readline()):
                     ended = rest.endswith(b"\n")
-                yield Line(self._number, None)
+                yield InputLine(self._number, None)
             elif content.strip():
-                yield Line(self._number, content if ended else content + b"\n")
+                yield InputLine(self._number, content if ended else content + b"\n")
 
     def _readline(self) -> bytes:
         with self._readable():
@@ -81,9 +81,9 @@ class Source:
             raise StartError(f"cannot read {self._name}{after}: {reason}") from None
 
 
-def chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def chunks(lines: Iterable[InputLine]) -> Iterator[list[InputLine]]:
     """The lines in order, one list for each request."""
-    chunk: list[Line] = []
+    chunk: list[InputLine] = []
     size = 0
     for line in lines:
         chunk.append(line)

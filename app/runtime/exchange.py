@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]  # ASGI's own types
 Scope = MutableMapping[str, Any]
-Answer = tuple[int, Headers, bytes]
+HttpAnswer = tuple[int, Headers, bytes]
 App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 # The extension that tells an application, by an event, that the client sends no more. It may still read its answer;
@@ -61,7 +61,7 @@ class ClientConnection(Protocol):
     def wants_body(self) -> None:
         """Read on: what was read of the body is used up."""
 
-    def write_answer(self, answer: Answer, *, keep_alive: bool) -> None:
+    def write_answer(self, answer: HttpAnswer, *, keep_alive: bool) -> None:
         """Send a whole answer at once."""
 
     def answered(self) -> None:
@@ -273,7 +273,7 @@ def never(_method: str, _target: bytes, _headers: Headers) -> DirectCall | None:
     return None
 
 
-def refuse_plainly(status: int, detail: str, _headers: Headers, *, counted: bool) -> Answer:
+def refuse_plainly(status: int, detail: str, _headers: Headers, *, counted: bool) -> HttpAnswer:
     """The refusal of an application that has none of its own."""
     body = f"{detail}\n".encode()
     return status, [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))], body

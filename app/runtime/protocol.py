@@ -21,11 +21,11 @@ from uvicorn.server import ServerState
 
 from app.runtime.exchange import (
     STATUS_LINES,
-    Answer,
     App,
     DirectCall,
     DirectExchange,
     Exchange,
+    HttpAnswer,
     never,
     refuse_plainly,
     scope_of,
@@ -78,7 +78,7 @@ class HttpProtocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._app = cast("App", config.loaded_app)
         self._direct: Callable[[str, bytes, Headers], DirectCall | None] = getattr(self._app, "direct", never)
-        self._refuse: Callable[..., Answer] = getattr(self._app, "refuse", refuse_plainly)
+        self._refuse: Callable[..., HttpAnswer] = getattr(self._app, "refuse", refuse_plainly)
         self._idle_seconds = config.timeout_keep_alive
         self._root_path = config.root_path
         self._server_state = server_state
@@ -250,7 +250,7 @@ class HttpProtocol(asyncio.Protocol):
             else:
                 self._look_after_the_client()
 
-    def write_answer(self, answer: Answer, *, keep_alive: bool, bare: bool = False) -> None:
+    def write_answer(self, answer: HttpAnswer, *, keep_alive: bool, bare: bool = False) -> None:
         """Send a whole answer at once."""
         status, headers, body = answer
         lines = [STATUS_LINES[status], self.default_headers()]

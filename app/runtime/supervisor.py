@@ -88,7 +88,7 @@ class WorkerProcess:
         self.signs.close()
 
 
-class Place:
+class WorkerPlace:
     """A socket, and the worker that answers there. Who replaces it gets the socket, and the connections that wait."""
 
     def __init__(self, work: ProcessWork, listener: socket.socket, hanging: float) -> None:
@@ -152,8 +152,8 @@ class Supervisor:
         self._sockets = sockets
         self._patience = patience + KILLED_AFTER
         self._hanging = hanging
-        self._places: list[Place] = []
-        self._to_restart: deque[Place] = deque()
+        self._places: list[WorkerPlace] = []
+        self._to_restart: deque[WorkerPlace] = deque()
         self._successor: WorkerProcess | None = None  # of the worker at the first of them
         self._retired: WorkerProcess | None = None  # the one that was replaced last, until it has ended
         self._signals: deque[int] = deque()
@@ -177,7 +177,7 @@ class Supervisor:
                 signal.signal(number, handle)
             try:
                 for each in self._sockets:
-                    self._places.append(Place(self._work, each, self._hanging))
+                    self._places.append(WorkerPlace(self._work, each, self._hanging))
                 while not self._is_stopped():
                     self._look_after()
                     self._wait(woken)
@@ -207,7 +207,7 @@ class Supervisor:
         if self._to_restart:
             self._go_on_restarting(self._to_restart[0])
 
-    def _go_on_restarting(self, place: Place) -> None:
+    def _go_on_restarting(self, place: WorkerPlace) -> None:
         if self._successor is None:
             self._successor = place.new_worker()
         successor = self._successor

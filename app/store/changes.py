@@ -283,7 +283,7 @@ async def listening(connection: Connection, heard: Callable[[], None]) -> AsyncI
 
 # --- Retention -----------------------------------------------------------------------------------------------------
 
-BATCH = 5000  # rows that are deleted at once
+DELETE_BATCH = 5000  # rows that are deleted at once
 LOCK_WAIT = "100ms"  # that emptying a slice waits for those who read it, and others for it
 
 
@@ -324,14 +324,14 @@ async def empty(connection: Connection, number: int, before: datetime) -> bool:
 
 
 async def delete(connection: Connection, number: int, before: datetime) -> int:
-    """Delete the oldest changes of a slice that are from before this time, BATCH at most; how many they were.
+    """Delete the oldest changes of a slice that are from before this time, DELETE_BATCH at most; how many they were.
 
     The slice is named, and not the table: a lock on the table would look like a writer's (`writers`).
     """
     name = _slice(number)
     rows = await connection.fetch(
         f"""
-        WITH oldest AS MATERIALIZED (SELECT id, changed_at FROM {name} ORDER BY id LIMIT {BATCH})
+        WITH oldest AS MATERIALIZED (SELECT id, changed_at FROM {name} ORDER BY id LIMIT {DELETE_BATCH})
         DELETE FROM {name} WHERE id = ANY(ARRAY(SELECT id FROM oldest WHERE changed_at < $1))
         RETURNING id, mark, changed_at
         """,  # noqa: S608 - numbers of ours

@@ -240,7 +240,7 @@ async def remove(connection: Connection, entries: Mapping[int, TupleId]) -> None
 
 
 # Shortens entries of which only some messages have arrived; it finds them as REMOVE does.
-KEEP = Statement(
+SHORTEN = Statement(
     text("""
 UPDATE outbox AS o SET envelope = kept.envelope, messages = kept.messages
 FROM unnest(
@@ -253,7 +253,7 @@ WHERE o.ctid = kept.place AND o.id + 0 = kept.id
 
 async def keep(connection: Connection, left: Collection[Sequence[PendingMessage]]) -> None:
     """Reduce entries to the messages in `left`, a list for each entry, in the transaction that read them."""
-    await KEEP.rows(
+    await SHORTEN.rows(
         connection,
         places=[messages[0].place for messages in left],
         ids=[messages[0].id for messages in left],

@@ -83,7 +83,7 @@ SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_
 """
 
 
-class Scan(Generic[R]):
+class DeadlineScan(Generic[R]):
     """The statements over one kind of deadline. Their conditions are the predicate of its partial index."""
 
     def __init__(self, rows: Rows[R], timeout: Timeout[R]) -> None:

@@ -15,7 +15,7 @@ from app.domain.positions import Position
 from app.domain.projection import REGISTRATION, Projection
 from app.store.counts import Counts
 from app.store.database import Connection
-from app.store.overdue import Scan
+from app.store.overdue import DeadlineScan
 from app.store.rows import Rows, arrays
 from app.store.statements import Statement
 from app.store.tables import Base
@@ -31,7 +31,7 @@ class Store(Generic[R]):
         self.rows = Rows(projection, metadata, counts=counts)
         self.upsert = Upsert(self.rows)
         self.counts = Counts(self.rows)
-        self.overdue = {name: Scan(self.rows, timeout) for name, timeout in projection.deadlines.items()}
+        self.overdue = {name: DeadlineScan(self.rows, timeout) for name, timeout in projection.deadlines.items()}
         table, columns = self.rows.table, self.rows.columns
         asked = arrays(*self.rows.keys, name="asked")
         by_keys = select(*columns).join(asked, self.rows.is_row_of(asked.c.entity_id, asked.c.domain))

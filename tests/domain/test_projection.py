@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from app.domain.decider import Deadline
 from app.domain.events import Heartbeat
 from app.domain.folding import fold
-from app.domain.projection import REGISTRATION, Change
+from app.domain.projection import REGISTRATION, PartialChange
 from app.domain.registration import Registration, Timing
 from app.domain.states import RegistrationState
 from tests.making import NODE, event, row, when
@@ -22,12 +22,12 @@ def test_a_type_has_one_class() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [REGISTRATION.unchanged[::-1], (Change(("node_type",)), Change((), cleared=("ack_deadline",)))],
+    [REGISTRATION.unchanged[::-1], (PartialChange(("node_type",)), PartialChange((), cleared=("ack_deadline",)))],
     ids=["unchanged", "cleared"],
 )
-def test_each_change_leaves_alone_no_more_than_the_one_before(changes: tuple[Change, ...]) -> None:
+def test_each_change_leaves_alone_no_more_than_the_one_before(changes: tuple[PartialChange, ...]) -> None:
     """Else a batch of both would not write a column that changes in some of its rows."""
-    with pytest.raises(ValueError, match=r"^the changes of the projection registration are not in order: Change"):
+    with pytest.raises(ValueError, match=r"^the changes of the projection registration are not in order: Partial"):
         replace(REGISTRATION, unchanged=changes)
 
 

@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from app.feed.reader import Reader
+from app.feed.reader import ChangeReader
 from app.store import changes
 from app.store.changes import BEGINNING, Logged
 from app.store.database import Connection, Database
@@ -189,9 +189,9 @@ async def _looking(
 
 
 @asynccontextmanager
-async def _reading(url: str, follower: Settled) -> AsyncIterator[Reader]:
+async def _reading(url: str, follower: Settled) -> AsyncIterator[ChangeReader]:
     database = Database(url, pool_size=2, statement_timeout=timedelta(seconds=20))
-    reader = Reader(database, follower.tell, lambda: pytest.fail("the log was lost"), begin=BEGINNING)
+    reader = ChangeReader(database, follower.tell, lambda: pytest.fail("the log was lost"), begin=BEGINNING)
     task = asyncio.create_task(reader.run())
     try:
         yield reader

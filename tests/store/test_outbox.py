@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from app.store import outbox
 from app.store.database import POINTS, Connection, Database
-from app.store.outbox import BACKLOGS, KEEP, READ, REMOVE, ROOM, SLOTS, TAKE, Entry, Lines
+from app.store.outbox import BACKLOGS, READ, REMOVE, ROOM, SHORTEN, SLOTS, TAKE, Entry, Lines
 from app.store.statements import Statement
 
 # Messages for two destinations by turns, so many for each, spread over the slots.
@@ -177,7 +177,7 @@ STATEMENTS: dict[str, tuple[Statement, dict[str, object]]] = {
     "read but some": (READ, {"destination": "topic:a", "slots": [1], "most": 100, "resting": [UUID(int=1)] * 500}),
     "remove": (REMOVE, {"places": list(SOME.values()), "ids": list(SOME)}),
     "keep": (
-        KEEP,
+        SHORTEN,
         {
             "places": list(SOME.values()),
             "ids": list(SOME),

@@ -144,7 +144,7 @@ __all__ = [
 ]
 
 TIMEOUT = 10.0  # seconds without a byte; a statement of the service takes 5 at most, by default
-CONNECTIONS = 100
+MAX_CONNECTIONS = 100
 
 
 class Client:
@@ -159,7 +159,7 @@ class Client:
         *,
         timeout: float | httpx.Timeout = TIMEOUT,
         retry: Retry | None = None,
-        connections: int = CONNECTIONS,
+        connections: int = MAX_CONNECTIONS,
         headers: Mapping[str, str] | None = None,
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
