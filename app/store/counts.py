@@ -1,4 +1,4 @@
-"""State counts: how many entities are in each state, kept in slots, and compared with a full count."""
+"""State counts: the number of entities in each state, kept in slots, and compared with a full count."""
 
 from enum import StrEnum
 from typing import Generic
@@ -28,7 +28,7 @@ class Counts(Generic[R]):
         self._states = rows.states
         counts, counted_by = rows.counts, str(rows.counted_by.key)
         state = counts.c[counted_by]
-        # How many rows are in each state of a domain, by the counters.
+        # Reads the counters of a domain's states.
         self.count = Statement(
             select(state, func.sum(counts.c.count).cast(BigInteger()))
             .where(counts.c.domain == bindparam("domain", type_=String()))
@@ -45,7 +45,7 @@ class Counts(Generic[R]):
             .subquery("counted")
         )
         is_same = (kept.c.domain == counted.c.domain) & (kept.c[counted_by] == counted.c[counted_by])
-        # Where the counters differ from the rows: a full count, in one snapshot with the counters.
+        # Finds the counters that differ from a full count, in one snapshot.
         self.verify = Statement(
             select(
                 func.coalesce(kept.c.domain, counted.c.domain).label("domain"),
@@ -59,14 +59,14 @@ class Counts(Generic[R]):
         )
 
     async def count_by_state(self, connection: Connection, domain: str) -> dict[StrEnum, int]:
-        """How many entities of the domain are in each of the states, the empty ones included."""
+        """The number of the domain's entities in each state, including empty states."""
         counts = dict.fromkeys(self._states.values(), 0)
         for state, count in await self.count.rows(connection, domain=domain):
             counts[self._states[state]] = count
         return counts
 
     async def verify_counts(self, connection: Connection) -> list[Miscount]:
-        """The counters that differ from a full count; an empty list when all is well. Reads every row."""
+        """The counters that differ from a full count. It reads every row."""
         return [
             Miscount(domain, self._states[state], *both)
             for domain, state, *both in await self.verify.rows(connection)

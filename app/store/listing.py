@@ -1,4 +1,4 @@
-"""Lists: the registrations of a domain that a filter lets through, page by page."""
+"""Lists: the registrations of a domain that match a filter, page by page."""
 
 import functools
 from datetime import datetime
@@ -25,7 +25,7 @@ from app.store.tables import REGISTRATION_STATE
 
 
 class EntityFilter(Struct, frozen=True, kw_only=True):
-    """Which rows of a domain a list has. None, and no states, mean any."""
+    """The filter of a list. None, and no states, match any row of the domain."""
 
     domain: str
     states: tuple[RegistrationState, ...] = ()
@@ -37,7 +37,7 @@ class EntityFilter(Struct, frozen=True, kw_only=True):
 
 _table, _columns = REGISTRATIONS.rows.table, REGISTRATIONS.rows.columns
 
-# The conditions that a list may have beside its domain and states, by the name of what they are given.
+# The conditions that a list may have besides its domain and states, by the names of their parameters.
 _CONDITIONS: dict[str, ColumnElement[bool]] = {
     "after": _table.c.entity_id > bindparam("after", type_=Uuid()),
     "node_type": _table.c.node_type == bindparam("node_type", type_=String()),
@@ -50,11 +50,11 @@ _FINDING_FEW = {"capabilities", "event_id"}  # each has an index of its own
 
 @functools.cache
 def list_statement(conditions: frozenset[str], states: int) -> Statement:
-    """A page of a domain's rows in so many states, in the order of entity ids.
+    """The statement for a page of a domain's rows in `states` states, in the order of entity ids.
 
-    By state, or by domain alone, it is merged from one page of each state, each read off the same index in order and
-    only as far as needed: so it costs what a page costs, in any domain. A capability or an event id has an index
-    that finds the few rows first.
+    A list by domain or state merges one page of each state. Each is read from the same index, in order and only as
+    far as needed, so the cost is that of a page, in any domain. A capability or an event id has an index of its own,
+    which finds the few rows first.
     """
     found = [_table.c.domain == bindparam("domain", type_=String())]
     found += [condition for name, condition in _CONDITIONS.items() if name in conditions]
@@ -73,7 +73,7 @@ def list_statement(conditions: frozenset[str], states: int) -> Statement:
 async def get_by_state(
     connection: Connection, wanted: EntityFilter, *, after: UUID | None, limit: int
 ) -> list[Registration]:
-    """The first `limit` rows that the filter lets through, in the order of entity ids, after `after` if given."""
+    """The first `limit` rows that match the filter, in the order of entity ids, after the id `after` if given."""
     capabilities = None if wanted.capabilities is None else msgspec.json.encode(wanted.capabilities).decode()
     given: dict[str, object] = {
         "after": after,

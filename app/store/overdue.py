@@ -39,10 +39,10 @@ class PassedPage(Struct, Generic[R], frozen=True):
     after: PassedKey | None
 
 
-# Passed deadlines of all domains, in the order of the index: `domains` goes from each domain that has a deadline to
-# the next by one look, and `page` ends where it is full, so that it costs what a page costs, however many domains
-# there are. Of that page the rows that may expire; the last row is there in any case, to go on from. What stands on a
-# partition may expire when everything up to its deadline has been read from there.
+# Reads passed deadlines of all domains, in the order of the index. `domains` steps from each domain with a deadline
+# to the next by one index lookup, and `page` ends when it is full, so the cost is that of a page, however many
+# domains there are. The result has the rows of the page that may expire, and always the last row, where the next page
+# begins. A row on a partition may expire when everything up to its deadline has been read from that partition.
 _PASSED = """
 WITH RECURSIVE domains AS (
     (
@@ -84,7 +84,7 @@ SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_
 
 
 class DeadlineScan(Generic[R]):
-    """The statements over one kind of deadline. Their conditions are the predicate of its partial index."""
+    """The statements over one kind of deadline. Their condition is the predicate of its partial index."""
 
     def __init__(self, rows: Rows[R], timeout: Timeout[R]) -> None:
         self._rows = rows
@@ -102,13 +102,13 @@ class DeadlineScan(Generic[R]):
         place = tuple_(
             bindparam("after_deadline", type_=TIMESTAMP(timezone=True)), bindparam("after_id", type_=Uuid())
         )
-        # The passed deadlines of a domain, oldest first.
+        # Reads the passed deadlines of a domain, oldest first.
         self.first = Statement(first)
-        # The same, after a row.
+        # The same, after a given row.
         self.after = Statement(first.where(tuple_(deadline, entity_id) > place))
-        # The earliest deadline of a domain that has not passed.
+        # Finds the earliest deadline of a domain that has not passed.
         self.next = Statement(select(func.min(deadline)).where(*waiting, deadline >= as_of))
-        # The passed deadlines of all domains whose rows may expire now.
+        # Reads the passed deadlines of all domains, with the rows that may expire now.
         passed = _PASSED.format(
             table=rows.table.name, due=condition, deadline=timeout.deadline, columns=", ".join(rows.names)
         )
@@ -117,7 +117,7 @@ class DeadlineScan(Generic[R]):
     async def get_overdue(
         self, connection: Connection, domain: str, *, as_of: datetime, after: DueKey | None, limit: int
     ) -> Overdue[R]:
-        """The rows whose deadline lies before `as_of`, oldest first, without those whose timeout was emitted."""
+        """The rows with a deadline before `as_of` whose timeout was not emitted, oldest first."""
         asked: dict[str, object] = {"domain": domain, "as_of": as_of}
         if after is None:
             records = await self.first.rows(connection, limit=limit, **asked)
@@ -130,9 +130,9 @@ class DeadlineScan(Generic[R]):
     async def get_passed(self, connection: Connection, *, after: PassedKey, most: int) -> PassedPage[R]:
         """The rows of all domains whose deadline has passed by the database's clock, and which may expire now.
 
-        They are in the order of domain, deadline and entity id, and come after `after`. `most` rows are looked at, so
-        a page may have fewer, or none, and still be followed by another. A row on a partition is left out until the
-        partition's watermark has passed the deadline; a partition without a watermark never has.
+        They are in the order of domain, deadline and entity id, after `after`. The page is taken from `most` rows, so
+        it may have fewer rows, or none, and not be the last one. A row on a partition is left out until the watermark
+        of the partition has passed its deadline; without a watermark it is always left out.
         """
         place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
         records = await self.passed.rows(connection, most=most, **place)
@@ -144,7 +144,7 @@ class DeadlineScan(Generic[R]):
         return PassedPage(items, last["as_of"], end)
 
 
-# The database's clock.
+# Reads the database's clock.
 NOW = Statement(select(func.clock_timestamp()))
 
 

@@ -1,6 +1,6 @@
 """The store of a projection: its statements, bound to its tables. `REGISTRATIONS` is the store that the service uses.
 
-Here are the statements that find rows by their keys; `upsert`, `counts` and `overdue` have the others.
+This module has the statements that find rows by their keys; `upsert`, `counts` and `overdue` have the others.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Store(Generic[R]):
     """Every statement over the tables of one projection."""
 
     def __init__(self, projection: Projection[R], metadata: MetaData, *, counts: str) -> None:
-        """Raises ValueError as `Rows` does. Each statement is built once, and compiled when it is first run."""
+        """Raises ValueError as `Rows` does. Each statement is built once, and compiled at its first use."""
         self.projection = projection
         self.rows = Rows(projection, metadata, counts=counts)
         self.upsert = Upsert(self.rows)
@@ -35,14 +35,14 @@ class Store(Generic[R]):
         table, columns = self.rows.table, self.rows.columns
         asked = arrays(*self.rows.keys, name="asked")
         by_keys = select(*columns).join(asked, self.rows.is_row_of(asked.c.entity_id, asked.c.domain))
-        # The rows of some entities: for point reads and lookups, and to fold a batch onto.
+        # Reads the rows of some entities, for point reads, lookups and folding.
         self.read = Statement(by_keys)
-        # The same, each row locked before the next, in the order of their keys: two batches that share rows wait for
-        # each other instead of deadlocking.
+        # The same, and locks the rows one by one in the order of their keys: two batches with common rows wait for
+        # each other and do not deadlock.
         self.lock = Statement(by_keys.order_by(*asked.c).with_for_update(of=table))
-        # The same, without the rows that another transaction has locked.
+        # The same, but skips rows that another transaction has locked.
         self.lock_free = Statement(by_keys.order_by(*asked.c).with_for_update(of=table, skip_locked=True))
-        # Moves one entity to another track: position and version change, nothing else.
+        # Moves one entity to another track: it changes only position and version.
         self.move = Statement(
             update(table)
             .where(self.rows.is_row_of(bindparam("of_entity", type_=Uuid()), bindparam("of_domain", type_=String())))
@@ -58,7 +58,7 @@ class Store(Generic[R]):
     async def get_entity_states(
         self, connection: Connection, keys: Sequence[Key], *, lock: bool = False
     ) -> dict[Key, R]:
-        """The rows of those entities that have one, by key; locked until the transaction ends when `lock`."""
+        """The rows of these entities, by key, without missing ones. With `lock` they stay locked until the commit."""
         records = await (self.lock if lock else self.read).rows(
             connection,
             asked_entity_id=[entity_id for entity_id, _ in keys],
@@ -70,13 +70,13 @@ class Store(Generic[R]):
     async def get_entity_state(
         self, connection: Connection, entity_id: UUID, domain: str, *, lock: bool = False
     ) -> R | None:
-        """The row of one entity, or None; locked until the transaction ends when `lock`."""
+        """The row of one entity, or None. With `lock` it stays locked until the transaction ends."""
         return (await self.get_entity_states(connection, [(entity_id, domain)], lock=lock)).get((entity_id, domain))
 
     async def lock_unchanged(self, connection: Connection, read: Sequence[R]) -> list[R]:
-        """The rows that are still as they were read, locked until the transaction ends.
+        """Lock the rows that are unchanged since they were read, until the transaction ends, and return them.
 
-        It waits for nobody: a row that another transaction has locked is left out.
+        It never waits: it leaves out rows that another transaction has locked.
         """
         records = await self.lock_free.rows(
             connection, asked_entity_id=[each.entity_id for each in read], asked_domain=[each.domain for each in read]
@@ -87,7 +87,7 @@ class Store(Generic[R]):
     async def rebase(
         self, connection: Connection, entity_id: UUID, domain: str, position: Position
     ) -> tuple[R, R] | None:
-        """Move an entity to `position`, on any track; the row before and after, or None without a row."""
+        """Move an entity to `position`, on any track. Returns the row before and after, or None without a row."""
         before = await self.get_entity_state(connection, entity_id, domain, lock=True)
         if before is None:
             return None

@@ -1,4 +1,4 @@
-"""The tables of a projection: their columns, record ↔ row, and how rows are found by their keys."""
+"""The tables of a projection: their columns, record ↔ row, and the condition that finds rows by keys."""
 
 import functools
 from collections.abc import Callable
@@ -25,8 +25,8 @@ class Rows(Generic[R]):
     def __init__(self, projection: Projection[R], metadata: MetaData, *, counts: str) -> None:
         """`counts` names the table of its counters.
 
-        Raises ValueError when the fields of the row are not the table's columns, in their order. Columns with enums
-        and JSON are not null.
+        Raises ValueError if the fields of the row are not the table's columns, in their order. Enum and JSON columns
+        must not be null.
         """
         self.projection = projection
         self.table = metadata.tables[projection.table]
@@ -48,7 +48,7 @@ class Rows(Generic[R]):
         self._more = len(self.columns)
 
     def row(self, record: Record) -> R:
-        """A record as a row: all columns, in their order; what follows them is left out."""
+        """The row of a record, which begins with all columns in their order; further values are ignored."""
         values = list(record)
         del values[self._more :]
         for place, convert in self._conversions:
@@ -56,12 +56,12 @@ class Rows(Generic[R]):
         return self._make(*values)
 
     def is_row_of(self, entity_id: ColumnElement[object], domain: ColumnElement[str]) -> ColumnElement[bool]:
-        """Whether a row is this entity's, to be found by the primary key and by nothing else.
+        """The condition for the row of this entity, written so that the planner uses only the primary key.
 
-        The empty string that is joined to the domain keeps the planner from the indexes that begin with it: while the
-        table is small they look as good, and the plan is kept while the table grows. `= ANY` keeps it from another
-        plan: it joins an array to a small table by `=` by reading the whole table, and looks for each row in the
-        array. With `= ANY` it can only look for each key in the index.
+        The empty string appended to the domain excludes the indexes that begin with the domain. While the table is
+        small, they look equally good, and PostgreSQL keeps such a plan while the table grows. `= ANY` excludes
+        another plan: with `=` the planner joins an array to a small table by a scan of the whole table. With `= ANY`
+        it must look up each key in the index.
         """
         is_entity = self.table.c.entity_id == any_(array([entity_id]))
         return is_entity & (self.table.c.domain.concat(literal_column("''")) == domain)
@@ -73,7 +73,7 @@ def _values_of(enum: Enum) -> dict[str, StrEnum]:
 
 
 def arrays(*columns: ColumnElement[object], name: str) -> FromClause:
-    """A table with a row for each item of the arrays, which are bound by the table's and the columns' names."""
+    """A table with a row for each item of the arrays. Their parameters are named <table>_<column>."""
     bound = (bindparam(f"{name}_{c.key}", type_=ARRAY(c.type)) for c in columns)
     derived = func.unnest(*bound).table_valued(*(column(str(c.key), c.type) for c in columns), name=name)
     return derived.render_derived(name=name)

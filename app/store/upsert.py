@@ -34,7 +34,7 @@ from app.store.outbox import Entry
 from app.store.rows import Rows, arrays
 from app.store.statements import Statement
 
-SLOTS = 16  # of each counter: transactions that change states take turns at them
+SLOTS = 16  # of each counter; transactions that change states use them in turn
 
 _slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
 
@@ -42,8 +42,8 @@ _slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
 class Writes(NamedTuple):
     """The parts of a batch's statement: known rows, new rows, counters, and entries of the outbox.
 
-    `known` is the kind of change of the known rows: its place in the projection's `unchanged`, and the next number
-    for whole rows. None: there are no known rows.
+    `known` is the kind of change of the known rows: its index in the projection's `unchanged`, or the next number for
+    whole rows. None means that there are no known rows.
     """
 
     known: int | None
@@ -54,14 +54,14 @@ class Writes(NamedTuple):
 
 
 class Upsert(Generic[R]):
-    """The writes of one projection."""
+    """The statements that write a projection."""
 
     def __init__(self, rows: Rows[R]) -> None:
         self._rows = rows
         kinds = rows.projection.unchanged
         self.whole = len(kinds)
         kept = [{*change.unchanged, *change.cleared} for change in kinds]
-        # The columns that are sent for each kind of change: the key, and the columns that are written.
+        # The columns to send for each kind of change: the key, and the columns to write.
         self._sent = [tuple(name for name in rows.names if name not in names) for names in [*kept, set[str]()]]
         self._values = [attrgetter(*names) for names in self._sent]
         self._unchanged = [(attrgetter(*change.unchanged), change.cleared) for change in kinds]
@@ -79,9 +79,9 @@ class Upsert(Generic[R]):
     ) -> None:
         """Write the rows in the order of their keys, then their changes of the state counts and the outbox entries.
 
-        That is one statement. Entries keep the order given, and so do the changes for the log, which `changes.given`
-        has made; both are written beside at least one row. Raises LostRaceError when a row is not as it was read.
-        Nothing is written then.
+        All of it is one statement. Entries keep the order given, and so do the changes for the log, the parameters of
+        `changes.given`; both need at least one row. Raises LostRaceError, and writes nothing, if a row has changed
+        since it was read.
         """
         ordered = sorted(saves, key=lambda save: (save.row.entity_id, save.row.domain))
         if not ordered:
@@ -112,7 +112,7 @@ class Upsert(Generic[R]):
             raise LostRaceError("another writer changed a row that this batch had read") from None
 
     def _change(self, save: Save[R]) -> int:
-        """The first kind of change that leaves alone no less than this one."""
+        """The first kind of change whose unchanged columns do not differ in this save."""
         for kind, (unchanged, cleared) in enumerate(self._unchanged):
             if unchanged(save.row) == unchanged(save.read):
                 for name in cleared:
@@ -123,7 +123,7 @@ class Upsert(Generic[R]):
         return self.whole
 
     def _arrays_of(self, saves: Sequence[Save[R]], change: int, name: str) -> dict[str, object]:
-        """An array for each column that is sent."""
+        """An array for each column to send."""
         sent, values = self._sent[change], self._values[change]
         columns = zip(*[values(save.row) for save in saves], strict=True)
         given: dict[str, object] = {f"{name}_{key}": items for key, items in zip(sent, columns, strict=True)}
@@ -134,7 +134,7 @@ class Upsert(Generic[R]):
         return given
 
     def _gains(self, saves: Sequence[Save[R]]) -> dict[tuple[str, StrEnum], int]:
-        """What each counter gains or loses, in the order of domain and state, without those that stay as they are."""
+        """The changes of the counters, in the order of domain and state, without unchanged counters."""
         gains: Counter[tuple[str, StrEnum]] = Counter()
         state_of = self._state
         for save in saves:
@@ -151,10 +151,10 @@ class Upsert(Generic[R]):
     def statement(self, writes: Writes) -> Statement:
         """The statement that writes a batch, all of it or, by an error, nothing. Built once for each kind of batch.
 
-        `updated`: the known rows, each guarded by the version that was read. `inserted`: the new rows; one that
-        somebody else has inserted since is left alone. After the rows, `sent`: the messages for the outbox, and
-        `counted`: what the counters gain and lose. When fewer rows were written than given, a division by zero rolls
-        the statement back: that saves the two round trips of a transaction around it.
+        `updated` writes the known rows, each guarded by the version that was read. `inserted` writes the new rows,
+        except rows that another writer has inserted since. After the rows, `sent` writes the outbox entries, and
+        `counted` the changes of the counters. If fewer rows were written than given, a division by zero rolls the
+        statement back. This saves the two round trips of a transaction.
         """
         if writes not in self._statements:
             self._statements[writes] = self._built(writes)
@@ -199,7 +199,7 @@ class Upsert(Generic[R]):
         )
 
     def _inserted(self) -> CTE:
-        """The part that inserts new rows, and leaves alone a row that is there."""
+        """The part that inserts new rows, except existing ones."""
         new = arrays(*self._rows.columns, name="new")
         return (
             insert(self._rows.table)
@@ -210,7 +210,7 @@ class Upsert(Generic[R]):
         )
 
     def _counted(self, complete: ColumnElement[bool]) -> CTE:
-        """The part that adds to the counters, in the order of their keys, when all rows were written."""
+        """The part that adds to the counters, in the order of their keys, if all rows were written."""
         counts = self._rows.counts
         state = counts.c[self._counted_by]
         gains = arrays(counts.c.domain, state, counts.c.slot, counts.c.count, name="gains")

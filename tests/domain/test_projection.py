@@ -27,7 +27,9 @@ def test_a_type_has_one_class() -> None:
 )
 def test_each_change_leaves_alone_no_more_than_the_one_before(changes: tuple[PartialChange, ...]) -> None:
     """Else a batch of both would not write a column that changes in some of its rows."""
-    with pytest.raises(ValueError, match=r"^the changes of the projection registration are not in order: Partial"):
+    with pytest.raises(
+        ValueError, match=r"^the changes of the projection registration are not in order: PartialChange"
+    ):
         replace(REGISTRATION, unchanged=changes)
 
 
