@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks connections when it is told to."""
+"""A TCP proxy that breaks connections on request."""
 
 import asyncio
 from collections.abc import Callable

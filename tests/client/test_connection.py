@@ -112,7 +112,7 @@ async def test_an_array_whose_answer_was_lost_is_taken_in_once(through: Client, 
 
 
 async def test_a_stream_of_events_is_not_sent_again(through: Client, proxy: Proxy) -> None:
-    """Where the answer to a stream of events is lost, the caller is told that it may be in."""
+    """If the answer to a stream is lost, the error says that the events may be in."""
     proxy.lose_answers = 1
     with pytest.raises(ConnectionFailedError) as caught:
         await through.events.stream([event_of_its_own()])
@@ -215,7 +215,7 @@ async def test_a_wait_is_the_services_and_a_share_of_the_longest(jitter: float) 
 
 
 async def test_a_wait_beyond_the_total_time_is_not_begun() -> None:
-    """A service that asks for more time than a call has is told of at once, with that time."""
+    """If `Retry-After` exceeds the time of a call, the error is raised at once, with that time."""
 
     async def sleep(seconds: float) -> None:
         pytest.fail(f"waited for {seconds} s")
@@ -241,7 +241,7 @@ async def test_a_wait_beyond_the_total_time_is_not_begun() -> None:
     ],
 )
 async def test_retry_after_is_seconds_or_a_date(given: str, least: float | None, most: float | None) -> None:
-    """Both forms of RFC 9110 are read, and what is neither counts as none."""
+    """Both forms of RFC 9110 are read; any other value counts as absent."""
     async with asking(answering(503, b"", retry_after=given), retry=Retry(attempts=1)) as client:
         with pytest.raises(UnavailableError) as caught:
             await client.entities.counts()
@@ -271,7 +271,7 @@ async def test_only_what_passes_is_sent_again(status: int, attempts: int) -> Non
 
 
 async def test_a_service_without_a_database_is_unavailable() -> None:
-    """The service's own 503 says what is missing and when to come again; readiness is asked once."""
+    """The service's own 503 says what is missing and when to retry; `ready` asks once."""
     async with client_in_process(read_settings({"database_url": NOWHERE})) as client:
         with pytest.raises(UnavailableError, match="503 Service Unavailable: ") as caught:
             await client.ready()
@@ -292,14 +292,14 @@ async def test_a_stream_that_the_database_fails_says_how_far_it_came() -> None:
 )
 @pytest.mark.parametrize("status", [200, 302])
 async def test_an_answer_of_another_server_is_unexpected(status: int, body: bytes) -> None:
-    """What is no answer of this service is an UnexpectedAnswerError, whatever it looks like."""
+    """Any answer that this service does not give raises UnexpectedAnswerError."""
     async with asking(answering(status, body, location="/elsewhere")) as client:
         with pytest.raises(UnexpectedAnswerError):
             await client.entities.counts()
 
 
 async def test_a_stream_that_leads_elsewhere_is_unexpected() -> None:
-    """A redirection is no answer to a stream either: it does not end as one without rows."""
+    """A redirection of a stream raises an error, and does not end as a stream without rows."""
     async with asking(answering(302, b"", location="/elsewhere")) as client:
         with pytest.raises(UnexpectedAnswerError, match="/elsewhere"):
             await anext(client.entities.stream())
@@ -344,7 +344,7 @@ async def test_a_secret_in_the_address_is_not_told() -> None:
 
 
 async def test_a_problem_of_something_in_between_has_its_status() -> None:
-    """An error that is no problem document still has its status, title and message."""
+    """An error without a problem document has its status, title and message, too."""
     async with asking(answering(404, b"<html>nothing here</html>")) as client:
         with pytest.raises(NotFoundError, match="404 Not Found") as caught:
             await client.entities.counts()

@@ -75,7 +75,7 @@ async def test_a_retry_says_what_became_of_the_event(pqs: Client, database: Data
 
 
 async def test_a_retry_of_what_was_to_go_out_has_no_outcome(pqs: Client, database: Database) -> None:
-    """It waits in the outbox again, the letter is gone, and there is no event of which something became."""
+    """It waits in the outbox again, the letter is gone, and there is no result of an event."""
     value = envelope().to_json()
     await add(database, Letter(source=RELAY, topic="effect:consul", key=None, value=value, headers=[], error=""))
     assert await pqs.dead_letters.retry(1) is None
@@ -85,7 +85,7 @@ async def test_a_retry_of_what_was_to_go_out_has_no_outcome(pqs: Client, databas
 
 
 async def test_what_still_is_not_taken_in_stays(pqs: Client, database: Database) -> None:
-    """A conflict, and what is no event, are errors that say so, and the letters are still there."""
+    """A conflict and an invalid event raise their errors, and the letters stay."""
     await pqs.events.send(event_json("registration.initiated", 1))
     await add(database, letter(7), letter(8, b"{}"))
     with pytest.raises(ConflictError) as conflict:

@@ -64,7 +64,7 @@ async def test_what_is_known_already_is_given_back(pqs: Client) -> None:
 
 
 async def test_the_state_is_a_value_of_the_domain(shared: Client) -> None:
-    """The state alone is a RegistrationState."""
+    """`state` returns a RegistrationState."""
     assert await shared.entities.state(NODE) is RegistrationState.ACTIVE
 
 
@@ -131,13 +131,13 @@ async def test_filters_narrow_pages_and_streams_alike(shared: Client, case: str)
 
 
 async def test_a_stream_has_rows_with_any_text(shared: Client) -> None:
-    """A row is read whole whatever its strings hold, a line separator of Unicode included."""
+    """A row is read whole, even with Unicode's line separator in a string."""
     async for registration in shared.entities.stream(domain="many"):
         assert registration.capabilities["name"] == 'with "quotes" & \u2028'
 
 
 async def test_a_stream_can_be_left_early(shared: Client) -> None:
-    """Whoever has seen enough of a stream closes it, and the client goes on."""
+    """After a stream is closed early, the client still works."""
     stream = shared.entities.stream(domain="many")
     assert (await anext(stream)).domain == "many"
     await stream.aclose()

@@ -33,7 +33,7 @@ async def test_an_event_goes_as_a_value_or_as_json(pqs: Client, make: Making) ->
 
 
 async def test_a_trigger_names_what_followed(pqs: Client) -> None:
-    """The events are there in their order, none for a trigger that was ignored, and None for what is no trigger."""
+    """A trigger's events are listed in order, an ignored trigger has an empty list, a fact has None."""
     first = await pqs.events.send(event_json("node.introspected", 1))
     assert first.events is not None
     assert [each.type for each in first.events] == [
@@ -60,7 +60,7 @@ async def test_every_event_type_is_read_as_it_was_sent(pqs: Client, type_: str) 
 
 
 async def test_an_early_event_says_where_the_row_stands(pqs: Client) -> None:
-    """An event that comes too early is an EarlyError, with the row's position and the time to come again."""
+    """An early event raises EarlyError, with the row's position and the time to wait."""
     await pqs.events.send_all(life()[:2])
     with pytest.raises(EarlyError) as caught:
         await pqs.events.send(event_json("node.heartbeat", 5, position={"sequence": 5, "previous": 4}))
@@ -85,14 +85,14 @@ async def test_a_conflict_says_where_the_row_stands(pqs: Client) -> None:
 
 
 async def test_an_early_event_of_an_unknown_entity_stands_nowhere(pqs: Client) -> None:
-    """Where there is no row, an early event's `stands_at` is None."""
+    """Without a row, an early event's `stands_at` is None."""
     with pytest.raises(EarlyError) as caught:
         await pqs.events.send(event_json("node.heartbeat", 5, position={"sequence": 5, "previous": 4}))
     assert caught.value.stands_at is None
 
 
 async def test_an_array_has_results_in_the_order_sent(pqs: Client) -> None:
-    """An array is folded by position, and answered as it was sent; what is not applied raises nothing."""
+    """An array is folded by position and answered in the order sent; no outcome raises an error."""
     events = [*reversed(life()), event_json("node.heartbeat", 9, position={"sequence": 9, "previous": 8})]
     batch = await pqs.events.send_all(events)
     assert [result.outcome for result in batch.results] == [*[Outcome.APPLIED] * 5, Outcome.EARLY]
@@ -125,7 +125,7 @@ async def in_pieces(events: Iterable[Json]) -> AsyncIterator[Json]:
 
 @pytest.mark.parametrize("wrap", [iter, in_pieces])
 async def test_a_stream_is_taken_in_in_order(pqs: Client, wrap: Callable[[Iterable[Json]], Iterable[Json]]) -> None:
-    """Events of an iterable, asynchronous or not, go as lines; what was not applied is told by line."""
+    """Events of an iterable, asynchronous or not, are sent as lines; `on_line` gets the lines not applied."""
     count = 2500  # more than one chunk
     events = [event_json("registration.initiated", 1, entity_id=node(number)) for number in range(count)]
     events += [events[3], {"type": "nothing"}, *life()[:2]]
@@ -156,7 +156,7 @@ async def test_the_correlation_id_is_stored(pqs: Client) -> None:
 
 
 def test_a_position_is_written_as_it_is_read() -> None:
-    """A position with a partition is sent with its two fields alone."""
+    """A position with a partition is sent with only its two fields."""
     placed = event("node.heartbeat", 1, position={"partition": "p", "offset": 4})
     assert msgspec.json.decode(msgspec.json.encode(placed))["position"] == {"partition": "p", "offset": 4}
 

@@ -77,7 +77,7 @@ async def test_an_answer_that_does_not_account_for_every_line_is_unexpected(verd
 
 
 async def test_headers_of_the_client_go_with_every_call() -> None:
-    """`headers` are sent with each call, beside those that the call has itself."""
+    """`headers` are sent with each call, in addition to its own."""
     seen: list[dict[bytes, bytes]] = []
 
     async def service(scope: Any, receive: Any, send: Any) -> None:

@@ -167,7 +167,7 @@ async def test_an_update_has_the_provenance_that_it_is_given(pqs: Client) -> Non
 
 
 async def test_an_update_makes_its_own_action_id(pqs: Client) -> None:
-    """What is computed anew is another action, so an id that is given is refused before anything is sent."""
+    """An update with a given action id is refused before anything is sent."""
     with pytest.raises(ValueError, match="action id"):
         await pqs.workflows.update("key", counted, initial={}, provenance={"action_id": "mine"})
 
@@ -196,7 +196,7 @@ async def test_a_reducer_with_nothing_to_do_commits_nothing(pqs: Client) -> None
 
 
 async def test_a_reducer_may_change_what_it_is_given(pqs: Client) -> None:
-    """The reducer's state is its own copy, anew for each attempt, the initial one too."""
+    """The reducer gets a new copy of the state for each attempt, also of the initial one."""
 
     def push(state: State) -> State:
         items = state["items"]
@@ -321,7 +321,7 @@ async def test_every_increment_of_many_clients_lands_once(service: Service, key:
 async def test_an_update_whose_answers_are_lost_lands_once(
     through: Client, proxy: Proxy, key: str, trouble: str
 ) -> None:
-    """An update is sent again under its action id, and so applied once, whatever gets lost on the way."""
+    """An update is sent again under its action id, and so applied once, whichever message is lost."""
     for number in range(1, 9):
         setattr(proxy, trouble, number % 4)
         row = await through.workflows.update(key, counted, initial={})
@@ -337,7 +337,7 @@ async def test_a_commit_with_an_action_id_is_sent_again(through: Client, proxy: 
 
 
 async def test_a_commit_without_an_action_id_is_not_sent_again(through: Client, proxy: Proxy, key: str) -> None:
-    """A commit that names no action is told to have been perhaps applied, and is left at that."""
+    """A commit without an action id is not repeated; its error says that it may be applied."""
     proxy.lose_answers = 1
     with pytest.raises(ConnectionFailedError) as caught:
         await through.workflows.create(key, {"a": 1}, PROVENANCE)

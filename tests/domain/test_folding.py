@@ -171,7 +171,7 @@ def test_an_event_that_begins_nothing_leaves_no_row() -> None:
 
 
 def introspected(sequence: int = 1) -> Event:
-    """The node says what it is."""
+    """The data of an introspection."""
     return event("node.introspected", sequence)
 
 

@@ -74,7 +74,7 @@ def server_pid(data_dir: Path) -> int:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process is no more; a zombie that init has not fetched yet counts as gone."""
+    """Whether a process has ended; a zombie counts as ended."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], check=False, capture_output=True, text=True)
     return state.stdout.strip()[:1] in {"", "Z"}
 
@@ -146,7 +146,7 @@ async def test_new_directory_answers(tmp_path: Path) -> None:
 
 
 def test_data_survives_a_stop(tmp_path: Path) -> None:
-    """What was committed is there after a stop and a start, with a cluster that was flushed to disk as well."""
+    """Committed rows survive a stop and a start, also in a cluster that was flushed to disk."""
     postgres = EmbeddedPostgres(tmp_path)
     with postgres as url:
         psql(url, "CREATE TABLE kept AS SELECT 42 AS answer")
@@ -215,7 +215,7 @@ def test_take_over_of_a_server_that_stops(tmp_path: Path, hold: Hold) -> None:
 
 
 def test_crash_of_the_server(tmp_path: Path) -> None:
-    """After a kill -9 of PostgreSQL itself, the next start recovers what was committed."""
+    """After a kill -9 of PostgreSQL itself, the next start recovers all commits."""
     postgres = quick(tmp_path)
     with postgres as url:
         psql(url, "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
@@ -226,7 +226,7 @@ def test_crash_of_the_server(tmp_path: Path) -> None:
 
 
 def test_number_of_a_dead_server_is_in_use(tmp_path: Path) -> None:
-    """A stale postmaster.pid whose number belongs to another process now, this one, is no obstacle."""
+    """A start succeeds despite a stale postmaster.pid with the number of another process (this one)."""
     with quick(tmp_path):
         stale = (tmp_path / "postgres" / "postmaster.pid").read_text().splitlines()
     (tmp_path / "postgres" / "postmaster.pid").write_text("\n".join([str(os.getpid()), *stale[1:], ""]))
@@ -332,7 +332,7 @@ def test_half_made_cluster_is_replaced(tmp_path: Path) -> None:
 
 
 def test_kill_while_the_cluster_is_made(tmp_path: Path) -> None:
-    """A service killed in the middle of initdb is followed by one that waits for its end and starts anew."""
+    """After a kill in the middle of initdb, the next start waits for initdb's end and begins again."""
     with subprocess.Popen(python(HOLD, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while not (tmp_path / "postgres.new" / "PG_VERSION").exists():
             assert process.poll() is None
@@ -391,7 +391,7 @@ def test_root_below_a_closed_directory(tmp_path: Path) -> None:
 
 @AS_ROOT
 def test_root_without_setpriv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without setpriv, root is told which directory is closed and what to do."""
+    """Without setpriv, the error names the closed directory and the ways out."""
     tmp_path.chmod(0o700)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(StartError, match=r"cannot enter .*; run the service as another user.*setpriv"):

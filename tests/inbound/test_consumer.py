@@ -1,4 +1,4 @@
-"""Kafka in: what a topic holds is in the rows, once and in order, whatever happens to those who read it."""
+"""Input from Kafka: every message is applied once and in order, whatever happens to its consumers."""
 
 import asyncio
 import time
@@ -351,7 +351,7 @@ async def test_reading_goes_on_at_the_watermark(kafka: Broker, topic: str, datab
 async def test_whoever_has_lost_a_partition_writes_nothing_of_it(
     kafka: Broker, topic: str, database_url: str
 ) -> None:
-    """A consumer that finds a watermark elsewhere than it left it begins anew there."""
+    """A consumer whose watermark was moved starts again from the moved one."""
     produce(kafka, topic, life(), partition=0)
     async with reading(kafka, topic, database_url):
         await until(database_url, *taken(5))
@@ -443,7 +443,7 @@ async def test_a_killed_consumer_leaves_nothing_half_done(kafka: Broker, topic: 
 
 
 async def test_a_database_that_is_away_is_waited_for(kafka: Broker, topic: str, database_url: str) -> None:
-    """What was not written while the database was away is written when it is there again, once."""
+    """A batch that met a database outage is written once, after the outage."""
     produce(kafka, topic, lives()[:NODES])
     async with reading(kafka, topic, database_url):
         await until(database_url, *taken(NODES))
@@ -456,7 +456,7 @@ async def test_a_database_that_is_away_is_waited_for(kafka: Broker, topic: str, 
 
 
 async def test_a_database_that_is_away_does_not_hold_up_the_end(kafka: Broker, topic: str, database_url: str) -> None:
-    """A consumer that is told to stop does so though its batch can't be written."""
+    """A consumer stops although its batch cannot be written."""
     produce(kafka, topic, life())
     async with reading(kafka, topic, database_url):
         await until(database_url, *taken(5))
@@ -547,7 +547,7 @@ def test_the_command_does_not_read_what_the_service_writes(given: Json) -> None:
 
 
 async def test_a_topic_that_the_service_does_not_write_may_be_read(database_url: str) -> None:
-    """With the bus off PQS_TOPIC_OUT is no more than a name."""
+    """With the bus off, PQS_TOPIC_OUT may be a topic to read."""
     given = {"kafka": "127.0.0.1:1", "bus": "off", "topics_in": "mine", "topic_out": "mine"}
     async with Parts(read_settings(given), database_url) as parts:
         parts.consumer()

@@ -69,7 +69,7 @@ def test_no_message_is_older_than_what_was_read_up_to_once_clocks_are_known(time
 
 @given(times=strategies.lists(MILLISECONDS, min_size=2))
 def test_a_message_that_is_older_is_taken_back_at_once(times: list[int]) -> None:
-    """Whatever the log, the message that was read last is not older than what counts as read."""
+    """In any log, the last message read is not older than `reached`."""
     assert all(reached(times[:end]) <= times[end - 1] for end in range(1, len(times) + 1))
 
 

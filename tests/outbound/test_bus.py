@@ -20,7 +20,7 @@ async def test_a_message_arrives_as_it_was_published(line: Line) -> None:
 
 
 async def test_a_message_may_have_no_key_and_no_headers(line: Line) -> None:
-    """None is no key, and not an empty one."""
+    """None means no key, not an empty one."""
     await line.bus.publish(line.topic, None, b"value", {})
     [message] = line.read(1)
     assert (message.key, message.headers) == (None, {})

@@ -1,4 +1,4 @@
-"""The log of the Kafka client: what it repeats is written now and then."""
+"""The log of the Kafka client: a repeated message is written only now and then."""
 
 import logging
 

@@ -62,7 +62,7 @@ async def test_a_node_is_deregistered(agent: Agent) -> None:
 
 @pytest.mark.parametrize("domain", ["a/b", "a?b#c", "ü %2F", "..", "x" * 128])
 async def test_a_domain_may_hold_anything(agent: Agent, domain: str) -> None:
-    """The id that is deregistered is the one that was registered, whatever a URL would make of it."""
+    """Registration and deregistration use the same id, also with characters that a URL must encode."""
     async with handler(agent.url) as consul:
         await consul.handle(RegisterService(entity_id=NODE, domain=domain, node_type="n", tags=(), version=1))
         assert list(agent.services) == [f"{domain}.{NODE}"]
@@ -97,7 +97,7 @@ async def test_what_may_pass_is_tried_again(agent: Agent, status: int) -> None:
     ],
 )
 async def test_an_agent_that_is_down_is_left_for_later(agent: Agent, status: int, error: str) -> None:
-    """After the last attempt the error says to come again, and it counts as a failure of Consul's."""
+    """After the last attempt the error allows a retry, and counts as a failure of Consul."""
     agent.answers = [status] * ATTEMPTS
     async with handler(agent.url, breaker=breaker_of_one()) as consul:
         with pytest.raises(EffectDownError, match=error):
@@ -154,7 +154,7 @@ async def test_an_agent_that_says_nothing_is_given_up(agent: Agent) -> None:
 
 
 async def test_an_agent_that_is_not_there_opens_the_breaker() -> None:
-    """After failures in a row it is not asked any more, and the error says when to come again."""
+    """After failures in a row Consul gets no more requests, and the error says when to retry."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening: connections are refused for as long as this lives
         async with handler(f"http://127.0.0.1:{taken.getsockname()[1]}") as consul:
@@ -214,7 +214,7 @@ async def test_what_is_no_intent_of_consuls_is_refused(agent: Agent, intent: obj
 
 
 async def test_a_proxy_of_the_environment_is_passed_by(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The agent is asked itself, whatever HTTP_PROXY says."""
+    """The agent is called directly, despite HTTP_PROXY."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     async with handler(agent.url) as consul:
         await consul.handle(REGISTER)

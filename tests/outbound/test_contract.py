@@ -34,7 +34,7 @@ def contract(**intents: str | None) -> Contract:
 
 
 def test_the_shipped_contract_has_every_intent() -> None:
-    """Each intent that the decider can emit goes to a handler that can carry it out, and there are no others."""
+    """Each intent that the decider can emit has a handler that can carry it out, and the contract has no others."""
     assert [(each.intent, each.handler) for each in route(SHIPPED, EVERYTHING)] == [
         ("postgres.upsert_registration", "postgres"),
         ("postgres.update_registration", "postgres"),
@@ -64,13 +64,13 @@ def test_without_consul_its_intents_are_off() -> None:
 
 
 def test_with_consul_its_intents_are_on() -> None:
-    """PQS_CONSUL_URL is what they need."""
+    """They need PQS_CONSUL_URL."""
     routes = routes_of(read_settings({"consul_url": "http://127.0.0.1:8500"}))
     assert set(after_the_transaction(routes)) == {"consul.register", "consul.deregister"}
 
 
 def test_the_log_says_what_is_off(caplog: pytest.LogCaptureFixture) -> None:
-    """What is missing has one line, with the intents that nobody carries out without it."""
+    """Each missing resource has one line, with the intents that need it."""
     with caplog.at_level(logging.INFO, logger="app.outbound.contract"):
         log_what_is_off(route(SHIPPED, {"database"}))
     assert caplog.messages == [
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_contract_is_named(tmp_path: Path, written: str, inste
 
 
 def test_everything_that_is_wrong_is_named_at_once() -> None:
-    """Whoever repairs the contract need not start the service again for each mistake."""
+    """One start names all mistakes of the contract."""
     with pytest.raises(StartError) as refused:
         route(contract(consul__register=None, consul__deregister="nomad"), set())
     said = str(refused.value)

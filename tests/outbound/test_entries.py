@@ -172,7 +172,7 @@ async def test_nothing_is_kept_for_what_is_off(
 async def test_nothing_is_kept_when_nothing_followed(
     sending: Projector, database: Database, sent: list[Event]
 ) -> None:
-    """What came in from outside does not go out again."""
+    """Facts from outside are not sent to the bus again."""
     await sending.persist(sent)
     assert await outbox(database) == []
 
@@ -214,12 +214,12 @@ async def test_a_batch_keeps_each_nodes_messages_in_order(sending: Projector, da
 
 
 def test_a_slot_is_that_of_the_entity_id() -> None:
-    """Whatever the domain, an entity id has one slot, and many ids fill all of them."""
+    """An entity id has the same slot in every domain, and many ids fill all slots."""
     assert {slot_of(node(number)) for number in range(2000)} == set(range(SLOTS))
 
 
 async def test_writers_that_race_keep_each_nodes_messages_in_order(database: Database) -> None:
-    """With several writers at the same nodes, what is read by id is in the order of versions, each once."""
+    """With several writers at the same nodes, entries by id have the versions in order, each once."""
     projectors = [Projector(database, Timing(), EntryBuilder(TOPIC, CONSUL)) for _ in range(4)]
     types = ["node.introspected", "node.registration_acked", "node.deregistered"] * 4
     log = [event(type_, place, entity_id=node(n)) for place, type_ in enumerate(types, start=1) for n in range(5)]

@@ -66,7 +66,7 @@ async def test_a_broker_that_is_down_is_an_error_by_name(broker: BuiltInBroker) 
 
 
 async def test_messages_wait_for_a_broker_that_comes_back(broker: BuiltInBroker) -> None:
-    """What is published while the broker is away arrives when it is there again, in order."""
+    """Messages published during an outage of the broker arrive after it, in order."""
     async with connected(broker) as bus:
         broker.go_down()
         sent = [b"%d" % number for number in range(100)]
@@ -153,7 +153,7 @@ async def test_what_is_handed_over_together_fails_one_by_one(broker: BuiltInBrok
 
 
 async def test_of_a_flight_fails_what_the_broker_does_not_confirm(broker: BuiltInBroker) -> None:
-    """All messages of a call are told when the broker stays away, whatever their number."""
+    """If the broker stays away, every message of a call fails, whatever their number."""
     broker.go_down()
     async with connected(broker, delivery_timeout=AT_ONCE) as bus:
         failed = await bus.publish_all(TOPIC, [(b"%d" % number, b"") for number in range(50)], {})
@@ -173,7 +173,7 @@ async def test_what_is_on_its_way_arrives_before_the_end(broker: BuiltInBroker) 
 
 
 async def test_what_cannot_arrive_fails_at_the_end(broker: BuiltInBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Closing does not wait for a broker that is down: after its grace, everybody who waits is told."""
+    """Closing does not wait for a broker that is down: after the grace, all waiting calls fail."""
     monkeypatch.setattr(kafka_bus, "GRACE", AT_ONCE)
     monkeypatch.setattr(kafka_bus, "MAX_IN_FLIGHT", 5)
     broker.go_down()

@@ -88,7 +88,7 @@ async def test_the_intent_writes_the_row_that_the_projector_writes(
 
 
 async def test_a_passed_deadline_is_written_by_its_intent(database: Database) -> None:
-    """The update that a time-out asks for changes what it names and nothing else."""
+    """The update of a timeout changes only the columns that it names."""
     before = row(ACTIVE, liveness_timeout_emitted_at=None)
     await put(database, before)
     decision = expire(before, Deadline.LIVENESS, when(500))
@@ -240,7 +240,7 @@ def upsert(registration: Registration, read_version: int | None) -> UpsertRegist
 async def test_a_whole_row_is_written_on_what_was_read_alone(
     database: Database, there: bool, read_version: int | None
 ) -> None:
-    """Where there is no row, or one that was not expected, or another version, nothing is written."""
+    """Nothing is written without a row, over an unexpected row, or at another version."""
     if there:
         await put(database, row(ACTIVE))
     intent = upsert(row(REJECTED, version=22), read_version)
@@ -265,7 +265,7 @@ async def test_a_whole_row_that_is_none_is_refused_before_any_sql(intent: object
 
 
 async def test_a_whole_row_that_the_table_refuses_is_said_without_its_words(database: Database) -> None:
-    """A constraint is named in the log alone."""
+    """A constraint is named only in the log."""
     intent = upsert(row(ACTIVE, last_applied_sequence=None), None)
     with pytest.raises(RefusedValuesError, match=r"^the table does not accept these values; the log says why$"):
         await database.write(lambda connection: upsert_registration(connection, intent))

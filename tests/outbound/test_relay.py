@@ -1,4 +1,4 @@
-"""The relay: what the outbox holds arrives, in each entity's order, whatever happens to relays and the other side."""
+"""The relay: all messages arrive, in each entity's order, despite failures of relays and of the other side."""
 
 import asyncio
 import gc
@@ -102,7 +102,7 @@ def entity_of(message: PendingMessage) -> UUID:
 
 
 class Hand:
-    """A destination that takes what it is given, unless a test wants it otherwise."""
+    """A destination that accepts all messages, unless a test changes that."""
 
     def __init__(self, name: str = EVENTS) -> None:
         self.taken: list[PendingMessage] = []
@@ -141,7 +141,7 @@ def sending(database: Database) -> Projector:
 
 @pytest.fixture
 def to_bus(database: Database) -> Projector:
-    """A projector with a bus alone."""
+    """A projector with only a bus."""
     return Projector(database, Timing(), EntryBuilder(TOPIC))
 
 
@@ -330,7 +330,7 @@ async def test_nodes_that_consul_forbids_hold_up_no_other(database: Database, da
 
 
 async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, database: Database) -> None:
-    """Until its message gets through; a rest has a limit, and so has the number of those that rest."""
+    """An entity rests until its message gets through; rests and their number are limited."""
     await send(to_bus, NODES[:1])
 
     async def work(connection: Connection) -> list[PendingMessage]:
@@ -486,7 +486,7 @@ async def test_a_service_drains_the_backlog_of_an_hour(settings: Settings, datab
 async def test_a_relay_that_loses_its_database_begins_anew(
     to_bus: Projector, database: Database, database_url: str
 ) -> None:
-    """When PostgreSQL ends its session, the relay lets go of what it was sending, and sends it again."""
+    """If PostgreSQL ends its session, the relay gives up the messages under way, and sends them again."""
     await send(to_bus, NODES)
     hand = Hand()
     hand.open.clear()
@@ -536,7 +536,7 @@ async def test_what_does_not_end_is_given_up_when_closing(
     held_at: set[int],
     arrived: dict[UUID, list[int]],
 ) -> None:
-    """What is not answered within the grace stays; what has arrived by then is removed."""
+    """Messages without an answer within the grace stay; the ones that have arrived are removed."""
     monkeypatch.setattr(relay_module, "GRACE", 0.2)
     await send(to_bus, NODES[:2], types=WAY[:1])
     hand = Hand()
@@ -609,7 +609,7 @@ async def test_a_report_that_was_cancelled_is_no_trouble(to_bus: Projector, data
 
 
 async def test_a_row_that_names_nobody_is_set_aside(database: Database, database_url: str) -> None:
-    """What an operator wrote, and no handler can read, is a dead letter, and what comes after it is sent."""
+    """An unreadable entry becomes a dead letter, and the entries after it are sent."""
     garbage = ["", "no JSON", "{}", '{"partitionkey":"' + 35 * "x" + 'é"}', '{"partitionkey":"']
 
     async def write(connection: Connection) -> None:

@@ -172,7 +172,7 @@ async def test_a_relay_that_is_stopped_finishes_what_it_sends(
     ids=["nothing", "memory", "no servers"],
 )
 def test_a_relay_with_nowhere_to_send_to_does_not_start(settings: dict[str, str], said: str) -> None:
-    """It ends with a line that says what is missing."""
+    """It ends with a line that names the missing setting."""
     assert said in refusal(pqs("relay", database_url="postgresql://127.0.0.1:1/nowhere", **settings))
 
 

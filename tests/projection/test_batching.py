@@ -69,7 +69,7 @@ async def test_a_batch_has_a_bound() -> None:
 
 
 async def test_past_the_bound_a_question_is_refused_at_once() -> None:
-    """A full queue answers with UnavailableError, and those who wait get their answers all the same."""
+    """A full queue answers with UnavailableError; waiting requests still get their answers."""
     asked = Asked()
     lane = Lane(asked.run, waiting=2)
     tasks = await started(lane, range(3))

@@ -151,7 +151,7 @@ async def test_nothing_to_take_in_is_no_mistake(projector: Projector) -> None:
 
 
 async def test_a_batch_is_folded_as_it_comes_unless_by_position(projector: Projector) -> None:
-    """As it comes, what is late is stale; by position, the same batch is applied, and results keep the order sent."""
+    """In the order sent, late events are stale; by position, all are applied, and results keep the order sent."""
     sent = [heartbeat(3), initiated(1), heartbeat(2)]
     elsewhere = [replace(event, entity_id=node(1)) for event in sent]
     as_it_comes = await projector.persist(sent)
@@ -178,7 +178,7 @@ async def test_by_position_each_entity_is_ordered_on_its_own(projector: Projecto
 
 
 async def test_one_entity_id_in_two_domains_is_two_entities(projector: Projector, database: Database) -> None:
-    """Rows, positions and versions of one domain have nothing to do with those of the other."""
+    """Rows, positions and versions of two domains are independent."""
     await projector.persist([initiated(5), initiated(1, domain="edge"), heartbeat(2, domain="edge")])
     results = await projector.persist([heartbeat(4), heartbeat(4, domain="edge")])
     assert outcomes(results) == [STALE, APPLIED]
@@ -277,7 +277,7 @@ async def test_racing_writers_lose_no_update(projector: Projector, rival: Projec
 async def test_a_batch_that_lost_is_folded_again_on_what_is_there_now(
     projector: Projector, rival: Projector, database: Database, database_url: str
 ) -> None:
-    """Events that were next when the rows were read are judged anew after another writer has moved a row on."""
+    """After another writer has moved a row on, the events are judged again."""
     await projector.persist([initiated(1), initiated(1, entity_id=node(1))])
     async with connected(database_url) as connection:
         async with connection.transaction():
@@ -359,7 +359,7 @@ async def add_trigger(url: str, when: str, body: str) -> None:
 async def test_a_batch_that_loses_at_every_attempt_is_given_up_and_nothing_is_written(
     projector: Projector, database_url: str, verb: str, body: str
 ) -> None:
-    """After so many attempts the sender is told to come again; the rows that could be written are not."""
+    """After ATTEMPTS races the error allows a retry, and no row of the batch is written."""
     await projector.persist([initiated(entity_id=node(1))])
     before = await table(database_url)
     # A trigger loses the race for the row of one node, as a writer would that is always there first.
@@ -392,7 +392,7 @@ async def test_batches_in_opposite_orders_do_not_deadlock(projector: Projector, 
 
 
 async def test_a_deadlock_with_somebody_else_is_not_seen(projector: Projector, database_url: str) -> None:
-    """When PostgreSQL picks the batch to break a deadlock, the batch starts anew and its outcomes are returned."""
+    """If PostgreSQL cancels the batch in a deadlock, the batch starts again and returns its outcomes."""
     await projector.persist([initiated(), initiated(entity_id=node(1))])
     sent = [heartbeat(2), heartbeat(2, entity_id=node(1))]
     low, high = sorted([NODE, node(1)])

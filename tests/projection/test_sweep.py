@@ -127,7 +127,7 @@ async def until_expired(database: Database, count: int) -> None:
 
 @asynccontextmanager
 async def running(sweep: Sweep) -> AsyncIterator[None]:
-    """A sweep that runs, and ends by itself when it is told to stop."""
+    """A running sweep that ends by itself when it is stopped."""
     stop = asyncio.Event()
     task = asyncio.create_task(sweep.run(stop))
     try:
@@ -188,7 +188,7 @@ async def test_what_follows_goes_out(
 async def test_the_sources_next_event_still_fits(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """A node that has expired registers anew by the next event of its source."""
+    """An expired node can register again with the next event of its source."""
     await register(projector, [node(1)], deadline)
     await sweep.page(deadline)
     stood_at = (await read(database, node(1))).last_applied_sequence
@@ -298,7 +298,7 @@ async def test_a_row_that_cant_be_written_stops_nothing(
     deadline: Deadline,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is logged once, with its entity, and left alone; the others of its page expire, now and later."""
+    """It is logged once, with its entity, and skipped; the other rows of its page expire, now and later."""
     caplog.set_level(logging.ERROR, "app.projection.sweep")
     await register(projector, [node(number) for number in range(5)], deadline)
     await execute(

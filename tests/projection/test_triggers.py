@@ -15,7 +15,7 @@ APPLIED, IGNORED, DUPLICATE, STALE, EARLY, CONFLICT = Outcome
 
 
 def introspected(sequence: int = 1) -> Event:
-    """The node says what it is."""
+    """The data of an introspection."""
     return event("node.introspected", sequence)
 
 

@@ -91,7 +91,7 @@ async def test_an_entry_stays_as_it_is(database: Database, database_url: str, st
 
 
 async def test_a_strange_name_does_not_hinder_an_act(database: Database) -> None:
-    """What PostgreSQL's text cannot hold is written in another way, and what is too long is cut."""
+    """Characters that PostgreSQL cannot store are escaped, and long values are cut."""
     await database.write(audit.add, Act(principal="p" * 400, action="a", target="a\0b\ud800" + "x" * 5000))
     [entry] = await database.read(page_of)
     assert (len(entry.principal), entry.target[:9], len(entry.target)) == (300, "a\\u0000b?", 4000)

@@ -1,4 +1,4 @@
-"""The state counts are kept, not counted: they are what a full count gives, at every commit, whatever happens."""
+"""The state counts equal a full count at every commit."""
 
 import asyncio
 import multiprocessing
@@ -32,7 +32,7 @@ NONE = dict.fromkeys(S, 0)
 
 
 async def miscounts(database: Database) -> list[Miscount]:
-    """What is wrong with the counts, in one snapshot."""
+    """The differences from a full count, in one snapshot."""
     return await database.read(REGISTRATIONS.counts.verify_counts)
 
 
@@ -119,7 +119,7 @@ async def test_the_slots_take_turns(projector: Projector, database: Database) ->
 
 
 async def test_a_rollback_takes_the_counts_back(projector: Projector, database: Database) -> None:
-    """What is undone after its rows were saved is undone in the counts."""
+    """A rollback after `save` undoes the counts, too."""
     await projector.persist([recorded(S.ACTIVE, 1)])
 
     async def given_up(connection: Connection) -> None:

@@ -109,7 +109,7 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -
 
 
 class Server:
-    """A PostgreSQL of these tests alone, to be stopped, killed and frozen."""
+    """A PostgreSQL only for these tests, to be stopped, killed and frozen."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -227,7 +227,7 @@ async def test_no_such_database(database_url: str, caplog: pytest.LogCaptureFixt
 async def test_a_database_that_lets_nobody_in(
     database_url: str, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
-    """A server that refuses a connection, for whatever reason, is a DatabaseDownError."""
+    """A refused connection raises DatabaseDownError, for any reason."""
     name = urlsplit(database_url).path[1:]
     connection = await asyncpg.connect(on_server(database_url, "postgres"))
     try:
@@ -506,7 +506,7 @@ async def _number(number: int) -> int:
 
 
 async def test_an_error_of_the_work_reaches_the_caller(database: Database) -> None:
-    """What the work raises comes through as it is, and what it wrote is undone."""
+    """An error of the work is raised unchanged, and its changes are undone."""
     await database.write(lambda connection: connection.execute("CREATE TABLE kept (n int)"))
 
     async def work(connection: Connection) -> None:
@@ -520,7 +520,7 @@ async def test_an_error_of_the_work_reaches_the_caller(database: Database) -> No
 
 
 async def test_work_alone_commits_each_statement(database: Database) -> None:
-    """`write_alone` puts no transaction around its work: what a statement has written stays, whatever comes after."""
+    """`write_alone` opens no transaction: the changes of a statement stay, even if a later one fails."""
     await database.write(lambda connection: connection.execute("CREATE TABLE kept (n int)"))
 
     async def work(connection: Connection) -> None:
@@ -589,7 +589,7 @@ async def test_a_read_that_a_replica_broke_off_is_done_again(database: Database)
 
 
 async def test_a_read_that_a_replica_keeps_breaking_off(database: Database) -> None:
-    """A read that is broken off twice is unavailable for now; nobody is told of a race."""
+    """A read that is cancelled twice raises UnavailableError, not LostRaceError."""
     with pytest.raises(UnavailableError) as raised:
         await database.read(lambda connection: connection.execute(RECOVERY_CONFLICT))
     assert type(raised.value) is UnavailableError
@@ -665,7 +665,7 @@ async def test_what_is_our_own_mistake_is_not_hidden(database: Database) -> None
 
 
 async def test_check_finds_the_right_revision(database: Database) -> None:
-    """A database at the expected revision is told by it."""
+    """`check` returns the expected revision."""
     assert await database.check() == HEAD
 
 
@@ -679,7 +679,7 @@ async def set_revision(url: str, statement: str) -> None:
 
 
 async def test_check_of_an_empty_database(empty_database_url: str) -> None:
-    """A database without a schema lacks every revision, and is told how to get them."""
+    """Without a schema, the error lists all revisions as missing, and names `pqs migrate`."""
     async with opened(empty_database_url) as database:
         with pytest.raises(SchemaMismatchError, match=r"has no schema; missing: 0001.*; run `pqs migrate`"):
             await database.check()
@@ -693,7 +693,7 @@ async def test_check_of_a_database_that_was_emptied(database_url: str, database:
 
 
 async def test_check_of_a_database_that_is_behind(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database that is behind is told which revisions are missing, oldest first."""
+    """For an old schema, the error lists the missing revisions, oldest first."""
     later = ("9998", "9999")
     monkeypatch.setattr(schema, "REVISIONS", (*schema.REVISIONS, *later))
     monkeypatch.setattr(schema, "HEAD", later[-1])
@@ -702,7 +702,7 @@ async def test_check_of_a_database_that_is_behind(database: Database, monkeypatc
 
 
 async def test_check_of_a_database_that_is_ahead(database_url: str, database: Database) -> None:
-    """A database that a later release migrated is told so."""
+    """For a schema of a later release, the error says so."""
     await set_revision(database_url, "UPDATE alembic_version SET version_num = 'from_later'")
     with pytest.raises(SchemaMismatchError, match=r"at revision from_later.*later release"):
         await database.check()
@@ -734,7 +734,7 @@ async def test_the_clock_is_the_databases(database: Database) -> None:
 
 
 async def test_each_pool_has_the_planner_that_it_needs(database_url: str) -> None:
-    """Only the pool for scans plans every statement anew, the other one does so once; both give one up in time."""
+    """The pool for scans plans each execution, the other one plans once; both cancel slow statements."""
     settings = "SELECT concat_ws(' ', current_setting('plan_cache_mode'), current_setting('statement_timeout'))"
     found = []
     for scans in (False, True):

@@ -95,7 +95,7 @@ async def test_what_was_committed_late_is_not_removed_with_the_others(database: 
 
 
 async def test_what_was_moved_is_not_removed(database: Database) -> None:
-    """What is at an entry's place by now, and is another one, stays."""
+    """Another row at the place of a removed entry stays."""
     await fill(database, 1)
     [mine] = await database.read(lambda c: outbox.read(c, "topic:a", [1], most=10))
     [other] = await database.read(lambda c: outbox.read(c, "effect:b", [1], most=10))

@@ -53,8 +53,8 @@ FILL = f"""
         state,
         CASE WHEN i % 4 = 0 THEN 'storage' ELSE 'compute' END,
         jsonb_build_object('gpu', i % 2 = 0, 'rack', i % 500) || CASE i % 600 WHEN 8 THEN '{{"quantum": true}}' ELSE '{{}}' END::jsonb,
-        CASE WHEN state IN ('accepted', 'awaiting_ack', 'ack_timed_out') THEN start + i % 4000 * interval '1 minute' END,
-        CASE WHEN state IN ('active', 'liveness_expired') THEN start + i % 4000 * interval '1 minute' END,
+        CASE WHEN state IN ('accepted', 'awaiting_ack', 'ack_timed_out') THEN start + i % 4000 * interval '1 minute'
+        END, CASE WHEN state IN ('active', 'liveness_expired') THEN start + i % 4000 * interval '1 minute' END,
         CASE WHEN state = 'ack_timed_out' THEN start END,
         CASE WHEN state = 'liveness_expired' THEN start END,
         md5('event ' || i)::uuid, i, start, start + i % 1000 * interval '1 second', 1
@@ -145,7 +145,7 @@ async def explain(connection: Connection, statement: Statement, parameters: Para
 
 
 async def explain_generic(connection: "Connection | asyncpg.Connection", statement: Statement) -> Plan:
-    """The plan that a prepared statement has for whatever parameters."""
+    """The generic plan of a prepared statement."""
     nulls = ", ".join(["NULL"] * len(statement.arguments(_Nothing())))
     await connection.execute("SET plan_cache_mode = force_generic_plan")
     await connection.execute(f"PREPARE generic AS {statement.text}")
@@ -476,7 +476,7 @@ def point_parameters(rows: list[Registration], writes: Writes = EVERY_WRITE[0]) 
 @pytest.mark.parametrize("number", [1, 100, 1000])
 @named(FINDING)
 async def test_point_statements_go_by_the_key(points: Connection, statement: Statement, number: int) -> None:
-    """Planned for what they are given, reads, locks and writes find each row in the primary key."""
+    """With custom plans, reads, locks and writes find each row by the primary key."""
     plan = await explain(points, statement, point_parameters(await known(points, number)), run=False)
     assert indexes(plan) == {KEY}
     assert "Seq Scan" not in kinds(plan)
@@ -484,7 +484,7 @@ async def test_point_statements_go_by_the_key(points: Connection, statement: Sta
 
 @named(FINDING)
 async def test_prepared_point_statements_go_by_the_key(points: Connection, statement: Statement) -> None:
-    """The plan that is kept for a prepared statement, whatever it is given, goes by the primary key too."""
+    """With the generic plan, too, they find each row by the primary key."""
     plan = await explain_generic(points, statement)
     assert indexes(plan) == {KEY}
     assert "Seq Scan" not in kinds(plan)
@@ -514,7 +514,7 @@ JOINING = FINDING | {
 
 @pytest.mark.parametrize("rows", [0, 1, 20])
 async def test_a_plan_for_a_small_table_looks_for_each_key(database_url: str, rows: int) -> None:
-    """What is planned for tables that are known to be empty or small goes by keys, and compares no row with all."""
+    """Plans for empty or small tables use keys, too, and never compare each row with all others."""
     compared: dict[str, set[str]] = {}
     connection = await asyncpg.connect(database_url, server_settings=PLANNER)
     try:
@@ -536,7 +536,7 @@ async def test_a_plan_for_a_small_table_looks_for_each_key(database_url: str, ro
 async def test_a_plan_from_when_the_table_was_empty_does_no_harm_while_it_grows(
     database_url: str, database: Database, size: int
 ) -> None:
-    """Batches of new and known rows, from the first row on and without statistics, go by the primary keys alone."""
+    """Batches of new and known rows use only primary keys, from the first row on and without statistics."""
     fields: Parameters = {
         **dict.fromkeys(Registration.__struct_fields__),
         "domain": "big",
@@ -594,7 +594,7 @@ async def test_the_largest_lookup_reads_what_it_asks_for(points: Connection) -> 
 
 @pytest.mark.parametrize("writes", EVERY_WRITE, ids=str)
 async def test_a_write_reads_no_more_than_its_rows(points: Connection, writes: Writes) -> None:
-    """A thousand known rows are updated, each found once; new rows and counters ask their primary keys alone."""
+    """A thousand known rows are each found once; new rows and counters use only their primary keys."""
     given = point_parameters(await known(points, 1000, "other"), writes)
     plan = await explain(points, REGISTRATIONS.upsert.statement(writes), given)
     parts = {node["Subplan Name"]: node for node in nodes(plan) if "Subplan Name" in node}
@@ -741,7 +741,7 @@ async def test_every_index_is_needed(scans: Connection, case: Case) -> None:
 
 
 async def test_no_index_is_without_a_query(points: Connection) -> None:
-    """The table's indexes are the primary key and those that a case above needs."""
+    """The table has the primary key and the indexes that a case above needs, and no others."""
     found = await points.fetch(
         "SELECT indexrelid::regclass::text AS name FROM pg_index WHERE indrelid = $1::text::regclass", TABLE
     )

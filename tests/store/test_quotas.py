@@ -79,7 +79,7 @@ async def test_every_prefix_of_a_key_counts(database: Database) -> None:
 
 
 async def test_writers_at_once_stay_below_the_quota(database: Database) -> None:
-    """Whoever comes first has it, and the sum is right in the end."""
+    """The first writer gets the space, and the final sum is correct."""
     await database.write(quotas.set_quota, "w", 500)
     done = await asyncio.gather(
         *(commit(database, f"w{number}", 100) for number in range(12)), return_exceptions=True

@@ -149,7 +149,7 @@ async def test_a_row_comes_back_as_it_went_in(database: Database, registration: 
 
 
 async def test_no_row(database: Database) -> None:
-    """Where there is no row, the read returns None."""
+    """Without a row, the read returns None."""
     assert await read(database, node(1)) is None
 
 
@@ -212,7 +212,7 @@ async def waits_for_a_lock(database: Database) -> None:
 
 
 async def test_locked_rows_make_others_wait(database: Database) -> None:
-    """Whoever locks a row that is locked waits, and then sees what the other has written; a plain read does not."""
+    """A second lock of a row waits, and then sees the first one's changes; a plain read does not wait."""
     await insert(database, [row(node(1))])
     keys: list[Key] = [(node(1), DOMAIN)]
     locked, go_on = asyncio.Event(), asyncio.Event()
@@ -280,7 +280,7 @@ async def test_a_save_changes_every_column(database: Database) -> None:
 
 
 async def test_a_save_of_nothing(database: Database) -> None:
-    """A batch that changes no row is no error."""
+    """An empty batch raises no error."""
     await insert(database, [])
     assert await database.read(lambda c: REGISTRATIONS.counts.count_by_state(c, DOMAIN)) == dict.fromkeys(S, 0)
 
@@ -533,7 +533,7 @@ async def test_a_list_is_in_order_without_an_index(database: Database) -> None:
 
 
 async def test_counts_name_all_states(database: Database) -> None:
-    """A count has a number for each of the eight states, in their order, and for its own domain alone."""
+    """A count has a number for each of the eight states, in order, of only its own domain."""
     await insert(
         database,
         [
@@ -664,7 +664,7 @@ async def test_the_order_and_the_pages_of_a_scan(
 async def test_a_scan_is_in_order_without_an_index(
     database: Database, scan: Scan, deadline: str, marker: str, states: set[RegistrationState]
 ) -> None:
-    """Equal deadlines come in the order of entity ids, whatever index is read."""
+    """Equal deadlines come in the order of entity ids, with any index."""
     state = min(states)
     await insert(database, [row(node(n), current_state=state, **{deadline: START, marker: None}) for n in range(50)])
     # By insertion the rows lie in the order of their keys; so every second one moves to the end of the table.

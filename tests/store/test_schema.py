@@ -324,14 +324,14 @@ async def test_an_empty_database_at_base_stays_empty(empty_database_url: str) ->
 
 
 async def test_an_unknown_target(empty_database_url: str) -> None:
-    """A revision that does not exist is refused, and the message names those that do."""
+    """An unknown revision is refused, and the message lists the known ones."""
     with pytest.raises(StartError, match=f"there is no revision 9999; known are base, {', '.join(REVISIONS)}"):
         await migrated(empty_database_url, "9999")
 
 
 @pytest.mark.parametrize("target", [HEAD, BASE])
 async def test_a_database_that_is_ahead(database_url: str, target: str) -> None:
-    """A database that a later release migrated is left alone, up and down."""
+    """A database of a later release is not changed, up or down."""
     async with connected(database_url) as connection:
         await connection.execute("UPDATE alembic_version SET version_num = 'from_later'")
     before = await catalog(database_url)

@@ -156,7 +156,7 @@ async def test_what_a_check_refuses(
 
 
 async def test_no_check_goes_untested(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """The CHECK constraints are those that the cases above break, and no more."""
+    """The table has only the CHECK constraints that the cases above violate."""
     names = await connection.fetch(
         "SELECT conname FROM pg_constraint WHERE conrelid = $1::text::regclass AND contype = 'c'", TABLE
     )
@@ -227,7 +227,7 @@ async def test_the_key(connection: "asyncpg.Connection[asyncpg.Record]") -> None
 
 
 async def test_an_event_id_is_not_unique(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Two entities may stand at events of the same id: what is a repeat is decided by position."""
+    """Two entities may have the same last event id: the position decides about repeats."""
     await insert(connection, entity_id=node(1))
     await insert(connection, entity_id=node(2))
     assert await connection.fetchval(f"SELECT count(DISTINCT last_applied_event_id) FROM {TABLE}") == 1

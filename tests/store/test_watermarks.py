@@ -46,7 +46,7 @@ async def test_a_watermark_elsewhere_takes_all_of_it_back(database: Database, ex
 
 
 async def test_a_watermark_that_was_removed_is_not_made_anew(database: Database) -> None:
-    """Whoever removes a watermark to have a partition read again is not overruled by a consumer that still runs."""
+    """A running consumer does not restore a watermark that an operator has removed to read a partition again."""
     with pytest.raises(LostPlaceError):
         await move(database, [advance(4, 9)])
     assert await database.read(watermarks.get_all) == []
