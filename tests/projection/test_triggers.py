@@ -15,7 +15,7 @@ APPLIED, IGNORED, DUPLICATE, STALE, EARLY, CONFLICT = Outcome
 
 
 def introspected(sequence: int = 1) -> Event:
-    """The data of an introspection."""
+    """The node describes itself."""
     return event("node.introspected", sequence)
 
 
