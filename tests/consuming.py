@@ -136,7 +136,7 @@ async def rows(url: str, query: str = ROWS) -> list[tuple[object, ...]]:
 
 
 def taken(count: int) -> tuple[str, int]:
-    """A query for how many messages are taken in, and that it is so many: `until(url, *taken(5))`."""
+    """A query for how many messages are taken in, and that it is this many: `until(url, *taken(5))`."""
     return 'SELECT coalesce(sum("offset" + 1), 0)::bigint FROM watermarks', count
 
 

@@ -124,7 +124,7 @@ def _next(operations: Sequence[Operation], done: int) -> Iterator[int]:
 
 
 async def record(urls: Sequence[str], keys: Sequence[str], name: str, count: int) -> list[Operation]:
-    """What one client saw in so many operations. It is random, but for what other clients make of it.
+    """What one client saw in this many operations. It is random, but for what other clients make of it.
 
     Every commit has an action; some are sent again, as they were or with another value. A service that takes no
     connections is left out from then on.

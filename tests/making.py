@@ -32,12 +32,12 @@ def node(number: int) -> UUID:
 
 
 def at(seconds: float) -> str:
-    """A time, so many seconds after the start."""
+    """A time, this many seconds after the start."""
     return (START + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
 def when(seconds: float) -> datetime:
-    """A time, so many seconds after the start."""
+    """A time, this many seconds after the start."""
     return START + timedelta(seconds=seconds)
 
 

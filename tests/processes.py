@@ -58,7 +58,7 @@ def until(condition: Callable[[], object], what: str, *, poll: float = POLL) -> 
 
 
 def gone(pid: int) -> bool:
-    """Whether a process is no more; a zombie that nobody has fetched yet counts as gone."""
+    """Whether a process has ended; a zombie counts as ended."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], check=False, capture_output=True, text=True)
     return state.stdout.strip()[:1] in {"", "Z"}
 
@@ -127,7 +127,7 @@ class Service:
         return [int(pid) for pid, parent, *args in processes if int(parent) == self.pid and "spawn_main" in str(args)]
 
     def await_workers(self, count: int, *, without: int | None = None) -> list[int]:
-        """Wait until so many workers answer, none of them the one that is named, and return their numbers."""
+        """Wait until this many workers answer, none of them the one that is named, and return their numbers."""
         found: list[int] = []
 
         def are_there() -> bool:

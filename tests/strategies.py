@@ -134,7 +134,7 @@ def make_log(
     types: Sequence[type[EventBase]] | None = None,
     kind: Kind | None = None,
 ) -> list[Any]:
-    """A log of so many events in the order of their positions, in which every entity's first begins a registration.
+    """A log of this many events in the order of their positions, in which every entity's first begins a registration.
 
     About half of the events are allowed by the state that they meet; the others are of any of `types`. All entities
     come from one partition, or each has its own sequence. `linked` events name the position before them.

@@ -61,7 +61,7 @@ async def call(breaker: CircuitBreaker, error: BaseException | None = None) -> N
 
 
 async def fail(breaker: CircuitBreaker, times: int) -> None:
-    """So many failures in a row."""
+    """This many failures in a row."""
     for _ in range(times):
         await call(breaker, DOWN)
 

@@ -189,7 +189,7 @@ def kill(service: Service) -> None:
 
 
 def has_written(url: str, goal: int) -> bool:
-    """Whether there were so many commits."""
+    """Whether there were this many commits."""
     return query(url, f"SELECT coalesce(sum(version), 0) >= {goal} FROM workflow_state") == [(True,)]
 
 

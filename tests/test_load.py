@@ -606,7 +606,7 @@ def test_torn_file_reports_what_was_sent(service: App, tmp_path: Path) -> None:
 
 
 def events_file(tmp_path: Path, count: int = 4) -> Path:
-    """A file of so many events, each the first of its entity."""
+    """A file of this many events, each the first of its entity."""
     events = [event_json("registration.initiated", 1, entity_id=node(number)) for number in range(count)]
     return written(tmp_path / "events", encoded(events))
 
@@ -713,7 +713,7 @@ def test_partly_committed_request_loses_no_line(service: App, tmp_path: Path) ->
 
 
 def test_lasting_503_is_given_up(tmp_path: Path) -> None:
-    """After so many tries without progress the load ends, having waited longer than a breaker stays open."""
+    """After TRIES attempts without progress the load ends. It has waited longer than a breaker stays open."""
     waits: list[float] = []
     door = Door(unavailable(1), *[unavailable()] * 3, *[unavailable(1)] * 2)
     with (

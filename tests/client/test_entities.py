@@ -28,7 +28,7 @@ async def shared() -> AsyncIterator[Client]:
 
 
 def recorded(number: int, state: str, deadline: float) -> Json:
-    """An event that puts one row into a state, with a deadline so many seconds after the start."""
+    """An event that puts one row into a state, with a deadline this many seconds after the start."""
     data: Json = {
         "current_state": state,
         "node_type": "storage" if number % 2 else "compute",
@@ -40,7 +40,7 @@ def recorded(number: int, state: str, deadline: float) -> Json:
 
 
 def seconds(number: float) -> datetime:
-    """A moment, so many seconds after the start."""
+    """A moment, this many seconds after the start."""
     return START + timedelta(seconds=number)
 
 

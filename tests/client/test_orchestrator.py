@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("anyio_backend")
 
 
 def overdue(number: int, seconds: float) -> Json:
-    """An event that makes a node whose acknowledgement is so many seconds late by now."""
+    """An event that makes a node whose acknowledgement is this many seconds late by now."""
     deadline = datetime.now(UTC) - timedelta(seconds=seconds)
     data = {"current_state": "awaiting_ack", "node_type": "compute", "registered_at": "2026-01-01T00:00:00Z"}
     data["ack_deadline"] = deadline.isoformat()
@@ -49,7 +49,7 @@ def orchestrating(url: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 def said(processes: list["subprocess.Popen[str]"], count: int) -> list[str]:
-    """So many lines that the processes print, in order, as they come."""
+    """This many lines that the processes print, in order, as they come."""
     streams = {process.stdout.fileno(): "" for process in processes if process.stdout is not None}
     end = time.monotonic() + PATIENCE
     while sum(text.count("\n") for text in streams.values()) < count:

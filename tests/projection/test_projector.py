@@ -238,7 +238,7 @@ async def rival(database_url: str) -> AsyncIterator[Projector]:
 
 
 async def until_blocked(url: str, sessions: int = 1) -> None:
-    """Wait until so many sessions of the database wait for a lock."""
+    """Wait until this many sessions of the database wait for a lock."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(PATIENCE), connected(url) as connection:
         while await connection.fetchval(waiting) < sessions:  # noqa: ASYNC110 - PostgreSQL can only be asked

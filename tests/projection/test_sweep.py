@@ -43,7 +43,7 @@ SPENT = {Deadline.ACK: ["node.introspected"], Deadline.LIVENESS: ["node.introspe
 
 
 def ago(seconds: float) -> str:
-    """A time so many seconds before now: the sweep goes by the clock, and a run of all tests takes minutes."""
+    """A time this many seconds before now: the sweep goes by the clock, and a run of all tests takes minutes."""
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
 
 
@@ -56,7 +56,7 @@ async def register(
     since: float = 3600,
     partition: str | None = None,
 ) -> None:
-    """Have these nodes wait for a deadline: they came so many seconds ago, and none was heard of after that."""
+    """Have these nodes wait for a deadline: they came this many seconds ago, and none was heard of after that."""
     for number, type_ in enumerate(SPENT[deadline], start=1):
         fields: Json = {"domain": domain, "occurred_at": ago(since), "correlation_id": str(node(99))}
         if partition is not None:
@@ -117,7 +117,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def until_expired(database: Database, count: int) -> None:
-    """Wait until so many rows' time-outs are out."""
+    """Wait until the timeouts of this many rows were emitted."""
 
     async def are_expired() -> bool:
         return await expired(database) >= count
@@ -367,7 +367,7 @@ async def test_a_node_expires_or_is_heard_of_and_never_both(
 
 @contextmanager
 def sweep_processes(count: int, url: str, folder: Path) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """So many `pqs sweep`; at the end none is left."""
+    """Run this many `pqs sweep`, and stop them all at the end."""
     settings: Json = {"database_url": url, "bus": "memory", "topic_out": TOPIC, "statement_timeout": PATIENCE}
     processes = []
     for number in range(count):
@@ -383,7 +383,7 @@ def sweep_processes(count: int, url: str, folder: Path) -> Iterator[list["subpro
 
 
 async def until_work_waits(database: Database, count: int) -> None:
-    """Wait until so many sessions wait for a lock."""
+    """Wait until this many sessions wait for a lock."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
     async def waits() -> bool:

@@ -78,7 +78,7 @@ def checked_out(database: Database) -> int:
 
 
 async def warm(database: Database, connections: int) -> None:
-    """Fill the pool: so many connections are opened, and given back."""
+    """Fill the pool: this many connections are opened, and given back."""
     together = asyncio.Barrier(connections)
 
     async def work(connection: Connection) -> None:

@@ -32,7 +32,7 @@ MANY = 30_000  # for each destination
 
 
 async def fill(database: Database, number: int) -> None:
-    """Let so many messages wait for each destination."""
+    """Let this many messages wait for each destination."""
     await database.write(lambda connection: connection.execute(FILL, number))
 
 

@@ -412,7 +412,7 @@ async def test_counts_read_the_counters_alone(scans: Connection, domain: str) ->
 
 
 async def known(connection: Connection, number: int, domain: str = "big") -> list[Registration]:
-    """So many registrations of a domain, in the order of their keys."""
+    """This many registrations of a domain, in the order of their keys."""
     found = await connection.fetch(
         f"SELECT entity_id FROM {TABLE} WHERE domain = $1 ORDER BY entity_id LIMIT $2", domain, number
     )

@@ -30,7 +30,7 @@ S = RegistrationState
 
 
 def minutes(number: float) -> datetime:
-    """A time, so many minutes after the start."""
+    """A time, this many minutes after the start."""
     return START + timedelta(minutes=number)
 
 
