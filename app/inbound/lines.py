@@ -59,7 +59,7 @@ class _Chunk(Struct, frozen=True):
 
     lines: list[_Line]
     last: int  # the number of its last line
-    entities: set[UUID]
+    entities: set[bytes]  # their ids
     outcomes: "asyncio.Task[Outcomes]"
 
 
@@ -82,7 +82,7 @@ async def take_lines(
     try:
         async for lines, last in _chunks(pieces, correlation_id):
             events = [line.read for line in lines if not isinstance(line.read, list)]
-            entities = {event.entity_id for event in events}
+            entities = {event.entity_id.bytes for event in events}
             while under_way and (
                 len(under_way) == CHUNKS_AT_ONCE or not all(entities.isdisjoint(each.entities) for each in under_way)
             ):

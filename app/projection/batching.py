@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from app.domain.events import Envelope, Key
+from app.domain.events import Envelope, Name
 from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import UnavailableError
@@ -114,13 +114,13 @@ class Reader:
         """Answer the accepted questions, and refuse new ones."""
         await self._lane.close()
 
-    async def _alone(self, key: Key) -> Registration | None:
-        [answer] = await self._read([key])
+    async def _alone(self, name: Name) -> Registration | None:
+        [answer] = await self._read([name])
         return answer
 
-    async def _read(self, keys: list[Key]) -> list[Registration | None]:
-        found = await self._database.read(REGISTRATIONS.get_entity_states, keys)
-        return [found.get(key) for key in keys]
+    async def _read(self, names: list[Name]) -> list[Registration | None]:
+        found = await self._database.read(REGISTRATIONS.get_entity_states, names)
+        return [found.get((entity_id.bytes, domain)) for entity_id, domain in names]
 
 
 class Writer:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import cast
-from uuid import UUID
 
 from app.domain.decider import Decision
+from app.domain.events import Key, key_of
 from app.domain.folding import Save
 from app.domain.registration import R, Registration
 from app.errors import PqsError, UnavailableError
@@ -58,7 +58,7 @@ class Sweep(Worker):
         self._told = told
         self._page_size = page
         self._store = cast("Store", store)  # for the rest of the class one row is like any other
-        self._left_alone: dict[tuple[str, UUID, str], float] = {}  # rows that can't be written, and until when
+        self._left_alone: dict[tuple[str, Key], float] = {}  # rows that can't be written, and until when
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until `stop` (see Worker). The page under way is finished, or rolled back after STOP_WAIT seconds."""
@@ -157,13 +157,14 @@ class Sweep(Worker):
             raise
         except Exception:
             log.exception("a passed %s deadline is left alone for %d s: %r", deadline, LEFT_ALONE, row)
-            self._left_alone[deadline, row.entity_id, row.domain] = time.monotonic() + LEFT_ALONE
+            self._left_alone[deadline, key_of(row.entity_id, row.domain)] = time.monotonic() + LEFT_ALONE
             return []
 
     def _is_left_alone(self, deadline: str, row: Registration) -> bool:
-        until = self._left_alone.get((deadline, row.entity_id, row.domain))
+        key = key_of(row.entity_id, row.domain)
+        until = self._left_alone.get((deadline, key))
         if until is not None and until <= time.monotonic():
-            del self._left_alone[deadline, row.entity_id, row.domain]
+            del self._left_alone[deadline, key]
             until = None
         return until is not None
 
