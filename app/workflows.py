@@ -29,7 +29,8 @@ from app.store import workflows
 from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, Outcome
 from app.wire.events import EARLIEST, LATEST
-from app.wire.faults import MAX_NESTING, depth, fault_of, find_nul
+from app.wire.faults import depth, fault_of, find_nul
+from app.wire.syntax import MAX_NESTING
 from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def _checked(
         if not EARLIEST <= read.timestamp <= LATEST:
             faults.append(Fault("#/provenance/timestamp", "a time lies in the years 1900 to 9998, in UTC"))
     except msgspec.ValidationError as error:
-        fault = fault_of(error, provenance)
+        fault = fault_of(error, encoded)
         faults.append(Fault(f"#/provenance{fault.pointer[1:]}", fault.detail))
     if faults:
         raise InvalidInputError(faults)

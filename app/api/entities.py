@@ -22,11 +22,14 @@ from app.errors import Fault, InvalidInputError, NotFoundError
 from app.store import listing
 from app.store.listing import EntityFilter
 from app.store.registrations import REGISTRATIONS
-from app.wire.faults import MAX_NESTING, depth, explain, find_nul
+from app.wire.events import read_json
+from app.wire.faults import depth, find_nul
+from app.wire.syntax import MAX_NESTING
 
 router = APIRouter(tags=["entities"])
 
 PATH = "/v1/entities/{entity_id}"
+_LOOKUP = msgspec.json.Decoder(Lookup)
 
 
 @router.post(
@@ -40,10 +43,7 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
     service = service_of(request)
     media_type(request, JSON)
     body = await read_body(request, service.settings.max_body)
-    try:
-        asked = msgspec.json.decode(body, type=Lookup)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        explain(body, error)
+    asked = read_json(body, _LOOKUP)
     ids = {key_of(id_, query.domain): id_ for id_ in asked.entity_ids}
 
     names = [(id_, query.domain) for id_ in ids.values()]

@@ -24,6 +24,7 @@ from app.errors import Fault, InvalidInputError, RefusedValuesError
 from app.inbound.lines import Outcomes, Report, take_lines
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.wire.events import correlated, read_event, read_events
+from app.wire.values import without_bom
 
 router = APIRouter(tags=["events"])
 
@@ -77,7 +78,7 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
 
 def is_array(body: bytes) -> bool:
     """Whether a JSON body is an array; otherwise it is most likely an object."""
-    return body.lstrip()[:1] == b"["
+    return without_bom(body).lstrip()[:1] == b"["
 
 
 async def answer_array(service: Service, body: bytes, correlation_id: UUID | None) -> Response:

@@ -25,6 +25,7 @@ from app.errors import (
 )
 from app.projection.projector import Projector
 from app.wire.events import CHUNK_LINES, MAX_LINE, correlated, read_event
+from app.wire.values import without_bom
 
 CHUNK_BYTES = 4 * 1024 * 1024  # bytes of lines that are held for one transaction
 CHUNKS_AT_ONCE = 2  # chunks of one stream under way: the database works on one while the other is folded
@@ -130,6 +131,8 @@ async def _chunks(
     async for some in split_lines(pieces, MAX_LINE):
         for line in some:
             number += 1
+            if number == 1 and line is not None:
+                line = without_bom(line)  # noqa: PLW2901 - it is the same line
             if line is None:
                 chunk.append(_Line(number, [Fault("#", f"the line is larger than {MAX_LINE:,} bytes")]))
             elif line and not line.isspace():

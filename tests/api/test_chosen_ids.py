@@ -45,10 +45,11 @@ async def test_no_id_is_the_key_of_a_dictionary(shared: httpx.AsyncClient) -> No
     lines += [event_json("registration.ack_requested", 3, entity_id=each) for each in others]
     stream = await shared.post("/v1/events", content=b"\n".join(map(msgspec.json.encode, lines)), headers=NDJSON)
     assert msgspec.json.decode(stream.content)["summary"]["applied"] == len(lines)
-    single = await shared.post("/v1/events", json=event_json("node.introspected", 1, entity_id=first))
+    trigger = event_json("node.introspected", 1, entity_id=first)
+    single = await shared.post("/v1/events", json=trigger)
     assert single.json()["outcome"] == "applied"
     asked = [*map(str, COLLIDING), str(first), str(UUID(int=7))]
     found = (await shared.post("/v1/entities/lookup", json={"entity_ids": asked})).json()
     assert [each["entity_id"] for each in found["items"]] == [str(each) for each in COLLIDING]
     assert found["missing"] == [str(UUID(int=7))]
-    assert (await shared.get(f"/v1/entities/{first}")).json()["version"] == 1
+    assert (await shared.get(f"/v1/entities/{first}")).json()["last_applied_event_id"] == trigger["event_id"]
