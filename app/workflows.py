@@ -24,7 +24,7 @@ from app.domain.workflows import (
     Workflow,
 )
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError
-from app.projection.batching import Lane
+from app.projection.batching import Lane, Lanes
 from app.store import workflows
 from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, Outcome
@@ -50,7 +50,7 @@ class WorkflowStore:
         self._database = database
         self._joining = joining
         self._reads = Lane(self._read, largest=LARGEST)
-        self._commits = Lane(self._commit, largest=LARGEST)
+        self._commits = Lanes(self._commit, largest=LARGEST)
 
     async def get_state(self, workflow_key: str) -> Workflow | None:
         """The row of one workflow, or None. Raises InvalidInputError for an invalid key."""
@@ -81,7 +81,11 @@ class WorkflowStore:
         commit = _checked(workflow_key, expected_version or NONE, state, provenance, schema_version)
         for _ in range(ATTEMPTS):
             try:
-                [outcome] = [await self._commits.ask(commit)] if self._joining else await self._commit([commit])
+                [outcome] = (
+                    [await self._commits.ask(commit, len(commit.state) + len(commit.provenance))]
+                    if self._joining
+                    else await self._commit([commit])
+                )
             except LostRaceError:
                 continue
             if isinstance(outcome, ActionConflict):

@@ -73,7 +73,7 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
     if query.dry_run:
         [result] = await service.projector.foresee([event])
         return _render(result)
-    return render_one(service, await service.writer.ask(event))
+    return render_one(service, await service.writer.ask(event, len(body)))
 
 
 def is_array(body: bytes) -> bool:
