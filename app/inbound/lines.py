@@ -20,6 +20,7 @@ from app.errors import (
     IngestInterruptedError,
     InvalidInputError,
     RefusedValuesError,
+    TooManyFaultsError,
     UnavailableError,
     UnreadableError,
 )
@@ -47,6 +48,14 @@ class Report(Protocol):
         `number` counts all lines from 1. Faults are those of a line that holds no event.
         """
 
+    @abstractmethod
+    def full(self) -> str | None:
+        """Why it can hear no more, or None. Asked between chunks; the rest of the stream is then not read."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Called before each chunk is begun; whatever it raises ends the stream, such as a sender that is gone."""
+
 
 class _Line(Struct, frozen=True):
     """One line of the input: its event, or its faults."""
@@ -70,7 +79,8 @@ async def take_lines(
     """Take in the events of a stream to its end, in flat memory.
 
     `correlation_id` is kept with the events that have none of their own. Raises IngestInterruptedError when the
-    database fails midway, and whatever `pieces` raises. Chunks that were begun are finished before that.
+    database fails midway, TooManyFaultsError when the report is full, and whatever `pieces` and `report.check()`
+    raise. Chunks that were begun are finished before that.
     """
     committed = 0  # the number of the last line of the last chunk that is reported
     under_way: deque[_Chunk] = deque()
@@ -82,12 +92,15 @@ async def take_lines(
 
     try:
         async for lines, last in _chunks(pieces, correlation_id):
+            report.check()
             events = [line.read for line in lines if not isinstance(line.read, list)]
             entities = {event.entity_id.bytes for event in events}
             while under_way and (
                 len(under_way) == CHUNKS_AT_ONCE or not all(entities.isdisjoint(each.entities) for each in under_way)
             ):
                 committed = await finish()
+            if report.full() is not None:
+                break
             before = under_way[-1].outcomes if under_way else None
             taking = asyncio.create_task(_take(projector, events, before, report))
             under_way.append(_Chunk(lines, last, entities, taking))
@@ -99,6 +112,8 @@ async def take_lines(
         if isinstance(error, UnavailableError):
             raise IngestInterruptedError(error, committed) from error
         raise
+    if (reason := report.full()) is not None:
+        raise TooManyFaultsError(reason, committed)
 
 
 async def split_lines(pieces: AsyncIterable[bytes], limit: int) -> AsyncIterator[list[bytes | None]]:

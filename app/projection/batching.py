@@ -77,7 +77,7 @@ class Lane(Generic[Q, A]):
 
     def _next_batch(self) -> list[tuple[Q, asyncio.Future[A]]]:
         """The questions that have waited longest and are still wanted: at least one is taken off."""
-        batch = []
+        batch: list[tuple[Q, asyncio.Future[A]]] = []
         waiting = self._waiting
         room = BATCH_BYTES
         for _ in range(min(self._largest, len(waiting))):
@@ -164,8 +164,8 @@ class Reader:
 class Writer:
     """Single events. Those that arrive while a transaction runs form the next one, in the order of arrival.
 
-    All but large ones go through one lane, so the requests of one process hardly race each other for a row. More lanes
-    would make the transactions smaller, and each event cost more.
+    All but large ones go through one lane, so the requests of one process hardly race each other for a row. More
+    lanes would make the transactions smaller, and each event cost more.
     """
 
     def __init__(self, projector: Projector, *, joining: bool) -> None:
