@@ -220,7 +220,10 @@ class OrderProblem(Struct, frozen=True, omit_defaults=True):
 
 
 class InterruptedProblem(Struct, frozen=True):
-    """The database failed in the middle of a stream (RFC 9457): send the lines after `committed_lines` again."""
+    """A stream was broken off, as a problem (RFC 9457): the database failed, or too many lines were faults.
+
+    Nothing after the first `committed_lines` lines is stored: send the lines after these again.
+    """
 
     type: str
     title: str

@@ -108,6 +108,15 @@ class IngestInterruptedError(UnavailableError):
         self.committed_lines = committed_lines
 
 
+class TooManyFaultsError(PqsError):
+    """A stream was broken off, because its answer would be too long: the first `committed_lines` lines are committed,
+    without those that are faults."""
+
+    def __init__(self, message: str, committed_lines: int) -> None:
+        super().__init__(message)
+        self.committed_lines = committed_lines
+
+
 class TooManyWalksError(UnavailableError):
     """The most reads that walk through a domain run already: the database was not asked."""
 

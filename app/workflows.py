@@ -24,12 +24,13 @@ from app.domain.workflows import (
     Workflow,
 )
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError
-from app.projection.batching import Lane
+from app.projection.batching import Lane, Lanes
 from app.store import workflows
 from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, CommitOutcome
 from app.wire.events import EARLIEST, LATEST
-from app.wire.faults import MAX_NESTING, depth, fault_of, find_nul
+from app.wire.faults import depth, fault_of, find_nul
+from app.wire.syntax import MAX_NESTING
 from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class WorkflowStore:
         self._database = database
         self._joining = joining
         self._reads = Lane(self._read, largest=LARGEST)
-        self._commits = Lane(self._commit, largest=LARGEST)
+        self._commits = Lanes(self._commit, largest=LARGEST)
 
     async def get_state(self, workflow_key: str) -> Workflow | None:
         """The row of one workflow, or None. Raises InvalidInputError for an invalid key."""
@@ -80,7 +81,11 @@ class WorkflowStore:
         commit = _checked(workflow_key, expected_version or NONE, state, provenance, schema_version)
         for _ in range(COMMIT_ATTEMPTS):
             try:
-                [outcome] = [await self._commits.ask(commit)] if self._joining else await self._commit([commit])
+                [outcome] = (
+                    [await self._commits.ask(commit, len(commit.state) + len(commit.provenance))]
+                    if self._joining
+                    else await self._commit([commit])
+                )
             except LostRaceError:
                 continue
             if isinstance(outcome, ActionConflict):
@@ -140,7 +145,7 @@ def _checked(
         if not EARLIEST <= read.timestamp <= LATEST:
             faults.append(Fault("#/provenance/timestamp", "a time lies in the years 1900 to 9998, in UTC"))
     except msgspec.ValidationError as error:
-        fault = fault_of(error, provenance)
+        fault = fault_of(error, encoded)
         faults.append(Fault(f"#/provenance{fault.pointer[1:]}", fault.detail))
     if faults:
         raise InvalidInputError(faults)

@@ -201,7 +201,7 @@ async def test_law_4_no_reader_sees_a_version_or_a_position_go_down(
 
     async def read(connection: Connection) -> dict[UUID, tuple[int, int]]:
         found = await kind.store.get_entity_states(connection, keys)
-        return {entity: (row.version, row.position.number) for (entity, _), row in found.items()}
+        return {row.entity_id: (row.version, row.position.number) for row in found.values()}
 
     async def watch(sightings: dict[UUID, list[tuple[int, int]]]) -> None:
         last_time = False

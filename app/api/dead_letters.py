@@ -33,7 +33,7 @@ Id = Annotated[int, Path(ge=1, le=MAX_NUMBER, description="The dead letter's id.
 class _PageEnd(msgspec.Struct, array_like=True):
     """Where a page ended."""
 
-    id: int
+    id: Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 
 
 @router.get(

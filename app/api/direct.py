@@ -235,7 +235,7 @@ def _ask_for_entity(entity_id: UUID, service: Service, headers: Headers, _body: 
 def _ask_for_outcome(service: Service, _headers: Headers, body: bytes, given: UUID | None) -> Asked:
     if events.is_array(body):
         return asyncio.ensure_future(events.answer_array(service, body, given)), _as_it_is
-    return service.writer.ask(events.read_one(body, given)), partial(events.render_one, service)
+    return service.writer.ask(events.read_one(body, given), len(body)), partial(events.render_one, service)
 
 
 def _ask_for_workflow(key: str, service: Service, headers: Headers, _body: bytes, _given: UUID | None) -> Asked:

@@ -16,16 +16,20 @@ from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import MAX_LIMIT, DomainQuery, EntityQuery, Lookup, encode
 from app.api.service import Service, service_of
+from app.domain.events import key_of
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError
 from app.store import listing
 from app.store.listing import EntityFilter
 from app.store.registrations import REGISTRATIONS
-from app.wire.faults import MAX_NESTING, depth, explain, find_nul
+from app.wire.events import read_json
+from app.wire.faults import depth, find_nul
+from app.wire.syntax import MAX_NESTING
 
 router = APIRouter(tags=["entities"])
 
 PATH = "/v1/entities/{entity_id}"
+_LOOKUP = msgspec.json.Decoder(Lookup)
 
 
 @router.post(
@@ -39,16 +43,14 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
     service = service_of(request)
     media_type(request, JSON)
     body = await read_body(request, service.settings.max_body)
-    try:
-        asked = msgspec.json.decode(body, type=Lookup)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        explain(body, error)
-    ids = list(dict.fromkeys(asked.entity_ids))
+    asked = read_json(body, _LOOKUP)
+    ids = {key_of(id_, query.domain): id_ for id_ in asked.entity_ids}
 
-    keys = [(id_, query.domain) for id_ in ids]
-    found = await service.database.read(REGISTRATIONS.get_entity_states, keys)
+    names = [(id_, query.domain) for id_ in ids.values()]
+    found = await service.database.read(REGISTRATIONS.get_entity_states, names)
     answer = LookupAnswer(
-        items=[found[key] for key in keys if key in found], missing=[key[0] for key in keys if key not in found]
+        items=[found[key] for key in ids if key in found],
+        missing=[id_ for key, id_ in ids.items() if key not in found],
     )
     return Response(encode(answer), media_type=JSON)
 

@@ -1,5 +1,6 @@
 """`POST /v1/events`: one event, an array, or a stream of lines."""
 
+import asyncio
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
@@ -11,8 +12,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.answers import INVALID, BatchAnswer, StreamSummary, Summary
-from app.api.bodies import JSON, NDJSON, json_answer, media_type, read_body
-from app.api.context import given_correlation_id
+from app.api.bodies import JSON, NDJSON, ClientDisconnect, json_answer, media_type, read_body
+from app.api.context import Receive, given_correlation_id
 from app.api.openapi.operations import events_operation
 from app.api.problems import order_problem
 from app.api.schemas import EventsQuery, encode
@@ -24,11 +25,15 @@ from app.errors import Fault, InvalidInputError, RefusedValuesError
 from app.inbound.lines import Outcomes, Report, take_lines
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.wire.events import correlated, read_event, read_events
+from app.wire.values import without_bom
 
 router = APIRouter(tags=["events"])
 
 PATH = "/v1/events"
 ANSWER_IN_MEMORY = 1024 * 1024  # bytes of a stream's answer that are held before it goes to a file
+ANSWER_AT_MOST = 64 * 1024 * 1024  # bytes of a stream's answer, and of its file
+MAX_FAULTY = 10_000  # lines that are not events, in one stream
+PIECES_AHEAD = 4  # pieces of a stream's body that are read before they are needed
 KEPT_OUT = {Outcome.EARLY, Outcome.CONFLICT}
 
 
@@ -72,12 +77,12 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
     if query.dry_run:
         [result] = await service.projector.foresee([event])
         return _render(result)
-    return render_one(service, await service.writer.ask(event))
+    return render_one(service, await service.writer.ask(event, len(body)))
 
 
 def is_array(body: bytes) -> bool:
     """Whether a JSON body is an array; otherwise it is most likely an object."""
-    return body.lstrip()[:1] == b"["
+    return without_bom(body).lstrip()[:1] == b"["
 
 
 async def answer_array(service: Service, body: bytes, correlation_id: UUID | None) -> Response:
@@ -147,20 +152,62 @@ def _render(result: Result, *, instance: str = PATH) -> Response:
 
 async def _answer_stream(request: Request, service: Service, correlation_id: UUID | None) -> Response:
     """Read the whole body before the first byte of the answer: a client may send everything before it reads."""
-    answer = _StreamAnswer(service)
+    upload = _Upload(request.receive)
+    answer = _StreamAnswer(service, upload)
     try:
-        await take_lines(service.projector, request.stream(), answer, correlation_id=correlation_id)
+        await take_lines(service.projector, upload.pieces(), answer, correlation_id=correlation_id)
     except BaseException:
         answer.close()
         raise
+    finally:
+        upload.close()
     return StreamingResponse(answer.contents(), media_type=NDJSON)
+
+
+class _Upload:
+    """The body of a stream, read a little ahead, so that a client that disconnects is noticed between two chunks."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._gone = False
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(PIECES_AHEAD)
+        self._reading = asyncio.create_task(self._read())
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The pieces to the end of the body. Raises ClientDisconnect when the client is gone."""
+        while (piece := await self._pieces.get()) is not None:
+            yield piece
+        self.check()
+
+    def check(self) -> None:
+        """Raise ClientDisconnect when the client is gone; what it sent before and nobody has taken is dropped."""
+        if self._gone:
+            raise ClientDisconnect
+
+    def close(self) -> None:
+        """Read no more."""
+        self._reading.cancel()
+
+    async def _read(self) -> None:
+        more = True
+        while (message := await self._receive())["type"] != "http.disconnect":
+            if more:
+                await self._pieces.put(message.get("body", b""))
+                more = message.get("more_body", False)
+                if not more:
+                    await self._pieces.put(None)
+        self._gone = True
+        if more:
+            await self._pieces.put(None)
 
 
 class _StreamAnswer(Report):
     """The lines of a stream's answer, in a file once they are many, and the counts for its summary."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, upload: _Upload) -> None:
         self._service = service
+        self._size = 0  # bytes of lines
+        self._upload = upload
         self._counts: Counter[str] = Counter()
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(ANSWER_IN_MEMORY)  # noqa: SIM115 - see contents(), close()
 
@@ -181,6 +228,18 @@ class _StreamAnswer(Report):
         self._counts[INVALID] += 1
         self._write({"line": number, "outcome": INVALID, "errors": errors})
 
+    def check(self) -> None:
+        """Raise ClientDisconnect when nobody waits for the answer any more."""
+        self._upload.check()
+
+    def full(self) -> str | None:
+        """Say why the rest of the stream is not read: too many lines of faults, or too long an answer."""
+        if self._counts[INVALID] > MAX_FAULTY:
+            return f"more than {MAX_FAULTY:,} lines are not events"
+        if self._size > ANSWER_AT_MOST:
+            return f"the answer to these lines is larger than {ANSWER_AT_MOST:,} bytes"
+        return None
+
     async def contents(self) -> AsyncIterator[bytes]:
         """The lines and the summary, in pieces. The file is closed, and so removed, at the end."""
         with self._file:
@@ -195,4 +254,8 @@ class _StreamAnswer(Report):
         self._file.close()
 
     def _write(self, line: object) -> None:
-        self._file.write(encode(line) + b"\n")
+        """Write a line, unless the answer has grown too long to be given."""
+        encoded = encode(line) + b"\n"
+        self._size += len(encoded)
+        if self._size <= ANSWER_AT_MOST:
+            self._file.write(encoded)

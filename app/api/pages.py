@@ -2,6 +2,7 @@
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from urllib.parse import urlencode
 
@@ -9,8 +10,11 @@ import msgspec
 from fastapi import Request
 
 from app.errors import BadCursorError
+from app.wire.events import EARLIEST, LATEST
 
 CHECK = 6  # bytes of the checksum, and of the digest of the filters
+
+LATEST_COMPUTED = LATEST + timedelta(days=365)  # a deadline that is computed may lie after the last time of an event
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -22,7 +26,11 @@ def write_cursor(place: object, filters: object) -> str:
 
 
 def read_cursor(cursor: str, filters: object, type_: type[T]) -> T:
-    """The place that a cursor names. Raises BadCursorError for one that is damaged or belongs to other filters."""
+    """The place that a cursor names: values that PostgreSQL can be asked about, times in UTC.
+
+    Raises BadCursorError for a cursor that is damaged or belongs to other filters, and for one that somebody made up:
+    its checksum finds damage, and nobody is kept from computing it.
+    """
     try:
         raw = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
     except ValueError:
@@ -34,9 +42,22 @@ def read_cursor(cursor: str, filters: object, type_: type[T]) -> T:
     if body[:CHECK] != _digest(msgspec.json.encode(filters, order="sorted")):
         raise BadCursorError("the cursor belongs to another query: send it with the same filters as the page before")
     try:
-        return msgspec.json.decode(body[CHECK:], type=type_)
-    except msgspec.DecodeError:  # another release may have written it
+        place = msgspec.json.decode(body[CHECK:], type=type_)
+        checked = {name: _checked(getattr(place, name)) for name in type_.__struct_fields__}
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):  # another release may have written it
         raise BadCursorError("the cursor is damaged") from None
+    return msgspec.structs.replace(place, **checked)
+
+
+def _checked(value: object) -> object:
+    """A value of a place; a time in UTC. Raises ValueError or OverflowError for one that no row has."""
+    if isinstance(value, datetime):
+        value = value.astimezone(UTC)
+        if not EARLIEST <= value <= LATEST_COMPUTED:
+            raise ValueError("the time is out of range")
+    elif isinstance(value, str) and "\0" in value:
+        raise ValueError("the text holds NUL")
+    return value
 
 
 def next_link(request: Request, cursor: str) -> dict[str, str]:

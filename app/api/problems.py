@@ -36,6 +36,7 @@ from app.errors import (
     PreconditionRequiredError,
     RefusedValuesError,
     TooLargeError,
+    TooManyFaultsError,
     TooManyWalksError,
     UnavailableError,
     UnreadableError,
@@ -54,6 +55,7 @@ EARLY = ("urn:pqs:problem:early", "The event is early")
 CONFLICT = ("urn:pqs:problem:conflict", "The event conflicts with its entity's row")
 STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is at another version")
 CHANGES_GONE = ("urn:pqs:problem:changes-gone", "The changes after this token are not in the log")
+TOO_MANY_FAULTS = ("urn:pqs:problem:too-many-faults", "Too many lines are faults")
 ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
 
 STATUS: dict[type[PqsError], HTTPStatus] = {
@@ -64,6 +66,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     ChangesOffError: HTTPStatus.NOT_IMPLEMENTED,
     InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     RefusedValuesError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TooManyFaultsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -187,6 +190,15 @@ def _to_ours(request: Request, error: PqsError) -> Response:
             error.committed_lines,
         )
         return _respond(body, status, headers)
+    if isinstance(error, TooManyFaultsError):
+        broken_off = InterruptedProblem(
+            *TOO_MANY_FAULTS,
+            status,
+            f"{error}: the rest was not read; the first {error.committed_lines:,} lines are in, but for their faults",
+            _instance_of(request),
+            error.committed_lines,
+        )
+        return _respond(broken_off, status)
     if isinstance(error, ActionConflictError):
         conflict = ActionProblem(
             *ACTION_CONFLICT,

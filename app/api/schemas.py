@@ -12,6 +12,7 @@ from app.domain.events import DEFAULT_DOMAIN, Time
 from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State
 from app.wire.events import EARLIEST, LATEST
+from app.wire.values import cut, integer_of
 
 MAX_LIMIT = 1000  # rows in a page
 DEFAULT_LIMIT = 100
@@ -32,7 +33,7 @@ def _no_nul(value: str) -> str:
 def _instant(value: object) -> datetime:
     """A time in UTC, read by the rules for events; pydantic's own would accept 1700000000."""
     try:
-        time = msgspec.convert(value, Time)
+        time = msgspec.convert(cut(value) if isinstance(value, str) else value, Time)
     except msgspec.ValidationError:
         raise ValueError("a time with a zone was expected, such as 2026-01-01T00:00:00Z") from None
     if not EARLIEST <= time <= LATEST:
@@ -44,9 +45,10 @@ def _cut(value: object) -> object:
     """A limit; a larger value is cut to MAX_LIMIT."""
     if not isinstance(value, str):
         return value
-    if not (value.isascii() and value.isdigit()):
+    number = int(value.lstrip("0")[:20] or "0") if value.isascii() and value.isdigit() else integer_of(value.encode())
+    if number is None or number < 0:
         raise ValueError("an integer of at least 1 was expected")
-    return min(int(value.lstrip("0")[:20] or "0"), MAX_LIMIT)
+    return min(number, MAX_LIMIT)
 
 
 Text = Annotated[str, AfterValidator(_no_nul)]

@@ -29,14 +29,14 @@ from app.errors import (
     PreconditionRequiredError,
 )
 from app.store import workflows
-from app.wire.events import EARLIEST
-from app.wire.faults import explain
+from app.wire.events import EARLIEST, read_json
 from app.workflows import COMMIT_ATTEMPTS
 
 router = APIRouter(tags=["workflows"])
 
 PATH = "/v1/workflows/"
 ROUTE = PATH + "{workflow_key}"
+_COMMIT = msgspec.json.Decoder(WorkflowCommit)
 NO_VERSION = MAX_NUMBER  # a version that no row ever has
 
 
@@ -153,10 +153,7 @@ def required(headers: Headers) -> Conditions:
 
 async def answer_put(service: Service, workflow_key: str, conditions: Conditions, body: bytes) -> Response:
     """Commit the body and answer the row, or a problem with the current row."""
-    try:
-        asked = msgspec.json.decode(body, type=WorkflowCommit)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        explain(body, error)
+    asked = read_json(body, _COMMIT, integers=[["schema_version"]])
     try:
         outcome = await _commit(service, workflow_key, asked, conditions)
     except ActionConflictError:

@@ -19,9 +19,19 @@ Domain = Annotated[str, Meta(min_length=1, max_length=128)]
 NodeType = Annotated[str, Meta(min_length=1, max_length=64)]
 NodeVersion = Annotated[str, Meta(min_length=1, max_length=32)]
 Time = Annotated[datetime, Meta(tz=True)]
-Key = tuple[UUID, str]  # what names an entity: `entity_id` and `domain`
+Name = tuple[UUID, str]  # what names an entity: `entity_id` and `domain`
+Key = tuple[bytes, str]  # the same as the key of a dictionary: see key_of()
 # A JSON object. The node decides its content; PostgreSQL keeps it as jsonb.
 Capabilities = dict[str, object]
+
+
+def key_of(entity_id: UUID, domain: str) -> Key:
+    """The key of an entity in dictionaries and sets.
+
+    Never the UUID itself: its hash is its number modulo 2^61-1, so a client could choose ids that all collide, and
+    the cost would grow with the square of their number. The hash of bytes is keyed, by another key in each process.
+    """
+    return entity_id.bytes, domain
 
 
 class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
@@ -93,8 +103,8 @@ class EventBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
     @property
     def key(self) -> Key:
-        """The entity's name."""
-        return self.entity_id, self.domain
+        """The entity's key: see key_of()."""
+        return self.entity_id.bytes, self.domain
 
 
 class Initiated(EventBase, frozen=True, kw_only=True, tag="registration.initiated"):

@@ -5,7 +5,6 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from uuid import UUID
 
 from msgspec import Struct
 
@@ -84,7 +83,7 @@ class Waiters:
     """Requests that wait for changes, by their filters: each filter is tried once, however many have it."""
 
     def __init__(self) -> None:
-        self._by_entity: dict[UUID, dict[Filter, set[asyncio.Future[Place | None]]]] = defaultdict(dict)
+        self._by_entity: dict[bytes, dict[Filter, set[asyncio.Future[Place | None]]]] = defaultdict(dict)
         self._others: dict[Filter, set[asyncio.Future[Place | None]]] = {}
         self.count = 0
 
@@ -95,7 +94,7 @@ class Waiters:
         is not waited for: look first, without an await between the look and this.
         """
         future: asyncio.Future[Place | None] = asyncio.get_running_loop().create_future()
-        groups = [self._by_entity[each] for each in wanted.entity_ids] if wanted.entity_ids else [self._others]
+        groups = [self._by_entity[each.bytes] for each in wanted.entity_ids] if wanted.entity_ids else [self._others]
         for group in groups:
             group.setdefault(wanted, set()).add(future)
         self.count += 1
@@ -113,8 +112,8 @@ class Waiters:
                 if not group[wanted]:
                     del group[wanted]
             for each in wanted.entity_ids:
-                if not self._by_entity[each]:
-                    del self._by_entity[each]
+                if not self._by_entity[each.bytes]:
+                    del self._by_entity[each.bytes]
 
     def tell(self, items: Sequence[Item], before: Place) -> None:
         """Wake those for whom one of the items is, which come after the place `before`."""
@@ -124,7 +123,7 @@ class Waiters:
         if self._by_entity:
             for item in items:
                 if item.entity_id is not None:
-                    for wanted, waiting in self._by_entity.get(item.entity_id, {}).items():
+                    for wanted, waiting in self._by_entity.get(item.entity_id.bytes, {}).items():
                         if matches(item, wanted):
                             _wake(waiting, before)
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from app.domain.events import key_of
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.errors import BadTokenError
@@ -74,14 +75,14 @@ class Snapshot:
             stay = Token(since[-1].place, key, token.digest)
             return SnapshotPage(since, [], [], stay, stay)
         while rows or is_last:
-            versions: dict[UUID | None, int] = {row.entity_id: row.version for row in rows}
+            versions = {row.entity_id.bytes: row.version for row in rows}
             last = None if is_last else rows[-1].entity_id
             later = [
                 item
                 for item in after
                 if not _given(item, key)
                 and (is_last or _given(item, last))
-                and item.version > versions.get(item.entity_id, 0)
+                and item.version > versions.get(item.entity_id.bytes if item.entity_id else b"", 0)
             ]
             if len(since) + len(rows) + len(later) <= limit:
                 token = Token(ring.newest) if last is None else Token(ring.newest, last, token.digest)
@@ -109,7 +110,7 @@ async def _rows(
     if wanted.entity_ids:
         keys = [(each, wanted.domain) for each in sorted(wanted.entity_ids) if after is None or each > after]
         found = await REGISTRATIONS.get_entity_states(connection, keys)
-        rows = [found[key] for key in keys if key in found and _is_wanted(found[key], wanted)]
+        rows = [row for each in keys if (row := found.get(key_of(*each))) is not None and _is_wanted(row, wanted)]
     else:
         entities = EntityFilter(domain=wanted.domain, states=states, node_type=wanted.node_type)
         rows = await get_by_state(connection, entities, after=after, limit=limit + 1)

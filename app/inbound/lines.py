@@ -20,11 +20,13 @@ from app.errors import (
     IngestInterruptedError,
     InvalidInputError,
     RefusedValuesError,
+    TooManyFaultsError,
     UnavailableError,
     UnreadableError,
 )
 from app.projection.projector import Projector
 from app.wire.events import CHUNK_LINES, MAX_LINE, correlated, read_event
+from app.wire.values import without_bom
 
 CHUNK_BYTES = 4 * 1024 * 1024  # bytes of lines that are held for one transaction
 CHUNKS_AT_ONCE = 2  # chunks of one stream under way: the database works on one while the other is folded
@@ -46,6 +48,14 @@ class Report(Protocol):
         `number` counts all lines from 1. Faults are those of a line that holds no event.
         """
 
+    @abstractmethod
+    def full(self) -> str | None:
+        """Why it can hear no more, or None. Asked between chunks; the rest of the stream is then not read."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Called before each chunk is begun; whatever it raises ends the stream, such as a sender that is gone."""
+
 
 class _Line(Struct, frozen=True):
     """One line of the input: its event, or its faults."""
@@ -59,7 +69,7 @@ class _Chunk(Struct, frozen=True):
 
     lines: list[_Line]
     last: int  # the number of its last line
-    entities: set[UUID]
+    entities: set[bytes]  # their ids
     outcomes: "asyncio.Task[Outcomes]"
 
 
@@ -69,7 +79,8 @@ async def take_lines(
     """Take in the events of a stream to its end, in flat memory.
 
     `correlation_id` is kept with the events that have none of their own. Raises IngestInterruptedError when the
-    database fails midway, and whatever `pieces` raises. Chunks that were begun are finished before that.
+    database fails midway, TooManyFaultsError when the report is full, and whatever `pieces` and `report.check()`
+    raise. Chunks that were begun are finished before that.
     """
     committed = 0  # the number of the last line of the last chunk that is reported
     under_way: deque[_Chunk] = deque()
@@ -81,12 +92,15 @@ async def take_lines(
 
     try:
         async for lines, last in _chunks(pieces, correlation_id):
+            report.check()
             events = [line.read for line in lines if not isinstance(line.read, list)]
-            entities = {event.entity_id for event in events}
+            entities = {event.entity_id.bytes for event in events}
             while under_way and (
                 len(under_way) == CHUNKS_AT_ONCE or not all(entities.isdisjoint(each.entities) for each in under_way)
             ):
                 committed = await finish()
+            if report.full() is not None:
+                break
             before = under_way[-1].outcomes if under_way else None
             taking = asyncio.create_task(_take(projector, events, before, report))
             under_way.append(_Chunk(lines, last, entities, taking))
@@ -98,6 +112,8 @@ async def take_lines(
         if isinstance(error, UnavailableError):
             raise IngestInterruptedError(error, committed) from error
         raise
+    if (reason := report.full()) is not None:
+        raise TooManyFaultsError(reason, committed)
 
 
 async def split_lines(pieces: AsyncIterable[bytes], limit: int) -> AsyncIterator[list[bytes | None]]:
@@ -130,6 +146,8 @@ async def _chunks(
     async for some in split_lines(pieces, MAX_LINE):
         for line in some:
             number += 1
+            if number == 1 and line is not None:
+                line = without_bom(line)  # noqa: PLW2901 - it is the same line
             if line is None:
                 chunk.append(_Line(number, [Fault("#", f"the line is larger than {MAX_LINE:,} bytes")]))
             elif line and not line.isspace():

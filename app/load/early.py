@@ -5,7 +5,6 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from uuid import UUID
 
 import msgspec
 
@@ -57,6 +56,11 @@ class _Placed(msgspec.Struct):
     position: Position
 
 
+def _key_of(verdict: LineResult) -> tuple[str, bytes]:
+    """The entity of a line that was early. Its id as bytes: clients choose ids, and their hashes with them."""
+    return verdict.domain or "", b"" if verdict.entity_id is None else verdict.entity_id.bytes
+
+
 class Early:
     """Lines to send again. They wait in a temporary file; memory holds four numbers for each."""
 
@@ -65,7 +69,7 @@ class Early:
         with self._disk():
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._end = 0
-        self._places: dict[tuple[str | None, UUID | None], array[int]] = {}
+        self._places: dict[tuple[str, bytes], array[int]]  # by domain and entity id = {}
 
     def __len__(self) -> int:
         return self.refused.total
@@ -74,7 +78,7 @@ class Early:
         """Keep an early line. Raises MsgspecError if it has no position."""
         content = line.content or b""
         position = msgspec.json.decode(content, type=_Placed).position
-        places = self._places.setdefault((verdict.domain, verdict.entity_id), array("q"))
+        places = self._places.setdefault(_key_of(verdict), array("q"))
         places.extend((position.number, line.number, self._end, len(content)))
         with self._disk():
             self._file.write(content)

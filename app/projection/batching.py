@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from app.domain.events import EventBase, Key
+from app.domain.events import EventBase, Name
 from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import UnavailableError
@@ -17,6 +17,9 @@ from app.store.registrations import REGISTRATIONS
 
 WAITING = 2000  # requests that may wait in one lane; further ones are refused at once
 LARGEST = 500  # requests that one statement answers
+JOINED = 64 * 1024  # bytes of a request that is joined with others; a larger one goes alone
+BATCH_BYTES = 1024 * 1024  # bytes of the requests that one statement answers
+LARGE_WAITING = 64  # requests of more than JOINED bytes that may wait
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -28,7 +31,8 @@ class Lane(Generic[Q, A]):
     There is no timer, and no wait when idle: a question that finds the lane free is run at once. Every caller gets
     its own answer, or its own error: a batch that fails is run again question by question, so a wrong question fails
     only its own caller (UnavailableError is the same for all, and is handed to each). A caller that goes away
-    disturbs nobody. When WAITING questions wait, the next one gets UnavailableError at once.
+    disturbs nobody. When WAITING questions wait, the next one gets UnavailableError at once. A batch has at most
+    BATCH_BYTES of questions, by the sizes that their callers name; a single question may be larger.
     """
 
     def __init__(
@@ -38,12 +42,12 @@ class Lane(Generic[Q, A]):
         self._run = run
         self._bound = waiting
         self._largest = largest
-        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._waiting: deque[tuple[Q, asyncio.Future[A], int]] = deque()  # with the bytes of the question
         self._closed = False
         self._worker: asyncio.Task[None] | None = None
 
-    def ask(self, question: Q) -> "asyncio.Future[A]":
-        """The answer to `question`, read after this call: as fresh as an unbatched read.
+    def ask(self, question: Q, size: int = 0) -> "asyncio.Future[A]":
+        """The answer to `question`, which has `size` bytes, read after this call: as fresh as an unbatched read.
 
         A caller that goes away cancels the future.
         """
@@ -52,7 +56,7 @@ class Lane(Generic[Q, A]):
         if len(self._waiting) >= self._bound:
             raise UnavailableError("too many requests are waiting for the database")
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, future))
+        self._waiting.append((question, future, size))
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         return future
@@ -67,10 +71,23 @@ class Lane(Generic[Q, A]):
         """Answer batch after batch, until nobody waits. The task does not belong to any caller."""
         try:
             while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(self._largest, len(self._waiting)))]
-                await self._answer([(question, future) for question, future in batch if not future.done()])
+                await self._answer(self._next_batch())
         finally:
             self._worker = None
+
+    def _next_batch(self) -> list[tuple[Q, asyncio.Future[A]]]:
+        """The questions that have waited longest and are still wanted: at least one is taken off."""
+        batch: list[tuple[Q, asyncio.Future[A]]] = []
+        waiting = self._waiting
+        room = BATCH_BYTES
+        for _ in range(min(self._largest, len(waiting))):
+            room -= waiting[0][2]
+            if room < 0 and batch:
+                break
+            question, future, _ = waiting.popleft()
+            if not future.done():
+                batch.append((question, future))
+        return batch
 
     async def _answer(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         if not batch:
@@ -96,6 +113,27 @@ class Lane(Generic[Q, A]):
                 future.set_result(answer)
 
 
+class Lanes(Generic[Q, A]):
+    """A lane for questions of up to JOINED bytes, and one beside it for larger ones, which go one by one.
+
+    So a large question holds up only other large ones.
+    """
+
+    def __init__(self, run: Callable[[list[Q]], Awaitable[Sequence[A]]], *, largest: int = LARGEST) -> None:
+        """`run` answers a list of questions, as in a Lane."""
+        self._joined = Lane(run, largest=largest)
+        self._alone = Lane(run, waiting=LARGE_WAITING, largest=1)
+
+    def ask(self, question: Q, size: int) -> "asyncio.Future[A]":
+        """The answer to `question`, which has `size` bytes. See Lane.ask()."""
+        return (self._joined if size <= JOINED else self._alone).ask(question, size)
+
+    async def close(self) -> None:
+        """Refuse new questions, and answer those that were accepted."""
+        await self._joined.close()
+        await self._alone.close()
+
+
 class Reader:
     """Point reads. Those that arrive while a statement runs are joined into the next one."""
 
@@ -114,36 +152,36 @@ class Reader:
         """Answer the accepted questions, and refuse new ones."""
         await self._lane.close()
 
-    async def _alone(self, key: Key) -> Registration | None:
-        [answer] = await self._read([key])
+    async def _alone(self, name: Name) -> Registration | None:
+        [answer] = await self._read([name])
         return answer
 
-    async def _read(self, keys: list[Key]) -> list[Registration | None]:
-        found = await self._database.read(REGISTRATIONS.get_entity_states, keys)
-        return [found.get(key) for key in keys]
+    async def _read(self, names: list[Name]) -> list[Registration | None]:
+        found = await self._database.read(REGISTRATIONS.get_entity_states, names)
+        return [found.get((entity_id.bytes, domain)) for entity_id, domain in names]
 
 
 class Writer:
     """Single events. Those that arrive while a transaction runs form the next one, in the order of arrival.
 
-    All go through one lane, so the requests of one process never race each other for a row. More lanes would make the
-    transactions smaller, and each event cost more.
+    All but large ones go through one lane, so the requests of one process hardly race each other for a row. More
+    lanes would make the transactions smaller, and each event cost more.
     """
 
     def __init__(self, projector: Projector, *, joining: bool) -> None:
         self._projector = projector
-        self._lane = Lane(projector.persist)
+        self._lanes = Lanes(projector.persist)
         self._joining = joining
 
-    def ask(self, event: EventBase) -> "asyncio.Future[Result]":
-        """The event's result, after the commit."""
+    def ask(self, event: EventBase, size: int = 0) -> "asyncio.Future[Result]":
+        """The result of an event that was sent as `size` bytes, after the commit."""
         if self._joining:
-            return self._lane.ask(event)
+            return self._lanes.ask(event, size)
         return asyncio.ensure_future(self._alone(event))
 
     async def close(self) -> None:
         """Finish the accepted events, and refuse new ones."""
-        await self._lane.close()
+        await self._lanes.close()
 
     async def _alone(self, event: EventBase) -> Result:
         [result] = await self._projector.persist([event])

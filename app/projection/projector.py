@@ -152,6 +152,6 @@ class Projector:
     async def _fold(
         self, connection: Connection, events: Sequence[EventBase], *, by_position: bool, lock: bool
     ) -> Fold:
-        keys = list({event.key for event in events})
-        rows = await self._store.get_entity_states(connection, keys, lock=lock)
+        names = {event.key: (event.entity_id, event.domain) for event in events}
+        rows = await self._store.get_entity_states(connection, list(names.values()), lock=lock)
         return fold(self._store.projection, rows, events, self._timing, by_position=by_position, log=self._log.log)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import cast
-from uuid import UUID
 
 from app.domain.changes import Logging
 from app.domain.decider import Decision
+from app.domain.events import Key, key_of
 from app.domain.folding import Save
 from app.domain.generic import R
 from app.domain.registration import Registration
@@ -63,7 +63,7 @@ class Sweep(Worker):
         self._page_size = page
         self._log = log or ChangeLog(Logging.OFF)
         self._store = cast("Store", store)  # the rest of the class treats all rows alike
-        self._left_alone: dict[tuple[str, UUID, str], float] = {}  # rows that failed, and the times of their retries
+        self._left_alone: dict[tuple[str, Key], float] = {}  # rows that failed, and the times of their retries
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until `stop` (see Worker). The page under way is finished, or rolled back after STOP_WAIT seconds."""
@@ -166,13 +166,14 @@ class Sweep(Worker):
             raise
         except Exception:
             log.exception("a passed %s deadline failed and is tried again in %d s: %r", deadline, LEFT_ALONE, row)
-            self._left_alone[deadline, row.entity_id, row.domain] = time.monotonic() + LEFT_ALONE
+            self._left_alone[deadline, key_of(row.entity_id, row.domain)] = time.monotonic() + LEFT_ALONE
             return []
 
     def _is_left_alone(self, deadline: str, row: Registration) -> bool:
-        until = self._left_alone.get((deadline, row.entity_id, row.domain))
+        key = key_of(row.entity_id, row.domain)
+        until = self._left_alone.get((deadline, key))
         if until is not None and until <= time.monotonic():
-            del self._left_alone[deadline, row.entity_id, row.domain]
+            del self._left_alone[deadline, key]
             until = None
         return until is not None
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import BigInteger, MetaData, String, Uuid, bindparam, select, update
 
-from app.domain.events import Key
+from app.domain.events import Key, Name, key_of
 from app.domain.generic import R
 from app.domain.positions import Position
 from app.domain.projection import REGISTRATION, Projection
@@ -56,22 +56,23 @@ class Store(Generic[R]):
         )
 
     async def get_entity_states(
-        self, connection: Connection, keys: Sequence[Key], *, lock: bool = False
+        self, connection: Connection, names: Sequence[Name], *, lock: bool = False
     ) -> dict[Key, R]:
-        """The rows of these entities, by key, without missing ones. With `lock` they stay locked until the commit."""
+        """The rows of these entities by key_of(), without missing ones; `lock` keeps them locked until the commit."""
         records = await (self.lock if lock else self.read).rows(
             connection,
-            asked_entity_id=[entity_id for entity_id, _ in keys],
-            asked_domain=[domain for _, domain in keys],
+            asked_entity_id=[entity_id for entity_id, _ in names],
+            asked_domain=[domain for _, domain in names],
         )
         row = self.rows.row
-        return {(record[0], record[1]): row(record) for record in records}
+        return {(record[0].bytes, record[1]): row(record) for record in records}
 
     async def get_entity_state(
         self, connection: Connection, entity_id: UUID, domain: str, *, lock: bool = False
     ) -> R | None:
         """The row of one entity, or None. With `lock` it stays locked until the transaction ends."""
-        return (await self.get_entity_states(connection, [(entity_id, domain)], lock=lock)).get((entity_id, domain))
+        found = await self.get_entity_states(connection, [(entity_id, domain)], lock=lock)
+        return found.get(key_of(entity_id, domain))
 
     async def lock_unchanged(self, connection: Connection, read: Sequence[R]) -> list[R]:
         """Lock the rows that are unchanged since they were read, until the transaction ends, and return them.
@@ -81,8 +82,8 @@ class Store(Generic[R]):
         records = await self.lock_free.rows(
             connection, asked_entity_id=[each.entity_id for each in read], asked_domain=[each.domain for each in read]
         )
-        versions = {(record["entity_id"], record["domain"]): record["version"] for record in records}
-        return [each for each in read if versions.get((each.entity_id, each.domain)) == each.version]
+        versions = {key_of(record["entity_id"], record["domain"]): record["version"] for record in records}
+        return [each for each in read if versions.get(key_of(each.entity_id, each.domain)) == each.version]
 
     async def rebase(
         self, connection: Connection, entity_id: UUID, domain: str, position: Position

@@ -17,7 +17,9 @@ from app.domain.events import Event
 from app.domain.positions import Position
 from app.errors import Fault, InvalidInputError, UnreadableError
 from app.wire.events import read_event, read_events
-from app.wire.faults import NOT_DECODED, explain
+from app.wire.faults import explain
+from app.wire.syntax import check_json, check_utf8
+from app.wire.values import NOT_DECODED, integer_of, without_bom
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -50,9 +52,15 @@ _ATTRIBUTE_OF = {f"#/{field}": attribute for field, attribute in _FIELDS.items()
     "#/position/previous": "previous",
     "#/position": "previous",  # the fault that it is not lower than the sequence
 }
+_ABSENT = (b"", b"null")
 _MAX_DIGITS = 19  # of 2^63-1
 
-_MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+# The attributes that are read, and the data. The others are skipped, so that they take no memory.
+_Members = msgspec.defstruct(
+    "_Members",
+    [(name, Raw, Raw()) for name in dict.fromkeys((*_FIELDS.values(), *_NUMBERS, *_CHECKED, "data", "data_base64"))],
+)
+_MEMBERS = msgspec.json.Decoder(_Members)
 
 
 def read_cloudevent(body: bytes | Raw, position: Position | None = None) -> Event:
@@ -60,13 +68,13 @@ def read_cloudevent(body: bytes | Raw, position: Position | None = None) -> Even
 
     With a `position`, that of a message in a log, `sequence` and `previous` are ignored.
     """
-    whole = bytes(body)
+    whole = without_bom(bytes(body))
     try:
-        whole.decode()  # nothing else checks the ignored members
-        members = _MEMBERS.decode(whole)
+        found = _MEMBERS.decode(whole)
     except NOT_DECODED as error:
         explain(whole, error)
-    members = {name: value for name, value in members.items() if bytes(value) != b"null"}
+    check_utf8(whole)  # nothing else checks the ignored members
+    members = {name: value for name, value in msgspec.structs.asdict(found).items() if bytes(value) not in _ABSENT}
     data, data_at = _data_of(members)
     try:
         return _read(members, data, position, attributes_at="#/", data_at=data_at)
@@ -84,8 +92,9 @@ def read_binary(attributes: Mapping[str, str], data: bytes, position: Position |
 
     Faults of an attribute point to its header, `#/header/ce-…`. Raises like read_cloudevent().
     """
-    if data.strip():
-        _check_json(data)
+    data = without_bom(data)
+    if data and not data.isspace():
+        check_json(data)
     members = {name: Raw(msgspec.json.encode(value)) for name, value in attributes.items()}
     return _read(members, Raw(data), position, attributes_at="#/header/ce-", data_at="#")
 
@@ -158,18 +167,10 @@ def _data_of(members: Mapping[str, Raw]) -> tuple[Raw, str]:
     except ValueError:
         raise InvalidInputError([Fault(pointer, "base64 was expected")]) from None
     try:
-        _check_json(data)
+        check_json(data)
     except UnreadableError as error:
         raise InvalidInputError([Fault(pointer, str(error))]) from None
     return Raw(data), pointer
-
-
-def _check_json(data: bytes) -> None:
-    """Raise like explain() unless the bytes are exactly one JSON value."""
-    try:
-        msgspec.json.decode(data)
-    except NOT_DECODED as error:
-        explain(data, error)
 
 
 def _text(value: Raw, pointer: str) -> str:
@@ -180,8 +181,12 @@ def _text(value: Raw, pointer: str) -> str:
 
 
 def _number(value: Raw, pointer: str) -> int:
-    """A number as text in decimal digits, with leading zeros allowed (sequence extension), or as a JSON number."""
-    text = _text(value, pointer) if bytes(value).startswith(b'"') else bytes(value).decode()
+    """A number as text in decimal digits, with leading zeros allowed (sequence extension), or as a JSON integer."""
+    if bytes(value).startswith(b'"'):
+        text = _text(value, pointer)
+    else:
+        integer = integer_of(bytes(value))
+        text = bytes(value).decode() if integer is None else str(integer)
     if not re.fullmatch("[0-9]+", text):
         raise InvalidInputError([Fault(pointer, "a number in decimal digits was expected")])
     digits = text.lstrip("0") or "0"

@@ -1,8 +1,7 @@
 """Faults of bytes that are not an event: msgspec's errors explained, with JSON pointers."""
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NoReturn
 from urllib.parse import quote
 
@@ -10,9 +9,14 @@ import msgspec
 
 from app.domain.events import EVENT_CLASSES, EVENT_TYPES
 from app.errors import Fault, InvalidInputError, UnreadableError
+from app.wire.syntax import check_json, too_deep
+from app.wire.values import NOT_DECODED
 
-MAX_NESTING = 64  # levels of objects and arrays in one event
-NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what decoding raises: see explain()
+MAX_FAULTS = 100  # that one answer names
+MAX_TEXT = 64 * 1024  # characters of faults in one answer
+SHOWN = 200  # characters of a name or a value that a fault quotes
+
+LEFT_OUT = Fault("#", f"at most {MAX_FAULTS} faults are named: the rest is left out")
 
 _CLASSES = dict(zip(EVENT_TYPES, EVENT_CLASSES, strict=True))
 
@@ -21,56 +25,14 @@ def explain(body: bytes, error: Exception) -> NoReturn:
     """Raise the reason why a body did not decode.
 
     Raises InvalidInputError, with a pointer, for JSON of the wrong shape; otherwise UnreadableError, with line and
-    column.
+    column. The time grows with the body, the memory does not.
     """
-    if not body.strip():
-        raise UnreadableError("the body is empty; a JSON value was expected") from None
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as wrong:
-        where = _line_and_column(body[: wrong.start].decode())
-        raise UnreadableError(f"not UTF-8: byte 0x{body[wrong.start]:02x} at {where}") from None
-    try:
-        json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as wrong:
-        raise UnreadableError(f"not JSON: {wrong.msg} at line {wrong.lineno} column {wrong.colno}") from None
-    except _ConstantError as wrong:
-        tokens = re.finditer(rf'"(?:[^"\\]|\\.)*"|{wrong}', text)
-        at = next(token.start() for token in tokens if token[0] == str(wrong))
-        raise UnreadableError(f"not JSON: {wrong} is not a JSON number, at {_line_and_column(text[:at])}") from None
-    except RecursionError:
-        raise InvalidInputError([Fault("#", f"nested deeper than {MAX_NESTING} levels")]) from None
-    except ValueError:
-        raise InvalidInputError([Fault("#", "the number is too large")]) from None
-    if (lone := next(_lone_surrogates(text), None)) is not None:
-        raise UnreadableError(
-            f"not Unicode: a lone surrogate in a string at {_line_and_column(text[:lone])}"
-        ) from None
+    check_json(body)
     if isinstance(error, RecursionError):
-        raise InvalidInputError([Fault("#", f"nested deeper than {MAX_NESTING} levels")]) from None
+        too_deep()
     if isinstance(error, msgspec.ValidationError):
-        raise InvalidInputError([fault_of(error, json.loads(text))]) from None
+        raise InvalidInputError([fault_of(error, body)]) from None
     raise UnreadableError(f"not JSON: {error}") from None
-
-
-class _ConstantError(ValueError):
-    """NaN, Infinity or -Infinity, which Python's json module would accept."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _ConstantError(name)
-
-
-def _line_and_column(before: str) -> str:
-    line = before.count("\n") + 1
-    return f"line {line} column {len(before) - (before.rfind(chr(10)) + 1) + 1}"
-
-
-def _lone_surrogates(text: str) -> Iterator[int]:
-    """Where half of a surrogate pair stands alone. An escaped backslash does not begin an escape."""
-    for match in re.finditer(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u[dD][89a-fA-F]..", text):
-        if len(match.group()) == len("\\uXXXX"):
-            yield match.start()
 
 
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
@@ -82,14 +44,17 @@ _A_CLOUDEVENT = (
 )
 
 
-def fault_of(error: msgspec.ValidationError, value: object) -> Fault:
-    """msgspec's message as a fault. Its path becomes a pointer, which includes the field that it names."""
-    detail, _, path = str(error).partition(" - at `$")
+def fault_of(error: msgspec.ValidationError, body: bytes) -> Fault:
+    """msgspec's message as a fault. Its path becomes a pointer, which includes the field that it names.
+
+    What the message quotes of `body` is cut to SHOWN characters.
+    """
+    detail, _, path = _shortened(str(error)).partition(" - at `$")
     pointer = "#" + "".join(f"/{_escape(step)}" for step in re.findall(r"[^.\[\]`]+", path))
     if match := _MISSING.fullmatch(detail):
         return Fault(f"{pointer}/{match[1]}", "this field is required")
     if match := _UNKNOWN.fullmatch(detail):
-        return Fault(f"{pointer}/{_escape(match[1])}", f"unknown field{_known_fields(pointer, value)}")
+        return Fault(f"{pointer}/{_escape(match[1])}", f"unknown field{_known_fields(pointer, body)}")
     if pointer == "#/type" and (match := _TYPE.fullmatch(detail)):
         return Fault(pointer, f"unknown event type {match[1]}; the types are {', '.join(EVENT_TYPES)}")
     if detail.startswith(("Integer value out of range", "Number out of range")):
@@ -97,19 +62,41 @@ def fault_of(error: msgspec.ValidationError, value: object) -> Fault:
     return Fault(pointer, detail[0].lower() + detail[1:])
 
 
+def _shortened(message: str) -> str:
+    """msgspec's message; where it quotes a long text, without the middle of it."""
+    if len(message) <= 2 * SHOWN:
+        return message
+    path_at = message.rfind(" - at `$", len(message) - SHOWN)
+    path_at = len(message) if path_at < 0 else path_at
+    return message[:SHOWN] + "…" + message[path_at - 1 :]  # with the quote at the end of the text
+
+
 def _escape(name: str) -> str:
     """A field's name as a step of a JSON pointer in a URI fragment (RFC 6901, sections 3 and 6)."""
+    if len(name) > SHOWN:
+        name = name[:SHOWN] + "…"
     return quote(name.replace("~", "~0").replace("/", "~1"), safe="~!$&'()*+,;=:@")
 
 
-def _known_fields(pointer: str, value: object) -> str:
-    """A hint at the fields of the object at `pointer` in the event `value`; empty if it is not an event."""
+class _Hints(msgspec.Struct):
+    """What says which fields an object may have."""
+
+    type: msgspec.Raw = msgspec.Raw()
+    specversion: msgspec.Raw = msgspec.Raw()
+
+
+def _known_fields(pointer: str, body: bytes) -> str:
+    """A hint at the fields of the object at `pointer` in an event; empty if the body is not an event."""
     if pointer == "#/position":
         return "; the fields are sequence, partition, offset, previous"
-    if pointer == "#" and isinstance(value, dict) and "specversion" in value:
+    try:
+        hints = msgspec.json.decode(body, type=_Hints)
+        tag = msgspec.json.decode(hints.type, type=str) if bytes(hints.type) else None
+    except NOT_DECODED:
+        return ""
+    if pointer == "#" and bytes(hints.specversion):
         return _A_CLOUDEVENT
-    tag = value.get("type") if isinstance(value, dict) else None
-    if not isinstance(tag, str) or tag not in _CLASSES:
+    if tag not in _CLASSES:
         return ""
     cls = _CLASSES[tag]
     if pointer == "#":
@@ -117,6 +104,29 @@ def _known_fields(pointer: str, value: object) -> str:
     data = next(field.type for field in msgspec.structs.fields(cls) if field.name == "data")
     names = [field.name for field in msgspec.structs.fields(data)]
     return f"; the data of {tag} may have {', '.join(names)}" if names else f"; the data of {tag} is empty"
+
+
+class FaultList:
+    """The faults of one answer, up to MAX_FAULTS of them and MAX_TEXT characters."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._room = MAX_TEXT
+
+    def add(self, faults: Iterable[Fault]) -> bool:
+        """Add faults; false when there is no room for more: the rest is left out."""
+        for fault in faults:
+            if len(self._faults) == MAX_FAULTS or len(fault.pointer) + len(fault.detail) > self._room:
+                self._faults.append(LEFT_OUT)
+                return False
+            self._room -= len(fault.pointer) + len(fault.detail)
+            self._faults.append(fault)
+        return True
+
+    def refuse(self) -> None:
+        """Raise InvalidInputError if there are faults."""
+        if self._faults:
+            raise InvalidInputError(self._faults)
 
 
 def find_nul(value: object, pointer: str) -> str | None:

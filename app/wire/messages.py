@@ -12,7 +12,8 @@ from app.domain.positions import Position
 from app.errors import Fault, InvalidInputError
 from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
 from app.wire.events import read_event
-from app.wire.faults import NOT_DECODED, explain
+from app.wire.faults import explain
+from app.wire.values import NOT_DECODED
 
 _ATTRIBUTE = "ce_"  # the beginning of the names of headers that hold attributes
 CONTENT_TYPE = "content-type"

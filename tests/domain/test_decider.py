@@ -203,7 +203,7 @@ def test_what_follows_has_the_place_and_time_of_its_trigger(type_: str, state: R
     for each in decided(standing(state), trigger).events:
         assert each.event_id == uuid5(trigger.event_id, each.type)
         assert (each.key, each.position, each.occurred_at, each.correlation_id) == (
-            (NODE, "edge"),
+            trigger.key,
             trigger.position,
             trigger.occurred_at,
             CORRELATION,

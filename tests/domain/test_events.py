@@ -3,7 +3,15 @@
 import msgspec
 import pytest
 
-from app.domain.events import EVENT_CLASSES, EVENT_TYPES, FACT_CLASSES, TRIGGER_CLASSES, Event, Heartbeat
+from app.domain.events import (
+    EVENT_CLASSES,
+    EVENT_TYPES,
+    FACT_CLASSES,
+    TRIGGER_CLASSES,
+    Event,
+    Heartbeat,
+    key_of,
+)
 from app.domain.positions import Position
 from tests.making import NODE, START, event, event_json
 
@@ -66,7 +74,7 @@ def test_what_the_envelope_leaves_out_has_its_default() -> None:
 def test_an_event_knows_its_type_and_its_entity() -> None:
     """`type` is the name it was sent with, and `key` names the entity."""
     initiated = event("registration.initiated", 1, domain="edge")
-    assert (initiated.type, initiated.key) == ("registration.initiated", (NODE, "edge"))
+    assert (initiated.type, initiated.key) == ("registration.initiated", key_of(NODE, "edge"))
 
 
 def test_an_event_holds_what_was_sent() -> None:

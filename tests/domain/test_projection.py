@@ -4,14 +4,14 @@ import pytest
 from msgspec.structs import replace
 
 from app.domain.decider import Deadline
-from app.domain.events import Heartbeat
+from app.domain.events import Heartbeat, key_of
 from app.domain.folding import fold
 from app.domain.projection import REGISTRATION, PartialChange
 from app.domain.registration import Registration, Timing
 from app.domain.states import RegistrationState
 from tests.making import NODE, event, row, when
 
-KEY = (NODE, "registration")
+KEY = key_of(NODE, "registration")
 
 
 def test_a_type_has_one_class() -> None:

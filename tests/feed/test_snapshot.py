@@ -78,7 +78,7 @@ async def others_write(database: Database) -> AsyncIterator[None]:
 async def states(database: Database) -> dict[UUID, RegistrationState]:
     """The rows."""
     found = await database.read(REGISTRATIONS.get_entity_states, [(each, "registration") for each in ENTITIES])
-    return {entity_id: row.current_state for (entity_id, _), row in found.items()}
+    return {row.entity_id: row.current_state for row in found.values()}
 
 
 def ask(after: Token | Start, wanted: Filter = ANY, limit: int = 7, *, snapshot: bool = False) -> Request:

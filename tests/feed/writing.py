@@ -14,6 +14,7 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from app.domain.changes import Change, ChangeOutcome, change
+from app.domain.events import key_of
 from app.domain.folding import Save
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
@@ -53,7 +54,7 @@ async def write(connection: Connection, entities: list[UUID], *, lock: bool) -> 
     rows = await REGISTRATIONS.get_entity_states(connection, [(each, "registration") for each in entities], lock=lock)
     saves, made = [], []
     for entity_id in entities:
-        read = rows.get((entity_id, "registration"))
+        read = rows.get(key_of(entity_id, "registration"))
         now = after(read, entity_id)
         made.append(logged(read, now))
         if len(entities) == 1:

@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.registration import Outcome
 from app.errors import InvalidInputError, UnavailableError
-from app.projection.batching import Lane, Reader, Writer
+from app.projection.batching import BATCH_BYTES, JOINED, LARGE_WAITING, Lane, Lanes, Reader, Writer
 from app.projection.projector import Projector
 from app.store.database import Database
 from tests.making import NODE, WAY_TO_ACTIVE, event, node
@@ -45,6 +45,36 @@ async def test_a_lone_question_is_asked_at_once() -> None:
     Lane(asked.run).ask(1)
     await asyncio.sleep(0)
     assert asked.batches == [[1]]
+
+
+async def test_a_batch_has_at_most_1_mib_of_questions() -> None:
+    """The next one waits for the next batch; a question that is larger than a batch is one."""
+    asked = Asked()
+    lane = Lane(asked.run)
+    sizes = [1, JOINED, *[BATCH_BYTES // 2] * 2, BATCH_BYTES, 2 * BATCH_BYTES, 1]
+    tasks = [lane.ask(number, size) for number, size in enumerate(sizes)]
+    asked.gate.set()
+    assert await asyncio.gather(*tasks) == [2 * number for number in range(len(sizes))]
+    assert asked.batches == [[0, 1, 2], [3], [4], [5], [6]]
+
+
+async def test_a_large_question_goes_alone_and_holds_up_no_other() -> None:
+    """It runs beside the lane; another large one waits for it, and more than LARGE_WAITING are refused."""
+    asked = Asked()
+    lanes = Lanes(asked.run)
+    large = [lanes.ask(number, JOINED + 1) for number in range(2)]
+    small = [lanes.ask(number, JOINED) for number in (10, 11)]
+    await asyncio.sleep(0)
+    assert asked.batches == [[0], [10, 11]]
+    waiting = [lanes.ask(number, JOINED + 1) for number in range(LARGE_WAITING - 1)]
+    with pytest.raises(UnavailableError):
+        lanes.ask(9, JOINED + 1)
+    asked.gate.set()
+    assert await asyncio.gather(*large, *small, *waiting[:1]) == [0, 2, 20, 22, 0]
+    await lanes.close()
+    assert asked.batches[2:4] == [[1], [0]]
+    with pytest.raises(UnavailableError):
+        lanes.ask(1, 1)
 
 
 async def test_what_comes_while_a_batch_runs_is_the_next_batch() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.domain.events import Event
+from app.domain.events import Event, key_of
 from app.domain.folding import fold
 from app.domain.projection import REGISTRATION
 from app.domain.registration import Timing
@@ -125,7 +125,7 @@ async def test_a_rollback_takes_the_counts_back(projector: Projector, database: 
     async def given_up(connection: Connection) -> None:
         [read] = (await REGISTRATIONS.get_entity_states(connection, [(NODE, "registration")])).values()
         events = [recorded(S.REJECTED, 2), recorded(S.ACCEPTED, 2, entity_id=node(1))]
-        folded = fold(REGISTRATION, {(NODE, "registration"): read}, events, Timing(), by_position=False)
+        folded = fold(REGISTRATION, {key_of(NODE, "registration"): read}, events, Timing(), by_position=False)
         await REGISTRATIONS.upsert.save(connection, folded.saves)
         assert (await REGISTRATIONS.counts.count_by_state(connection, "registration"))[S.REJECTED] == 1
         raise KeyError("given up")

@@ -17,6 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from app.domain.decider import Deadline
+from app.domain.events import key_of
 from app.domain.folding import Save
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
@@ -568,7 +569,7 @@ async def test_a_plan_from_when_the_table_was_empty_does_no_harm_while_it_grows(
                 assert read == await REGISTRATIONS.get_entity_states(connection, keys)
                 after = [replace(row, version=row.version + 1, **changes) for row in read.values()]
                 await REGISTRATIONS.upsert.save(
-                    connection, [Save(row, read[row.entity_id, row.domain]) for row in after]
+                    connection, [Save(row, read[key_of(row.entity_id, row.domain)]) for row in after]
                 )
         await connection.execute("SELECT pg_stat_force_next_flush()")
 

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import asdict, replace
 
 from app.domain.decider import Deadline
-from app.domain.events import Key
+from app.domain.events import Name, key_of
 from app.domain.folding import Save
 from app.domain.positions import MAX_NUMBER, Position
 from app.domain.registration import Registration
@@ -119,7 +119,7 @@ async def table(database: Database, name: str) -> list[str]:
     return [str(each) for each in rows]
 
 
-def keys_of(*entity_ids: UUID) -> list[Key]:
+def keys_of(*entity_ids: UUID) -> list[Name]:
     """The keys of these entities in the usual domain."""
     return [(entity_id, DOMAIN) for entity_id in entity_ids]
 
@@ -168,15 +168,16 @@ async def test_a_lookup(database: Database) -> None:
     await insert(database, rows)
     asked = keys_of(node(3), node(99), node(1), node(3))
     found = await database.read(lambda c: REGISTRATIONS.get_entity_states(c, asked))
-    assert found == {(node(3), DOMAIN): rows[3], (node(1), DOMAIN): rows[1]}
+    assert found == {key_of(node(3), DOMAIN): rows[3], key_of(node(1), DOMAIN): rows[1]}
 
 
 @pytest.mark.parametrize("number", [0, 1000])
 async def test_the_smallest_and_the_largest_lookup(database: Database, number: int) -> None:
     """A lookup of nothing finds nothing, and one of a thousand finds a thousand."""
-    rows = {(node(each), DOMAIN): row(node(each)) for each in range(number)}
+    rows = {key_of(node(each), DOMAIN): row(node(each)) for each in range(number)}
     await insert(database, rows.values())
-    assert await database.read(lambda c: REGISTRATIONS.get_entity_states(c, list(rows))) == rows
+    asked = keys_of(*(node(each) for each in range(number)))
+    assert await database.read(lambda c: REGISTRATIONS.get_entity_states(c, asked)) == rows
 
 
 def at_sequence(number: int) -> dict[str, Any]:
@@ -199,7 +200,7 @@ async def test_the_rows_of_a_batch(database: Database, *, lock: bool) -> None:
     await insert(database, rows)
     keys = [(node(1), "other"), (node(2), DOMAIN), (node(3), DOMAIN), (node(4), DOMAIN)]
     found = await database.write(lambda c: REGISTRATIONS.get_entity_states(c, keys, lock=lock))
-    assert found == {(node(1), "other"): rows[1], (node(2), DOMAIN): rows[2]}
+    assert found == {key_of(node(1), "other"): rows[1], key_of(node(2), DOMAIN): rows[2]}
     assert await database.write(lambda c: REGISTRATIONS.get_entity_states(c, [], lock=lock)) == {}
 
 
@@ -214,7 +215,7 @@ async def waits_for_a_lock(database: Database) -> None:
 async def test_locked_rows_make_others_wait(database: Database) -> None:
     """A second lock of a row waits, and then sees the first one's changes; a plain read does not wait."""
     await insert(database, [row(node(1))])
-    keys: list[Key] = [(node(1), DOMAIN)]
+    keys: list[Name] = [(node(1), DOMAIN)]
     locked, go_on = asyncio.Event(), asyncio.Event()
 
     async def first(connection: Connection) -> None:
@@ -229,11 +230,11 @@ async def test_locked_rows_make_others_wait(database: Database) -> None:
         second = asyncio.create_task(database.write(lambda c: REGISTRATIONS.get_entity_states(c, keys, lock=True)))
         await waits_for_a_lock(database)
         plain = await database.write(lambda c: REGISTRATIONS.get_entity_states(c, keys, lock=False))
-        assert plain[keys[0]].version == 1
+        assert plain[key_of(*keys[0])].version == 1
         assert not second.done()
         go_on.set()
         await writer
-        assert (await second)[keys[0]] == row(node(1), version=2, node_type="storage")
+        assert (await second)[key_of(*keys[0])] == row(node(1), version=2, node_type="storage")
 
 
 async def test_batches_that_share_rows_wait_for_each_other(database: Database) -> None:
@@ -242,7 +243,7 @@ async def test_batches_that_share_rows_wait_for_each_other(database: Database) -
     await insert(database, rows)
     shuffle = random.Random(7)
 
-    async def batch(keys: list[Key]) -> None:
+    async def batch(keys: list[Name]) -> None:
         async def work(connection: Connection) -> None:
             found = await REGISTRATIONS.get_entity_states(connection, keys, lock=True)
             saves = [Save(replace(each, version=each.version + 1), each) for each in found.values()]
@@ -303,7 +304,7 @@ async def test_known_and_new_rows_in_one_save(database: Database) -> None:
         rows[2],
         row(node(3)),
     ]
-    assert found == dict(zip(keys, after, strict=True))
+    assert found == {key_of(each.entity_id, DOMAIN): each for each in after}
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ async def test_a_lost_race_undoes_the_batch(
         await call(database, lambda c: REGISTRATIONS.upsert.save(c, saves))
     keys = keys_of(node(1), node(2), node(3), node(9))
     found = await database.read(lambda c: REGISTRATIONS.get_entity_states(c, keys))
-    assert found == {(each.entity_id, DOMAIN): each for each in before}
+    assert found == {key_of(each.entity_id, DOMAIN): each for each in before}
     assert await table(database, "registration_state_counts") == counters
 
 

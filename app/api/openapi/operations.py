@@ -91,7 +91,7 @@ def events_operation() -> Operation:
         409: _error(409, "OrderProblem"),
         413: _error(413),
         415: _error(415),
-        422: _error(422),
+        422: _error(422, "Problem", "InterruptedProblem"),
         503: _error(503, "Problem", "InterruptedProblem"),
     }
     extra: Json = {"requestBody": {"required": True, "content": asked}, "parameters": _attributes()}

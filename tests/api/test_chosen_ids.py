@@ -1,0 +1,55 @@
+"""Ids that a client chooses so that they collide: no dictionary is keyed by them.
+
+The hash of a UUID is its number modulo 2^61-1, so ids that differ by multiples of it share one, and a dictionary of n
+of them costs n² comparisons. Here UUIDs cannot be hashed at all, and every call that takes ids still answers.
+"""
+
+from uuid import UUID
+
+import httpx
+import msgspec
+import pytest
+
+from tests.making import event_json
+
+MODULUS = 2**61 - 1
+COLLIDING = [UUID(int=2**100 + number * MODULUS) for number in range(50)]
+NDJSON = {"Content-Type": "application/x-ndjson"}
+
+
+class HashedError(AssertionError):
+    """A UUID was used as the key of a dictionary or a set."""
+
+
+@pytest.fixture
+def unhashable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """UUIDs whose hash nobody may ask for."""
+    assert len({hash(each) for each in COLLIDING}) == 1
+
+    def refuse(_self: UUID) -> int:
+        raise HashedError
+
+    monkeypatch.setattr(UUID, "__hash__", refuse)
+
+
+@pytest.mark.usefixtures("unhashable")
+async def test_no_id_is_the_key_of_a_dictionary(shared: httpx.AsyncClient) -> None:
+    """Arrays, dry runs, streams, single events, triggers, lookups and reads answer without the hash of a UUID."""
+    first, *others = COLLIDING
+    events = [event_json("registration.initiated", 1, entity_id=each) for each in others]
+    array = msgspec.json.encode(events)
+    for query in ("?dry_run=true", ""):
+        answered = await shared.post(f"/v1/events{query}", content=array)
+        assert answered.json()["summary"]["applied"] == len(others), answered.text
+    lines = [event_json("registration.accepted", 2, entity_id=each) for each in others]
+    lines += [event_json("registration.ack_requested", 3, entity_id=each) for each in others]
+    stream = await shared.post("/v1/events", content=b"\n".join(map(msgspec.json.encode, lines)), headers=NDJSON)
+    assert msgspec.json.decode(stream.content)["summary"]["applied"] == len(lines)
+    trigger = event_json("node.introspected", 1, entity_id=first)
+    single = await shared.post("/v1/events", json=trigger)
+    assert single.json()["outcome"] == "applied"
+    asked = [*map(str, COLLIDING), str(first), str(UUID(int=7))]
+    found = (await shared.post("/v1/entities/lookup", json={"entity_ids": asked})).json()
+    assert [each["entity_id"] for each in found["items"]] == [str(each) for each in COLLIDING]
+    assert found["missing"] == [str(UUID(int=7))]
+    assert (await shared.get(f"/v1/entities/{first}")).json()["last_applied_event_id"] == trigger["event_id"]

@@ -1,0 +1,103 @@
+"""What one stream may cost: lines of faults, bytes of its answer, and work for a client that is gone."""
+
+from collections.abc import MutableMapping
+from typing import Any, cast
+
+import httpx
+import msgspec
+import pytest
+
+from app.api import events
+from app.wire.events import CHUNK_LINES
+from tests.making import event_json, node
+
+NDJSON = {"Content-Type": "application/x-ndjson"}
+MOST = 10_000  # lines of faults
+
+
+def initiated(first: int, number: int, domain: str) -> bytes:
+    """Lines that make so many rows."""
+    made = (
+        event_json("registration.initiated", 1, entity_id=node(n), domain=domain)
+        for n in range(first, first + number)
+    )
+    return b"".join(msgspec.json.encode(event) + b"\n" for event in made)
+
+
+async def total(client: httpx.AsyncClient, domain: str) -> int:
+    """How many entities a domain has."""
+    return int((await client.get("/v1/state-counts", params={"domain": domain})).json()["total"])
+
+
+async def test_a_stream_ends_after_10_000_lines_of_faults(shared: httpx.AsyncClient) -> None:
+    """The answer is a 422 that says how many lines are in; what is after them was not read."""
+    body = initiated(0, 1, "faulty") + b"x\n" * 100_000 + initiated(1, 1, "faulty")
+    answer = await shared.post("/v1/events", content=body, headers=NDJSON)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
+    problem = answer.json()
+    assert problem["type"] == "urn:pqs:problem:too-many-faults"
+    assert MOST < problem["committed_lines"] <= MOST + 3 * CHUNK_LINES
+    assert problem["committed_lines"] % CHUNK_LINES == 0
+    assert len(answer.content) < 1000
+    assert await total(shared, "faulty") == 1
+
+
+async def test_10_000_lines_of_faults_are_answered_one_by_one(shared: httpx.AsyncClient) -> None:
+    """They are within the bound."""
+    answer = await shared.post("/v1/events", content=b"x\n" * MOST, headers=NDJSON)
+    assert answer.status_code == 200
+    *lines, summary = answer.content.splitlines()
+    assert len(lines) == MOST
+    assert msgspec.json.decode(summary)["summary"]["invalid"] == MOST
+
+
+async def test_an_answer_has_a_largest_size(shared: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its lines say: the file that holds it is bounded."""
+    monkeypatch.setattr(events, "ANSWER_AT_MOST", 10_000)
+    body = initiated(0, 10, "large") + initiated(0, 20, "large") * 1000
+    answer = await shared.post("/v1/events", content=body, headers=NDJSON)
+    assert answer.status_code == 422
+    assert "larger than 10,000 bytes" in answer.json()["detail"]
+    assert answer.json()["committed_lines"] < 20_000
+
+
+async def test_a_long_name_in_a_line_is_cut_in_its_answer(shared: httpx.AsyncClient) -> None:
+    """A line of a megabyte is answered by a line of some hundred bytes."""
+    answer = await shared.post("/v1/events", content=b'{"' + b"n" * 1_000_000 + b'": 1}\n', headers=NDJSON)
+    assert answer.status_code == 200
+    assert len(answer.content) < 2000
+
+
+async def test_a_byte_order_mark_at_the_beginning_of_a_stream_is_skipped(shared: httpx.AsyncClient) -> None:
+    """Before an event, and before a blank line."""
+    for body in (b"\xef\xbb\xbf" + initiated(0, 2, "bom"), b"\xef\xbb\xbf\n" + initiated(2, 2, "bom")):
+        answer = await shared.post("/v1/events", content=body, headers=NDJSON)
+        assert msgspec.json.decode(answer.content)["summary"]["applied"] == 2
+
+
+async def test_the_rest_of_a_stream_is_left_when_its_client_is_gone(shared: httpx.AsyncClient) -> None:
+    """Lines that have arrived already are not applied either, but for the chunks that were begun."""
+    body = initiated(0, 20 * CHUNK_LINES, "gone")
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/events",
+        "raw_path": b"/v1/events",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"service"), (b"content-type", b"application/x-ndjson")],
+    }
+    await cast("Any", shared)._transport.app(scope, receive, send)
+    assert await total(shared, "gone") <= 3 * CHUNK_LINES
