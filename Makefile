@@ -18,7 +18,7 @@ $(VENV): $(VENV)/ready ## make the virtual environment, everything in it pinned 
 # Two sets: serving needs half of the space that tests and checks need. pip shows its progress.
 $(VENV)/serving: requirements/embedded.txt requirements/build.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12 …" >&2; exit 1; }
-	@echo "Installing the packages that serving needs into $(VENV), once: $$(grep -c == requirements/embedded.txt) of them."
+	@echo "Installing the packages that serving needs into $(VENV), once: $$(cat requirements/embedded.txt requirements/build.txt | grep -c ==) of them."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP_INSTALL) --require-hashes -r requirements/build.txt -r requirements/embedded.txt
 	@touch $@

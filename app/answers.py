@@ -109,7 +109,7 @@ class LineResult(Struct, frozen=True, kw_only=True):
 
 
 class Health(Struct, frozen=True):
-    """The process is up, or the service is ready."""
+    """The process is up."""
 
     status: str
 

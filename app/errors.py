@@ -1,4 +1,7 @@
-"""All errors of this project, in one tree. They know no HTTP: `api/problems.py` gives each type a status."""
+"""The tree of errors. Those here know no HTTP: `api/problems.py` gives each type a status.
+
+FramingError (`runtime/framing.py`) and AuthError (`access/refusals.py`) bring their status along.
+"""
 
 from datetime import timedelta
 

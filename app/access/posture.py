@@ -39,7 +39,10 @@ def check_host(posture: Posture, host: str, port: int) -> None:
 
 
 def check_sockets(posture: Posture, sockets: Iterable[socket.socket]) -> None:
-    """The same for sockets that listen already, such as inherited ones. Unix sockets are within this machine."""
+    """Whether a service of this posture may use sockets that listen already, such as inherited ones.
+
+    Only this machine reaches a Unix socket. Raises StartError like check_host().
+    """
     bound = [each for each in sockets if each.family in {socket.AF_INET, socket.AF_INET6}]
     addresses = [str(each.getsockname()[0]) for each in bound]
     if posture is Posture.LOOPBACK:

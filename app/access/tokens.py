@@ -35,7 +35,7 @@ _STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 class _Header(Struct):
-    """What counts of a token's header. Keys and addresses of keys that a header may name never count."""
+    """The part of a token's header that is used. Keys, and addresses of keys, in a header are ignored."""
 
     alg: str
     kid: str | None = None

@@ -1,1 +1,1 @@
-"""The HTTP interface, thin: parse, one call, render. One file a resource."""
+"""The HTTP interface, thin: parse, one call, render. One file for each resource; the others serve every call."""

@@ -1,4 +1,4 @@
-"""The types of ASGI, as the rooms around FastAPI use them."""
+"""The types of ASGI, for the modules around FastAPI."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

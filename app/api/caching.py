@@ -14,7 +14,7 @@ NO_STORE = (b"cache-control", b"no-store")
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 NOTHING = (b"content-security-policy", b"default-src 'none'")
 
-# For the calls whose answers say nothing of it themselves.
+# For answers that have none of these headers yet: with an ETag, and without one.
 BESIDE_ETAG: Headers = [NO_CACHE, NOSNIFF, NOTHING]
 ALONE: Headers = [NO_STORE, NOSNIFF, NOTHING]
 

@@ -160,7 +160,7 @@ class ContentCoding:
             return
         headers = scope["headers"]
         if is_coded(headers):
-            # The length is that of the coded body: whoever reads the decoded one counts for itself.
+            # The length is that of the coded body, so the reader of the decoded body counts its bytes.
             about_coding = {b"content-encoding", b"content-length"}
             scope["headers"] = [(name, value) for name, value in headers if name not in about_coding]
             receive = Decoded(receive)

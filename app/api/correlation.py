@@ -26,7 +26,7 @@ def correlation(headers: Headers) -> tuple[str, UUID | None]:
 
 
 def read(value: bytes) -> tuple[str, UUID | None]:
-    """The same for the value of the field."""
+    """The id, and the UUID to store, for the value of one `X-Correlation-ID` field."""
     text = value.decode("latin-1").strip(" \t")
     if not (0 < len(text) <= MAX_LENGTH and text.isascii() and text.isprintable()):
         return new_id(), None

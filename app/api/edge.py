@@ -1,7 +1,7 @@
 """The way of a request from RequestContext to FastAPI, and what every answer carries beyond its own headers.
 
-The calls that skip FastAPI use the same rooms: `hosts.allow`, `lacking_plain`, and `correlation.read`. They leave
-requests with an `Origin` or a coded body to this way.
+The calls that skip FastAPI use the same parts: `hosts.allow`, `lacking_plain` and `correlation.read`. Requests with
+an `Origin` or a coded body do not skip it.
 """
 
 from app.api import caching
@@ -35,7 +35,7 @@ class Edge:
         return [*caching.caching(answered), *self.origins.headers(origin)]
 
     def lacking_plain(self, answered: Headers) -> Headers:
-        """The same for a request without `Origin` whose answer says nothing of it itself, in less time."""
+        """What `lacking` gives for a request without `Origin` and an answer with none of these headers; faster."""
         for name, _ in answered:
             if name == caching.ETAG:
                 return caching.BESIDE_ETAG + self._vary

@@ -4,10 +4,10 @@ A page in a browser can point a name of its own at 127.0.0.1 and would then be o
 rebinding). It cannot choose what `Host` says, so a service that answers only to its own names is out of its reach.
 """
 
-import ipaddress
 import re
 from collections.abc import Iterable
 
+from app.access import posture
 from app.errors import MisdirectedError, StartError
 
 ANY = "*"
@@ -63,10 +63,7 @@ class Hosts:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a service that listens on `host`."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower().removesuffix(".") == "localhost"
+    return host.lower().removesuffix(".") == "localhost" or posture.is_loopback(host.strip("[]"))
 
 
 def bracketed(host: str) -> str:

@@ -113,7 +113,7 @@ class Origins:
 
 
 def _normal(origin: bytes) -> str | None:
-    """An origin in lower case without its scheme's own port; None for what is not one, `null` among it."""
+    """An origin in lower case without its scheme's own port; None for anything else, `null` included."""
     match = _ORIGIN.fullmatch(origin.decode("latin-1").lower())
     if match is None:
         return None

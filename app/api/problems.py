@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457). Only here does an error type get an HTTP status."""
+"""Errors as problem details (RFC 9457), and the HTTP status of each error type of `app/errors.py`."""
 
 import logging
 from collections.abc import Iterator, MutableMapping

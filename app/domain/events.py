@@ -51,13 +51,13 @@ class InitiatedData(Data, frozen=True, kw_only=True):
 
 
 class AckDeadlineData(Data, frozen=True, kw_only=True, omit_defaults=True):
-    """The time by which the node must acknowledge. An absent field is not encoded."""
+    """The time by which the node must acknowledge. It may be absent."""
 
     ack_deadline: Time | None = None
 
 
 class ActivatedData(Data, frozen=True, kw_only=True, omit_defaults=True):
-    """The node is active: its first liveness deadline, and its capabilities. An absent field is not encoded."""
+    """The node is active: its first liveness deadline, and its capabilities. Both may be absent."""
 
     liveness_deadline: Time | None = None
     capabilities: Capabilities | None = None

@@ -1,4 +1,4 @@
-"""Folding: order → evolve or decide → the rows to write. Pure: the same rows and events always give the same."""
+"""Folding: order → evolve or decide → the rows to write. Pure: the same rows and events give the same result."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,7 +108,7 @@ def take_in(
 def check_order(row: Row | None, event: EventBase) -> tuple[Outcome, str] | None:
     """Compare the event's position with its entity's row: outcome and reason when it does not fit, None when it does.
 
-    The cases are those of the table of order; the first that holds decides.
+    The cases are the lines of the table in docs/explanation/order.md; the first one that holds decides.
     """
     stands_at = None if row is None else row.position
     if row is not None and stands_at is not None:

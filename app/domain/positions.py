@@ -1,4 +1,7 @@
-"""The position of an event in its source, and the comparison of two positions."""
+"""The position of an event in its source, and the comparison of two positions.
+
+The rule that makes an outcome of it is `check_order` in `folding.py`.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -26,7 +29,7 @@ class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     """A place in a source: `sequence`, which counts one entity's events, or `partition` and `offset` of a log.
 
     `previous` is the number of the event before this one for the same entity; it belongs to the event and takes
-    no part in comparisons. Raises ValueError when the fields do not name exactly one place.
+    no part in comparisons.
     """
 
     sequence: Number | None = None
@@ -35,6 +38,7 @@ class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     previous: Number | None = None
 
     def __post_init__(self) -> None:
+        """Raises ValueError when the fields do not name exactly one place."""
         if self.sequence is not None:
             if self.partition is not None or self.offset is not None:
                 raise ValueError("give either `sequence`, or `partition` and `offset`, not both")

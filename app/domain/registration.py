@@ -1,4 +1,4 @@
-"""The projection row of one entity, and evolve(): the row after one event."""
+"""The projection row of one entity, evolve(): the row after one event, and the six outcomes of an event."""
 
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -169,7 +169,7 @@ def _ack_deadline(deadline: datetime) -> _Changes:
 
 
 def _liveness_deadline(registration: Registration, given: datetime | None, computed: datetime) -> _Changes:
-    """The given deadline; without one the computed deadline, which never moves the present one back."""
+    """The given deadline; without one, the later of the computed deadline and the row's."""
     deadline = given or max(computed, registration.liveness_deadline or computed)
     return {"liveness_deadline": deadline, "liveness_timeout_emitted_at": None}
 

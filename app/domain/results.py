@@ -19,7 +19,7 @@ class EmittedEvent(Struct, frozen=True):
 class Result(Struct, frozen=True, gc=False, omit_defaults=True):
     """The outcome of one event, and its entity's row after it.
 
-    Without a row `current_state`, `version` and `stands_at` are None. `reason` is None if the event was applied.
+    Without a row `current_state`, `version` and `stands_at` are null. `reason` is null if the event was applied.
     `events` lists the emitted events in their order, only for triggers (a heartbeat is its own event).
     """
 

@@ -34,7 +34,7 @@ class Row(Protocol):
 
     @property
     def updated_at(self) -> datetime:
-        """When that event occurred."""
+        """The time at which the last recorded event occurred."""
 
     @property
     def correlation_id(self) -> UUID | None:

@@ -4,10 +4,9 @@ from enum import StrEnum
 
 
 class RegistrationState(StrEnum):
-    """The state of a node's registration.
+    """The state of a node's registration."""
 
-    The PostgreSQL enum `registration_state` has the same values in this order; a test compares the two.
-    """
+    # The PostgreSQL enum `registration_state` has the same values in this order; a test compares the two.
 
     PENDING_REGISTRATION = "pending_registration"
     ACCEPTED = "accepted"

@@ -49,7 +49,7 @@ class Commit(Struct, frozen=True):
 
 
 class Committed(Struct, frozen=True):
-    """The commit is stored, as this row. `replayed`: it was stored before, and this is its answer of then."""
+    """The commit is stored, as this row. `replayed`: it was stored before, and this is the answer it got then."""
 
     workflow: Workflow
     replayed: bool = False

@@ -182,7 +182,7 @@ class Feed:
         return after
 
     async def _read(self, place: Place, wanted: Filter, limit: int, end: float) -> Page:
-        """The same from the table, up to the horizon. It goes on from page to page while nothing is found."""
+        """Read from the table, up to the horizon. It goes on from page to page while nothing is found."""
         async with self._slow:
             await self._database.read(_check, place)
             while True:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 10_000  # messages of a flight, unless one call has more; further ones take the next flight
 SOONEST = 0.001  # seconds until the next look for reports, after a look that found some
-SLOWER = 1.2  # factor of each further wait, while looks find none
+SLOWER = 1.2  # each wait is longer than the one before by this factor, while looks find no report
 LATEST_BUSY = 0.05  # seconds of the longest wait while reports are expected
 LATEST_IDLE = 1.0  # seconds of the longest wait otherwise, for the library's own news
 MAX_MESSAGE = 100_000_000  # bytes; the broker decides what is too large, after compression

@@ -157,7 +157,7 @@ class Sweep(Worker):
     async def _expire_alone(
         self, connection: Connection, deadline: str, row: Registration, now: datetime
     ) -> list[Decision]:
-        """The same for one row, in a savepoint. A row that cannot be written is skipped for LEFT_ALONE seconds."""
+        """Write what follows for one row, in a savepoint; skip one that cannot be written for LEFT_ALONE seconds."""
         try:
             with translated():
                 async with connection.transaction():

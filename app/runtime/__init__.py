@@ -1,1 +1,3 @@
-"""The process around the service: workers, sockets, signals, log and metrics. It knows no route."""
+"""The process around the service: HTTP on a connection, workers, sockets, TLS, signals, log and metrics. It knows no
+route.
+"""

@@ -68,7 +68,7 @@ class Connections:
         return Admission.HEALTH_ONLY
 
     def release(self, host: str | None, admission: Admission) -> None:
-        """Count a connection out that was admitted in this way. One that was refused was never counted in."""
+        """Count out a connection that was admitted in this way. A refused connection was never counted in."""
         if admission is Admission.REFUSED:
             return
         peer = peer_of(host)

@@ -330,7 +330,7 @@ class HttpProtocol(asyncio.Protocol):
         if exchange is None:
             if self._drained is not None:  # it has to read first
                 self._awaited = None
-            elif self._eof:  # of the next request there is a part, or nothing
+            elif self._eof:  # a part of the next request is there, or nothing
                 self._close(linger=False)
             elif self._buffer:
                 if self._awaited is not Awaited.HEAD:

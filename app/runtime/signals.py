@@ -61,7 +61,7 @@ def stop_on_signals() -> None:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(each, stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # uvicorn knows that one
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # for uvicorn
 
 
 def ignore_signals() -> None:

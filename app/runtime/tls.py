@@ -70,7 +70,7 @@ class ServerTls:
         connection.context = self._current
 
     def _look(self) -> Seen:
-        """What changes when a file is written or replaced."""
+        """The time, size and inode of each file: one of them changes when the file is written or replaced."""
         seen: list[tuple[int, int, int] | None] = []
         for file in self._files:
             try:

@@ -25,7 +25,7 @@ class Act(Struct, frozen=True, kw_only=True):
 
 
 class AuditEntry(Act, frozen=True, kw_only=True):
-    """The same, written down at `at` by the database's clock."""
+    """An act that was written down, at `at` by the database's clock."""
 
     id: int
     at: Time

@@ -171,7 +171,7 @@ async def revoke(connection: Connection, ids: Collection[str]) -> None:
     await REVOKE.rows(connection, ids=list(ids))
 
 
-# An earlier end of some keys; one that ends before that stays.
+# Gives some keys an earlier end. A key that ends before that stays as it is.
 SHORTEN = Statement(
     text("""
 UPDATE api_keys SET expires_at = least(expires_at, CAST(:expires_at AS timestamptz))

@@ -183,8 +183,8 @@ LIMIT CAST(:most AS bigint)
 async def take(connection: Connection, destination: str, *, most: int) -> list[int]:
     """Lock up to `most` slots in which messages wait for `destination`, until the transaction ends.
 
-    No other session has them meanwhile; the next one sees what this one removed. PostgreSQL releases the slots of a
-    session that dies at once.
+    No other session has them meanwhile; the next one sees what this one removed. When a session dies, PostgreSQL
+    releases its slots at once.
     """
     rows = await TAKE.rows(connection, destination=destination, slots=SLOTS, most=most)
     return [row[0] for row in rows]

@@ -45,7 +45,7 @@ _A_CLOUDEVENT = (
 
 
 def fault_of(error: msgspec.ValidationError, body: bytes) -> Fault:
-    """msgspec's message as a fault. Its path becomes a pointer, which includes the field that it names.
+    """msgspec's message as a fault. Its path and the field that it names become a pointer.
 
     What the message quotes of `body` is cut to SHOWN characters.
     """

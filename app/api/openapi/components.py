@@ -1,5 +1,7 @@
 """The schemas of all requests and answers, by name."""
 
+from inspect import cleandoc
+
 import msgspec
 
 from app import answers
@@ -46,6 +48,9 @@ def component_schemas() -> dict[str, Json]:
     components["Event"] = {"title": "Event", "description": "An event, of one of these types.", **written[-1]}
     components["Position"] = _position(components["Position"])
     components["CloudEvent"] = _cloudevent()
+    for component in components.values():  # Python 3.13 takes the indentation out of docstrings, earlier ones do not
+        if "description" in component:
+            component["description"] = cleandoc(component["description"])
     for name in ("Result", "OrderProblem"):  # there for triggers only, and never null
         events = components[name]["properties"]["events"]
         [components[name]["properties"]["events"]] = [one for one in events["anyOf"] if one != {"type": "null"}]
