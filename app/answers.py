@@ -11,8 +11,8 @@ from msgspec import Struct
 from app.domain.changes import ChangeOutcome
 from app.domain.events import Time
 from app.domain.positions import Position
-from app.domain.registration import Outcome, Registration
-from app.domain.results import EmittedEvent, Result
+from app.domain.registration import Registration
+from app.domain.results import EmittedEvent, Outcome, Result
 from app.domain.states import RegistrationState
 from app.domain.workflows import Workflow
 from app.errors import Fault

@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.events import EventBase
-from app.domain.registration import Outcome, Timing
+from app.domain.registration import Timing
+from app.domain.results import Outcome
 from app.projection.batching import Writer
 from app.projection.projector import Projector
 from app.store.database import Connection, Database

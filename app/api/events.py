@@ -19,8 +19,7 @@ from app.api.problems import order_problem
 from app.api.schemas import EventsQuery, encode
 from app.api.service import Service, service_of
 from app.domain.events import Event
-from app.domain.registration import Outcome
-from app.domain.results import Result
+from app.domain.results import Outcome, Result
 from app.errors import Fault, InvalidInputError, RefusedValuesError
 from app.inbound.lines import Outcomes, Report, take_lines
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents

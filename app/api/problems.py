@@ -17,8 +17,7 @@ from starlette.routing import Match, Route
 from app.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 from app.api.negotiation import etag_of
 from app.api.schemas import encode
-from app.domain.registration import Outcome
-from app.domain.results import Result
+from app.domain.results import Outcome, Result
 from app.domain.workflows import StateConflict
 from app.errors import (
     ActionConflictError,

@@ -8,7 +8,8 @@ from uuid import UUID
 from msgspec import Struct
 
 from app.domain.events import Deregistered, EventBase, Introspected, RegistrationAcked
-from app.domain.registration import Outcome, Registration
+from app.domain.registration import Registration
+from app.domain.results import Outcome
 from app.domain.states import RegistrationState
 
 # The triggers that the log always has. A heartbeat is a trigger too, and the log must cost it nothing.

@@ -206,7 +206,7 @@ def _why_not_needed(registration: Registration, deadline: Deadline) -> str:
     if not waits:
         return f"no {deadline} deadline counts; the state is {state}"
     if emitted_at is not None:
-        return f"the time-out of the {deadline} deadline is out already"
+        return f"the timeout event of the {deadline} deadline was already emitted"
     return f"the {deadline} deadline has not passed"
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic, assert_never
+from typing import Generic
 
 from msgspec import Struct
 
@@ -10,11 +10,12 @@ from app.domain.changes import Change
 from app.domain.decider import Decision
 from app.domain.events import EventBase, Key
 from app.domain.generic import R
-from app.domain.positions import Comparison, compare, in_order
+from app.domain.order import check_order
+from app.domain.positions import in_order
 from app.domain.projection import Projection
-from app.domain.registration import Ignored, Outcome, Timing
-from app.domain.results import EmittedEvent, Result
-from app.domain.rows import Row, record
+from app.domain.registration import Ignored, Timing
+from app.domain.results import EmittedEvent, Outcome, Result
+from app.domain.rows import record
 
 
 class Save(Struct, Generic[R], frozen=True, gc=False):
@@ -103,34 +104,6 @@ def take_in(
         recorded = None if row is None else record(row, event)
         return recorded, _result(projection, event, Outcome.IGNORED, evolved.reason, recorded, followed)
     return evolved, _result(projection, event, Outcome.APPLIED, None, evolved, followed)
-
-
-def check_order(row: Row | None, event: EventBase) -> tuple[Outcome, str] | None:
-    """Compare the event's position with its entity's row: outcome and reason when it does not fit, None when it does.
-
-    The cases are the lines of the table in docs/explanation/order.md; the first one that holds decides.
-    """
-    stands_at = None if row is None else row.position
-    if row is not None and stands_at is not None:
-        match compare(event.position, stands_at):
-            case Comparison.OTHER_TRACK:
-                return Outcome.CONFLICT, f"the positions can't be compared: the row stands at {stands_at}"
-            case Comparison.SAME if row.last_applied_event_id == event.event_id:
-                return Outcome.DUPLICATE, f"this event is already in: the row stands at {stands_at}"
-            case Comparison.SAME:
-                claimed_by = row.last_applied_event_id
-                return Outcome.CONFLICT, f"two events claim one position: {stands_at} is event {claimed_by}"
-            case Comparison.LOWER:
-                return Outcome.STALE, f"the row is further on: it stands at {stands_at}"
-            case Comparison.HIGHER:
-                pass
-            case never:
-                assert_never(never)
-    previous = event.position.previous
-    if previous is not None and (stands_at is None or stands_at.number < previous):
-        at = "there is no row yet" if stands_at is None else f"the row stands at {stands_at}"
-        return Outcome.EARLY, f"the event at {previous} comes before this one, and {at}: send this one again after it"
-    return None
 
 
 def _result(

@@ -1,6 +1,6 @@
 """The position of an event in its source, and the comparison of two positions.
 
-The rule that makes an outcome of it is `check_order` in `folding.py`.
+The rule that makes an outcome of it is `check_order` in `order.py`.
 """
 
 from collections import defaultdict

@@ -1,7 +1,6 @@
 """The projection row of one entity, evolve(): the row after one event, and the six outcomes of an event."""
 
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import assert_never
 from uuid import UUID
 
@@ -28,17 +27,6 @@ from app.domain.rows import record
 from app.domain.states import SOURCES, RegistrationState
 
 UNKNOWN_ENTITY = "unknown entity"
-
-
-class Outcome(StrEnum):
-    """The result of one event."""
-
-    APPLIED = "applied"
-    IGNORED = "ignored"
-    DUPLICATE = "duplicate"
-    STALE = "stale"
-    EARLY = "early"
-    CONFLICT = "conflict"
 
 
 class Timing(Struct, frozen=True, kw_only=True):

@@ -1,12 +1,23 @@
 """The result of one event."""
 
+from enum import StrEnum
 from uuid import UUID
 
 from msgspec import Struct
 
 from app.domain.positions import Position
-from app.domain.registration import Outcome
 from app.domain.states import RegistrationState
+
+
+class Outcome(StrEnum):
+    """The result of one event."""
+
+    APPLIED = "applied"
+    IGNORED = "ignored"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    EARLY = "early"
+    CONFLICT = "conflict"
 
 
 class EmittedEvent(Struct, frozen=True):

@@ -20,8 +20,7 @@ from uuid import uuid4
 from confluent_kafka import KafkaException
 
 from app.domain.events import Event
-from app.domain.registration import Outcome
-from app.domain.results import Result
+from app.domain.results import Outcome, Result
 from app.errors import InvalidInputError, RefusedValuesError, UnavailableError, UnreadableError
 from app.inbound.membership import MAX_BATCH, Batch, Membership, Offsets
 from app.outbound.client_log import client_log

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from app.answers import INVALID
-from app.domain.registration import Outcome
+from app.domain.results import Outcome
 from app.errors import StartError
 from app.load.early import Early, RefusedLines, why
 from app.load.source import InputLine, Source, chunks

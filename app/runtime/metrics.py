@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from app.domain.registration import Outcome
+from app.domain.results import Outcome
 from app.errors import UnavailableError
 from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database

@@ -5,7 +5,7 @@ import re
 import click
 
 from app.cli import pqs
-from app.domain.registration import Outcome
+from app.domain.results import Outcome
 from app.runtime.metrics import DatabaseNumbers, Metrics
 from app.settings import PREFIX, Settings
 from app.store.outbox import Backlog

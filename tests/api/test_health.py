@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.breaker import FAILURES
-from app.domain.registration import Outcome
+from app.domain.results import Outcome
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import Letter

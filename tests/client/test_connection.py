@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.domain.registration import Outcome
+from app.domain.results import Outcome
 from app.settings import read_settings
 from pqs_client import (
     Client,

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from app.domain.positions import Position
-from app.domain.registration import Outcome
+from app.domain.results import Outcome
 from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter

@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.events import EVENT_TYPES, EventBase
 from app.domain.positions import Position
-from app.domain.registration import Outcome
+from app.domain.results import Outcome
 from app.domain.states import RegistrationState
 from pqs_client import Client, ConflictError, EarlyError, InvalidError, LineResult, NotFoundError
 from tests.making import NODE, Json, event, event_json, life, node

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.domain.registration import Outcome
+from app.domain.results import Outcome
 from pqs_client import (
     Client,
     ClientError,

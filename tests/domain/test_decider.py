@@ -387,7 +387,7 @@ def test_the_event_of_a_passed_deadline_occurs_now(deadline: Deadline, state: Re
         (None, None, "the {} deadline has not passed"),
         (5000, None, "the {} deadline has not passed"),
         (5001, None, "the {} deadline has not passed"),
-        (4999, 4999.5, "the time-out of the {} deadline is out already"),
+        (4999, 4999.5, "the timeout event of the {} deadline was already emitted"),
     ],
     ids=["no deadline", "just now", "later", "emitted"],
 )

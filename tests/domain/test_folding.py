@@ -8,11 +8,12 @@ import pytest
 from msgspec.structs import replace
 
 from app.domain.events import Event
-from app.domain.folding import check_order, take_in
+from app.domain.folding import take_in
+from app.domain.order import check_order
 from app.domain.positions import Position
 from app.domain.projection import REGISTRATION
-from app.domain.registration import Outcome, Registration, Timing
-from app.domain.results import EmittedEvent, Result
+from app.domain.registration import Registration, Timing
+from app.domain.results import EmittedEvent, Outcome, Result
 from app.domain.states import RegistrationState
 from tests.making import NODE, Json, event
 
@@ -69,18 +70,24 @@ ORDER = [
     (off(5), off(3, None, "q"), OTHERS, CONFLICT, "can't be compared"),
     (off(5), off(9, 8, "q"), OTHERS, CONFLICT, "can't be compared"),
     # the same position
-    (seq(5), seq(5), MINE, DUPLICATE, "this event is already in: the row stands at sequence 5"),
-    (seq(5), seq(5, 4), MINE, DUPLICATE, "already in"),
-    (off(5), off(5, 4), MINE, DUPLICATE, "this event is already in: the row stands at partition p offset 5"),
+    (seq(5), seq(5), MINE, DUPLICATE, "this event has already been applied: the row stands at sequence 5"),
+    (seq(5), seq(5, 4), MINE, DUPLICATE, "already been applied"),
+    (
+        off(5),
+        off(5, 4),
+        MINE,
+        DUPLICATE,
+        "this event has already been applied: the row stands at partition p offset 5",
+    ),
     (seq(5), seq(5), OTHERS, CONFLICT, f"two events claim one position: sequence 5 is event {MINE}"),
     (seq(5), seq(5, 4), OTHERS, CONFLICT, "two events claim one position"),
     (off(5), off(5), OTHERS, CONFLICT, f"two events claim one position: partition p offset 5 is event {MINE}"),
     # a lower one
-    (seq(5), seq(4), OTHERS, STALE, "the row is further on: it stands at sequence 5"),
-    (seq(5), seq(4), MINE, STALE, "the row is further on"),
-    (seq(5), seq(0), OTHERS, STALE, "the row is further on"),
-    (seq(5), seq(4, 3), OTHERS, STALE, "the row is further on"),
-    (off(5), off(4), OTHERS, STALE, "the row is further on: it stands at partition p offset 5"),
+    (seq(5), seq(4), OTHERS, STALE, "a later event has already been applied: the row stands at sequence 5"),
+    (seq(5), seq(4), MINE, STALE, "a later event has already been applied"),
+    (seq(5), seq(0), OTHERS, STALE, "a later event has already been applied"),
+    (seq(5), seq(4, 3), OTHERS, STALE, "a later event has already been applied"),
+    (off(5), off(4), OTHERS, STALE, "a later event has already been applied: the row stands at partition p offset 5"),
     # something before it is missing
     (None, seq(2, 1), OTHERS, EARLY, "the event at 1 comes before this one, and there is no row yet"),
     (None, seq(1, 0), OTHERS, EARLY, "there is no row yet: send this one again after it"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.domain.registration import Outcome
+from app.domain.results import Outcome
 from app.errors import InvalidInputError, UnavailableError
 from app.projection.batching import BATCH_BYTES, JOINED, LARGE_WAITING, Lane, Lanes, Reader, Writer
 from app.projection.projector import Projector

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from app.domain.events import Event
 from app.domain.positions import Position
-from app.domain.registration import Outcome, Registration, Timing
-from app.domain.results import Result
+from app.domain.registration import Registration, Timing
+from app.domain.results import Outcome, Result
 from app.errors import ContentionError
 from app.projection.projector import ATTEMPTS, Projector
 from app.store.database import Connection, Database

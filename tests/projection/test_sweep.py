@@ -16,7 +16,8 @@ import pytest
 from msgspec.structs import replace
 
 from app.domain.decider import Deadline, expiry_id
-from app.domain.registration import Outcome, Registration, Timing
+from app.domain.registration import Registration, Timing
+from app.domain.results import Outcome
 from app.domain.states import RegistrationState
 from app.outbound.entries import EntryBuilder
 from app.projection.projector import Projector

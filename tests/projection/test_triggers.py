@@ -4,7 +4,8 @@ from typing import Any
 
 from app.domain.events import Event, Introspected
 from app.domain.positions import Position
-from app.domain.registration import Outcome, Registration, Timing
+from app.domain.registration import Registration, Timing
+from app.domain.results import Outcome
 from app.domain.states import RegistrationState
 from app.projection.projector import Projector
 from app.store.database import Connection, Database

@@ -123,7 +123,7 @@ function serve() {
     if (stands_at > sequence) return answer(event, 'stale', 'the row is further on', row, stands_at)
     if (stands_at === sequence) {
       if (row.last_applied_event_id === event.event_id) {
-        return answer(event, 'duplicate', 'this event is already in', row, stands_at)
+        return answer(event, 'duplicate', 'this event has already been applied', row, stands_at)
       }
       return reply.code(409).send({ detail: 'two events claim one position' })
     }

@@ -206,7 +206,7 @@ def take_in(row: Registration | None, event: Heartbeat) -> tuple[str, str | None
         raise HTTPException(409, "the positions can't be compared")
     if event.position.sequence == row.last_applied_sequence:
         if event.event_id == row.last_applied_event_id:
-            return "duplicate", "this event is already in"
+            return "duplicate", "this event has already been applied"
         raise HTTPException(409, "two events claim one position")
     if event.position.sequence < row.last_applied_sequence:
         return "stale", "the row is further on"

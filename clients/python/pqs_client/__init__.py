@@ -50,8 +50,8 @@ from app.domain.events import (
     Rejected,
 )
 from app.domain.positions import Position
-from app.domain.registration import Outcome, Registration
-from app.domain.results import EmittedEvent, Result
+from app.domain.registration import Registration
+from app.domain.results import EmittedEvent, Outcome, Result
 from app.domain.states import RegistrationState
 from app.domain.workflows import Committed, State, Workflow
 from app.errors import Fault

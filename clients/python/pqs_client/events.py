@@ -13,8 +13,7 @@ import msgspec
 
 from app.answers import INVALID, BatchAnswer, LineResult, StreamSummary
 from app.domain.events import EventBase
-from app.domain.registration import Outcome
-from app.domain.results import Result
+from app.domain.results import Outcome, Result
 from pqs_client.connection import JSON, NDJSON, PASSING_STATUSES, Caller, Retry, decode, read
 from pqs_client.problems import (
     ClientError,
