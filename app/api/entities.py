@@ -119,12 +119,11 @@ async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]
         after = read_cursor(query.cursor, ["entities", wanted], _PageEnd).entity_id
     if preferred(request, JSON, NDJSON) == NDJSON:
         first = await _page(service, wanted, after, MAX_LIMIT)
-        return StreamingResponse(_stream(service, wanted, first), headers={"Vary": "Accept"}, media_type=NDJSON)
-    rows = await _page(service, wanted, after, query.limit + 1)
-    items = rows[: query.limit]
+        return StreamingResponse(_stream(service, wanted, *first), headers={"Vary": "Accept"}, media_type=NDJSON)
+    items, more = await _page(service, wanted, after, query.limit)
     headers = {"Vary": "Accept"}
     cursor = None
-    if len(rows) > query.limit:
+    if more:
         cursor = write_cursor(_PageEnd(items[-1].entity_id), ["entities", wanted])
         headers |= next_link(request, cursor)
     return Response(encode(EntityPage(items, cursor)), headers=headers, media_type=JSON)
@@ -136,18 +135,24 @@ class _PageEnd(msgspec.Struct, array_like=True):
     entity_id: UUID
 
 
-async def _page(service: Service, wanted: EntityFilter, after: UUID | None, limit: int) -> list[Registration]:
+async def _page(
+    service: Service, wanted: EntityFilter, after: UUID | None, limit: int
+) -> tuple[list[Registration], bool]:
     return await service.scans.read(listing.get_by_state, wanted, after=after, limit=limit)
 
 
-async def _stream(service: Service, wanted: EntityFilter, page: list[Registration]) -> AsyncIterator[bytes]:
+async def _stream(
+    service: Service,
+    wanted: EntityFilter,
+    page: list[Registration],
+    more: bool,
+) -> AsyncIterator[bytes]:
     """The list as lines, page by page: a slow or absent reader holds no database connection."""
     encoder = msgspec.json.Encoder()
-    while page:
+    yield encoder.encode_lines(page)
+    while more:
+        page, more = await _page(service, wanted, page[-1].entity_id, MAX_LIMIT)
         yield encoder.encode_lines(page)
-        if len(page) < MAX_LIMIT:
-            return
-        page = await _page(service, wanted, page[-1].entity_id, MAX_LIMIT)
 
 
 def _filter(query: EntityQuery) -> EntityFilter:

@@ -78,18 +78,18 @@ async def _scan(
     after: DueKey | None = None if end is None else (end.deadline, end.entity_id)
 
     as_of, found = await service_of(request).scans.read(
-        _find, find, query.domain, query.as_of if end is None else end.as_of, after, query.limit + 1
+        _find, find, query.domain, query.as_of if end is None else end.as_of, after, query.limit
     )
     items = []
-    for registration in found.items[: query.limit]:
+    for registration in found.items:
         passed = as_of - (deadline_of(registration) or as_of)
         items.append(
             OverdueRegistration(**msgspec.structs.asdict(registration), overdue_seconds=passed.total_seconds())
         )
     cursor = None
     headers = {}
-    if len(found.items) > query.limit:
-        last = found.items[query.limit - 1]
+    if found.more:
+        last = found.items[-1]
         cursor = write_cursor(_PageEnd(as_of, deadline_of(last) or as_of, last.entity_id), filters)
         headers = next_link(request, cursor)
     page = OverduePage(as_of, items, cursor, found.next_deadline)

@@ -85,11 +85,10 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     if query.cursor is not None:
         end = read_cursor(query.cursor, filters, _PageEnd)
         after = (end.updated_at, end.workflow_key)
-    rows = await service_of(request).scans.read(workflows.get_changed, after=after, limit=query.limit + 1)
-    items = rows[: query.limit]
+    items, more = await service_of(request).scans.read(workflows.get_changed, after=after, limit=query.limit)
     cursor = None
     headers = {}
-    if len(rows) > query.limit:
+    if more:
         cursor = write_cursor(_PageEnd(items[-1].updated_at, items[-1].workflow_key), filters)
         headers = next_link(request, cursor)
     return Response(encode(WorkflowPage(items, cursor)), headers=headers, media_type=JSON)

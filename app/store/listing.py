@@ -23,6 +23,8 @@ from app.store.registrations import REGISTRATIONS
 from app.store.statements import Statement
 from app.store.tables import REGISTRATION_STATE
 
+AT_ONCE = 100  # rows that are fetched in one go; each may have 64 KiB of capabilities
+
 
 class EntityFilter(Struct, frozen=True, kw_only=True):
     """The filter of a list. None, and no states, match any row of the domain."""
@@ -72,8 +74,11 @@ def list_statement(conditions: frozenset[str], states: int) -> Statement:
 
 async def get_by_state(
     connection: Connection, wanted: EntityFilter, *, after: UUID | None, limit: int
-) -> list[Registration]:
-    """The first `limit` rows that match the filter, in the order of entity ids, after the id `after` if given."""
+) -> tuple[list[Registration], bool]:
+    """The first rows that match the filter, in the order of entity ids, after the id `after` if given.
+
+    They are up to `limit`, and about PAGE_BYTES of JSON; the second value says whether more follow.
+    """
     capabilities = None if wanted.capabilities is None else msgspec.json.encode(wanted.capabilities).decode()
     given: dict[str, object] = {
         "after": after,
@@ -86,5 +91,8 @@ async def get_by_state(
     states = list(dict.fromkeys(wanted.states or RegistrationState))
     statement = list_statement(frozenset(given), len(states))
     given |= {f"state{number}": state for number, state in enumerate(states)}
-    rows = await statement.rows(connection, domain=wanted.domain, limit=limit, **given)
-    return [REGISTRATIONS.rows.row(record) for record in rows]
+    rows = REGISTRATIONS.rows
+    records, more = await statement.page(
+        connection, limit=limit, at_once=AT_ONCE, json=rows.json_places, domain=wanted.domain, **given
+    )
+    return [rows.row(record) for record in records], more

@@ -17,15 +17,17 @@ from app.store.tables import due
 
 DueKey = tuple[datetime, UUID]  # deadline, entity_id: the order of an overdue scan
 PassedKey = tuple[str, datetime, UUID]  # domain, deadline, entity_id: the order in which the sweep reads
+AT_ONCE = 100  # rows that are fetched in one go; each may have 64 KiB of capabilities
 _BEFORE_TIMES = datetime(1, 1, 1, tzinfo=UTC)
 BEFORE_ALL: PassedKey = ("", _BEFORE_TIMES, UUID(int=0))
 
 
 class Overdue(Struct, Generic[R], frozen=True):
-    """A page of an overdue scan: the rows, and the earliest deadline that has not passed."""
+    """A page of an overdue scan: the rows, whether more follow, and the earliest deadline that has not passed."""
 
     items: list[R]
     next_deadline: datetime | None
+    more: bool = False
 
 
 class PassedPage(Struct, Generic[R], frozen=True):
@@ -117,15 +119,18 @@ class DeadlineScan(Generic[R]):
     async def get_overdue(
         self, connection: Connection, domain: str, *, as_of: datetime, after: DueKey | None, limit: int
     ) -> Overdue[R]:
-        """The rows with a deadline before `as_of` whose timeout was not emitted, oldest first."""
+        """The rows with a deadline before `as_of` whose timeout was not emitted, oldest first.
+
+        They are up to `limit`, and about PAGE_BYTES of JSON.
+        """
         asked: dict[str, object] = {"domain": domain, "as_of": as_of}
-        if after is None:
-            records = await self.first.rows(connection, limit=limit, **asked)
-        else:
-            place = dict(zip(("after_deadline", "after_id"), after, strict=True))
-            records = await self.after.rows(connection, limit=limit, **place, **asked)
+        place = {} if after is None else dict(zip(("after_deadline", "after_id"), after, strict=True))
+        statement = self.first if after is None else self.after
+        records, more = await statement.page(
+            connection, limit=limit, at_once=AT_ONCE, json=self._rows.json_places, **place, **asked
+        )
         next_deadline = cast("datetime | None", await self.next.value(connection, **asked))
-        return Overdue([self._rows.row(record) for record in records], next_deadline)
+        return Overdue([self._rows.row(record) for record in records], next_deadline, more)
 
     async def get_passed(self, connection: Connection, *, after: PassedKey, most: int) -> PassedPage[R]:
         """The rows of all domains whose deadline has passed by the database's clock, and which may expire now.

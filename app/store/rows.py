@@ -39,6 +39,7 @@ class Rows(Generic[R]):
         self.counted_by = self.table.c[projection.counted_by]
         self.states = _values_of(cast("Enum", self.counted_by.type))
         self.json = tuple(str(c.key) for c in self.columns if isinstance(c.type, JSONB))
+        self.json_places = tuple(place for place, c in enumerate(self.columns) if isinstance(c.type, JSONB))
         self._make: Callable[..., R] = projection.row
         self._conversions = [
             (place, _values_of(c.type).__getitem__ if isinstance(c.type, Enum) else _decode)

@@ -6,11 +6,14 @@ compiled once, at its first use, and handed to asyncpg as text.
 """
 
 import functools
+from collections.abc import Sequence
 
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import ClauseElement
 
 from app.store.database import Connection, Record
+
+PAGE_BYTES = 8 * 1024 * 1024  # of JSON, after which a page ends
 
 _DIALECT = postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
 
@@ -41,6 +44,25 @@ class Statement:
     async def rows(self, connection: Connection, **given: object) -> list[Record]:
         """All rows."""
         return await connection.fetch(self.text, *self.arguments(given))
+
+    async def page(
+        self, connection: Connection, *, limit: int, at_once: int, json: Sequence[int], **given: object
+    ) -> tuple[list[Record], bool]:
+        """The first `limit` rows, or fewer when they have PAGE_BYTES of JSON, one at least; and whether more follow.
+
+        `json` has the places of the columns that may be large. No more than PAGE_BYTES and `at_once` rows are held.
+        """
+        page: list[Record] = []
+        size = 0
+        async with connection.transaction():
+            cursor = await connection.cursor(self.text, *self.arguments({**given, "limit": limit + 1}))
+            while rows := await cursor.fetch(at_once):
+                for row in rows:
+                    size += sum(len(row[place]) for place in json)
+                    if len(page) == limit or (size > PAGE_BYTES and page):
+                        return page, True
+                    page.append(row)
+        return page, False
 
     async def value(self, connection: Connection, **given: object) -> object:
         """The first column of the first row, or None without rows."""

@@ -12,7 +12,10 @@ from app.store.database import Connection, Record
 from app.store.statements import Statement
 
 PRUNE_LOCK = 0x7071_735F_7072_6E  # "pqs_prn": one session at a time removes old actions
+AT_ONCE = 8  # rows of a list that are fetched in one go; each may have a state of 1 MiB
 PRUNE_ROWS = 1000  # actions that one transaction removes, at most
+
+_JSON = tuple(Workflow.__struct_fields__.index(name) for name in ("state", "provenance"))
 
 ChangeKey = tuple[datetime, str]  # updated_at, workflow_key: the order of the list
 CommitOutcome = Committed | StateConflict | ActionConflict
@@ -158,10 +161,15 @@ LIST = Statement(
 )
 
 
-async def get_changed(connection: Connection, *, after: ChangeKey, limit: int) -> list[Workflow]:
-    """The first `limit` rows after `after`, oldest change first. The empty key comes before all keys."""
-    rows = await LIST.rows(connection, updated_at=after[0], workflow_key=after[1], limit=limit)
-    return [_workflow(row) for row in rows]
+async def get_changed(connection: Connection, *, after: ChangeKey, limit: int) -> tuple[list[Workflow], bool]:
+    """The first rows after `after`, oldest change first. The empty key comes before all keys.
+
+    They are up to `limit`, and about PAGE_BYTES of JSON; the second value says whether more follow.
+    """
+    rows, more = await LIST.page(
+        connection, limit=limit, at_once=AT_ONCE, json=_JSON, updated_at=after[0], workflow_key=after[1]
+    )
+    return [_workflow(row) for row in rows], more
 
 
 # Locks the removal of actions, until the transaction ends.

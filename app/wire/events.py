@@ -41,15 +41,16 @@ BEYOND = "a time lies in the years 1900 to 9998, in UTC"
 
 def read_event(body: bytes | msgspec.Raw) -> Event:
     """One event. Raises UnreadableError for bytes that are not JSON, InvalidInputError for other JSON."""
-    if len(memoryview(body)) > MAX_CAPABILITIES:
-        _check_size(bytes(body))
+    sent = bytes(body)
+    if len(sent) > MAX_CAPABILITIES:
+        _check_size(sent)
     try:
-        event: Event = _EVENT.decode(body)
-        if may_be_finer(body):
-            event = _cut(event, body)
-        fault = _fault_beyond_shape(event, bytes(body))
+        event: Event = _EVENT.decode(sent)
+        if may_be_finer(sent):
+            event = _cut(event, sent)
+        fault = _fault_beyond_shape(event, sent)
     except NOT_DECODED as error:
-        return _read_loosely(bytes(body), error)
+        return _read_loosely(sent, error)
     if fault is not None:
         raise InvalidInputError([fault])
     return event
@@ -171,7 +172,7 @@ def _check_size(body: bytes) -> None:
         raise InvalidInputError([Fault("#", f"an event has at most {MAX_EVENT:,} bytes as compact JSON")])
 
 
-def _cut(event: Event, body: bytes | msgspec.Raw) -> Event:
+def _cut(event: Event, body: bytes) -> Event:
     """The event with its times cut to microseconds, where msgspec has rounded them."""
     sent = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     data = msgspec.json.decode(sent.get("data", b"{}"), type=dict[str, msgspec.Raw])

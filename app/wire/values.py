@@ -60,7 +60,7 @@ def _rewritten(value: bytes, paths: Sequence[Path]) -> bytes:
     return msgspec.json.encode(members)
 
 
-def may_be_finer(body: bytes | Raw) -> bool:
+def may_be_finer(body: bytes) -> bool:
     """Whether a time in the body may be finer than a microsecond, which msgspec would round."""
     return _FINER.search(body) is not None
 

@@ -122,7 +122,8 @@ async def test_the_list_is_in_the_order_of_changes(database: Database) -> None:
         await connection.execute(f"UPDATE {STATE} SET updated_at = '2026-01-01' WHERE workflow_key <> 'c'")
         pages = [(EARLIEST, ""), (START, ""), (START, "a"), (START, "d"), (START + timedelta(days=9999), "")]
         found = [await workflows.get_changed(connection, after=after, limit=3) for after in pages]
-        return [[row.workflow_key for row in rows] for rows in found]
+        assert [more for _, more in found] == [True, True, False, False, False]
+        return [[row.workflow_key for row in rows] for rows, _ in found]
 
     assert await database.write_alone(work) == [["a", "b", "d"], ["a", "b", "d"], ["b", "d", "c"], ["c"], []]
 
