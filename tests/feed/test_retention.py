@@ -59,7 +59,7 @@ async def test_a_slice_is_emptied_when_all_of_it_has_expired(database: Database)
 
 async def test_a_slice_of_two_ages_loses_the_old_ones(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """In batches, and the new ones stay."""
-    monkeypatch.setattr(changes, "BATCH", 2)
+    monkeypatch.setattr(changes, "DELETE_BATCH", 2)
     await write(database, [made(number) for number in range(1, 8)])
     for version in range(1, 6):
         await age(database, version, KEEP + 2 * SLICE, 3)
