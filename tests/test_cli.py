@@ -225,7 +225,7 @@ def test_role_without_rights(role: str, empty_database_url: str, tmp_path: Path)
         lacking = client.get("/readyz").json()["detail"]
         assert "INSERT on registration_projections" in lacking
         deletes = {right.partition(" on ")[2] for right in lacking.split(", ") if "DELETE" in right}
-        assert deletes == {"workflow_actions", "outbox", "dead_letters"}
+        assert deletes == {"workflow_actions", "outbox", "dead_letters", "the slices of changes"}
         refused = client.post("/v1/events", json=event)
         assert (refused.status_code, "lacks a right" in refused.json()["detail"]) == (503, True)
         stream = client.post(
@@ -233,6 +233,8 @@ def test_role_without_rights(role: str, empty_database_url: str, tmp_path: Path)
         )
         assert (stream.status_code, stream.json()["committed_lines"]) == (503, 0)
         psql(empty_database_url, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}")
+        assert "USAGE on changes_id_seq" in client.get("/readyz").json()["detail"]
+        psql(empty_database_url, f"GRANT SELECT, USAGE ON ALL SEQUENCES IN SCHEMA public TO {name}")
         assert client.get("/readyz").status_code == 200
         assert client.post("/v1/events", json=event).json()["outcome"] == "applied"
 

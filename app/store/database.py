@@ -30,7 +30,8 @@ ANSWER_GRACE = 2.0  # seconds beyond the statement timeout until a silent server
 # Lists the rights that the service needs and its role lacks.
 LACKING_RIGHTS = """
 SELECT string_agg(format('%s on %s', needed, name), ', ')
-FROM (VALUES
+FROM (
+SELECT needed, name FROM (VALUES
     ('registration_projections', 'SELECT,INSERT,UPDATE'),
     ('registration_state_counts', 'SELECT,INSERT,UPDATE'),
     ('workflow_state', 'SELECT,INSERT,UPDATE'),
@@ -47,6 +48,16 @@ FROM (VALUES
 ) AS tables (name, rights),
 unnest(string_to_array(rights, ',')) AS needed
 WHERE NOT has_table_privilege(name, needed)
+UNION ALL
+SELECT needed, 'changes_id_seq' FROM unnest(ARRAY['SELECT', 'USAGE']) AS needed
+WHERE NOT has_sequence_privilege('changes_id_seq', needed)
+UNION ALL
+SELECT needed, 'the slices of changes' FROM unnest(ARRAY['DELETE', 'TRUNCATE']) AS needed
+WHERE EXISTS (
+    SELECT FROM pg_inherits
+    WHERE inhparent = 'changes'::regclass AND NOT has_table_privilege(inhrelid, needed)
+)
+) AS lacking
 """
 # asyncpg's errors for a connection that the server has closed. It raises the last one if it has not yet noticed that
 # the server announced the end: https://github.com/MagicStack/asyncpg/issues/784
