@@ -113,7 +113,8 @@ async def _rows(
         rows = [row for each in keys if (row := found.get(key_of(*each))) is not None and _is_wanted(row, wanted)]
     else:
         entities = EntityFilter(domain=wanted.domain, states=states, node_type=wanted.node_type)
-        rows = await get_by_state(connection, entities, after=after, limit=limit + 1)
+        rows, more = await get_by_state(connection, entities, after=after, limit=limit)
+        return rows, not more, await changes.drawn(connection)
     return rows[:limit], len(rows) <= limit, await changes.drawn(connection)
 
 
