@@ -1,6 +1,7 @@
 """`/v1/entities`: one registration, its state, several by id, and lists."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 from uuid import UUID
 
@@ -13,9 +14,11 @@ from app.api.bodies import JSON, NDJSON, TEXT, json_answer, media_type, read_bod
 from app.api.context import Headers
 from app.api.negotiation import etag_of, preferred, unchanged
 from app.api.openapi.operations import operation
+from app.api.page_bytes import rows_that_fit
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import MAX_LIMIT, DomainQuery, EntityQuery, Lookup, encode
-from app.api.service import Service, service_of
+from app.api.service import Service, service_of, walks_of
+from app.api.walks import Walks, is_walk
 from app.domain.events import key_of
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError
@@ -65,7 +68,7 @@ async def refuse_get_lookup() -> None:
     PATH,
     operation_id="getEntity",
     summary="Get one entity's registration",
-    **operation(Registration, etag=True, errors=(404, 422, 503)),
+    **operation(Registration, etag=True, errors=(404, 412, 422, 503)),
 )
 async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the whole row. Its ETag is its version; sent in `If-None-Match`, an unchanged row answers 304."""
@@ -118,16 +121,22 @@ async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]
     if query.cursor is not None:
         after = read_cursor(query.cursor, ["entities", wanted], _PageEnd).entity_id
     if preferred(request, JSON, NDJSON) == NDJSON:
-        first = await _page(service, wanted, after, MAX_LIMIT)
-        return StreamingResponse(_stream(service, wanted, first), headers={"Vary": "Accept"}, media_type=NDJSON)
-    rows = await _page(service, wanted, after, query.limit + 1)
-    items = rows[: query.limit]
+        with _turn(request, wanted):
+            first = await _page(service, wanted, after, MAX_LIMIT)
+        return StreamingResponse(
+            _stream(service, walks_of(request), wanted, first), headers={"Vary": "Accept"}, media_type=NDJSON
+        )
+    with _turn(request, wanted):
+        rows = await _page(service, wanted, after, query.limit + 1)
+    items = [encode(row) for row in rows[: query.limit]]
+    items = items[: rows_that_fit(items)]
     headers = {"Vary": "Accept"}
     cursor = None
-    if len(rows) > query.limit:
-        cursor = write_cursor(_PageEnd(items[-1].entity_id), ["entities", wanted])
+    if len(rows) > len(items):
+        cursor = write_cursor(_PageEnd(rows[len(items) - 1].entity_id), ["entities", wanted])
         headers |= next_link(request, cursor)
-    return Response(encode(EntityPage(items, cursor)), headers=headers, media_type=JSON)
+    body = encode({"items": [msgspec.Raw(item) for item in items], "next_cursor": cursor})
+    return Response(body, headers=headers, media_type=JSON)
 
 
 class _PageEnd(msgspec.Struct, array_like=True):
@@ -136,18 +145,25 @@ class _PageEnd(msgspec.Struct, array_like=True):
     entity_id: UUID
 
 
+def _turn(request: Request, wanted: EntityFilter) -> AbstractContextManager[None]:
+    return walks_of(request).now() if is_walk(wanted) else nullcontext()
+
+
 async def _page(service: Service, wanted: EntityFilter, after: UUID | None, limit: int) -> list[Registration]:
     return await service.scans.read(listing.get_by_state, wanted, after=after, limit=limit)
 
 
-async def _stream(service: Service, wanted: EntityFilter, page: list[Registration]) -> AsyncIterator[bytes]:
+async def _stream(
+    service: Service, walks: Walks, wanted: EntityFilter, page: list[Registration]
+) -> AsyncIterator[bytes]:
     """The list as lines, page by page: a slow or absent reader holds no database connection."""
     encoder = msgspec.json.Encoder()
     while page:
         yield encoder.encode_lines(page)
         if len(page) < MAX_LIMIT:
             return
-        page = await _page(service, wanted, page[-1].entity_id, MAX_LIMIT)
+        async with walks.later() if is_walk(wanted) else nullcontext():
+            page = await _page(service, wanted, page[-1].entity_id, MAX_LIMIT)
 
 
 def _filter(query: EntityQuery) -> EntityFilter:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -128,7 +129,7 @@ async def test_what_is_no_key(shared: httpx.AsyncClient, path: str, query: str) 
 async def test_other_methods(shared: httpx.AsyncClient, method: str) -> None:
     """What can't be done to a workflow is a 405, which names all that can."""
     answer = await shared.request(method, "/v1/workflows/a")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, PUT")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS, PUT")
 
 
 async def test_unknown_parameters(shared: httpx.AsyncClient) -> None:
@@ -392,6 +393,7 @@ async def pages(client: httpx.AsyncClient, path: str) -> list[Json]:
         if page["next_cursor"] is None:
             return items
         path = answer.headers["link"].removesuffix('>; rel="next"').removeprefix("<")
+        path = urljoin("/v1/workflows", path)
 
 
 async def test_the_list_pages_in_the_order_of_changes(client: httpx.AsyncClient) -> None:
@@ -434,5 +436,5 @@ async def test_a_time_without_a_zone(shared: httpx.AsyncClient, time: str) -> No
 async def test_a_strange_cursor(shared: httpx.AsyncClient, place: object) -> None:
     """A cursor that another release may have sealed is refused like a damaged one."""
     sealed = write_cursor(place, ["workflows", "1900-01-01T00:00:00Z"])
-    for cursor in (sealed, "damaged", ""):
+    for cursor in (sealed, "damaged"):
         assert (await shared.get(f"/v1/workflows?cursor={cursor}")).status_code == 400
