@@ -318,7 +318,7 @@ async def _applied(client: httpx.AsyncClient, event: Json) -> Json:
 
 async def _refused(client: httpx.AsyncClient, name: str, request: Json) -> Json:
     headers = {"Content-Type": JSON} if "content" in request else {}
-    answer = await client.request(**{"headers": headers, **request})
+    answer = await client.request(**{**request, "headers": {**headers, **request.get("headers", {})}})
     problem: Json = answer.json()
     assert answer.status_code == problem["status"], problem
     assert str(answer.status_code) in name.split(" "), problem
