@@ -67,6 +67,14 @@ class PreconditionRequiredError(PqsError):
     """A commit does not say which version it builds on."""
 
 
+class PreconditionFailedError(PqsError):
+    """The row that was read is not at a version that the request names; `etag` is its present one."""
+
+    def __init__(self, message: str, etag: str) -> None:
+        super().__init__(message)
+        self.etag = etag
+
+
 class ActionConflictError(PqsError):
     """The action was already applied with another state, as version `version` of its workflow."""
 

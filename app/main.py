@@ -1,11 +1,12 @@
 """create_app(): the ASGI application; its lifespan builds and closes the parts."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,14 +21,21 @@ from app.api import (
     health,
     overdue,
     problems,
+    queries,
     watermarks,
     workflows,
 )
+from app.api.edge import Edge
+from app.api.hosts import Hosts
+from app.api.methods import Allowed
 from app.api.openapi import document
+from app.api.origins import Origins
+from app.api.walks import Walks
 from app.errors import StartError
 from app.outbound import contract
 from app.parts import Parts
 from app.runtime import log
+from app.runtime.connections import Connections, descriptor_limit
 from app.runtime.metrics import Metrics
 from app.runtime.signals import collect_seldom
 from app.settings import Settings, read_settings
@@ -36,14 +44,17 @@ from app.settings import Settings, read_settings
 class Application(FastAPI):
     """FastAPI inside our own layers: the hot calls, and the middleware of every other request (`routed`)."""
 
-    def __init__(self, metrics: Metrics, **options: Any) -> None:
+    def __init__(
+        self, metrics: Metrics, hosts: Hosts, origins: Origins, connections: Connections, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.routed = context.RequestContext(super().__call__, metrics, problems.answer_to)
-        self.hot_calls = direct.HotCalls(self.routed, metrics)
-        self.direct, self.refuse = (
-            self.hot_calls.find,
-            self.hot_calls.refuse,
-        )  # app/runtime/protocol.py looks for them
+        self.connections = connections
+        self.allowed = Allowed(self)
+        edge = Edge(super().__call__, hosts=hosts, origins=origins, allowed=self.allowed)
+        self.routed = context.RequestContext(edge, metrics, problems.answer_to, edge.lacking)
+        self.hot_calls = direct.HotCalls(self.routed, metrics, edge)
+        # These and `connections` are what app/runtime/protocol.py looks for.
+        self.direct, self.refuse = self.hot_calls.find, self.hot_calls.refuse
 
     def build_middleware_stack(self) -> ASGIApp:
         """FastAPI's, without its outermost layer, which would answer unforeseen errors before ours does."""
@@ -80,6 +91,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = application = Application(
         metrics,
+        Hosts.of(settings.allowed_hosts, settings.host),
+        Origins.of(settings.cors_origins, public_url=settings.public_url),
+        Connections(
+            settings.max_connections, descriptors=descriptor_limit(), clock=time.monotonic, health=health.PATHS
+        ),
         title="Projection Query Service",
         version=version("projection-query-service"),
         lifespan=lifespan,
@@ -87,7 +103,8 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a path with a slash more or less is unknown
     )
     for resource in (events, entities, counts, overdue, changes, workflows, watermarks, dead_letters, health):
-        app.include_router(resource.router)
+        app.include_router(resource.router, dependencies=[] if resource is health else [Depends(queries.check_query)])
+    app.state.walks = Walks()
     problems.install(app)
     document.install(app)
     return app

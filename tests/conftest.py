@@ -123,7 +123,7 @@ async def application(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     app = main.create_app(settings)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 

@@ -55,9 +55,15 @@ class Ask:
     version: str = "1.1"
     chunked: bool = False
 
+    def fields(self) -> tuple[str, ...]:
+        """The headers, and that the body is JSON where they say nothing of it."""
+        if self.body is None or any(header.lower().startswith("content-type:") for header in self.headers):
+            return self.headers
+        return ("Content-Type: application/json", *self.headers)
+
     def raw(self) -> bytes:
         """What a client sends."""
-        lines = [f"{self.method} {self.target} HTTP/{self.version}", "Host: service", *self.headers]
+        lines = [f"{self.method} {self.target} HTTP/{self.version}", "Host: localhost", *self.fields()]
         body = self.body or b""
         if self.chunked:
             lines.append("Transfer-Encoding: chunked")
@@ -68,10 +74,10 @@ class Ask:
 
     async def in_process(self, client: httpx.AsyncClient) -> "Answer":
         """The answer of an application in this process."""
-        headers = [(name, value.encode("latin-1")) for name, _, value in (h.partition(": ") for h in self.headers)]
+        headers = [(name, value.encode("latin-1")) for name, _, value in (h.partition(": ") for h in self.fields())]
         answer = await client.request(
             self.method,
-            self.target.removeprefix("http://service"),
+            self.target.removeprefix("http://localhost"),
             headers=[(name.encode(), value) for name, value in headers],
             content=self._pieces() if self.chunked else self.body,
         )
@@ -257,8 +263,8 @@ class Plain:
         self.url = url
         self.app = main.create_app(read_settings({"database_url": url, "pool_size": 4, "max_body": max_body}))
         assert isinstance(self.app, main.Application)
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
-        self.routed = httpx.AsyncClient(transport=httpx.ASGITransport(self.app.routed), base_url="http://service")
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")
+        self.routed = httpx.AsyncClient(transport=httpx.ASGITransport(self.app.routed), base_url="http://localhost")
         self.untouched = False  # since it was reset
 
     @asynccontextmanager

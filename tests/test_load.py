@@ -417,7 +417,7 @@ def test_address_of_the_service(host: str, port: int, url: str) -> None:
 
 def test_report_counts_every_outcome() -> None:
     """The report has the sum, every outcome, the time and the rate."""
-    with loading("http://service") as loader:
+    with loading("http://localhost") as loader:
         loader.counts.update({"applied": 158_000, "early": 500, "invalid": 49})
         assert summary(loader, 10.2) == (
             "158,549 received: 158,000 applied, 0 ignored, 0 duplicate, 0 stale, 500 early, 0 conflict, 49 invalid"
@@ -442,7 +442,7 @@ def shown(stream: io.StringIO, share: float | None) -> str:
     """What is shown of 12 seconds, in which eight chunks a second are answered."""
     now = 0.0
     progress = Progress(stream, lambda: now)
-    with loading("http://service") as loader:
+    with loading("http://localhost") as loader:
         for step in range(100):
             now = step / 8  # exact in binary
             loader.counts["applied"] += 1000

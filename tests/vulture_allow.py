@@ -9,13 +9,13 @@ import app.access.rights as access_rights
 import app.store.quotas as store_quotas
 import app.store.tables as store_tables
 from app import answers, main, settings
-from app.api import bodies, coding, correlation, edge, page_bytes, preferences, queries, walks, workflows
+from app.api import bodies, workflows
 from app.domain import events
 from app.domain.changes import ChangeOutcome
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
-from app.runtime import connections, protocol, tls
+from app.runtime import protocol, tls
 from app.settings import types as setting_types
 from app.store import tables
 from app.wire import envelopes
@@ -37,26 +37,6 @@ _used_from_outside: list[object] = [
     protocol.HttpProtocol.data_received,
     protocol.HttpProtocol.eof_received,
     protocol.HttpProtocol.pause_writing,
-    # Rooms of the HTTP edge that the two ways of answering are led through.
-    edge.Edge.lacking,
-    edge.Edge.lacking_plain,
-    coding.plain_etags,
-    correlation.correlation,
-    page_bytes.rows_that_fit,
-    preferences.minimal,
-    preferences.wants_minimal,
-    queries.check,
-    queries.next_page,
-    queries.with_plus,
-    walks.Walks.later,
-    walks.Walks.now,
-    walks.is_walk,
-    connections.Connections.admit,
-    connections.Connections.release,
-    connections.descriptor_limit,
-    connections.refusal,
-    settings.Settings.max_connections,
-    settings.Settings.public_url,
     # Contract: a predicate for users of the package.
     RegistrationState.can_retry,
     # Calls of the Python client.
@@ -123,8 +103,6 @@ _to_be_wired: list[object] = [
     setting_types.KafkaSecurity.SSL,
     setting_types.KafkaSecurity.SASL_PLAINTEXT,
     setting_types.KafkaSecurity.SASL_SSL,
-    settings.Settings.allowed_hosts,
-    settings.Settings.cors_origins,
     settings.Settings.tls_cert,
     settings.Settings.tls_key,
     settings.Settings.tls_client_ca,

@@ -34,16 +34,18 @@ def _header(request: Request, name: bytes) -> str | None:
 
 
 def media_type(request: Request, *accepted: str) -> str:
-    """The body's media type, one of `accepted`; JSON if the request names none, or a `+json` type.
+    """The body's media type, one of `accepted`; JSON if the request names a `+json` type.
 
-    Raises UnsupportedMediaError for any other.
+    Raises UnsupportedMediaError for any other, and for none: a page of another origin can send a body without one.
     """
-    named = (_header(request, b"content-type") or JSON).partition(";")[0].strip().lower()
+    named = (_header(request, b"content-type") or "").partition(";")[0].strip().lower()
     if named in accepted:
         return named
-    if named == "" or (named.startswith("application/") and named.endswith("+json")):
+    if named.startswith("application/") and named.endswith("+json"):
         return JSON
     wanted = " or ".join(accepted)
+    if not named:
+        raise UnsupportedMediaError(f"the request does not say what its body is: send Content-Type: {wanted}")
     raise UnsupportedMediaError(f"this call does not accept the content type {named}: send Content-Type: {wanted}")
 
 

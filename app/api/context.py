@@ -2,24 +2,30 @@
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from urllib.parse import quote
-from uuid import UUID
 
 from starlette.requests import ClientDisconnect
 
 from app.api.asgi import App, Headers, Message, Receive, Scope, Send
-from app.errors import Fault, InvalidInputError, PqsError
+from app.api.correlation import HEADER, correlation
+from app.errors import PqsError
 from app.runtime.metrics import Metrics
 
-__all__ = ["App", "Headers", "Message", "Receive", "Scope", "Send"]  # those who look for them here still find them
+__all__ = [
+    "HEADER",
+    "App",
+    "Headers",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+]  # those who look for them here still find them
 
 log = logging.getLogger("app.access")
 
-HEADER = b"x-correlation-id"
 DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that are still read, so that the answer arrives
 DRAIN_SECONDS = 10.0
 GONE = 499  # in log and metrics: the client disconnected before its request was complete
@@ -37,20 +43,9 @@ METHODS = {
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 
 
-def given_correlation_id(headers: Headers) -> UUID | None:
-    """The correlation id that the client sent, or None. Raises InvalidInputError if it is not a UUID."""
-    for name, value in headers:
-        if name == HEADER:
-            try:
-                return UUID(value.decode("latin-1"))
-            except ValueError:
-                raise InvalidInputError([Fault("#/header/X-Correlation-ID", "a UUID was expected")]) from None
-    return None
-
-
-def begin(given: UUID | None) -> str:
+def begin(headers: Headers) -> str:
     """Set the correlation id of this task, the client's or a new one, and return it."""
-    own_id = _new_id() if given is None else str(given)
+    own_id = correlation(headers)
     correlation_id.set(own_id)
     return own_id
 
@@ -65,17 +60,19 @@ def account(metrics: Metrics, method: str, path: str, route: str, status: int, b
         log.info("%s %s %d %.1f ms", method, path, status, seconds * 1000, extra=extra)
 
 
-def _new_id() -> str:
-    """A random UUID (version 4). uuid4() asks the kernel for its bits and takes six times as long."""
-    bits = f"{random.getrandbits(128):032x}"
-    return f"{bits[:8]}-{bits[8:12]}-4{bits[13:16]}-a{bits[17:20]}-{bits[20:]}"
-
-
 class RequestContext:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: App, metrics: Metrics, answer_to: Callable[[Scope, Exception], App]) -> None:
+    def __init__(
+        self,
+        app: App,
+        metrics: Metrics,
+        answer_to: Callable[[Scope, Exception], App],
+        lacking: Callable[[Headers, Headers], Headers],
+    ) -> None:
+        """`lacking` gives what every answer carries beyond its own headers, from those of the request and of it."""
         self._app = app
+        self._lacking = lacking
         self._metrics = metrics
         self._answer_to = answer_to
 
@@ -86,27 +83,22 @@ class RequestContext:
             return
         began = time.perf_counter()
         body = _Body(scope, receive)
-        app = self._app
-        given = None
-        try:
-            given = given_correlation_id(scope["headers"])
-        except InvalidInputError as error:
-            app = self._answer_to(scope, error)
         before = correlation_id.get()
-        own_id = begin(given)
+        own_id = begin(scope["headers"])
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].append((HEADER, own_id.encode()))
+                headers = message["headers"]
+                message["headers"] = [*headers, *self._lacking(scope["headers"], headers), (HEADER, own_id.encode())]
                 if status >= 400 and not await body.drain():
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
-            await app(scope, body.receive, send_with_id)
+            await self._app(scope, body.receive, send_with_id)
         except ClientDisconnect:
             status = status or GONE
         except Exception as error:

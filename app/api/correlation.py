@@ -4,38 +4,44 @@ Gateways put ids of their own form into this field, so no request is refused for
 """
 
 import random
+import re
+from contextlib import suppress
 from uuid import UUID
 
 from app.api.asgi import Headers
 
 HEADER = b"x-correlation-id"
-MAX_LENGTH = 128  # characters
 
+_ID = re.compile(rb"[ -~]{1,128}")
 _UUID_LENGTHS = frozenset({32, 36, 38, 41, 45})  # bare, with hyphens, in braces, as a URN without and with hyphens
 
 
-def correlation(headers: Headers) -> tuple[str, UUID | None]:
-    """The id of a request: the client's unchanged, else a new one; and the UUID to store, where the client's is one.
+def correlation(headers: Headers) -> str:
+    """The id of a request: the client's unchanged, else a new one.
 
     An id is 1 to 128 printable characters of ASCII. Anything else counts as none.
     """
     for name, value in headers:
         if name == HEADER:
-            return read(value)
-    return new_id(), None
+            return _read(value) or new_id()
+    return new_id()
 
 
-def read(value: bytes) -> tuple[str, UUID | None]:
-    """The id, and the UUID to store, for the value of one `X-Correlation-ID` field."""
-    text = value.decode("latin-1").strip(" \t")
-    if not (0 < len(text) <= MAX_LENGTH and text.isascii() and text.isprintable()):
-        return new_id(), None
-    if len(text) not in _UUID_LENGTHS:
-        return text, None
-    try:
-        return text, UUID(text)
-    except ValueError:
-        return text, None
+def stored(headers: Headers) -> UUID | None:
+    """The UUID to store with events that have no correlation id: the client's id, where it is one."""
+    for name, value in headers:
+        if name == HEADER:
+            text = _read(value)
+            if text is not None and len(text) in _UUID_LENGTHS:
+                with suppress(ValueError):
+                    return UUID(text)
+            break
+    return None
+
+
+def _read(value: bytes) -> str | None:
+    value = value.strip(b" \t")
+    return value.decode("ascii") if _ID.fullmatch(value) else None
 
 
 def new_id() -> str:

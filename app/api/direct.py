@@ -17,7 +17,6 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -30,10 +29,13 @@ from app.answers import Problem
 from app.api import context, entities, events, problems, workflows
 from app.api.bodies import JSON
 from app.api.context import App, Headers, Receive, Scope, Send
+from app.api.correlation import stored
+from app.api.edge import Edge
+from app.api.hosts import Hosts
 from app.api.schemas import encode
 from app.api.service import Service
 from app.domain.events import DEFAULT_DOMAIN
-from app.errors import InvalidInputError, UnavailableError
+from app.errors import UnavailableError
 from app.runtime.metrics import Metrics
 
 ENTITY = b"/v1/entities/"
@@ -42,20 +44,28 @@ EVENTS = events.PATH.encode()
 WORKFLOW = re.compile(rb"/v1/workflows/([A-Za-z0-9._~:@/-]{1,255})")  # with a key that needs no decoding
 MAX_BODY = 64 * 1024  # bytes; a longer body is FastAPI's, which reads no faster than it works off
 PLAIN = JSON.encode()
-NOT_PLAIN = {b"transfer-encoding", b"expect"}  # headers of requests that are FastAPI's, as are those of CloudEvents
+# A foreign page, a coded body and a preference are FastAPI's as well.
+NOT_PLAIN = {
+    b"transfer-encoding",
+    b"expect",
+    b"origin",
+    b"content-encoding",
+    b"prefer",
+}  # headers of requests that are FastAPI's, as are those of CloudEvents
 
 # A question that is under way, and the rendering of its answer.
 Asked = tuple["asyncio.Future[Any]", Callable[[Any], Response]]
-Ask = Callable[[Service, Headers, bytes, UUID | None], Asked]
+Ask = Callable[[Service, Headers, bytes], Asked]
 OnAnswer = Callable[[int, Headers, bytes], None]
 
 
 class HotCalls:
     """The hot calls of the application that it is put around. Until `service` is set there are none."""
 
-    def __init__(self, app: App, metrics: Metrics) -> None:
+    def __init__(self, app: App, metrics: Metrics, edge: Edge) -> None:
         self.service: Service | None = None
         self._app = app
+        self._edge = edge
         self._metrics = metrics
         self._known: Service | None = None  # the service whose bound this is
         self._max_body = 0
@@ -89,8 +99,10 @@ class HotCalls:
             return None
         if service is not self._known:
             self._known, self._max_body = service, min(MAX_BODY, service.settings.max_body)
-        found = _find(method, target, headers, self._max_body)
-        return None if found is None else HotCall(service, headers, method, target.decode("ascii"), *found)
+        found = _find(method, target, headers, self._max_body, self._edge.hosts)
+        if found is None:
+            return None
+        return HotCall(service, headers, method, target.decode("ascii"), *found, self._edge.lacking_plain)
 
     def refuse(self, status: int, detail: str, headers: Headers, *, counted: bool) -> tuple[int, Headers, bytes]:
         """The answer to a request that a server does not carry out, for reasons of its own: a problem, with an id.
@@ -98,21 +110,16 @@ class HotCalls:
         `counted`: it is logged and in the metrics, as a request that nobody else accounts for.
         """
         before = context.correlation_id.get()
-        given = None
-        with suppress(InvalidInputError):
-            given = context.given_correlation_id(headers)
-        its_id = context.begin(given)
+        its_id = context.begin(headers)
         problem = Problem(problems.NO_TYPE, problems.title(HTTPStatus(status)), status, detail, "")
         body = encode(problem)
         if counted:
             context.account(self._metrics, "-", "-", context.UNKNOWN, status, time.perf_counter())
         context.correlation_id.set(before)
-        length = (b"content-length", b"%d" % len(body))
-        return (
-            status,
-            [length, (b"content-type", problems.MEDIA_TYPE.encode()), (context.HEADER, its_id.encode())],
-            body,
-        )
+        answered = [(b"content-length", b"%d" % len(body)), (b"content-type", problems.MEDIA_TYPE.encode())]
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            answered.append((b"retry-after", b"1"))
+        return status, [*answered, *self._edge.lacking(headers, []), (context.HEADER, its_id.encode())], body
 
 
 class HotCall:
@@ -123,6 +130,7 @@ class HotCall:
         "_began",
         "_headers",
         "_id",
+        "_lacking",
         "_method",
         "_on_answer",
         "_path",
@@ -131,13 +139,23 @@ class HotCall:
         "_service",
     )
 
-    def __init__(self, service: Service, headers: Headers, method: str, path: str, route: str, ask: Ask) -> None:
+    def __init__(
+        self,
+        service: Service,
+        headers: Headers,
+        method: str,
+        path: str,
+        route: str,
+        ask: Ask,
+        lacking: Callable[[Headers], Headers],
+    ) -> None:
         self._service = service
         self._headers = headers
         self._method = method
         self._path = path
         self._route = route
         self._ask = ask
+        self._lacking = lacking
         self._render: Callable[[Any], Response]
         self._on_answer: OnAnswer
         self._id = ""
@@ -148,9 +166,10 @@ class HotCall:
         self._began = time.perf_counter()
         self._on_answer = answer
         before = context.correlation_id.get()  # of the request in whose task this one begins, or of none
+        self._id = context.begin(self._headers)
         future: asyncio.Future[Any]
         try:
-            future, self._render = self._ask(self._service, self._headers, body, self._begin())
+            future, self._render = self._ask(self._service, self._headers, body)
         except Exception as error:  # noqa: BLE001 - it is answered, as FastAPI's handlers would answer it
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
@@ -161,22 +180,9 @@ class HotCall:
         """The client is gone before its request was complete."""
         self._began = time.perf_counter()
         before = context.correlation_id.get()
-        with suppress(InvalidInputError):
-            self._begin()
+        self._id = context.begin(self._headers)
         self._account(context.GONE)
         context.correlation_id.set(before)
-
-    def _begin(self) -> UUID | None:
-        """Set the correlation id, and return the client's. Raises InvalidInputError when that is no UUID."""
-        given = None
-        try:
-            given = context.given_correlation_id(self._headers)
-        except InvalidInputError:
-            self._route = context.UNKNOWN  # it is refused before there is a route
-            raise
-        finally:
-            self._id = context.begin(given)
-        return given
 
     def _on_done(self, future: "asyncio.Future[Any]") -> None:
         try:
@@ -186,7 +192,7 @@ class HotCall:
             answer = self._problem(UnavailableError("the service is stopping"))
         except Exception as error:  # noqa: BLE001 - as above
             answer = self._problem(error)
-        headers = [*answer.raw_headers, (context.HEADER, self._id.encode())]
+        headers = [*answer.raw_headers, *self._lacking(answer.raw_headers), (context.HEADER, self._id.encode())]
         self._on_answer(answer.status_code, headers, bytes(answer.body))
         self._account(answer.status_code)
 
@@ -199,17 +205,24 @@ class HotCall:
         context.account(self._service.metrics, self._method, self._path, self._route, status, self._began)
 
 
-def _find(method: str, target: bytes, headers: Headers, max_body: int) -> tuple[str, Ask] | None:
+def _find(method: str, target: bytes, headers: Headers, max_body: int, hosts: Hosts) -> tuple[str, Ask] | None:
     """The route of a plain request, and the question that it asks."""
-    length = None
+    length, is_json = None, False
     for name, value in headers:
         if name == b"content-length":
             if length is not None or not value.isdigit():
                 return None
             length = int(value)
-        elif name in NOT_PLAIN or (name == b"content-type" and value != PLAIN) or name.startswith(b"ce-"):
+        elif name == b"host":
+            if not hosts.allow(value):
+                return None
+        elif name == b"content-type":
+            if value != PLAIN:
+                return None
+            is_json = True
+        elif name in NOT_PLAIN or name.startswith(b"ce-"):
             return None
-    with_body = length is not None and length <= max_body
+    with_body = is_json and length is not None and length <= max_body
     if method == "GET" and len(target) == ENTITY_LENGTH and target.startswith(ENTITY) and length is None:
         try:
             entity_id = msgspec.convert(target[len(ENTITY) :].decode("ascii"), UUID)
@@ -227,22 +240,23 @@ def _find(method: str, target: bytes, headers: Headers, max_body: int) -> tuple[
     return None
 
 
-def _ask_for_entity(entity_id: UUID, service: Service, headers: Headers, _body: bytes, _given: UUID | None) -> Asked:
+def _ask_for_entity(entity_id: UUID, service: Service, headers: Headers, _body: bytes) -> Asked:
     render = partial(entities.render_entity, entity_id, DEFAULT_DOMAIN, headers)
     return service.reader.ask(entity_id, DEFAULT_DOMAIN), render
 
 
-def _ask_for_outcome(service: Service, _headers: Headers, body: bytes, given: UUID | None) -> Asked:
+def _ask_for_outcome(service: Service, headers: Headers, body: bytes) -> Asked:
+    given = stored(headers)
     if events.is_array(body):
         return asyncio.ensure_future(events.answer_array(service, body, given)), _as_it_is
     return service.writer.ask(events.read_one(body, given), len(body)), partial(events.render_one, service)
 
 
-def _ask_for_workflow(key: str, service: Service, headers: Headers, _body: bytes, _given: UUID | None) -> Asked:
+def _ask_for_workflow(key: str, service: Service, headers: Headers, _body: bytes) -> Asked:
     return asyncio.ensure_future(workflows.answer_get(service, key, headers)), _as_it_is
 
 
-def _ask_to_commit(key: str, service: Service, headers: Headers, body: bytes, _given: UUID | None) -> Asked:
+def _ask_to_commit(key: str, service: Service, headers: Headers, body: bytes) -> Asked:
     conditions = workflows.required(headers)
     return asyncio.ensure_future(workflows.answer_put(service, key, conditions, body)), _as_it_is
 

@@ -18,7 +18,8 @@ class Edge:
     def __init__(self, app: App, *, hosts: Hosts, origins: Origins, allowed: Allowed) -> None:
         self.hosts = hosts
         self.origins = origins
-        self._vary = origins.headers(None)
+        vary = origins.headers(None)
+        self._beside_etag, self._alone = caching.BESIDE_ETAG + vary, caching.ALONE + vary
         self._app = Methods(ContentCoding(app), allowed, origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,8 +39,8 @@ class Edge:
         """What `lacking` gives for a request without `Origin` and an answer with none of these headers; faster."""
         for name, _ in answered:
             if name == caching.ETAG:
-                return caching.BESIDE_ETAG + self._vary
-        return caching.ALONE + self._vary
+                return self._beside_etag
+        return self._alone
 
 
 def _host_and_origin(headers: Headers) -> tuple[bytes | None, bytes | None]:

@@ -1,6 +1,7 @@
 """`/v1/entities`: one registration, its state, several by id, and lists."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 from uuid import UUID
 
@@ -15,7 +16,8 @@ from app.api.negotiation import etag_of, preferred, unchanged
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import MAX_LIMIT, DomainQuery, EntityQuery, Lookup, encode
-from app.api.service import Service, service_of
+from app.api.service import Service, service_of, walks_of
+from app.api.walks import Walks, is_walk
 from app.domain.events import key_of
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError
@@ -65,7 +67,7 @@ async def refuse_get_lookup() -> None:
     PATH,
     operation_id="getEntity",
     summary="Get one entity's registration",
-    **operation(Registration, etag=True, errors=(404, 422, 503)),
+    **operation(Registration, etag=True, errors=(404, 412, 422, 503)),
 )
 async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the whole row. Its ETag is its version; sent in `If-None-Match`, an unchanged row answers 304."""
@@ -118,9 +120,13 @@ async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]
     if query.cursor is not None:
         after = read_cursor(query.cursor, ["entities", wanted], _PageEnd).entity_id
     if preferred(request, JSON, NDJSON) == NDJSON:
-        first = await _page(service, wanted, after, MAX_LIMIT)
-        return StreamingResponse(_stream(service, wanted, *first), headers={"Vary": "Accept"}, media_type=NDJSON)
-    items, more = await _page(service, wanted, after, query.limit)
+        with _turn(request, wanted):
+            first, more = await _page(service, wanted, after, MAX_LIMIT)
+        return StreamingResponse(
+            _stream(service, walks_of(request), wanted, first, more), headers={"Vary": "Accept"}, media_type=NDJSON
+        )
+    with _turn(request, wanted):
+        items, more = await _page(service, wanted, after, query.limit)
     headers = {"Vary": "Accept"}
     cursor = None
     if more:
@@ -135,6 +141,10 @@ class _PageEnd(msgspec.Struct, array_like=True):
     entity_id: UUID
 
 
+def _turn(request: Request, wanted: EntityFilter) -> AbstractContextManager[None]:
+    return walks_of(request).now() if is_walk(wanted) else nullcontext()
+
+
 async def _page(
     service: Service, wanted: EntityFilter, after: UUID | None, limit: int
 ) -> tuple[list[Registration], bool]:
@@ -143,6 +153,7 @@ async def _page(
 
 async def _stream(
     service: Service,
+    walks: Walks,
     wanted: EntityFilter,
     page: list[Registration],
     more: bool,
@@ -151,7 +162,8 @@ async def _stream(
     encoder = msgspec.json.Encoder()
     yield encoder.encode_lines(page)
     while more:
-        page, more = await _page(service, wanted, page[-1].entity_id, MAX_LIMIT)
+        async with walks.later() if is_walk(wanted) else nullcontext():
+            page, more = await _page(service, wanted, page[-1].entity_id, MAX_LIMIT)
         yield encoder.encode_lines(page)
 
 

@@ -13,8 +13,10 @@ from fastapi.responses import StreamingResponse
 
 from app.answers import INVALID, BatchAnswer, StreamSummary, Summary
 from app.api.bodies import JSON, NDJSON, ClientDisconnect, json_answer, media_type, read_body
-from app.api.context import Receive, given_correlation_id
+from app.api.context import Receive
+from app.api.correlation import stored
 from app.api.openapi.operations import events_operation
+from app.api.preferences import minimal, wants_minimal
 from app.api.problems import order_problem
 from app.api.schemas import EventsQuery, encode
 from app.api.service import Service, service_of
@@ -61,7 +63,7 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
     or `stale`.
     """
     service = service_of(request)
-    correlation_id = given_correlation_id(request.scope["headers"])
+    correlation_id = stored(request.scope["headers"])
     media = media_type(request, JSON, NDJSON, STRUCTURED, BATCH)
     if media == NDJSON:
         if query.dry_run:
@@ -76,7 +78,8 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
     if query.dry_run:
         [result] = await service.projector.foresee([event])
         return _render(result)
-    return render_one(service, await service.writer.ask(event, len(body)))
+    answer = render_one(service, await service.writer.ask(event, len(body)))
+    return minimal() if answer.status_code == 200 and wants_minimal(request.scope["headers"]) else answer
 
 
 def is_array(body: bytes) -> bool:

@@ -1,24 +1,24 @@
 """`/livez`, `/readyz` and `/metrics`."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from app.answers import Health, Ready
 from app.api.bodies import JSON
 from app.api.openapi.operations import metrics_operation, operation
-from app.api.schemas import NoQuery, encode
+from app.api.schemas import encode
 from app.api.service import service_of
 from app.runtime import metrics
 from app.runtime.metrics import read_numbers
 
 router = APIRouter(tags=["health"])
 
+PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})  # for which connections are kept in reserve
+
 
 @router.get(
-    "/livez", operation_id="getLiveness", summary="Check that the process is up", **operation(Health, errors=(422,))
+    "/livez", operation_id="getLiveness", summary="Check that the process is up", **operation(Health, errors=())
 )
-async def livez(_query: Annotated[NoQuery, Query()]) -> Response:
+async def livez() -> Response:
     """Answer without asking the database: a restart of this process would not repair a database that is down."""
     return Response(encode(Health("alive")), media_type=JSON)
 
@@ -27,16 +27,16 @@ async def livez(_query: Annotated[NoQuery, Query()]) -> Response:
     "/readyz",
     operation_id="getReadiness",
     summary="Check that the service is ready",
-    **operation(Ready, errors=(422, 503)),
+    **operation(Ready, errors=(503,)),
 )
-async def readyz(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
+async def readyz(request: Request) -> Response:
     """Answer 200 if the database answers and its schema is the expected one, else 503 with the reason."""
     revision = await service_of(request).database.check()
     return Response(encode(Ready("ready", revision)), media_type=JSON)
 
 
 @router.get("/metrics", operation_id="getMetrics", summary="Metrics for Prometheus", **metrics_operation())
-async def get_metrics(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
+async def get_metrics(request: Request) -> Response:
     """Answer in Prometheus' text format, for all worker processes together."""
     service = service_of(request)
     for name, breaker in service.breakers.items():

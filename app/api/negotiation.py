@@ -5,8 +5,9 @@ from typing import Protocol
 
 from fastapi import Request
 
-from app.api.context import Headers
-from app.errors import Fault, InvalidInputError
+from app.api.asgi import Headers
+from app.api.coding import plain_etags
+from app.errors import Fault, InvalidInputError, PreconditionFailedError
 
 
 class Versioned(Protocol):
@@ -54,11 +55,25 @@ def etag_of(row: Versioned) -> str:
 
 
 def unchanged(headers: Headers, etag: str) -> bool:
-    """Whether `If-None-Match` names `etag`: any tag of its list does, weakly compared, and so does `*`."""
+    """Whether `If-None-Match` names `etag`: any tag of its list does, weakly compared, and so does `*`.
+
+    Raises PreconditionFailedError if there is an `If-Match` that does not name it (RFC 9110, section 13.2.2).
+    """
+    for name, _ in headers:
+        if name.startswith(b"if-"):
+            return _unchanged(headers, etag)
+    return False
+
+
+def _unchanged(headers: Headers, etag: str) -> bool:
+    wanted = Conditions([header for header in headers if header[0] == b"if-match"])
+    if not wanted.allow(etag):
+        detail = f"the row is at version {etag}, and If-Match names other versions only{wanted.weak_note}"
+        raise PreconditionFailedError(detail, etag)
     given = [value for name, value in headers if name == b"if-none-match"]
     if not given:
         return False
-    header = b",".join(given).decode("latin-1").strip()
+    header = plain_etags(b",".join(given)).decode("latin-1").strip()
     return header == "*" or (_LIST.fullmatch(header) is not None and etag in _TAG.findall(header))
 
 
@@ -93,6 +108,17 @@ class Conditions:
             return int(one[1])
         return None
 
+    @property
+    def weak_note(self) -> str:
+        """What to say of weak tags in `If-Match` where they were refused; empty where there are none."""
+        weak = [tag for tag in self._if_match or () if tag.startswith("W/")]
+        if not weak:
+            return ""
+        return (
+            f". The tag {weak[0]} in If-Match is weak, and weak tags never match there; a proxy that compresses "
+            f"answers makes tags weak: send {weak[0].removeprefix('W/')}"
+        )
+
     def allow(self, etag: str | None) -> bool:
         """Whether they allow to change a row with this ETag; None is no row (RFC 9110, section 13.2.2).
 
@@ -113,7 +139,7 @@ def _tags(headers: Headers, name: str) -> list[str] | None:
     given = [value for key, value in headers if key == wanted]
     if not given:
         return None
-    header = b",".join(given).decode("latin-1").strip(" \t")
+    header = plain_etags(b",".join(given)).decode("latin-1").strip(" \t")
     if header == _ANY:
         return [_ANY]
     if not _LIST.fullmatch(header):

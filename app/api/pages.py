@@ -4,11 +4,11 @@ import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
-from urllib.parse import urlencode
 
 import msgspec
 from fastapi import Request
 
+from app.api.queries import next_page
 from app.errors import BadCursorError
 from app.wire.events import EARLIEST, LATEST
 
@@ -61,9 +61,8 @@ def _checked(value: object) -> object:
 
 
 def next_link(request: Request, cursor: str) -> dict[str, str]:
-    """The header that links to the next page (RFC 8288): this request's path and query, with its cursor."""
-    query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-    return {"Link": f'<{request.url.path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'}
+    """The header that links to the next page."""
+    return {"Link": next_page(request.scope["query_string"], cursor)}
 
 
 def _digest(data: bytes) -> bytes:

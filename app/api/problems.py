@@ -1,7 +1,7 @@
 """Errors as problem details (RFC 9457), and the HTTP status of each error type of `app/errors.py`."""
 
 import logging
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from http import HTTPStatus
 from math import ceil
 from typing import Any
@@ -12,10 +12,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from msgspec import Struct
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
 
 from app.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
-from app.api.negotiation import etag_of
+from app.api.negotiation import Conditions, etag_of
 from app.api.schemas import encode
 from app.domain.results import Outcome, Result
 from app.domain.workflows import StateConflict
@@ -32,6 +31,7 @@ from app.errors import (
     MisdirectedError,
     NotFoundError,
     PqsError,
+    PreconditionFailedError,
     PreconditionRequiredError,
     RefusedValuesError,
     TooLargeError,
@@ -70,6 +70,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ActionConflictError: HTTPStatus.CONFLICT,
+    PreconditionFailedError: HTTPStatus.PRECONDITION_FAILED,
     PreconditionRequiredError: HTTPStatus.PRECONDITION_REQUIRED,
     ForeignOriginError: HTTPStatus.FORBIDDEN,
     MisdirectedError: HTTPStatus.MISDIRECTED_REQUEST,
@@ -127,11 +128,9 @@ def order_problem(result: Result, instance: str) -> Response:
     return _respond(body, status, {"Retry-After": RETRY_EARLY} if early else None)
 
 
-def state_problem(conflict: StateConflict, expected_version: int | None, instance: str) -> Response:
-    """The answer to a commit that builds on another version.
-
-    `expected_version` is the one that the headers name, 0 for no row, None if they name no single version.
-    """
+def state_problem(conflict: StateConflict, conditions: Conditions, instance: str) -> Response:
+    """The answer to a commit that builds on another version than its conditions allow."""
+    expected_version = conditions.version
     actual = f"the workflow is at version {conflict.actual_version}" if conflict.current else "there is no workflow"
     expected = {None: "the headers allow other versions only", 0: "a new one was expected"}
     wanted = expected.get(expected_version, f"version {expected_version} was expected")
@@ -139,7 +138,7 @@ def state_problem(conflict: StateConflict, expected_version: int | None, instanc
     body = StateProblem(
         *STATE_CONFLICT,
         status,
-        f"{actual}, but {wanted}: nothing was written",
+        f"{actual}, but {wanted}: nothing was written{conditions.weak_note}",
         instance,
         expected_version or None,
         conflict.actual_version,
@@ -175,6 +174,8 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 def _to_ours(request: Request, error: PqsError) -> Response:
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     headers = _retry_after(error) if isinstance(error, UnavailableError) else None
+    if isinstance(error, PreconditionFailedError):
+        headers = {"ETag": error.etag}
     if isinstance(error, UnsupportedCodingError):
         headers = {"Accept-Encoding": CODINGS}  # RFC 9110, section 12.5.3
     if isinstance(error, RefusedValuesError):
@@ -234,15 +235,6 @@ def _summary(error: PqsError, faults: list[Fault] | None) -> str:
     return f"{faults[0].pointer}: {faults[0].detail}{more}"
 
 
-def _routes(router: object) -> Iterator[Route]:
-    """All routes of a router and of the routers that it includes."""
-    for route in getattr(router, "routes", ()):
-        if isinstance(route, Route):
-            yield route
-        else:
-            yield from _routes(getattr(route, "original_router", None))
-
-
 async def _on_bad_parameter(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
@@ -265,18 +257,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if status is HTTPStatus.NOT_FOUND:
         detail = f"there is nothing at {request.url.path}; /docs lists all calls"
     elif status is HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = _allowed(request, error)
+        allowed = request.app.allowed(request.scope["path"]) or ""
         detail = f"this path does not accept {request.method}" + (f"; it accepts {allowed}" if allowed else "")
         return _problem(request, status, detail, headers={"Allow": allowed})
     else:
         detail = str(error.detail)
     return _problem(request, status, detail, headers=dict(error.headers or {}))
-
-
-def _allowed(request: Request, error: HTTPException) -> str:
-    """The methods of all routes of this path (RFC 9110, section 10.2.1). Starlette names only the first route's."""
-    matching = [route for route in _routes(request.app) if route.matches(request.scope)[0] is not Match.NONE]
-    same = [route for route in matching if route.path == matching[0].path and route.include_in_schema]
-    if len(same) < 2:
-        return (error.headers or {}).get("Allow", "")
-    return ", ".join(sorted(set[str]().union(*(route.methods or () for route in same))))

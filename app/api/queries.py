@@ -4,9 +4,11 @@ import re
 from collections import Counter
 from urllib.parse import parse_qsl, urlencode
 
+from fastapi import Request
+
 from app.errors import Fault, InvalidInputError, UnreadableError
 
-REPEATABLE = frozenset({"state", "capability"})  # parameters that a query may have several times
+REPEATABLE = frozenset({"state", "capability", "entity_id", "type"})  # parameters that a query may have several times
 
 _LOST_PLUS = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:[0-9]{2}\Z)")
 
@@ -39,6 +41,11 @@ def check(query: bytes, repeatable: frozenset[str] = REPEATABLE) -> None:
     ]
     if faults:
         raise InvalidInputError(faults)
+
+
+async def check_query(request: Request) -> None:
+    """The same for a request: a dependency of the routes that refuse parameters that they do not know."""
+    check(request.scope["query_string"])
 
 
 def with_plus(time: str) -> str:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from app.api.queries import with_plus
 from app.domain.events import DEFAULT_DOMAIN, Time
 from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State
@@ -33,7 +34,7 @@ def _no_nul(value: str) -> str:
 def _instant(value: object) -> datetime:
     """A time in UTC, read by the rules for events; pydantic's own would accept 1700000000."""
     try:
-        time = msgspec.convert(cut(value) if isinstance(value, str) else value, Time)
+        time = msgspec.convert(cut(with_plus(value)) if isinstance(value, str) else value, Time)
     except msgspec.ValidationError:
         raise ValueError("a time with a zone was expected, such as 2026-01-01T00:00:00Z") from None
     if not EARLIEST <= time <= LATEST:

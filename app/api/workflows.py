@@ -98,7 +98,7 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     "/v1/workflows/{workflow_key:workflow_key}",
     operation_id="getWorkflow",
     summary="Get one workflow's state",
-    **operation(Workflow, etag=True, errors=(404, 422, 503)),
+    **operation(Workflow, etag=True, errors=(404, 412, 422, 503)),
 )
 async def get_workflow(request: Request, workflow_key: WorkflowKey, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer the row. Its ETag is its version; sent in `If-None-Match`, an unchanged row answers 304."""
@@ -160,7 +160,7 @@ async def answer_put(service: Service, workflow_key: str, conditions: Conditions
         raise
     if isinstance(outcome, StateConflict):
         service.metrics.commit("conflict")
-        return state_problem(outcome, conditions.version, quote(PATH + workflow_key))
+        return state_problem(outcome, conditions, quote(PATH + workflow_key))
     service.metrics.commit("replayed" if outcome.replayed else "committed")
     headers = [(b"etag", etag_of(outcome.workflow).encode())]
     if outcome.replayed:

@@ -9,6 +9,8 @@ from contextlib import suppress
 import click
 
 from app.api.context import correlation_id
+from app.api.hosts import Hosts
+from app.api.origins import Origins
 from app.cli.migrate import bring_up_to_date
 from app.cli.options import settings_options, warn_of_secrets
 from app.outbound import contract
@@ -30,6 +32,9 @@ def serve(**given: str | None) -> None:
     log.configure(settings.log_level, settings.log_format, correlation_id.get)
     warn_of_secrets(given)
     routes = contract.routes_of(settings)
+    # Refused here once, before anything listens, and not by every worker.
+    Hosts.of(settings.allowed_hosts, settings.host)
+    Origins.of(settings.cors_origins, public_url=settings.public_url)
     try:
         with listening(settings.host, settings.port, settings.workers) as sockets, own_database(settings) as url:
             if settings.database_url is None:

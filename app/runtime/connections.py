@@ -6,19 +6,24 @@ health, so that a supervisor does not take a full process for a dead one.
 """
 
 import ipaddress
-import json
 import logging
 import resource
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from enum import Enum
+
+from app.runtime.framing import FramingError, Head
 
 log = logging.getLogger(__name__)
 
 HEADROOM = 64  # descriptors for all that is not a client's connection: database, log, bus, temporary files
 RESERVE = 16  # connections that are kept for health checks, of each process
+HEALTH_SECONDS = 2.0  # until a request for the health has begun, and for its header section
 QUARTER = 4  # a peer address has one of so many parts
 LOG_EVERY = 60.0  # seconds
+TURNED_AWAY = "this process has as many connections as it may have, or your address has its share of them"
 
 
 class Admission(Enum):
@@ -32,11 +37,20 @@ class Admission(Enum):
 class Connections:
     """The open connections of this process. Each `admit` that did not refuse is followed by one `release`."""
 
-    def __init__(self, most: int, *, descriptors: int | None = None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        most: int,
+        *,
+        descriptors: int | None = None,
+        clock: Callable[[], float],
+        health: frozenset[bytes] = frozenset(),
+    ) -> None:
         """`most` is PQS_MAX_CONNECTIONS, `descriptors` how many files this process may open, None for no limit.
 
-        `clock` gives seconds that never go back, as time.monotonic does.
+        `clock` gives seconds that never go back, as time.monotonic does. `health` are the paths that the reserve is
+        for.
         """
+        self.health = health
         self.most = most if descriptors is None else max(1, min(most, descriptors - HEADROOM))
         self.reserve = min(RESERVE, self.most // 2)
         self.most_of_a_peer = max(1, self.most // QUARTER)
@@ -98,6 +112,36 @@ class Connections:
         self._logged_at = now
 
 
+class Place:
+    """The place of one connection among the others, until it is given back."""
+
+    def __init__(self, connections: Connections, peername: object) -> None:
+        """`peername` is the transport's: host and port, or something else."""
+        self._connections = connections
+        self._host = str(peername[0]) if isinstance(peername, tuple) else None
+        self._admission = connections.admit(self._host)
+        self.is_refused = self._admission is Admission.REFUSED
+        self.is_reserved = self._admission is Admission.HEALTH_ONLY
+
+    def check(self, head: Head) -> None:
+        """Let one request after the health in, on a place of the reserve. Raises FramingError for any other."""
+        head.keep_alive = False
+        if head.target.partition(b"?")[0] not in self._connections.health:
+            raise turned_away()
+
+    def give_back(self) -> None:
+        """The connection is no more."""
+        self._connections.release(self._host, self._admission)
+
+
+UNBOUNDED = Connections(sys.maxsize, clock=time.monotonic)  # of an application that says nothing of it
+
+
+def turned_away() -> FramingError:
+    """What is said to a connection, or to a request, that there is no place for."""
+    return FramingError(503, TURNED_AWAY)
+
+
 def peer_of(host: str | None) -> str | None:
     """Whom an address counts for: an IPv4 address for itself, an IPv6 address for its network of 64 bits.
 
@@ -120,27 +164,3 @@ def descriptor_limit() -> int | None:
     """How many files this process may open; None for no limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def refusal(correlation_id: str) -> bytes:
-    """The whole answer to a connection that is turned away; after it the connection is closed."""
-    problem = {
-        "type": "about:blank",
-        "title": "Service Unavailable",
-        "status": 503,
-        "detail": "this process has as many connections as it may have, or your address has its share of them",
-        "instance": "/",
-    }
-    body = json.dumps(problem, separators=(",", ":")).encode()
-    head = (
-        "HTTP/1.1 503 Service Unavailable\r\n"
-        "content-type: application/problem+json\r\n"
-        f"content-length: {len(body)}\r\n"
-        "retry-after: 1\r\n"
-        "cache-control: no-store\r\n"
-        "x-content-type-options: nosniff\r\n"
-        "content-security-policy: default-src 'none'\r\n"
-        f"x-correlation-id: {correlation_id}\r\n"
-        "connection: close\r\n\r\n"
-    )
-    return head.encode("latin-1") + body

@@ -67,9 +67,10 @@ class Head:
     expects_continue: bool
 
 
-def find_stray(buffer: bytearray, start: int) -> bool:
-    """Whether an unfinished head has bytes, from `start` on, that no head has: it is refused before its end."""
-    return _STRAY.search(buffer, start) is not None
+def check_stray(buffer: bytearray, start: int) -> None:
+    """Raises FramingError for bytes of an unfinished head, from `start` on, that no head has, before its end."""
+    if _STRAY.search(buffer, start) is not None:
+        raise FramingError(400, "the request cannot be read")
 
 
 def too_large(buffer: bytearray) -> FramingError:

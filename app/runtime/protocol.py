@@ -5,8 +5,9 @@ that the application answers directly need no task and no ASGI messages; every o
 that a client can make grow has a bound here (heads, bodies that nobody takes, requests that wait, answers that nobody
 reads), and so has every wait for a client that is to send something.
 
-The application may have two attributes: `direct(method, target, headers)` returns a DirectCall, or None for a request
-of ASGI's; `refuse(status, detail, headers, counted=)` returns the answer to a request that is not carried out.
+The application may have three attributes: `connections` says how many there may be; `direct(method, target,
+headers)` returns a DirectCall, or None for a request of ASGI's; `refuse(status, detail, headers, counted=)` returns
+the answer to a request that is not carried out.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from typing import Any, cast
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from app.runtime.connections import HEALTH_SECONDS, UNBOUNDED, Connections, Place, turned_away
 from app.runtime.exchange import (
     STATUS_LINES,
     App,
@@ -37,7 +39,7 @@ from app.runtime.framing import (
     FramingError,
     Headers,
     SizedBody,
-    find_stray,
+    check_stray,
     read_head,
     too_large,
 )
@@ -79,7 +81,8 @@ class HttpProtocol(asyncio.Protocol):
         self._app = cast("App", config.loaded_app)
         self._direct: Callable[[str, bytes, Headers], DirectCall | None] = getattr(self._app, "direct", never)
         self._refuse: Callable[..., HttpAnswer] = getattr(self._app, "refuse", refuse_plainly)
-        self._idle_seconds = config.timeout_keep_alive
+        self._budget: Connections = getattr(self._app, "connections", UNBOUNDED)
+        self._idle_seconds: float = config.timeout_keep_alive
         self._root_path = config.root_path
         self._server_state = server_state
         self._connections = cast("set[asyncio.Protocol]", server_state.connections)
@@ -108,7 +111,12 @@ class HttpProtocol(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._context = contextvars.copy_context()  # of no request: each begins with a copy of it
         self._connections.add(self)
+        self._place = Place(self._budget, transport.get_extra_info("peername"))
+        if self._place.is_reserved:
+            self._idle_seconds = HEALTH_SECONDS
         self._await(Awaited.REQUEST, self._idle_seconds or HEAD_SECONDS)
+        if self._place.is_refused:
+            self._end_with(turned_away())
 
     def data_received(self, data: bytes) -> None:
         """The client has sent something."""
@@ -135,6 +143,7 @@ class HttpProtocol(asyncio.Protocol):
         """The connection is no more. What was begun goes on; nobody hears of it."""
         self._closing = True
         self._connections.discard(self)
+        self._place.give_back()
         if self._timer is not None:
             self._timer.cancel()
         if self._exchange is not None:
@@ -198,8 +207,7 @@ class HttpProtocol(asyncio.Protocol):
             return False
         end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3), MAX_HEAD + 4)
         if end < 0:
-            if find_stray(buffer, max(0, self._searched - 1)):
-                raise FramingError(400, "the request cannot be read")
+            check_stray(buffer, max(0, self._searched - 1))
             if len(buffer) >= MAX_HEAD + 4:
                 raise too_large(buffer)
             self._searched = len(buffer)
@@ -207,6 +215,8 @@ class HttpProtocol(asyncio.Protocol):
         raw = bytes(buffer[:end])
         self._searched = 0
         head, self._fields = read_head(raw, self._fields)
+        if self._place.is_reserved:
+            self._place.check(head)
         del buffer[: end + 4]
         self._awaited = None
         self._body = ChunkedBody() if head.length is None else SizedBody(head.length)
@@ -289,10 +299,8 @@ class HttpProtocol(asyncio.Protocol):
     def _end_with(self, error: FramingError) -> None:
         """Answer what is not carried out, and close."""
         exchange = self._exchange
-        if exchange is None:
-            bare = self._buffer.startswith(b"HEAD ")
-        else:
-            bare = exchange.bare
+        bare = self._buffer.startswith(b"HEAD ") if exchange is None else exchange.bare
+        if exchange is not None:
             exchange.disconnect()
         if exchange is not None and exchange.started:
             if exchange.complete:  # what came after it can no longer be answered, and need not be
@@ -300,9 +308,11 @@ class HttpProtocol(asyncio.Protocol):
             else:
                 self.fail(started=True)
             return
-        answer = self._refuse(error.status, str(error), error.headers, counted=exchange is None)
+        answer = self._refuse(
+            error.status, str(error), error.headers, counted=exchange is None and not self._place.is_refused
+        )
         self.write_answer(answer, keep_alive=False, bare=bare)
-        self._close(linger=True)
+        self._close(linger=not self._place.is_refused)  # that takes a descriptor, and there is none to spare
 
     def _close(self, *, linger: bool) -> None:
         """Close, after what was written. A client that still sends would lose it by a reset: it gets time to read."""
@@ -334,7 +344,7 @@ class HttpProtocol(asyncio.Protocol):
                 self._close(linger=False)
             elif self._buffer:
                 if self._awaited is not Awaited.HEAD:
-                    self._await(Awaited.HEAD, HEAD_SECONDS)
+                    self._await(Awaited.HEAD, HEALTH_SECONDS if self._place.is_reserved else HEAD_SECONDS)
             elif self._awaited is not Awaited.REQUEST:
                 self._await(Awaited.REQUEST, self._idle_seconds)
         elif exchange.waits_for_client and self._reading:
@@ -372,7 +382,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._due > self._loop.time():
             self._set_timer()
         elif self._awaited is Awaited.HEAD:
-            self._end_with(FramingError(408, f"the header section did not come within {HEAD_SECONDS:.0f} seconds"))
+            self._end_with(FramingError(408, "the header section did not come in time"))
         elif self._awaited is Awaited.BODY:
             self._end_with(FramingError(408, f"nothing of the body came for {BODY_SECONDS:.0f} seconds"))
         elif self._awaited is Awaited.CLOSE and self._transport.is_closing():

@@ -84,26 +84,29 @@ IDS = {
     ("/readyz", "get"): "getReadiness",
     ("/metrics", "get"): "getMetrics",
 }
+# Calls that ask for nothing that could be wrong.
+NEVER_WRONG = {"getLiveness", "getReadiness", "getMetrics", "listWatermarks"}
+
 ERRORS = {
     "postEvents": {400, 409, 413, 415, 422, 503},
     "listEntities": {400, 422, 503},
     "lookupEntities": {400, 413, 415, 422, 503},
-    "getEntity": {404, 422, 503},
+    "getEntity": {404, 412, 422, 503},
     "getEntityState": {404, 422, 503},
     "countStates": {422, 503},
     "listOverdueAcks": {400, 422, 503},
     "listOverdueLiveness": {400, 422, 503},
     "followChanges": {400, 410, 422, 501, 503},
     "listWorkflows": {400, 422, 503},
-    "getWorkflow": {404, 422, 503},
+    "getWorkflow": {404, 412, 422, 503},
     "commitWorkflow": {400, 409, 412, 413, 415, 422, 428, 503},
     "listWatermarks": {422, 503},
     "listDeadLetters": {400, 422, 503},
     "retryDeadLetter": {400, 404, 409, 422, 503},
     "deleteDeadLetter": {404, 422, 503},
-    "getLiveness": {422},
-    "getReadiness": {422, 503},
-    "getMetrics": {422},
+    "getLiveness": set(),
+    "getReadiness": {503},
+    "getMetrics": set(),
 }
 
 
@@ -301,8 +304,15 @@ def described() -> OpenApiSchema:
     return schemathesis.openapi.from_dict(document(), config=SchemathesisConfig(seed=1))
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode))
-@pytest.mark.parametrize("operation_id", sorted(IDS.values()))
+@pytest.mark.parametrize(
+    ("operation_id", "mode"),
+    [
+        (operation_id, mode)
+        for operation_id in sorted(IDS.values())
+        for mode in GenerationMode
+        if mode is GenerationMode.POSITIVE or operation_id not in NEVER_WRONG
+    ],
+)
 def test_answers_fit_the_document(
     operation_id: str,
     mode: GenerationMode,

@@ -6,7 +6,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
 import httpx
 import pytest
@@ -126,15 +126,15 @@ async def test_a_cursor_is_opaque_and_url_safe(paged: httpx.AsyncClient, path: s
 
 @pytest.mark.parametrize("path", [f"{ENTITIES}&state=active&state=accepted&node_type=compute", ACK, LIVENESS])
 async def test_the_link_leads_to_the_next_page(paged: httpx.AsyncClient, path: str) -> None:
-    """`Link` names this path and query with the cursor in it, and what it leads to is the next page."""
+    """`Link` is this query with the cursor in it, relative to this path, and leads to the next page."""
     first = await paged.get(f"{path}&limit=3")
     link = first.headers["link"]
     target = link.removesuffix('>; rel="next"').removeprefix("<")
     assert link == f'<{target}>; rel="next"'
     asked = [*parse_qsl(urlsplit(f"{path}&limit=3").query), ("cursor", first.json()["next_cursor"])]
-    assert (urlsplit(target).path, parse_qsl(urlsplit(target).query)) == (urlsplit(path).path, asked)
+    assert (urlsplit(target).path, parse_qsl(urlsplit(target).query)) == ("", asked)
     six = (await paged.get(f"{path}&limit=6")).json()["items"]
-    assert first.json()["items"] + (await paged.get(target)).json()["items"] == six
+    assert first.json()["items"] + (await paged.get(urljoin(path, target))).json()["items"] == six
 
 
 @pytest.mark.parametrize("path", LISTS)
@@ -243,7 +243,7 @@ async def test_a_damaged_cursor_is_400(paged: httpx.AsyncClient, path: str, case
     """Whatever happens to a cursor, it is refused, and never leads somewhere else."""
     cursor = (await paged.get(f"{path}&limit=1")).json()["next_cursor"]
     answer = await paged.get(f"{path}&cursor={DAMAGES[case](cursor)}")
-    assert answer.status_code == 400, answer.text
+    assert answer.status_code == (422 if case == "empty" else 400), answer.text
     assert answer.headers["content-type"] == "application/problem+json"
 
 

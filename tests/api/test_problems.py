@@ -34,13 +34,14 @@ def check(answer: httpx.Response, status: int) -> None:
     assert problem["detail"]
 
 
+TYPED = {"Content-Type": "application/json"}
 ERRORS: dict[str, tuple[str, str, Json, int]] = {
-    "broken JSON": ("POST", "/v1/events", {"content": b"{"}, 400),
+    "broken JSON": ("POST", "/v1/events", {"content": b"{", "headers": TYPED}, 400),
     "a bad cursor": ("GET", "/v1/entities?cursor=x", {}, 400),
     "no entity": ("GET", f"/v1/entities/{NODE}", {}, 404),
     "no path": ("GET", "/v2/entities", {}, 404),
     "no method": ("PATCH", f"/v1/entities/{NODE}", {}, 405),
-    "too large": ("POST", "/v1/events", {"content": b" " * (8 * 1024 * 1024 + 1)}, 413),
+    "too large": ("POST", "/v1/events", {"content": b" " * (8 * 1024 * 1024 + 1), "headers": TYPED}, 413),
     "no type": ("POST", "/v1/events", {"content": b"{}", "headers": {"Content-Type": "text/csv"}}, 415),
     "no event": ("POST", "/v1/events", {"json": {}}, 422),
     "no parameter": ("GET", "/v1/entities?limit=0", {}, 422),
@@ -106,15 +107,20 @@ ALLOWED = {
 }
 
 
+def works_on(path: str) -> set[str]:
+    """The methods of a path: OPTIONS on every one, and HEAD beside GET."""
+    return ALLOWED[path] | {"OPTIONS"} | ({"HEAD"} if "GET" in ALLOWED[path] else set())
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
-    [(method, path) for path, allowed in ALLOWED.items() for method in METHODS if method not in allowed],
+    [(method, path) for path in ALLOWED for method in METHODS if method not in works_on(path)],
 )
 async def test_a_method_that_is_not_allowed_is_405(shared: httpx.AsyncClient, method: str, path: str) -> None:
     """Another method than the contract's is a 405 that names in `Allow` those that work."""
     answer = await shared.request(method, path)
     assert answer.status_code == 405
-    assert set(answer.headers["allow"].split(", ")) == ALLOWED[path]
+    assert set(answer.headers["allow"].split(", ")) == works_on(path)
     if method != "HEAD":
         check(answer, 405)
 
@@ -217,7 +223,7 @@ async def test_lines_for_a_database_that_is_down_are_503(unreachable_url: str) -
         ("GET", "/v1/entities/x", 422),
         ("GET", "/v1/nodes", 404),
         ("PUT", "/v1/events", 405),
-        ("POST", "/v1/events", 400),
+        ("POST", "/v1/events", 415),
     ],
 )
 async def test_what_is_wrong_is_wrong_without_a_database(

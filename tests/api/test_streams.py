@@ -72,7 +72,7 @@ def connected(service: Service, *, receive_buffer: int | None = None) -> Iterato
 
 def head(method: str, path: str, **headers: object) -> bytes:
     """The first lines of a request."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: service"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode()
 

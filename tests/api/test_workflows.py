@@ -3,6 +3,7 @@
 import asyncio
 import json
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from tests.making import START, Json
 
 PROVENANCE = {"effect_id": "effect-1", "timestamp": "2026-01-01T00:00:00Z"}
 CREATE = {"If-None-Match": "*"}
+TYPED = {"Content-Type": "application/json"}
 
 
 def body(number: int = 1, action: str | None = None, **fields: object) -> Json:
@@ -128,7 +130,7 @@ async def test_what_is_no_key(shared: httpx.AsyncClient, path: str, query: str) 
 async def test_other_methods(shared: httpx.AsyncClient, method: str) -> None:
     """What can't be done to a workflow is a 405, which names all that can."""
     answer = await shared.request(method, "/v1/workflows/a")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, PUT")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS, PUT")
 
 
 async def test_unknown_parameters(shared: httpx.AsyncClient) -> None:
@@ -329,13 +331,13 @@ UNREADABLE: dict[str, tuple[int, bytes]] = {
 async def test_a_body_that_can_not_be_read(shared: httpx.AsyncClient, case: str) -> None:
     """What is no JSON is a 400, and what no database can keep a 422; nothing is an error of the service."""
     status, sent = UNREADABLE[case]
-    answer = await shared.put("/v1/workflows/refused", content=sent, headers=CREATE)
+    answer = await shared.put("/v1/workflows/refused", content=sent, headers=CREATE | TYPED)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
 
 
 async def test_a_body_that_is_too_large_or_no_json(shared: httpx.AsyncClient) -> None:
     """The body has the bound of all others, and has to be JSON by its type."""
-    large = await shared.put("/v1/workflows/a", content=b" " * (8 * 1024 * 1024 + 1), headers=CREATE)
+    large = await shared.put("/v1/workflows/a", content=b" " * (8 * 1024 * 1024 + 1), headers=CREATE | TYPED)
     assert large.status_code == 413
     text = await shared.put("/v1/workflows/a", content=b"a,b", headers=CREATE | {"Content-Type": "text/csv"})
     assert text.status_code == 415
@@ -346,9 +348,9 @@ async def test_numbers_are_kept_as_decimals(client: httpx.AsyncClient) -> None:
     content = b'{"state":{"a":1e22,"b":1.10,"c":0.1,"d":12345678901234567890},"provenance":' + (
         json.dumps(PROVENANCE | {"action_id": "x"}).encode() + b"}"
     )
-    done = await client.put("/v1/workflows/a", content=content, headers=CREATE)
+    done = await client.put("/v1/workflows/a", content=content, headers=CREATE | TYPED)
     assert '"state":{"a":10000000000000000000000,"b":1.1,"c":0.1,"d":12345678901234567890}' in done.text
-    again = await client.put("/v1/workflows/a", content=content, headers=CREATE)
+    again = await client.put("/v1/workflows/a", content=content, headers=CREATE | TYPED)
     assert (again.text, again.headers["idempotency-replayed"]) == (done.text, "true")
 
 
@@ -392,6 +394,7 @@ async def pages(client: httpx.AsyncClient, path: str) -> list[Json]:
         if page["next_cursor"] is None:
             return items
         path = answer.headers["link"].removesuffix('>; rel="next"').removeprefix("<")
+        path = urljoin("/v1/workflows", path)
 
 
 async def test_the_list_pages_in_the_order_of_changes(client: httpx.AsyncClient) -> None:
@@ -434,5 +437,5 @@ async def test_a_time_without_a_zone(shared: httpx.AsyncClient, time: str) -> No
 async def test_a_strange_cursor(shared: httpx.AsyncClient, place: object) -> None:
     """A cursor that another release may have sealed is refused like a damaged one."""
     sealed = write_cursor(place, ["workflows", "1900-01-01T00:00:00Z"])
-    for cursor in (sealed, "damaged", ""):
+    for cursor in (sealed, "damaged"):
         assert (await shared.get(f"/v1/workflows?cursor={cursor}")).status_code == 400

@@ -20,7 +20,7 @@ from tests.processes import Service, serving
 async def client_in_process(settings: Settings) -> AsyncIterator[Client]:
     """A client of the whole application, in this process."""
     app = main.create_app(settings)
-    client = Client("http://service", transport=httpx.ASGITransport(app))
+    client = Client("http://localhost", transport=httpx.ASGITransport(app))
     async with app.router.lifespan_context(app), client:
         yield client
 

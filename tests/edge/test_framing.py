@@ -115,6 +115,7 @@ def rows(media_type: bytes) -> dict[str, Row]:
             [one, two],
         ),
         "a GET with a body": _in_body(new, GET, 200),
+        "a HEAD with a body": _in_body(new, GET.replace(b"GET", b"HEAD"), 200),
         "an unknown path with a body": _in_body(new, GET.replace(b"/livez", b"/nothing"), 404),
         "a websocket": _upgrading(new, b"websocket"),
         "h2c": _upgrading(new, b"h2c", b"Upgrade, HTTP2-Settings"),
@@ -161,6 +162,11 @@ def rows(media_type: bytes) -> dict[str, Row]:
             [GET + b"Connection: close\r\n\r\n" + (one := new("after")).plain], [200], [], [one], closed=True
         ),
         "an absolute target": Row([b"GET http://127.0.0.1/livez HTTP/1.1\r\n" + HOST + b"\r\n"], [200]),
+        "the service as a whole": Row([b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n" + GET + b"\r\n"], [204, 200]),
+        "a half-closed connection": Row([(one := new("half")).plain], [201], [one], closed=True, half_close=True),
+        "a half-closed read": Row(
+            [b"GET /v1/entities HTTP/1.1\r\n" + HOST + b"\r\n"], [200], closed=True, half_close=True
+        ),
         # Framing that is refused.
         "two lengths": _refused(new, GET + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
         "a length with a sign": _refused(new, GET + b"Content-Length: +5\r\n\r\n", 400),

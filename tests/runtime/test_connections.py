@@ -1,11 +1,10 @@
 """How many connections may be open."""
 
-import json
 import logging
 
 import pytest
 
-from app.runtime.connections import HEADROOM, RESERVE, Admission, Connections, descriptor_limit, peer_of, refusal
+from app.runtime.connections import HEADROOM, RESERVE, Admission, Connections, descriptor_limit, peer_of
 
 OPEN, HEALTH_ONLY, REFUSED = Admission
 
@@ -19,9 +18,9 @@ class Clock:
         return self.now
 
 
-def connections(most: int, **options: int | None) -> Connections:
+def connections(most: int, descriptors: int | None = None) -> Connections:
     """A budget on a clock that stands still."""
-    return Connections(most, clock=Clock(), **options)
+    return Connections(most, clock=Clock(), descriptors=descriptors)
 
 
 def test_a_peer_has_a_quarter() -> None:
@@ -111,15 +110,3 @@ def test_it_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
         clock.now = 120.0
         budget.admit("198.51.100.99")
         assert caplog.messages[2].startswith("4 connections are open, of 8 that may be (PQS_MAX_CONNECTIONS)")
-
-
-def test_the_refusal_is_a_problem() -> None:
-    """A connection that is turned away gets a whole answer with a problem and a correlation id, and is closed."""
-    head, _, body = refusal("some-id").partition(b"\r\n\r\n")
-    lines = head.decode().split("\r\n")
-    headers = dict(line.split(": ", 1) for line in lines[1:])
-    assert lines[0] == "HTTP/1.1 503 Service Unavailable"
-    assert int(headers["content-length"]) == len(body)
-    assert (headers["x-correlation-id"], headers["connection"], headers["retry-after"]) == ("some-id", "close", "1")
-    assert (headers["content-type"], headers["cache-control"]) == ("application/problem+json", "no-store")
-    assert json.loads(body)["status"] == 503

@@ -37,8 +37,9 @@ CORRELATION_ID = {
     "name": "X-Correlation-ID",
     "in": "header",
     "required": False,
-    "description": "Returned and logged, and stored with events that have no `correlation_id` of their own.",
-    "schema": {"type": "string", "format": "uuid"},
+    "description": "Returned and logged as it is: up to 128 printable characters of ASCII. A UUID is stored with "
+    "events that have no `correlation_id` of their own.",
+    "schema": {"type": "string"},
 }
 IF_NONE_MATCH = {
     "name": "If-None-Match",

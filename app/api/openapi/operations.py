@@ -31,6 +31,9 @@ WHY: dict[int, str] = {
 }
 
 
+READ_FAILED = "`If-Match` names other versions than the row's."
+
+
 class Operation(TypedDict):
     """The declarations of a route, for FastAPI's decorators."""
 
@@ -59,11 +62,12 @@ def operation(
         200: {"description": _sentence(answer), "content": content, "headers": _headers(etag=etag, link=link)}
     }
     if etag:
+        responses[412] = {**_error(412), "description": READ_FAILED, "headers": _headers(etag=True)}
         responses[304] = {
             "description": "The row still has a version that `If-None-Match` names.",
             "headers": _headers(etag=True),
         }
-    responses |= {status: _error(status) for status in errors}
+    responses |= {status: _error(status) for status in errors if status not in responses}
     extra = None
     if body is not None:
         extra = {"requestBody": {"required": True, "content": {JSON: _schema(body.__name__)}}}
@@ -167,7 +171,7 @@ def metrics_operation() -> Operation:
         "content": {TEXT: _text("Metrics.")},
         "headers": _headers(),
     }
-    return {"response_class": Response, "responses": {200: ok, 422: _error(422)}, "openapi_extra": None}
+    return {"response_class": Response, "responses": {200: ok}, "openapi_extra": None}
 
 
 def _schema(*names: str) -> Json:
@@ -187,7 +191,7 @@ def _headers(*, etag: bool = False, link: bool = False) -> Json:
     headers: Json = {
         "X-Correlation-ID": {
             "description": "The id that the client sent, or a new one.",
-            "schema": {"type": "string", "format": "uuid"},
+            "schema": {"type": "string"},
         }
     }
     if etag:
