@@ -22,7 +22,7 @@ from app.store.database import Connection
 from app.store.dead_letters import DeadLetter
 from app.wire.messages import KafkaMessage, read_message
 
-router = APIRouter(tags=["kafka"])
+router = APIRouter(tags=["dead-letters"])
 
 ROUTE = "/v1/dead-letters"
 FILTERS = ["dead letters"]

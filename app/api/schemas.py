@@ -191,7 +191,9 @@ class Lookup(Struct, forbid_unknown_fields=True):
 class WorkflowCommit(Struct, forbid_unknown_fields=True):
     """The next state of a workflow, and its provenance."""
 
-    state: Annotated[State, Meta(description=f"At most {MAX_STATE:,} bytes as compact JSON.")]
+    state: Annotated[
+        State, Meta(description=f"A JSON object that is not empty, of at most {MAX_STATE:,} bytes when compact.")
+    ]
     provenance: Annotated[dict[str, object], Meta(extra_json_schema={"$ref": "#/components/schemas/Provenance"})]
     schema_version: SchemaVersion = 1
 

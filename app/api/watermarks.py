@@ -11,7 +11,7 @@ from app.api.schemas import NoQuery, encode
 from app.api.service import service_of
 from app.store import watermarks
 
-router = APIRouter(tags=["kafka"])
+router = APIRouter(tags=["watermarks"])
 
 
 @router.get(

@@ -10,6 +10,7 @@ from docs.reference.markdown import Json, code, default_of, in_words, paragraph,
 
 EVERYWHERE = "X-Correlation-ID"  # a header of every request and every answer: the page says so once
 PYTHON = re.compile(r" Raises [^.]*\.")  # a sentence that only callers in Python need
+DEFAULT = re.compile(r" Default: (`[^`]*`)\.$")
 NOT_LISTED = "ce-"  # headers of CloudEvents in binary mode: the tutorial has them
 
 
@@ -60,7 +61,7 @@ def _call(operation: Json) -> str:
         parts.append("\n" + table(["parameter", "in", "value", "default", "meaning"], lines))
     bodies = operation.get("requestBody", {}).get("content", {})
     if bodies:
-        lines = [[f"`{media}`", _body(content["schema"])] for media, content in bodies.items()]
+        lines = [[f"`{media}`", _body(content)] for media, content in bodies.items()]
         parts.append("\n" + table(["content type of the body", "body"], lines))
     answers = [
         [f"`{status}`", paragraph(answer["description"]), _contents(answer), _headers(answer)]
@@ -73,13 +74,18 @@ def _call(operation: Json) -> str:
 def _contents(answer: Json) -> str:
     contents = answer.get("content", {})
     named = [
-        _body(content["schema"]) + ("" if media.endswith("json") and len(contents) == 1 else f" (`{media}`)")
+        _body(content) + ("" if media.endswith("json") and len(contents) == 1 else f" (`{media}`)")
         for media, content in contents.items()
     ]
     return "; ".join(named)
 
 
-def _body(schema: Json) -> str:
+def _body(content: Json) -> str:
+    if "schema" not in content:  # CloudEvents: their component is shown among the values
+        [example] = content["examples"].values()
+        many = isinstance(example["value"], list)
+        return "array of [CloudEvent](#cloudevent)" if many else "[CloudEvent](#cloudevent)"
+    schema = content["schema"]
     if schema.get("type") == "string":
         return paragraph(schema["description"]).removesuffix(".")
     return in_words(schema)
@@ -104,23 +110,27 @@ def values() -> str:
 def _value(name: str, schema: Json) -> str:
     if name == "Event":
         return "An event or a trigger: see [events](events.md).\n"
-    text = PYTHON.sub("", paragraph(schema.get("description"))).replace("None", "null")
+    text = PYTHON.sub("", paragraph(schema.get("description")))
     if "enum" in schema:
         return f"{text}\n\nOne of {code(schema['enum'])}.\n"
-    kinds = schema.get("oneOf", [schema])
-    tables = []
-    for kind in kinds:
-        required = kind.get("required", [])
-        lines = [
-            [
-                f"`{field}`",
-                in_words(value) + (f": {paragraph(value['description'])}" if "description" in value else ""),
-                "" if field in required else default_of(value) or "may be absent",
-            ]
-            for field, value in kind.get("properties", {}).items()
+    if "oneOf" in schema or "items" in schema:
+        return f"{text}\n\nThe value: {in_words(schema)}.\n"
+    required = schema.get("required", [])
+    lines = [
+        [
+            f"`{field}`",
+            in_words(value) + f": {DEFAULT.sub('', paragraph(value['description']))}",
+            "" if field in required else _default(value),
         ]
-        tables.append(table(["field", "value", "default"], lines))
-    return "\n".join([text + "\n", "\nor\n\n".join(tables)])
+        for field, value in schema.get("properties", {}).items()
+    ]
+    return f"{text}\n\n{table(['field', 'value', 'default'], lines)}"
+
+
+def _default(field: Json) -> str:
+    """The default of a field: the document has it at the end of the field's sentence."""
+    told = DEFAULT.search(field["description"])
+    return told[1] if told else "may be absent"
 
 
 def statuses() -> str:

@@ -40,6 +40,8 @@ def in_words(schema: Json, link: str = "") -> str:
         if many in schema:
             return " or ".join(in_words(one, link) for one in schema[many])
     kind = schema.get("type")
+    if isinstance(kind, list):
+        return " or ".join(in_words({**schema, "type": each}, link) for each in kind)
     if kind == "array":
         most = f", at most {schema['maxItems']:,}" if "maxItems" in schema else ""
         return f"array of {in_words(schema['items'], link)}{most}"

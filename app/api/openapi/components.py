@@ -1,17 +1,22 @@
 """The schemas of all requests and answers, by name."""
 
-from inspect import cleandoc
-
 import msgspec
 
 from app import answers
 from app.api import schemas
+from app.api.openapi.dialect import not_null, plain, say_default
+from app.api.openapi.fields import describe
 from app.api.openapi.operations import REFERENCE, Json
 from app.domain.events import EVENT_TYPES, Event
 from app.domain.positions import MAX_NUMBER
 from app.domain.registration import Registration
 from app.domain.results import Result
+from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance, Workflow
+from app.wire.events import MAX_EVENTS
+
+# Fields of answers that are left out where they have no value, so they are never null.
+LEFT_OUT = (("Result", "events"), ("OrderProblem", "events"), ("Problem", "errors"))
 
 
 def component_schemas() -> dict[str, Json]:
@@ -45,16 +50,27 @@ def component_schemas() -> dict[str, Json]:
         Event,
     ]
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)
-    components["Event"] = {"title": "Event", "description": "An event, of one of these types.", **written[-1]}
+    for name, field in LEFT_OUT:
+        properties = components[name]["properties"]
+        properties[field] = not_null(properties[field])
     components["Position"] = _position(components["Position"])
+    components["RegistrationState"]["description"] = "The state of a node's registration."
+    components["StateCounts"]["properties"]["counts"] = _reference("Counts")
+    components["Counts"] = _counts()
+    interrupted = components["InterruptedProblem"]  # without a stream, it is a Problem
+    interrupted["required"].remove("committed_lines")
+    interrupted["properties"]["errors"] = components["Problem"]["properties"]["errors"]
+    components["WorkflowCommit"]["properties"]["provenance"] = _reference("Provenance")
+    components["Provenance"]["additionalProperties"] = True
     components["CloudEvent"] = _cloudevent()
-    for component in components.values():  # Python 3.13 takes the indentation out of docstrings, earlier ones do not
-        if "description" in component:
-            component["description"] = cleandoc(component["description"])
-    for name in ("Result", "OrderProblem"):  # there for triggers only, and never null
-        events = components[name]["properties"]["events"]
-        [components[name]["properties"]["events"]] = [one for one in events["anyOf"] if one != {"type": "null"}]
-    return components
+    components["FeedItem"] = _item(components["ChangesPage"]["properties"]["items"])
+    components |= _events(written[-1])
+    plainly = {name: plain(schema) for name, schema in components.items()}
+    for name, schema in plainly.items():
+        describe(name, schema)
+        for field in schema.get("properties", {}).values():
+            say_default(field)
+    return plainly
 
 
 def _anything(type_: type) -> Json:
@@ -64,38 +80,103 @@ def _anything(type_: type) -> Json:
     raise NotImplementedError
 
 
+def _reference(name: str) -> Json:
+    return {"$ref": REFERENCE.format(name=name)}
+
+
+def _events(event: Json) -> dict[str, Json]:
+    """An event, and all that `POST /v1/events` reads and answers in JSON: a name for each choice.
+
+    The type of an event decides which one it is, so no event has two of the forms.
+    """
+    return {
+        "Event": {
+            "title": "Event",
+            "description": "An event, of one of these types.",
+            "oneOf": event["anyOf"],
+            "discriminator": event["discriminator"],
+        },
+        "EventArray": {
+            "title": "EventArray",
+            "description": "Events that are applied in one transaction.",
+            "type": "array",
+            "items": _reference("Event"),
+            "maxItems": MAX_EVENTS,
+        },
+        "EventOrEvents": {
+            "title": "EventOrEvents",
+            "description": "One event, or an array of events.",
+            "oneOf": [_reference("Event"), _reference("EventArray")],
+        },
+        "ResultOrBatch": {
+            "title": "ResultOrBatch",
+            "description": "The outcome of one event, or those of an array.",
+            "oneOf": [_reference("Result"), _reference("BatchAnswer")],
+        },
+    }
+
+
+def _item(items: Json) -> Json:
+    """An item of the feed under a name; `items` is the schema of the array, which refers to it afterwards."""
+    choice = items["items"]
+    items["items"] = _reference("FeedItem")
+    return {
+        "title": "FeedItem",
+        "description": "A change, or a row of a snapshot.",
+        "oneOf": choice["anyOf"],
+        "discriminator": choice["discriminator"],
+    }
+
+
+def _counts() -> Json:
+    """A field for each state: the answer has them all."""
+    return {
+        "title": "Counts",
+        "description": "How many entities are in each state.",
+        "type": "object",
+        "properties": {state: {"type": "integer", "minimum": 0} for state in RegistrationState},
+        "required": list(RegistrationState),
+    }
+
+
 def _position(position: Json) -> Json:
-    """Either kind of position, but no mixture, as Position checks when it is made."""
-    fields = {}
-    for name, schema in position["properties"].items():
-        [fields[name]] = [one for one in schema["anyOf"] if one != {"type": "null"}]
-    kinds = [
-        {
-            "title": title,
-            "type": "object",
-            "properties": {name: fields[name] for name in (*names, "previous")},
-            "required": names,
-            "additionalProperties": False,
-        }
-        for title, names in (("Sequence", ["sequence"]), ("Offset", ["partition", "offset"]))
-    ]
-    return {"title": "Position", "description": position["description"], "oneOf": kinds}
+    """Either kind of position, but no mixture, as Position checks when it is made.
+
+    It is one object, and no choice between two: generators make a type of it that people can fill in.
+    """
+    fields = {name: not_null(schema) for name, schema in position["properties"].items()}
+    either: list[Json] = [{"required": ["partition"]}, {"required": ["offset"]}]
+    return {
+        "title": "Position",
+        "description": "A place in a source: `sequence`, which counts one entity's events, or `partition` and "
+        "`offset` of a log. `previous` belongs to the event, and takes no part in comparisons.",
+        "type": "object",
+        "properties": fields,
+        "additionalProperties": False,
+        "if": {"required": ["sequence"]},
+        "then": {"not": {"anyOf": either}},
+        "else": {"required": ["partition", "offset"]},
+    }
 
 
 def _cloudevent() -> Json:
     """A CloudEvent in the JSON format, with our extensions. Optional attributes may be null."""
     id_ = {"type": "string", "format": "uuid"}
-    digits = {"type": "string", "pattern": "^0*[0-9]{1,19}$", "description": "In decimal digits."}
-    number = {"anyOf": [digits, {"type": "integer", "minimum": 0, "maximum": MAX_NUMBER}]}
+    number: Json = {
+        "type": ["string", "integer"],
+        "pattern": "^0*[0-9]{1,19}$",  # of a string
+        "minimum": 0,  # of an integer
+        "maximum": MAX_NUMBER,
+    }
     text = {"type": "string", "minLength": 1}
     required: Json = {
-        "specversion": {"const": "1.0"},
+        "specversion": {"type": "string", "const": "1.0"},
         "id": {**id_, "description": "The event id."},
         "source": text,
         "type": {"enum": list(EVENT_TYPES)},
         "subject": {**id_, "description": "The entity id."},
         "time": {"type": "string", "format": "date-time", "description": "When it happened, with a time zone."},
-        "sequence": {**number, "description": "The position in the source."},
+        "sequence": {**number, "description": "The position in the source, in decimal digits."},
     }
     optional: Json = {
         "previous": {**number, "description": "The sequence of the entity's event before this one."},

@@ -6,6 +6,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.api.openapi.components import component_schemas
+from app.api.openapi.dialect import plain
+from app.api.openapi.errors import explain
 from app.api.openapi.examples import illustrate
 from app.api.openapi.operations import Json
 
@@ -29,7 +31,8 @@ TAGS = [
     {"name": "overdue", "description": "Deadlines that have passed without an answer of the node."},
     {"name": "changes", "description": "Follow what changes, as it changes."},
     {"name": "workflows", "description": "The state of orchestrators, changed by compare-and-swap."},
-    {"name": "kafka", "description": "Progress of the Kafka consumers, and messages that failed (dead letters)."},
+    {"name": "watermarks", "description": "Progress of the Kafka consumers."},
+    {"name": "dead-letters", "description": "Messages that failed."},
     {"name": "health", "description": "Health and metrics, for operators."},
 ]
 
@@ -37,8 +40,8 @@ CORRELATION_ID = {
     "name": "X-Correlation-ID",
     "in": "header",
     "required": False,
-    "description": "Returned and logged as it is: up to 128 printable characters of ASCII. A UUID is stored with "
-    "events that have no `correlation_id` of their own.",
+    "description": "1 to 128 printable characters of ASCII, returned and logged. A UUID is also stored with events "
+    "that have no `correlation_id` of their own. Anything else is replaced by a new UUID.",
     "schema": {"type": "string"},
 }
 IF_NONE_MATCH = {
@@ -47,7 +50,6 @@ IF_NONE_MATCH = {
     "required": False,
     "description": "ETags that the client already has. If the row has one of them, the answer is 304.",
     "schema": {"type": "string"},
-    "example": '"5"',
 }
 IF_MATCH = {
     "name": "If-Match",
@@ -55,7 +57,6 @@ IF_MATCH = {
     "required": False,
     "description": "The ETag of the row that the new state builds on. A list allows any of them; `*` allows any row.",
     "schema": {"type": "string"},
-    "example": '"1"',
 }
 IF_NOTHING = {
     "name": "If-None-Match",
@@ -64,7 +65,12 @@ IF_NOTHING = {
     "description": "`*` for a workflow that has no row yet. This or `If-Match` is required; if both are sent, both "
     "conditions must hold.",
     "schema": {"type": "string"},
-    "example": "*",
+}
+# What exists after the README's walk, or is there first: `/docs` fills them in.
+PATH_EXAMPLES: Json = {
+    "entity_id": "5c1f3c1e-9d53-4c58-8a3c-1f0e2d3c4b5a",
+    "workflow_key": "orders/17",
+    "id": 1,
 }
 
 
@@ -84,6 +90,7 @@ def install(app: FastAPI) -> None:
             written.setdefault("components", {}).setdefault("schemas", {}).update(component_schemas())
             for operation in _operations(written):
                 _describe_parameters(operation)
+                explain(operation)
                 illustrate(operation)
             app.openapi_schema = written
         return app.openapi_schema
@@ -105,8 +112,10 @@ def _describe_parameters(operation: Json) -> None:
             [schema] = [one for one in schema["anyOf"] if one != {"type": "null"}]
         schema.pop("title", None)
         told = schema.pop("description", None)
-        parameter["schema"] = schema
+        parameter["schema"] = plain(schema)
         parameter.setdefault("description", told or "The entity's id.")
+        if parameter["in"] == "path" and parameter["name"] in PATH_EXAMPLES:
+            parameter["example"] = PATH_EXAMPLES[parameter["name"]]
     if "304" in operation["responses"]:
         parameters.append(IF_NONE_MATCH)
     if "428" in operation["responses"]:

@@ -8,7 +8,9 @@ from app.api.bodies import JSON, NDJSON
 from app.api.openapi.operations import Json
 from app.api.problems import MEDIA_TYPE
 from app.domain.events import EVENT_TYPES
-from app.wire.cloudevents import BATCH
+from app.wire.cloudevents import BATCH, STRUCTURED
+
+CHOICES = {"ResultOrBatch": ("Result", "BatchAnswer")}  # the components that one stands for
 
 
 @cache
@@ -42,11 +44,14 @@ def _requests(content: Json, media: str) -> Json:
     requests = examples()["requests"]
     if media == NDJSON:
         return {"lines": "".join(json.dumps(event) + "\n" for event in requests["array"])}
+    if media == STRUCTURED:
+        return {"CloudEvent": requests["CloudEvent"]}
     if media == BATCH:
         return {"batch": [requests["CloudEvent"]]}
-    if "oneOf" in content["schema"]:
-        return {name: requests[name] for name in (*EVENT_TYPES, "array")}
-    return _by_schema(content, requests)
+    name = _name(content)
+    if name == "EventOrEvents":
+        return {each: requests[each] for each in (*EVENT_TYPES, "array")}
+    return {name: requests[name]}
 
 
 def _answers(id_: str, content: Json, media: str) -> Json:
@@ -55,13 +60,13 @@ def _answers(id_: str, content: Json, media: str) -> Json:
     if own in answers:
         return {own: answers[own]}
     more = {name: answer for name, answer in answers.items() if name.startswith(f"{id_} with ")}
-    return {**_by_schema(content, answers), **more}
+    names = CHOICES.get(_name(content), (_name(content),))
+    return {**{name: answers[name] for name in names}, **more}
 
 
-def _by_schema(content: Json, known: Json) -> Json:
-    references = content["schema"].get("anyOf", [content["schema"]])
-    names = [reference["$ref"].rpartition("/")[2] for reference in references]
-    return {name: known[name] for name in names}
+def _name(content: Json) -> str:
+    """The name of the component that this content has."""
+    return str(content["schema"]["$ref"].rpartition("/")[2])
 
 
 def _problems(id_: str, status: str) -> Json:
