@@ -158,9 +158,29 @@ LIST = Statement(
 )
 
 
-async def get_changed(connection: Connection, *, after: ChangeKey, limit: int) -> list[Workflow]:
-    """The first `limit` rows after `after`, oldest change first. The empty key comes before all keys."""
-    rows = await LIST.rows(connection, updated_at=after[0], workflow_key=after[1], limit=limit)
+# The same, but only workflows whose keys begin with one of these prefixes.
+LIST_OF_PREFIXES = Statement(
+    text(
+        "SELECT * FROM workflow_state"
+        " WHERE (updated_at, workflow_key) > (CAST(:updated_at AS timestamptz), CAST(:workflow_key AS text))"
+        " AND workflow_key ^@ ANY(CAST(:prefixes AS text[]))"
+        " ORDER BY updated_at, workflow_key LIMIT CAST(:limit AS bigint)"
+    )
+)
+
+
+async def get_changed(
+    connection: Connection, *, after: ChangeKey, limit: int, prefixes: Sequence[str] | None = None
+) -> list[Workflow]:
+    """The first `limit` rows after `after`, oldest change first. The empty key comes before all keys.
+
+    With `prefixes` only workflows whose keys begin with one of them; none of the others is counted.
+    """
+    place = {"updated_at": after[0], "workflow_key": after[1], "limit": limit}
+    if prefixes is None:
+        rows = await LIST.rows(connection, **place)
+    else:
+        rows = await LIST_OF_PREFIXES.rows(connection, **place, prefixes=list(prefixes))
     return [_workflow(row) for row in rows]
 
 

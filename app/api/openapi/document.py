@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from app.api.openapi.access import secure
 from app.api.openapi.components import component_schemas
 from app.api.openapi.examples import illustrate
 from app.api.openapi.operations import Json
@@ -30,6 +31,7 @@ TAGS = [
     {"name": "changes", "description": "Follow what changes, as it changes."},
     {"name": "workflows", "description": "The state of orchestrators, changed by compare-and-swap."},
     {"name": "kafka", "description": "Progress of the Kafka consumers, and messages that failed (dead letters)."},
+    {"name": "audit", "description": "Who did what, for operators."},
     {"name": "health", "description": "Health and metrics, for operators."},
 ]
 
@@ -68,8 +70,8 @@ IF_NOTHING = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Make `app` write its document this way, at the first request for it."""
+def install(app: FastAPI, *, issuer: str | None = None) -> None:
+    """Make `app` write its document this way, at the first request for it. `issuer` is of OpenID Connect."""
 
     def document() -> Json:
         if app.openapi_schema is None:
@@ -85,6 +87,7 @@ def install(app: FastAPI) -> None:
             for operation in _operations(written):
                 _describe_parameters(operation)
                 illustrate(operation)
+            secure(written, app, issuer)
             app.openapi_schema = written
         return app.openapi_schema
 
