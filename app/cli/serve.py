@@ -34,10 +34,10 @@ def serve(**given: str | None) -> None:
     log.configure(settings.log_level, settings.log_format, correlation_id.get)
     warn_of_secrets(given)
     routes = contract.routes_of(settings)
+    check_host(settings.auth, settings.host, settings.port)
     # Refused here once, before anything listens, and not by every worker.
     Hosts.of(settings.allowed_hosts, settings.host)
     Origins.of(settings.cors_origins, public_url=settings.public_url)
-    check_host(settings.auth, settings.host, settings.port)
     try:
         with listening(settings.host, settings.port, settings.workers) as sockets, own_database(settings) as url:
             if settings.database_url is None:
