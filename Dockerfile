@@ -14,7 +14,9 @@ FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home pqs
 COPY --from=build /opt/pqs /opt/pqs
 USER pqs
-ENV PATH=/opt/pqs/bin:$PATH PYTHONUNBUFFERED=1 PQS_HOST=0.0.0.0 PQS_PORT=8000 PQS_LOG_FORMAT=json
+# Whoever calls needs a key, under whatever name: a foreign page in a browser has none.
+ENV PATH=/opt/pqs/bin:$PATH PYTHONUNBUFFERED=1 PQS_HOST=0.0.0.0 PQS_PORT=8000 PQS_LOG_FORMAT=json \
+    PQS_AUTH=required PQS_ALLOWED_HOSTS="*"
 EXPOSE 8000
 # /livez and not /readyz: starting the container anew would not mend a database that is down.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \

@@ -19,6 +19,7 @@ from app.errors import Fault
 
 DeadLetterSource = Literal["consumer", "relay"]  # of a dead letter: an incoming or an outgoing message
 INVALID = "invalid"  # the outcome of a line that is not an event
+FORBIDDEN = "forbidden"  # the outcome of a line whose sender may not write events of its domain
 
 # --- Entities ------------------------------------------------------------------------------------------------------
 
@@ -87,16 +88,21 @@ class BatchAnswer(Struct, frozen=True):
     results: list[Result]
 
 
-class StreamSummary(Summary, frozen=True):
-    """The number of a stream's lines by outcome; `received` counts the lines that are not blank."""
+class StreamSummary(Summary, frozen=True, omit_defaults=True):
+    """The number of a stream's lines by outcome; `received` counts the lines that are not blank.
+
+    `forbidden` is there only if the sender may not write the domains of some lines.
+    """
 
     invalid: int
+    forbidden: int = 0
 
 
 class LineResult(Struct, frozen=True, kw_only=True):
     """The result of a stream's line that was not applied; `line` counts from 1.
 
-    `outcome` is one of Outcome, or `invalid`: then the line is not an event, and `errors` lists its faults.
+    `outcome` is one of Outcome, or `invalid`: then the line is not an event; or `forbidden`: then the sender may not
+    write events of its domain. `errors` says why.
     """
 
     line: int
@@ -114,10 +120,13 @@ class Health(Struct, frozen=True):
     status: str
 
 
-class Ready(Health, frozen=True):
-    """The database answers, and its schema is the expected one."""
+class Ready(Health, frozen=True, omit_defaults=True):
+    """The database answers, and its schema is the expected one.
 
-    revision: str
+    Only callers with `operations:read` are told the `revision`.
+    """
+
+    revision: str | None = None
 
 
 class WorkflowPage(Struct, frozen=True):
@@ -186,6 +195,29 @@ class DeadLetterPage(Struct, frozen=True):
     """A page of dead letters, oldest first, and the cursor of the next one, null on the last."""
 
     items: list[DeadMessage]
+    next_cursor: str | None
+
+
+class AuditEntry(Struct, frozen=True):
+    """Who did what: written in the act's own transaction, and never changed.
+
+    `principal` is who did it, `action` what (such as `dead-letters.retry`), `target` to what, `peer` from where.
+    """
+
+    id: int
+    at: Time
+    principal: str
+    action: str
+    target: str
+    outcome: str
+    correlation_id: str | None
+    peer: str | None
+
+
+class AuditPage(Struct, frozen=True):
+    """A page of the audit log, newest first, and the cursor of the next one, null on the last."""
+
+    items: list[AuditEntry]
     next_cursor: str | None
 
 

@@ -11,6 +11,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import (
+    audit,
     changes,
     context,
     counts,
@@ -50,7 +51,7 @@ class Application(FastAPI):
         super().__init__(**options)
         self.connections = connections
         self.allowed = Allowed(self)
-        edge = Edge(super().__call__, hosts=hosts, origins=origins, allowed=self.allowed)
+        self.edge = edge = Edge(super().__call__, hosts=hosts, origins=origins, allowed=self.allowed)
         self.routed = context.RequestContext(edge, metrics, problems.answer_to, edge.lacking)
         self.hot_calls = direct.HotCalls(self.routed, metrics, edge)
         # These and `connections` are what app/runtime/protocol.py looks for.
@@ -86,7 +87,9 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with Parts(settings, url) as parts:
-            app.state.service = application.hot_calls.service = await parts.service(metrics)
+            service = await parts.service(metrics)
+            application.edge.entry.guard = service.access.guard
+            app.state.service = application.hot_calls.service = service
             yield
 
     app = application = Application(
@@ -102,11 +105,12 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a path with a slash more or less is unknown
     )
-    for resource in (events, entities, counts, overdue, changes, workflows, watermarks, dead_letters, health):
+    resources = (events, entities, counts, overdue, changes, workflows, watermarks, dead_letters, audit, health)
+    for resource in resources:
         app.include_router(resource.router, dependencies=[] if resource is health else [Depends(queries.check_query)])
     app.state.walks = Walks()
     problems.install(app)
-    document.install(app)
+    document.install(app, issuer=settings.oidc_issuer)
     return app
 
 

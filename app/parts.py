@@ -12,6 +12,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Literal, Self, assert_never
 
+from app.access.parts import Access
 from app.breaker import CircuitBreaker
 from app.domain.decider import Deadline
 from app.domain.registration import Timing
@@ -63,6 +64,7 @@ class Service:
     breakers: dict[str, CircuitBreaker]
     feed: Feed
     follow: Follow
+    access: Access  # who a caller is, and how much each may do
 
 
 class Parts:
@@ -114,6 +116,9 @@ class Parts:
         databases.
         """
         settings = self._settings
+        access = Access(settings, self._url)
+        await access.refresh()
+        await self._stack.enter_async_context(working(access))
         database = self._database(settings.pool_size)
         read_url = settings.database_read_url.get_secret_value() if settings.database_read_url else self._url
         scans = self._database(settings.pool_size, url=read_url, scans=True)
@@ -150,6 +155,7 @@ class Parts:
             breakers,
             feed,
             follow,
+            access,
         )
 
     async def announce(self) -> None:

@@ -1,11 +1,7 @@
 """Code that is used where vulture does not look, and the reason."""
 
-import app.access.guard as access_guard
-import app.access.limits as access_limits
-import app.access.parts as access_parts
 import app.access.posture as access_posture
 import app.access.principals as access_principals
-import app.access.rights as access_rights
 import app.store.quotas as store_quotas
 import app.store.tables as store_tables
 from app import answers, main, settings
@@ -78,27 +74,14 @@ _used_from_outside: list[object] = [
     answers.Summary.ignored,
     answers.Summary.duplicate,
     answers.StreamSummary.invalid,
+    answers.StreamSummary.forbidden,
 ]
 
 # Built, tested, and to be wired in: the rooms of access.
 _to_be_wired: list[object] = [
-    access_guard.Guard.refuses_proxies,
-    access_guard.Guard.authenticate,
-    access_limits.WALK,
-    access_limits.weight_of_array,
-    access_parts.Access,
-    access_posture.check_host,
     access_posture.check_sockets,
-    access_principals.Scope.EVENTS_WRITE,
-    access_principals.Scope.ENTITIES_READ,
-    access_principals.Scope.WORKFLOWS_READ,
-    access_principals.Scope.WORKFLOWS_WRITE,
-    access_principals.Scope.OPERATIONS_READ,
-    access_principals.Scope.OPERATIONS_WRITE,
-    access_principals.Scope.METRICS_READ,
     access_principals.Grant.allows,
     access_principals.Grant.is_over,
-    access_rights.every_domain,
     tls.ServerTls,
     setting_types.KafkaSecurity.SSL,
     setting_types.KafkaSecurity.SASL_PLAINTEXT,

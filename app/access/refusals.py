@@ -5,13 +5,16 @@ from datetime import timedelta
 from typing import ClassVar
 
 from app.access.principals import Scope
-from app.errors import PqsError
+from app.errors import Fault, PqsError
 
 REALM = 'Bearer realm="pqs"'
 
 
 class AuthError(PqsError):
-    """A call that is refused because of its caller. `status`, `type` and `title` are the problem document's."""
+    """A call that is refused because of its caller. `status`, `type` and `title` are the problem document's.
+
+    `faults` point at the items of an array that the caller has no right to.
+    """
 
     status: ClassVar[int]
     type: ClassVar[str]
@@ -20,6 +23,7 @@ class AuthError(PqsError):
     def __init__(self, message: str, headers: Mapping[str, str]) -> None:
         super().__init__(message)
         self.headers = headers
+        self.faults: list[Fault] | None = None
 
 
 class UnauthenticatedError(AuthError):

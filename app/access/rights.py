@@ -4,7 +4,7 @@ Each returns the refusal, or None: an array turns it into a fault with a pointer
 and every other call raises it.
 """
 
-from app.access.principals import Principal, Scope
+from app.access.principals import EVERY_KEY, Principal, Scope
 from app.access.refusals import ForbiddenError, lacks
 
 
@@ -27,6 +27,12 @@ def every_domain(principal: Principal, needed: Scope) -> ForbiddenError | None:
     if needed not in grant.scopes:
         return lacks(needed)
     return None if grant.allows_every_domain() else lacks(needed, "every domain (`*`)")
+
+
+def prefixes(principal: Principal) -> list[str] | None:
+    """The beginnings of the workflow keys that the caller may read in a list; None for all."""
+    covered = principal.grant.prefixes
+    return None if EVERY_KEY in covered else list(covered)
 
 
 def workflow(principal: Principal, needed: Scope, key: str) -> ForbiddenError | None:

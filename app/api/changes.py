@@ -7,10 +7,14 @@ from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
+from starlette.types import Scope as AsgiScope
 
+from app.access import rights
+from app.access.principals import Scope
 from app.api import problems
 from app.api.bodies import JSON, NDJSON
+from app.api.needs import caller_of, needs, permit
 from app.api.negotiation import preferred
 from app.api.openapi.operations import changes_operation
 from app.api.schemas import ChangesQuery, encode
@@ -36,6 +40,7 @@ T = TypeVar("T")
     operation_id="followChanges",
     summary="Follow what changes",
     **changes_operation(),
+    dependencies=needs(Scope.ENTITIES_READ),
 )
 async def follow_changes(request: Request, query: Annotated[ChangesQuery, Query()]) -> Response:
     """Answer the changes after a token, at once or as soon as there are some.
@@ -45,6 +50,7 @@ async def follow_changes(request: Request, query: Annotated[ChangesQuery, Query(
     `text/event-stream` or `application/x-ndjson` it goes on for ten minutes.
     """
     service = service_of(request)
+    permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
     if service.settings.changes is Logging.OFF:
         raise ChangesOffError("changes are not logged: PQS_CHANGES is off")
     if query.include and not service.settings.changes_rows:
@@ -111,7 +117,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _message(scope: Scope, receive: Receive) -> Message:
+async def _message(scope: AsgiScope, receive: Receive) -> Message:
     """The next message. A client that sends no more counts as gone: the end of its connection looks the same."""
     ended: asyncio.Event | None = scope.get("extensions", {}).get("pqs.client_ended")
     if ended is None:
@@ -129,7 +135,7 @@ async def _message(scope: Scope, receive: Receive) -> Message:
 class _Stream(StreamingResponse):
     """A stream that ends when its client sends no more."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Stream."""
 
         async def heard() -> Message:

@@ -50,14 +50,27 @@ def begin(headers: Headers) -> str:
     return own_id
 
 
-def account(metrics: Metrics, method: str, path: str, route: str, status: int, began: float) -> None:
-    """Log and count one answered request; `began` is time.perf_counter() at its beginning."""
+def account(
+    metrics: Metrics,
+    method: str,
+    path: str,
+    route: str,
+    status: int,
+    began: float,
+    principal: str = "-",
+    peer: str = "-",
+) -> None:
+    """Log and count one answered request; `began` is time.perf_counter() at its beginning.
+
+    `principal` is the caller's name, `peer` the address that it came from; `-` where nobody knows.
+    """
     seconds = time.perf_counter() - began
     metrics.request(method if method in METHODS else "other", route, status, seconds)
     if log.isEnabledFor(logging.INFO):
         path = quote(path)  # a line break in the path would forge a line of the log
         extra = {"method": method, "path": path, "status": status, "seconds": seconds}
-        log.info("%s %s %d %.1f ms", method, path, status, seconds * 1000, extra=extra)
+        extra |= {"principal": principal, "peer": peer}
+        log.info("%s %s %d %.1f ms %s %s", method, path, status, seconds * 1000, principal, peer, extra=extra)
 
 
 class RequestContext:
@@ -111,7 +124,9 @@ class RequestContext:
             await answer(scope, body.receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path_format", UNKNOWN)
-            account(self._metrics, scope["method"], scope["path"], route, status, began)
+            principal, client = scope.get("principal"), scope.get("client")
+            name, peer = principal.name if principal else "-", str(client[0]) if client else "-"
+            account(self._metrics, scope["method"], scope["path"], route, status, began, name, peer)
             correlation_id.set(before)
 
 

@@ -4,8 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.access import rights
+from app.access.principals import Scope
 from app.answers import StateCounts
 from app.api.bodies import JSON
+from app.api.needs import caller_of, needs, permit
 from app.api.openapi.operations import operation
 from app.api.schemas import DomainQuery, encode
 from app.api.service import service_of
@@ -20,9 +23,11 @@ router = APIRouter(tags=["counts"])
     operation_id="countStates",
     summary="Count the entities in each state",
     **operation(StateCounts, errors=(422, 503)),
+    dependencies=needs(Scope.ENTITIES_READ),
 )
 async def count_states(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the number of entities in each of the eight states, zeros included, and their total."""
+    permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
     counts = await service_of(request).scans.read(REGISTRATIONS.counts.count_by_state, query.domain)
     by_state = {RegistrationState(state): n for state, n in counts.items()}
     answer = StateCounts(query.domain, by_state, sum(counts.values()))

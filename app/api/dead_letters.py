@@ -1,14 +1,18 @@
 """`/v1/dead-letters`: messages that failed, to be listed, retried or removed."""
 
 from base64 import b64encode
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from app.access.principals import Scope
 from app.answers import DeadLetterPage, DeadMessage, Header
+from app.api.audit import act_of
 from app.api.bodies import JSON
 from app.api.events import KEPT_OUT, render_one
+from app.api.needs import needs
 from app.api.openapi.operations import operation, removal_operation, retry_operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import NoQuery, RowsQuery, encode
@@ -17,12 +21,15 @@ from app.domain.positions import MAX_NUMBER
 from app.domain.results import Result
 from app.errors import NotFoundError
 from app.outbound.requeue import requeue
-from app.store import dead_letters
+from app.store import audit, dead_letters
+from app.store.audit import Act
 from app.store.database import Connection
 from app.store.dead_letters import DeadLetter
 from app.wire.messages import KafkaMessage, read_message
 
 router = APIRouter(tags=["dead-letters"])
+
+T = TypeVar("T")
 
 ROUTE = "/v1/dead-letters"
 FILTERS = ["dead letters"]
@@ -41,6 +48,7 @@ class _PageEnd(msgspec.Struct, array_like=True):
     operation_id="listDeadLetters",
     summary="List messages that failed",
     **operation(DeadLetterPage, link=True, errors=(400, 422, 503)),
+    dependencies=needs(Scope.OPERATIONS_READ),
 )
 async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query()]) -> Response:
     """Answer a page, oldest first. A page of large messages ends early, after some megabytes."""
@@ -58,6 +66,7 @@ async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query(
     operation_id="retryDeadLetter",
     summary="Retry a message",
     **retry_operation(),
+    dependencies=needs(Scope.OPERATIONS_WRITE),
 )
 async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
     """Apply the message's event, at the position where it was read, and answer like `POST /v1/events`.
@@ -72,7 +81,8 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     if letter is None:
         raise _unknown(id)
     if letter.partition is None or letter.offset is None:
-        if not await service.database.write(requeue, letter):
+        act = act_of(request, "dead-letters.retry", _target(letter.id), "requeued")
+        if not await service.database.write(_with_act, requeue, letter, act):
             raise _unknown(id)
         service.entries.committed([letter])
         return Response(status_code=202)
@@ -80,6 +90,8 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     event = read_message(KafkaMessage(*place, letter.key, letter.value, letter.headers))
 
     async def also(connection: Connection, results: list[Result]) -> None:
+        act = act_of(request, "dead-letters.retry", _target(id), str(results[0].outcome))
+        await audit.add(connection, act)
         if results[0].outcome not in KEPT_OUT:
             await dead_letters.remove(connection, id)
 
@@ -93,12 +105,28 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     operation_id="deleteDeadLetter",
     summary="Remove a message for good",
     **removal_operation(),
+    dependencies=needs(Scope.OPERATIONS_WRITE),
 )
 async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path
     """Remove the dead letter. Its message is not retried."""
-    if not await service_of(request).database.write_alone(dead_letters.remove, id):
+    act = act_of(request, "dead-letters.delete", _target(id))
+    if not await service_of(request).database.write(_with_act, dead_letters.remove, id, act):
         raise _unknown(id)
     return Response(status_code=204)
+
+
+async def _with_act(
+    connection: Connection, work: Callable[[Connection, T], Awaitable[bool]], on: T, act: Act
+) -> bool:
+    """Do the work, and write the act down if there was something to do: in one transaction."""
+    done = await work(connection, on)
+    if done:
+        await audit.add(connection, act)
+    return done
+
+
+def _target(id_: int) -> str:
+    return f"dead letter {id_}"
 
 
 def _unknown(id_: int) -> NotFoundError:

@@ -25,6 +25,9 @@ from uuid import UUID
 import msgspec
 from fastapi import Response
 
+from app.access import rights
+from app.access.principals import Principal
+from app.access.principals import Scope as Right
 from app.answers import Problem
 from app.api import context, entities, events, problems, workflows
 from app.api.bodies import JSON
@@ -32,6 +35,7 @@ from app.api.context import App, Headers, Receive, Scope, Send
 from app.api.correlation import stored
 from app.api.edge import Edge
 from app.api.hosts import Hosts
+from app.api.needs import admit, permit
 from app.api.schemas import encode
 from app.api.service import Service
 from app.domain.events import DEFAULT_DOMAIN
@@ -52,10 +56,12 @@ NOT_PLAIN = {
     b"content-encoding",
     b"prefer",
 }  # headers of requests that are FastAPI's, as are those of CloudEvents
+CLOUDEVENT = b"ce-"  # how their names begin
+FORWARDED = (b"forwarded", b"x-forwarded-")  # how those of a proxy begin, which some services refuse
 
 # A question that is under way, and the rendering of its answer.
 Asked = tuple["asyncio.Future[Any]", Callable[[Any], Response]]
-Ask = Callable[[Service, Headers, bytes], Asked]
+Ask = Callable[[Service, Principal, Headers, bytes], Asked]
 OnAnswer = Callable[[int, Headers, bytes], None]
 
 
@@ -69,6 +75,7 @@ class HotCalls:
         self._metrics = metrics
         self._known: Service | None = None  # the service whose bound this is
         self._max_body = 0
+        self._prefixes: tuple[bytes, ...] = (CLOUDEVENT,)  # of the headers of requests that are FastAPI's
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a hot call; hand everything else on."""
@@ -99,10 +106,17 @@ class HotCalls:
             return None
         if service is not self._known:
             self._known, self._max_body = service, min(MAX_BODY, service.settings.max_body)
-        found = _find(method, target, headers, self._max_body, self._edge.hosts)
+            refused = FORWARDED if service.access.guard.refuses_proxies else ()
+            self._prefixes = (CLOUDEVENT, *refused)
+        found = _find(method, target, headers, self._max_body, self._prefixes, self._edge.hosts)
         if found is None:
             return None
-        return HotCall(service, headers, method, target.decode("ascii"), *found, self._edge.lacking_plain)
+        route, ask, authorization = found
+        principal = service.access.guard.known(authorization)
+        if not isinstance(principal, Principal):
+            return None  # a token that has to be verified first, or a refusal: these are for the usual way
+        path = target.decode("ascii")
+        return HotCall(service, principal, headers, method, path, route, ask, self._edge.lacking_plain)
 
     def refuse(self, status: int, detail: str, headers: Headers, *, counted: bool) -> tuple[int, Headers, bytes]:
         """The answer to a request that a server does not carry out, for reasons of its own: a problem, with an id.
@@ -134,6 +148,7 @@ class HotCall:
         "_method",
         "_on_answer",
         "_path",
+        "_principal",
         "_render",
         "_route",
         "_service",
@@ -142,6 +157,7 @@ class HotCall:
     def __init__(
         self,
         service: Service,
+        principal: Principal,
         headers: Headers,
         method: str,
         path: str,
@@ -150,6 +166,7 @@ class HotCall:
         lacking: Callable[[Headers], Headers],
     ) -> None:
         self._service = service
+        self._principal = principal
         self._headers = headers
         self._method = method
         self._path = path
@@ -169,7 +186,7 @@ class HotCall:
         self._id = context.begin(self._headers)
         future: asyncio.Future[Any]
         try:
-            future, self._render = self._ask(self._service, self._headers, body)
+            future, self._render = self._ask(self._service, self._principal, self._headers, body)
         except Exception as error:  # noqa: BLE001 - it is answered, as FastAPI's handlers would answer it
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
@@ -202,12 +219,16 @@ class HotCall:
         return problems.answer_to(scope | {"headers": self._headers}, error)
 
     def _account(self, status: int) -> None:
-        context.account(self._service.metrics, self._method, self._path, self._route, status, self._began)
+        context.account(
+            self._service.metrics, self._method, self._path, self._route, status, self._began, self._principal.name
+        )
 
 
-def _find(method: str, target: bytes, headers: Headers, max_body: int, hosts: Hosts) -> tuple[str, Ask] | None:
-    """The route of a plain request, and the question that it asks."""
-    length, is_json = None, False
+def _find(
+    method: str, target: bytes, headers: Headers, max_body: int, prefixes: tuple[bytes, ...], hosts: Hosts
+) -> tuple[str, Ask, bytes | None] | None:
+    """The route of a plain request, the question that it asks, and its `Authorization`."""
+    length, is_json, authorization = None, False, None
     for name, value in headers:
         if name == b"content-length":
             if length is not None or not value.isdigit():
@@ -216,14 +237,24 @@ def _find(method: str, target: bytes, headers: Headers, max_body: int, hosts: Ho
         elif name == b"host":
             if not hosts.allow(value):
                 return None
+        elif name == b"authorization":
+            if authorization is not None:
+                return None
+            authorization = value
         elif name == b"content-type":
             if value != PLAIN:
                 return None
             is_json = True
-        elif name in NOT_PLAIN or name.startswith(b"ce-"):
+        elif name in NOT_PLAIN or name.startswith(prefixes):
             return None
-    with_body = is_json and length is not None and length <= max_body
-    if method == "GET" and len(target) == ENTITY_LENGTH and target.startswith(ENTITY) and length is None:
+    asked = _question(method, target, has_body=length is not None, fits=is_json and (length or 0) <= max_body)
+    return None if asked is None else (*asked, authorization)
+
+
+def _question(method: str, target: bytes, *, has_body: bool, fits: bool) -> tuple[str, Ask] | None:
+    """The route of a plain request, and the question that it asks. `fits`: a body is JSON, and not too long."""
+    with_body = has_body and fits
+    if method == "GET" and len(target) == ENTITY_LENGTH and target.startswith(ENTITY) and not has_body:
         try:
             entity_id = msgspec.convert(target[len(ENTITY) :].decode("ascii"), UUID)
         except msgspec.ValidationError:
@@ -233,30 +264,36 @@ def _find(method: str, target: bytes, headers: Headers, max_body: int, hosts: Ho
         return events.PATH, _ask_for_outcome
     if (match := WORKFLOW.fullmatch(target)) is not None:
         key = match[1].decode()
-        if method == "GET" and length is None:
+        if method == "GET" and not has_body:
             return workflows.ROUTE, partial(_ask_for_workflow, key)
         if method == "PUT" and with_body:
             return workflows.ROUTE, partial(_ask_to_commit, key)
     return None
 
 
-def _ask_for_entity(entity_id: UUID, service: Service, headers: Headers, _body: bytes) -> Asked:
+def _ask_for_entity(entity_id: UUID, service: Service, principal: Principal, headers: Headers, _body: bytes) -> Asked:
+    admit(service, principal, rights.domain(principal, Right.ENTITIES_READ, DEFAULT_DOMAIN))
     render = partial(entities.render_entity, entity_id, DEFAULT_DOMAIN, headers)
     return service.reader.ask(entity_id, DEFAULT_DOMAIN), render
 
 
-def _ask_for_outcome(service: Service, headers: Headers, body: bytes) -> Asked:
+def _ask_for_outcome(service: Service, principal: Principal, headers: Headers, body: bytes) -> Asked:
+    permit(rights.scope(principal, Right.EVENTS_WRITE))
     given = stored(headers)
     if events.is_array(body):
-        return asyncio.ensure_future(events.answer_array(service, body, given)), _as_it_is
-    return service.writer.ask(events.read_one(body, given), len(body)), partial(events.render_one, service)
+        return asyncio.ensure_future(events.answer_array(service, principal, body, given)), _as_it_is
+    event = events.read_one(body, given)
+    admit(service, principal, rights.domain(principal, Right.EVENTS_WRITE, event.domain))
+    return service.writer.ask(event, len(body)), partial(events.render_one, service)
 
 
-def _ask_for_workflow(key: str, service: Service, headers: Headers, _body: bytes) -> Asked:
+def _ask_for_workflow(key: str, service: Service, principal: Principal, headers: Headers, _body: bytes) -> Asked:
+    admit(service, principal, rights.workflow(principal, Right.WORKFLOWS_READ, key))
     return asyncio.ensure_future(workflows.answer_get(service, key, headers)), _as_it_is
 
 
-def _ask_to_commit(key: str, service: Service, headers: Headers, body: bytes) -> Asked:
+def _ask_to_commit(key: str, service: Service, principal: Principal, headers: Headers, body: bytes) -> Asked:
+    admit(service, principal, rights.workflow(principal, Right.WORKFLOWS_WRITE, key))
     conditions = workflows.required(headers)
     return asyncio.ensure_future(workflows.answer_put(service, key, conditions, body)), _as_it_is
 

@@ -7,27 +7,30 @@ an `Origin` or a coded body do not skip it.
 from app.api import caching
 from app.api.asgi import App, Headers, Receive, Scope, Send
 from app.api.coding import ContentCoding
+from app.api.entry import Entry
 from app.api.hosts import Hosts
 from app.api.methods import Allowed, Methods
 from app.api.origins import Origins
 
 
 class Edge:
-    """ASGI middleware: lets in what is for an allowed host and, if it writes, from an allowed page."""
+    """ASGI middleware: lets in what is for an allowed host, from a known caller, and not from a foreign page."""
 
     def __init__(self, app: App, *, hosts: Hosts, origins: Origins, allowed: Allowed) -> None:
         self.hosts = hosts
+        self.entry = Entry()
         self.origins = origins
         vary = origins.headers(None)
         self._beside_etag, self._alone = caching.BESIDE_ETAG + vary, caching.ALONE + vary
         self._app = Methods(ContentCoding(app), allowed, origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. Raises MisdirectedError and ForeignOriginError for what may not come in."""
+        """Answer one request. Raises MisdirectedError, ForeignOriginError and AuthError for what may not come in."""
         if scope["type"] == "http":
             host, origin = _host_and_origin(scope["headers"])
             self.hosts.check(host)
             self.origins.check(scope["method"], origin, host)
+            scope["principal"] = await self.entry.caller(scope)
         await self._app(scope, receive, send)
 
     def lacking(self, asked: Headers, answered: Headers) -> Headers:

@@ -9,9 +9,12 @@ import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.access import rights
+from app.access.principals import Scope
 from app.answers import EntityPage, EntityState, LookupAnswer
 from app.api.bodies import JSON, NDJSON, TEXT, json_answer, media_type, read_body
 from app.api.context import Headers
+from app.api.needs import WALK, admit, caller_of, needs, permit, weight_of_array
 from app.api.negotiation import etag_of, preferred, unchanged
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
@@ -39,14 +42,17 @@ _LOOKUP = msgspec.json.Decoder(Lookup)
     operation_id="lookupEntities",
     summary="Look up several entities by id",
     **operation(LookupAnswer, body=Lookup, errors=(400, 413, 415, 422, 503)),
+    dependencies=needs(Scope.ENTITIES_READ, None),
 )
 async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the registrations of up to 1,000 entities, in the order asked, and the ids that have none."""
     service = service_of(request)
+    permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
     media_type(request, JSON)
     body = await read_body(request, service.settings.max_body)
     asked = read_json(body, _LOOKUP)
     ids = {key_of(id_, query.domain): id_ for id_ in asked.entity_ids}
+    admit(service, caller_of(request), None, weight_of_array(len(ids)))
 
     names = [(id_, query.domain) for id_ in ids.values()]
     found = await service.database.read(REGISTRATIONS.get_entity_states, names)
@@ -57,7 +63,7 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
     return Response(encode(answer), media_type=JSON)
 
 
-@router.get("/v1/entities/lookup", include_in_schema=False)
+@router.get("/v1/entities/lookup", include_in_schema=False, dependencies=needs(Scope.ENTITIES_READ))
 async def refuse_get_lookup() -> None:
     """Answer 405: without this route, the path below would take `lookup` for an entity id."""
     raise HTTPException(405, headers={"Allow": "POST"})
@@ -68,9 +74,11 @@ async def refuse_get_lookup() -> None:
     operation_id="getEntity",
     summary="Get one entity's registration",
     **operation(Registration, etag=True, errors=(404, 412, 422, 503)),
+    dependencies=needs(Scope.ENTITIES_READ),
 )
 async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer the whole row. Its ETag is its version; sent in `If-None-Match`, an unchanged row answers 304."""
+    permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
     registration = await service_of(request).reader.ask(entity_id, query.domain)
     return render_entity(entity_id, query.domain, request.scope["headers"], registration)
 
@@ -90,9 +98,11 @@ def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: 
     operation_id="getEntityState",
     summary="Get one entity's state",
     **operation(EntityState, text=True, errors=(404, 422, 503)),
+    dependencies=needs(Scope.ENTITIES_READ),
 )
 async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer only the state; with `Accept: text/plain`, as the bare word."""
+    permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
     registration = await service_of(request).reader.ask(entity_id, query.domain)
     if registration is None:
         raise _not_found(entity_id, query.domain)
@@ -108,6 +118,7 @@ async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQu
     operation_id="listEntities",
     summary="List entities",
     **operation(EntityPage, link=True, stream=Registration, errors=(400, 422, 503)),
+    dependencies=needs(Scope.ENTITIES_READ, None),
 )
 async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]) -> Response:
     """Answer a page, in the order of entity ids; with `Accept: application/x-ndjson`, all pages, one row per line.
@@ -115,7 +126,10 @@ async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]
     A row that matches throughout is answered exactly once, whatever is written meanwhile.
     """
     service = service_of(request)
+    principal = caller_of(request)
+    permit(rights.domain(principal, Scope.ENTITIES_READ, query.domain))
     wanted = _filter(query)
+    admit(service, principal, None, WALK if is_walk(wanted) else 1.0)
     after = None
     if query.cursor is not None:
         after = read_cursor(query.cursor, ["entities", wanted], _PageEnd).entity_id

@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import IO, Annotated
 from uuid import UUID
 
@@ -11,10 +11,14 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.answers import INVALID, BatchAnswer, StreamSummary, Summary
+from app.access import rights
+from app.access.principals import Principal, Scope
+from app.access.refusals import ForbiddenError
+from app.answers import FORBIDDEN, INVALID, BatchAnswer, StreamSummary, Summary
 from app.api.bodies import JSON, NDJSON, ClientDisconnect, json_answer, media_type, read_body
 from app.api.context import Receive
 from app.api.correlation import stored
+from app.api.needs import admit, caller_of, check_domains, needs, weight_of_array
 from app.api.openapi.operations import events_operation
 from app.api.preferences import minimal, wants_minimal
 from app.api.problems import order_problem
@@ -43,6 +47,7 @@ KEPT_OUT = {Outcome.EARLY, Outcome.CONFLICT}
     operation_id="postEvents",
     summary="Send one event, an array, or a stream of lines",
     **events_operation(),
+    dependencies=needs(Scope.EVENTS_WRITE, None),
 )
 async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) -> Response:
     """Apply events and answer the outcome of each. The answer is sent after the commit.
@@ -63,18 +68,20 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
     or `stale`.
     """
     service = service_of(request)
+    principal = caller_of(request)
     correlation_id = stored(request.scope["headers"])
     media = media_type(request, JSON, NDJSON, STRUCTURED, BATCH)
     if media == NDJSON:
         if query.dry_run:
             raise InvalidInputError([Fault("#/query/dry_run", "a stream has no dry run: send an object or an array")])
-        return await _answer_stream(request, service, correlation_id)
+        return await _answer_stream(request, service, principal, correlation_id)
     body = await read_body(request, service.settings.max_body)
     events, many = _events_of(body, media, request.scope["headers"])
     events = [correlated(event, correlation_id) for event in events]
     if many:
-        return await _answer_many(service, events, dry_run=query.dry_run)
+        return await _answer_many(service, principal, events, dry_run=query.dry_run)
     [event] = events
+    admit(service, principal, rights.domain(principal, Scope.EVENTS_WRITE, event.domain))
     if query.dry_run:
         [result] = await service.projector.foresee([event])
         return _render(result)
@@ -87,13 +94,15 @@ def is_array(body: bytes) -> bool:
     return without_bom(body).lstrip()[:1] == b"["
 
 
-async def answer_array(service: Service, body: bytes, correlation_id: UUID | None) -> Response:
+async def answer_array(service: Service, principal: Principal, body: bytes, correlation_id: UUID | None) -> Response:
     """Apply an array as one transaction, and answer the results."""
     events = [correlated(event, correlation_id) for event in read_events(body)]
-    return await _answer_many(service, events, dry_run=False)
+    return await _answer_many(service, principal, events, dry_run=False)
 
 
-async def _answer_many(service: Service, events: list[Event], *, dry_run: bool) -> Response:
+async def _answer_many(service: Service, principal: Principal, events: list[Event], *, dry_run: bool) -> Response:
+    check_domains(principal, events)
+    admit(service, principal, None, weight_of_array(len(events)))
     if dry_run:
         results = await service.projector.foresee(events, by_position=True)
     else:
@@ -152,18 +161,35 @@ def _render(result: Result, *, instance: str = PATH) -> Response:
 # --- A stream of lines ---------------------------------------------------------------------------------------------
 
 
-async def _answer_stream(request: Request, service: Service, correlation_id: UUID | None) -> Response:
+async def _answer_stream(
+    request: Request, service: Service, principal: Principal, correlation_id: UUID | None
+) -> Response:
     """Read the whole body before the first byte of the answer: a client may send everything before it reads."""
+    admit(service, principal, None)
     upload = _Upload(request.receive)
     answer = _StreamAnswer(service, upload)
+
+    def refuse(event: Event) -> ForbiddenError | None:
+        return rights.domain(principal, Scope.EVENTS_WRITE, event.domain)
+
     try:
-        await take_lines(service.projector, upload.pieces(), answer, correlation_id=correlation_id)
+        pieces = _paced(upload.pieces(), service, principal)
+        await take_lines(service.projector, pieces, answer, correlation_id=correlation_id, refuse=refuse)
     except BaseException:
         answer.close()
         raise
     finally:
         upload.close()
     return StreamingResponse(answer.contents(), media_type=NDJSON)
+
+
+async def _paced(pieces: AsyncIterable[bytes], service: Service, principal: Principal) -> AsyncIterator[bytes]:
+    """The pieces of a stream, no faster than the caller's rate: a stream is slowed down, an array is refused."""
+    async for piece in pieces:
+        weight = piece.count(b"\n") / 100
+        while (limited := service.access.limits.take(principal, weight)) is not None:  # noqa: ASYNC110 - time is all that is missing
+            await asyncio.sleep(limited.retry_after.total_seconds())
+        yield piece
 
 
 class _Upload:
@@ -217,12 +243,18 @@ class _StreamAnswer(Report):
         """Count events for the metrics."""
         _count(self._service, outcomes)
 
-    def line(self, number: int, outcome: Result | RefusedValuesError | list[Fault]) -> None:
+    def line(self, number: int, outcome: Result | RefusedValuesError | ForbiddenError | list[Fault]) -> None:
         """Write a line, unless its event was applied."""
         if isinstance(outcome, Result):
             self._counts[outcome.outcome] += 1
             if outcome.outcome is not Outcome.APPLIED:
                 self._write({"line": number, **msgspec.to_builtins(outcome)})
+            return
+        if isinstance(outcome, ForbiddenError):
+            self._service.metrics.events(FORBIDDEN, 1)
+            self._counts[FORBIDDEN] += 1
+            faults = [Fault("#/domain", str(outcome))]
+            self._write({"line": number, "outcome": FORBIDDEN, "errors": faults})
             return
         if isinstance(outcome, list):
             self._service.metrics.events("invalid", 1)
@@ -245,7 +277,7 @@ class _StreamAnswer(Report):
     async def contents(self) -> AsyncIterator[bytes]:
         """The lines and the summary, in pieces. The file is closed, and so removed, at the end."""
         with self._file:
-            counts = {name: self._counts[name] for name in (*Outcome, INVALID)}
+            counts = {name: self._counts[name] for name in (*Outcome, INVALID, FORBIDDEN)}
             self._write({"summary": StreamSummary(received=self._counts.total(), **counts)})
             self._file.seek(0)
             while piece := self._file.read(64 * 1024):

@@ -23,7 +23,7 @@ class Allowed:
 
     @cached_property
     def _routes(self) -> list[Route]:
-        return list(_routes_of(self._router))
+        return list(routes_of(self._router))
 
     def __call__(self, path: str) -> str | None:
         """The value of `Allow` for a path; None where there is nothing. Every method for `*`."""
@@ -41,13 +41,13 @@ class Allowed:
         return self._by_template[template]
 
 
-def _routes_of(router: object) -> Iterator[Route]:
+def routes_of(router: object) -> Iterator[Route]:
     """All routes of a router and of those that it includes, which FastAPI keeps as they are."""
     for route in getattr(router, "routes", ()):
         if isinstance(route, Route):
             yield route
         else:
-            yield from _routes_of(getattr(route, "original_router", None))
+            yield from routes_of(getattr(route, "original_router", None))
 
 
 def options(path: str, allow: str, headers: Headers, origins: Origins) -> Headers:

@@ -12,7 +12,10 @@ from app.api.asgi import Headers
 from app.errors import ForeignOriginError, StartError
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, section 9.2.1
-EXPOSED = "ETag, Link, Location, Retry-After, X-Correlation-ID, Idempotency-Replayed"
+EXPOSED = (
+    "ETag, Link, Location, Retry-After, RateLimit, RateLimit-Policy, WWW-Authenticate, X-Correlation-ID, "
+    "Idempotency-Replayed"
+)
 PREFLIGHT_AGE = 600  # seconds that a browser may remember a preflight's answer
 REMEMBERED = 64  # spellings of an origin that were found to be listed
 

@@ -8,8 +8,11 @@ from uuid import UUID
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
+from app.access import rights
+from app.access.principals import Scope
 from app.answers import OverduePage, OverdueRegistration
 from app.api.bodies import JSON
+from app.api.needs import caller_of, needs, permit
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import OverdueQuery, encode
@@ -40,6 +43,7 @@ class _PageEnd(msgspec.Struct, array_like=True):
     operation_id="listOverdueAcks",
     summary="List the nodes that did not acknowledge in time",
     **operation(OverduePage, link=True, errors=(400, 422, 503)),
+    dependencies=needs(Scope.ENTITIES_READ),
 )
 async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `accepted` or `awaiting_ack` whose `ack_deadline` lies before `as_of`, oldest first.
@@ -55,6 +59,7 @@ async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()])
     operation_id="listOverdueLiveness",
     summary="List the nodes that sent no heartbeat in time",
     **operation(OverduePage, link=True, errors=(400, 422, 503)),
+    dependencies=needs(Scope.ENTITIES_READ),
 )
 async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `active` whose `liveness_deadline` lies before `as_of`, oldest first.
@@ -71,6 +76,7 @@ async def _scan(
     find: Find,
     deadline_of: Callable[[Registration], datetime | None],
 ) -> Response:
+    permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
     filters = [request.url.path, query.domain]
     end = None if query.cursor is None else read_cursor(query.cursor, filters, _PageEnd)
     if end is not None and query.as_of not in {None, end.as_of}:

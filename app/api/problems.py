@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from msgspec import Struct
 from starlette.exceptions import HTTPException
 
+from app.access.refusals import AuthError, ForbiddenError, LimitedError, UnauthenticatedError
 from app.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 from app.api.negotiation import Conditions, etag_of
 from app.api.schemas import encode
@@ -72,6 +73,9 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     ActionConflictError: HTTPStatus.CONFLICT,
     PreconditionFailedError: HTTPStatus.PRECONDITION_FAILED,
     PreconditionRequiredError: HTTPStatus.PRECONDITION_REQUIRED,
+    UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
+    ForbiddenError: HTTPStatus.FORBIDDEN,
+    LimitedError: HTTPStatus.TOO_MANY_REQUESTS,
     ForeignOriginError: HTTPStatus.FORBIDDEN,
     MisdirectedError: HTTPStatus.MISDIRECTED_REQUEST,
     TooManyWalksError: HTTPStatus.TOO_MANY_REQUESTS,
@@ -211,6 +215,9 @@ def _to_ours(request: Request, error: PqsError) -> Response:
         return _respond(conflict, status)
     if isinstance(error, ChangesGoneError):
         return _respond(gone(request, error), status)
+    if isinstance(error, AuthError):
+        refusal = Problem(error.type, error.title, status, str(error), _instance_of(request), error.faults)
+        return _respond(refusal, status, dict(error.headers))
     faults = error.faults if isinstance(error, InvalidInputError) else None
     return _problem(request, status, _summary(error, faults), faults=faults, headers=headers)
 

@@ -4,8 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.access.principals import Scope
 from app.answers import WatermarkList
 from app.api.bodies import JSON
+from app.api.needs import needs
 from app.api.openapi.operations import operation
 from app.api.schemas import NoQuery, encode
 from app.api.service import service_of
@@ -19,6 +21,7 @@ router = APIRouter(tags=["watermarks"])
     operation_id="listWatermarks",
     summary="List how far each partition is read",
     **operation(WatermarkList, errors=(422, 503)),
+    dependencies=needs(Scope.OPERATIONS_READ),
 )
 async def list_watermarks(request: Request, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer one watermark per partition that was read, in the order of topic and partition.

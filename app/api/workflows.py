@@ -1,5 +1,6 @@
 """`/v1/workflows`: the state of workflows, changed by compare-and-swap."""
 
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import quote, unquote_to_bytes
@@ -8,15 +9,18 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
+from app.access import rights
+from app.access.principals import Scope
 from app.answers import WorkflowPage
 from app.api.bodies import JSON, json_answer, media_type, read_body
 from app.api.context import Headers
+from app.api.needs import WALK, admit, caller_of, needs, permit
 from app.api.negotiation import Conditions, etag_of, unchanged
 from app.api.openapi.operations import commit_operation, operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.problems import state_problem
 from app.api.schemas import NoQuery, WorkflowCommit, WorkflowQuery, encode
-from app.api.service import Service, service_of
+from app.api.service import Service, service_of, walks_of
 from app.domain.events import Time
 from app.domain.positions import MAX_NUMBER
 from app.domain.workflows import MAX_KEY, Committed, StateConflict, Workflow
@@ -73,19 +77,27 @@ class _PageEnd(msgspec.Struct, array_like=True):
     operation_id="listWorkflows",
     summary="List workflows, oldest change first",
     **operation(WorkflowPage, link=True, errors=(400, 422, 503)),
+    dependencies=needs(Scope.WORKFLOWS_READ, None),
 )
 async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query()]) -> Response:
     """Answer a page, in the order of changes: by `updated_at`, then by key.
 
-    A row that changes while you page moves to the end and is answered again there.
+    A row that changes while you page moves to the end and is answered again there. A caller whose rights cover some
+    prefixes of keys is answered those workflows only.
     """
+    service = service_of(request)
+    prefixes = rights.prefixes(caller_of(request))
+    admit(service, caller_of(request), None, 1.0 if prefixes is None else WALK)
     since = query.updated_since or EARLIEST
     filters = ["workflows", since]
     after = (since, "")
     if query.cursor is not None:
         end = read_cursor(query.cursor, filters, _PageEnd)
         after = (end.updated_at, end.workflow_key)
-    items, more = await service_of(request).scans.read(workflows.get_changed, after=after, limit=query.limit)
+    with nullcontext() if prefixes is None else walks_of(request).now():
+        items, more = await service.scans.read(
+            workflows.get_changed, after=after, limit=query.limit, prefixes=prefixes
+        )
     cursor = None
     headers = {}
     if more:
@@ -99,9 +111,11 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     operation_id="getWorkflow",
     summary="Get one workflow's state",
     **operation(Workflow, etag=True, errors=(404, 412, 422, 503)),
+    dependencies=needs(Scope.WORKFLOWS_READ),
 )
 async def get_workflow(request: Request, workflow_key: WorkflowKey, _query: Annotated[NoQuery, Query()]) -> Response:
     """Answer the row. Its ETag is its version; sent in `If-None-Match`, an unchanged row answers 304."""
+    permit(rights.workflow(caller_of(request), Scope.WORKFLOWS_READ, workflow_key))
     _check_encoding(request, workflow_key)
     return await answer_get(service_of(request), workflow_key, request.scope["headers"])
 
@@ -122,6 +136,7 @@ async def answer_get(service: Service, workflow_key: str, headers: Headers) -> R
     operation_id="commitWorkflow",
     summary="Commit the next state of one workflow",
     **commit_operation(),
+    dependencies=needs(Scope.WORKFLOWS_WRITE),
 )
 async def put_workflow(request: Request, workflow_key: WorkflowKey, _query: Annotated[NoQuery, Query()]) -> Response:
     """Write the state if the row still has the version that you read; otherwise answer 412 with the current row.
@@ -133,6 +148,7 @@ async def put_workflow(request: Request, workflow_key: WorkflowKey, _query: Anno
     id; that is safe.
     """
     service = service_of(request)
+    permit(rights.workflow(caller_of(request), Scope.WORKFLOWS_WRITE, workflow_key))
     _check_encoding(request, workflow_key)
     media_type(request, JSON)
     conditions = required(request.scope["headers"])

@@ -1,10 +1,8 @@
 """`pqs keys` and `pqs audit`: the keys and their rights, and the audit log. They need the database, but no key."""
 
 import asyncio
-import getpass
 import os
 import re
-import socket
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -15,6 +13,7 @@ from msgspec.structs import replace
 
 from app.access.keys import AccessKey, make
 from app.access.principals import EVERY_DOMAIN, EVERY_KEY, Scope
+from app.cli.operators import operator
 from app.cli.options import DATABASE, logged_settings, settings_options
 from app.errors import StartError
 from app.runtime.database import database_of
@@ -103,7 +102,7 @@ def create(
         workflow_prefixes=tuple(dict.fromkeys(EVERY_KEY if each == EVERY else each for each in prefixes)),
         rate=rate,
         burst=burst,
-        created_by=_operator(),
+        created_by=operator(),
         expires_at=datetime.now(UTC) + expires,
     )
 
@@ -138,7 +137,7 @@ def rotate(name: str, overlap: timedelta, expires: timedelta, **given: str | Non
             raise StartError(f"{name} has two live keys: first revoke one of {', '.join(each.id for each in live)}")
         [old] = live
         now = datetime.now(UTC)
-        new = replace(old, id=key.id, created_by=_operator(), expires_at=now + expires)
+        new = replace(old, id=key.id, created_by=operator(), expires_at=now + expires)
         await stored_keys.add(connection, new, key.digest)
         await stored_keys.shorten(connection, [old.id], now + overlap)
         await _write_down(connection, "keys.rotate", old, f"by {key.id}")
@@ -219,7 +218,7 @@ def quota(prefix: str | None, size: str | None, **given: str | None) -> None:
             elif not await quotas.remove_quota(connection, wanted):
                 raise StartError(f"there is no quota for the prefix {prefix}")
             target = f"{prefix}: {size}"
-            await audits.add(connection, Act(principal=_operator(), action="quotas.set", target=target))
+            await audits.add(connection, Act(principal=operator(), action="quotas.set", target=target))
         return await quotas.get_all(connection)
 
     rows = [("prefix", "used", "quota")]
@@ -294,16 +293,7 @@ def _show(key: AccessKey, stored: StoredKey) -> None:
 
 async def _write_down(connection: Connection, action: str, key: StoredKey, more: str = "") -> None:
     target = f"{key.name}/{key.id} {more}".rstrip()
-    await audits.add(connection, Act(principal=_operator(), action=action, target=target))
-
-
-def _operator() -> str:
-    """The user who runs this command, as far as the machine knows."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"cli:{user}@{socket.gethostname()}"[:300]
+    await audits.add(connection, Act(principal=operator(), action=action, target=target))
 
 
 def _in_transaction(given: dict[str, str | None], work: Callable[[Connection], Coroutine[None, None, T]]) -> T:

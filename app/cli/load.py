@@ -16,12 +16,17 @@ from app.settings import read_settings
     metavar="URL",
     help="The service's address, such as http://127.0.0.1:8000, in place of --host and --port.",
 )
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    help="A file that holds the key or token to send; without it PQS_TOKEN or PQS_TOKEN_FILE counts.",
+)
 @settings_options("host", "port")
-def load(file: str, url: str | None, **given: str | None) -> None:
+def load(file: str, url: str | None, token_file: str | None, **given: str | None) -> None:
     """Send a file of events, one JSON object a line, to the service; - is standard input.
 
     The file may be packed with gzip or xz. Events that come before the event they build on are sent again at the end,
     by entity and position. The status is 1 when a line is not in; standard error lists such lines with their reasons.
     """
     settings = read_settings(given)
-    sys.exit(load_file(file, url or service_url(settings.host, settings.port)))
+    sys.exit(load_file(file, url or service_url(settings.host, settings.port), token_file=token_file))

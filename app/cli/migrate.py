@@ -4,6 +4,7 @@ import asyncio
 
 import click
 
+from app.cli.operators import operator
 from app.cli.options import DATABASE, logged_settings, settings_options
 from app.runtime.database import database_of
 from app.store import schema
@@ -42,6 +43,6 @@ async def _migrate(url: str, target: str) -> tuple[str, str]:
     engine = schema.create_engine(url, pool_size=2)
     try:
         with translated():
-            return await schema.initialize_schema(engine, target)
+            return await schema.initialize_schema(engine, target, by=operator())
     finally:
         await engine.dispose()

@@ -11,6 +11,7 @@ from uuid import UUID
 import click
 import msgspec
 
+from app.cli.operators import operator
 from app.cli.options import CHANGES, DATABASE, logged_settings, settings_options
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.positions import MAX_NUMBER, Position
@@ -18,7 +19,8 @@ from app.errors import StartError
 from app.projection.changes import change_log_of
 from app.runtime.database import database_of
 from app.settings import Settings
-from app.store import changes
+from app.store import audit, changes
+from app.store.audit import Act
 from app.store.database import Connection, Database
 from app.store.overdue import now
 from app.store.registrations import REGISTRATIONS
@@ -57,6 +59,8 @@ def rebase(
         before, after = moved
         log = change_log_of(settings)
         await changes.add(connection, log.rebased(before, after, await now(connection)), log.slice_seconds)
+        target = f"{domain}/{entity_id}: from {before.position} to {after.position}"
+        await audit.add(connection, Act(principal=operator(), action="rebase", target=target))
         return f"{entity_id} moved from {before.position} to {after.position}, version {after.version}"
 
     with database_of(settings) as url:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import click
 
+from app.access.posture import check_host
 from app.api.context import correlation_id
 from app.api.hosts import Hosts
 from app.api.origins import Origins
@@ -26,12 +27,14 @@ from app.settings import Settings, read_settings
 def serve(**given: str | None) -> None:
     """Answer requests.
 
-    Without a database URL the service starts a PostgreSQL of its own, in the data directory.
+    Without a database URL the service starts a PostgreSQL of its own, in the data directory. On an address that other
+    machines reach it starts only where PQS_AUTH says who is let in.
     """
     settings = read_settings(given)
     log.configure(settings.log_level, settings.log_format, correlation_id.get)
     warn_of_secrets(given)
     routes = contract.routes_of(settings)
+    check_host(settings.auth, settings.host, settings.port)
     # Refused here once, before anything listens, and not by every worker.
     Hosts.of(settings.allowed_hosts, settings.host)
     Origins.of(settings.cors_origins, public_url=settings.public_url)

@@ -7,12 +7,13 @@ commit one by one, in the order of arrival.
 import asyncio
 from abc import abstractmethod
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from typing import Protocol
 from uuid import UUID
 
 from msgspec import Struct
 
+from app.access.refusals import ForbiddenError
 from app.domain.events import Event
 from app.domain.results import Result
 from app.errors import (
@@ -32,6 +33,8 @@ CHUNK_BYTES = 4 * 1024 * 1024  # bytes of lines that are held for one transactio
 CHUNKS_AT_ONCE = 2  # chunks of one stream under way: the database works on one while the other is folded
 
 Outcomes = list[Result | RefusedValuesError]
+Refuse = Callable[[Event], ForbiddenError | None]
+UNFIT = (list, ForbiddenError)  # what a line is that holds no event to be applied
 
 
 class Report(Protocol):
@@ -42,10 +45,11 @@ class Report(Protocol):
         """Called after each commit with the outcomes of its events, also when the stream breaks off later."""
 
     @abstractmethod
-    def line(self, number: int, outcome: Result | RefusedValuesError | list[Fault]) -> None:
+    def line(self, number: int, outcome: Result | RefusedValuesError | ForbiddenError | list[Fault]) -> None:
         """Called for each line that is not blank, in the order of the input, after the commit of its chunk.
 
-        `number` counts all lines from 1. Faults are those of a line that holds no event.
+        `number` counts all lines from 1. Faults are those of a line that holds no event; a ForbiddenError says that
+        its sender may not send it.
         """
 
     @abstractmethod
@@ -58,10 +62,10 @@ class Report(Protocol):
 
 
 class _Line(Struct, frozen=True):
-    """One line of the input: its event, or its faults."""
+    """One line of the input: its event, or its faults, or why its event is not applied."""
 
     number: int
-    read: Event | list[Fault]
+    read: Event | list[Fault] | ForbiddenError
 
 
 class _Chunk(Struct, frozen=True):
@@ -74,13 +78,18 @@ class _Chunk(Struct, frozen=True):
 
 
 async def take_lines(
-    projector: Projector, pieces: AsyncIterable[bytes], report: Report, *, correlation_id: UUID | None = None
+    projector: Projector,
+    pieces: AsyncIterable[bytes],
+    report: Report,
+    *,
+    correlation_id: UUID | None = None,
+    refuse: Refuse = lambda _event: None,
 ) -> None:
     """Take in the events of a stream to its end, in flat memory.
 
-    `correlation_id` is kept with the events that have none of their own. Raises IngestInterruptedError when the
-    database fails midway, TooManyFaultsError when the report is full, and whatever `pieces` and `report.check()`
-    raise. Chunks that were begun are finished before that.
+    Events that `refuse` has a reason against are left out. `correlation_id` is kept with the events that have none of
+    their own. Raises IngestInterruptedError when the database fails midway, TooManyFaultsError when the report is
+    full, and whatever `pieces` and `report.check()` raise. Chunks that were begun are finished before that.
     """
     committed = 0  # the number of the last line of the last chunk that is reported
     under_way: deque[_Chunk] = deque()
@@ -91,9 +100,9 @@ async def take_lines(
         return under_way.popleft().last
 
     try:
-        async for lines, last in _chunks(pieces, correlation_id):
+        async for lines, last in _chunks(pieces, correlation_id, refuse):
             report.check()
-            events = [line.read for line in lines if not isinstance(line.read, list)]
+            events = [line.read for line in lines if not isinstance(line.read, UNFIT)]
             entities = {event.entity_id.bytes for event in events}
             while under_way and (
                 len(under_way) == CHUNKS_AT_ONCE or not all(entities.isdisjoint(each.entities) for each in under_way)
@@ -138,7 +147,7 @@ async def split_lines(pieces: AsyncIterable[bytes], limit: int) -> AsyncIterator
 
 
 async def _chunks(
-    pieces: AsyncIterable[bytes], correlation_id: UUID | None
+    pieces: AsyncIterable[bytes], correlation_id: UUID | None, refuse: Refuse
 ) -> AsyncIterator[tuple[list[_Line], int]]:
     """The lines that are not blank, in chunks for one transaction each, with the number of the last line of each."""
     chunk: list[_Line] = []
@@ -151,7 +160,7 @@ async def _chunks(
             if line is None:
                 chunk.append(_Line(number, [Fault("#", f"the line is larger than {MAX_LINE:,} bytes")]))
             elif line and not line.isspace():
-                chunk.append(_Line(number, _read(line, correlation_id)))
+                chunk.append(_Line(number, _read(line, correlation_id, refuse)))
                 size += len(line)
             if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES:
                 yield chunk, number
@@ -159,13 +168,14 @@ async def _chunks(
     yield chunk, number
 
 
-def _read(line: bytes, correlation_id: UUID | None) -> Event | list[Fault]:
+def _read(line: bytes, correlation_id: UUID | None, refuse: Refuse) -> Event | list[Fault] | ForbiddenError:
     try:
-        return correlated(read_event(line), correlation_id)
+        event = correlated(read_event(line), correlation_id)
     except InvalidInputError as error:
         return error.faults
     except UnreadableError as error:
         return [Fault("#", str(error))]
+    return refuse(event) or event
 
 
 async def _take(
@@ -179,4 +189,4 @@ async def _take(
 def _tell(chunk: _Chunk, outcomes: Outcomes, report: Report) -> None:
     of_events = iter(outcomes)
     for line in chunk.lines:
-        report.line(line.number, line.read if isinstance(line.read, list) else next(of_events))
+        report.line(line.number, line.read if isinstance(line.read, UNFIT) else next(of_events))

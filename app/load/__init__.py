@@ -18,14 +18,14 @@ def service_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def load_file(name: str, url: str) -> int:
+def load_file(name: str, url: str, *, token_file: str | None = None) -> int:
     """Send the file, or with `-` standard input, to the service at `url`, and return the exit status.
 
     0: every line is in. 1: some lines are not; standard error lists them. 130: interrupted. Standard output gets the
     report. Raises StartError as `Loader.load` does, after a report on the lines sent so far.
     """
     progress = Progress(sys.stderr)
-    loader = Loader(url, show=progress.show, say=progress.say)
+    loader = Loader(url, show=progress.show, say=progress.say, token_file=token_file)
     interrupted = False
     try:
         with closing(Source(name)) as source:

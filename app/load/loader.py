@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import httpx
 import msgspec
 
-from app.answers import INVALID
+from app.answers import FORBIDDEN, INVALID
 from app.domain.results import Outcome
 from app.errors import StartError
 from app.load.early import Early, RefusedLines, why
@@ -35,9 +35,10 @@ CONNECT_TIMEOUT = 5.0  # seconds
 ANSWER_TIMEOUT = 60.0  # seconds without a byte of an answer
 TRIES = 12  # attempts of a request without progress: they outlast the minute of an open circuit breaker
 MAX_WAIT = 10.0  # seconds between two attempts
+LIMITED = 429  # the status that asks a client to slow down
 
-OUTCOMES = (*(str(outcome) for outcome in Outcome), INVALID)
-NOT_IN = (Outcome.EARLY, Outcome.CONFLICT, INVALID)
+OUTCOMES = (*(str(outcome) for outcome in Outcome), INVALID, FORBIDDEN)
+NOT_IN = (Outcome.EARLY, Outcome.CONFLICT, INVALID, FORBIDDEN)
 TOO_LONG = f"the line is larger than {MAX_LINE:,} bytes"
 
 
@@ -45,7 +46,8 @@ class Loader:
     """Sends lines to the service at `url`, and counts each once, with its last outcome.
 
     `show` is called after each answer with the finished share of the pass (from 0 to 1, or None if unknown), `say`
-    with messages for a person; `wait` waits for some seconds. Raises StartError if `url` is not an address.
+    with messages for a person; `wait` waits for some seconds. `token_file` holds the
+    key to send, in place of PQS_TOKEN. Raises StartError if `url` is not an address.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Loader:
         show: "Callable[[Loader, float | None], None]" = lambda _loader, _share: None,
         say: Callable[[str], None] = lambda _message: None,
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        token_file: str | None = None,
     ) -> None:
+        self._token_file = token_file
         self._url = _checked(url)
         self._show = show
         self._say = say
@@ -105,12 +109,16 @@ class Loader:
 
     @contextmanager
     def _connected(self, runner: asyncio.Runner) -> Iterator[Client]:
-        client = Client(
-            str(self._url),
-            timeout=httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT),
-            headers={"User-Agent": "pqs load"},
-            sleep=self._wait,
-        )
+        try:
+            client = Client(
+                str(self._url),
+                timeout=httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT),
+                headers={"User-Agent": "pqs load"},
+                token_file=self._token_file,
+                sleep=self._wait,
+            )
+        except (ValueError, OSError) as error:
+            raise StartError(f"the token cannot be used: {error}") from None
         runner.run(client.__aenter__())
         try:
             yield client
@@ -165,7 +173,7 @@ class Loader:
             trouble = (
                 f"{self._address} answered {error.status} {error.title}: {error.detail or 'no details are given'}"
             )
-            if not isinstance(error, UnavailableError):
+            if not isinstance(error, UnavailableError) and error.status != LIMITED:
                 self.on_the_way = 0
                 raise StartError(trouble)
             wait = error.retry_after.total_seconds() if error.retry_after else 0.0

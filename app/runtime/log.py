@@ -14,6 +14,8 @@ EXTRA = (
     "path",
     "status",
     "seconds",
+    "principal",
+    "peer",
 )  # the fields that a line may have beside its message
 
 

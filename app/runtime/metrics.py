@@ -95,7 +95,8 @@ class Metrics:
         # Looking up a labelled metric takes longer than counting with it.
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._commit_outcomes = {name: self._commits.labels(name) for name in ("committed", "replayed", "conflict")}
-        self._outcomes = {str(outcome): self._events.labels(str(outcome)) for outcome in (*Outcome, "invalid")}
+        outcomes = (*(str(outcome) for outcome in Outcome), "invalid", "forbidden")
+        self._outcomes = {outcome: self._events.labels(outcome) for outcome in outcomes}
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """One answered request."""

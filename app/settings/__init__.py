@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 PREFIX = "PQS_"
+OF_CLIENTS = {"PQS_TOKEN", "PQS_TOKEN_FILE"}  # variables of clients, `pqs load` among them, and not of the service
 MIB = 1024 * 1024  # bytes
 
 
@@ -230,7 +231,7 @@ def read_settings(given: Mapping[str, object] | None = None) -> Settings:
 
     Raises StartError, which names the variable, for an unknown name and for a value out of range.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | OF_CLIENTS
     for name in os.environ:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             endings = [each.removeprefix(PREFIX) for each in known]

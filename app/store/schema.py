@@ -71,12 +71,12 @@ async def is_current(url: str) -> bool:
         await connection.close()
 
 
-async def initialize_schema(engine: AsyncEngine, target: str = HEAD) -> tuple[str, str]:
+async def initialize_schema(engine: AsyncEngine, target: str = HEAD, *, by: str | None = None) -> tuple[str, str]:
     """Bring the database to revision `target`, up or down, for `pqs migrate`; return the revisions before and after.
 
-    It is safe to repeat, and to run twice at once: the second run waits for the first. Raises StartError if the
-    database is at a revision that this code does not know, if PostgreSQL refuses the migration, or if another session
-    keeps a table locked.
+    `by` is written to the audit log, if there is one then. It is safe to repeat, and to run twice at once: the second
+    run waits for the first. Raises StartError if the database is at a revision that this code does not know, if
+    PostgreSQL refuses the migration, or if another session keeps a table locked.
     """
     if target not in (*REVISIONS, BASE):
         raise StartError(f"there is no revision {target}; known are {BASE}, {', '.join(REVISIONS)}")
@@ -91,7 +91,9 @@ async def initialize_schema(engine: AsyncEngine, target: str = HEAD) -> tuple[st
             if was not in (*REVISIONS, BASE):
                 raise StartError(f"the database is at revision {was}, which this code does not know; nothing done")
             await connection.run_sync(_run, was, target)
-            return was, await _revision(connection)
+            is_ = await _revision(connection)
+            if was != is_ and by is not None:
+                await _write_down(connection, by, f"from {was} to {is_}")
         except DBAPIError as error:
             state = getattr(error.orig, "sqlstate", None) or ""
             said = getattr(error.orig, "__cause__", None)
@@ -105,6 +107,7 @@ async def initialize_schema(engine: AsyncEngine, target: str = HEAD) -> tuple[st
             ) from error
         finally:
             await guard.scalar(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
+        return was, is_
 
 
 async def _revision(connection: AsyncConnection) -> str:
@@ -113,6 +116,18 @@ async def _revision(connection: AsyncConnection) -> str:
         revision = await connection.scalar(text("SELECT version_num FROM alembic_version")) or BASE
     await connection.commit()
     return revision
+
+
+async def _write_down(connection: AsyncConnection, by: str, target: str) -> None:
+    """Write a migration down, after it: each of its revisions was a transaction of its own."""
+    if await connection.scalar(text("SELECT to_regclass('audit_log')")) is not None:
+        await connection.execute(
+            text(
+                "INSERT INTO audit_log (principal, action, target, outcome) VALUES (:by, 'migrate', :target, 'done')"
+            ),
+            {"by": by, "target": target},
+        )
+    await connection.commit()
 
 
 def _run(connection: Connection, was: str, target: str) -> None:

@@ -161,14 +161,30 @@ LIST = Statement(
 )
 
 
-async def get_changed(connection: Connection, *, after: ChangeKey, limit: int) -> tuple[list[Workflow], bool]:
+# The same, but only workflows whose keys begin with one of these prefixes.
+LIST_OF_PREFIXES = Statement(
+    text(
+        "SELECT * FROM workflow_state"
+        " WHERE (updated_at, workflow_key) > (CAST(:updated_at AS timestamptz), CAST(:workflow_key AS text))"
+        " AND workflow_key ^@ ANY(CAST(:prefixes AS text[]))"
+        " ORDER BY updated_at, workflow_key LIMIT CAST(:limit AS bigint)"
+    )
+)
+
+
+async def get_changed(
+    connection: Connection, *, after: ChangeKey, limit: int, prefixes: Sequence[str] | None = None
+) -> tuple[list[Workflow], bool]:
     """The first rows after `after`, oldest change first. The empty key comes before all keys.
 
-    They are up to `limit`, and about PAGE_BYTES of JSON; the second value says whether more follow.
+    They are up to `limit`, and about PAGE_BYTES of JSON; the second value says whether more follow. With `prefixes`
+    only workflows whose keys begin with one of them; none of the others is counted.
     """
-    rows, more = await LIST.page(
-        connection, limit=limit, at_once=AT_ONCE, json=_JSON, updated_at=after[0], workflow_key=after[1]
-    )
+    given: dict[str, object] = {"updated_at": after[0], "workflow_key": after[1]}
+    statement = LIST
+    if prefixes is not None:
+        statement, given = LIST_OF_PREFIXES, {**given, "prefixes": list(prefixes)}
+    rows, more = await statement.page(connection, limit=limit, at_once=AT_ONCE, json=_JSON, **given)
     return [_workflow(row) for row in rows], more
 
 

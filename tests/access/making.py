@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -15,17 +15,27 @@ from app.store.keys import StoredKey
 PATIENCE = 30.0  # seconds; only a test that fails waits that long
 
 
-async def new_key(database: Database, name: str = "tester", *, lasts: timedelta = timedelta(days=1)) -> AccessKey:
-    """A live key that may read the entities of one domain."""
+async def new_key(
+    database: Database,
+    name: str = "tester",
+    *,
+    lasts: timedelta = timedelta(days=1),
+    scopes: Sequence[str] = ("entities:read", "a scope of later"),
+    domains: Sequence[str] = ("registration",),
+    prefixes: Sequence[str] = ("team/",),
+    rate: float | None = 5.0,
+    burst: float | None = 7.0,
+) -> AccessKey:
+    """A live key, which may read the entities of one domain unless told otherwise."""
     key = make(os.urandom)
     stored = StoredKey(
         id=key.id,
         name=name,
-        scopes=("entities:read", "a scope of later"),
-        domains=("registration",),
-        workflow_prefixes=("team/",),
-        rate=5.0,
-        burst=7.0,
+        scopes=tuple(scopes),
+        domains=tuple(domains),
+        workflow_prefixes=tuple(prefixes),
+        rate=rate,
+        burst=burst,
         created_by="test",
         expires_at=datetime.now(UTC) + lasts,
     )

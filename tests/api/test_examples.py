@@ -119,6 +119,7 @@ READS = {
     "WatermarkList": "/v1/watermarks",
     "DeadLetterPage": "/v1/dead-letters?limit=1",
     "ChangesPage": "/v1/changes?limit=2",
+    "AuditPage": "/v1/audit?limit=1",
     "Health": "/livez",
     "Ready": "/readyz",
 }
@@ -183,6 +184,8 @@ REFUSED: dict[str, Json] = {
     "listWatermarks 422": {"method": "GET", "url": "/v1/watermarks?topic=nodes"},
     "listDeadLetters 400": {"method": "GET", "url": "/v1/dead-letters?cursor=damaged"},
     "listDeadLetters 422": {"method": "GET", "url": "/v1/dead-letters?limit=0"},
+    "listAudit 400": {"method": "GET", "url": "/v1/audit?cursor=damaged"},
+    "listAudit 422": {"method": "GET", "url": "/v1/audit?limit=0"},
     "retryDeadLetter 400": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
     "retryDeadLetter 404": {"method": "POST", "url": "/v1/dead-letters/4711/retry"},
     "retryDeadLetter 409": {"method": "POST", "url": "/v1/dead-letters/2/retry"},
@@ -219,6 +222,7 @@ DOWN: dict[str, Json] = {
     "commitWorkflow 503": {"method": "PUT", "url": WORKFLOW, "json": COMMIT, "headers": CREATING},
     "listWatermarks 503": {"method": "GET", "url": READS["WatermarkList"]},
     "listDeadLetters 503": {"method": "GET", "url": READS["DeadLetterPage"]},
+    "listAudit 503": {"method": "GET", "url": READS["AuditPage"]},
     "retryDeadLetter 503": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
     "deleteDeadLetter 503": {"method": "DELETE", "url": "/v1/dead-letters/1"},
     "getReadiness 503": {"method": "GET", "url": READS["Ready"]},
@@ -276,6 +280,11 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
         " '2026-01-01T00:00:07.5Z', 'host:4711:1f0e2d3c')"
     )
     await connection.execute("UPDATE changes SET mark = 17, changed_at = occurred_at + interval '0.25 s'")  # nor this
+    await connection.execute(
+        "INSERT INTO audit_log (id, at, principal, action, target, outcome, correlation_id, peer) OVERRIDING SYSTEM"
+        " VALUE VALUES (4711, '2026-01-01T00:00:09Z', 'key:admin/a2b3c4d5e6', 'dead-letters.retry', 'dead letter 1',"
+        " 'applied', '3f0c1a52-7d7e-4f2b-9c63-5f1f0c8f2f7d', '192.0.2.7')"
+    )
     for offset, value, error in DEAD:
         await connection.execute(
             'INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error, created_at)'

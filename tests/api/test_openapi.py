@@ -81,6 +81,7 @@ IDS = {
     ("/v1/workflows/{workflow_key}", "put"): "commitWorkflow",
     ("/v1/watermarks", "get"): "listWatermarks",
     ("/v1/dead-letters", "get"): "listDeadLetters",
+    ("/v1/audit", "get"): "listAudit",
     ("/v1/dead-letters/{id}/retry", "post"): "retryDeadLetter",
     ("/v1/dead-letters/{id}", "delete"): "deleteDeadLetter",
     ("/livez", "get"): "getLiveness",
@@ -103,6 +104,7 @@ ERRORS = {
     "commitWorkflow": {400, 409, 412, 413, 415, 422, 428, 503},
     "listWatermarks": {422, 503},
     "listDeadLetters": {400, 422, 503},
+    "listAudit": {400, 422, 503},
     "retryDeadLetter": {400, 404, 409, 422, 503},
     "deleteDeadLetter": {404, 422, 503},
     "getLiveness": set(),
@@ -174,7 +176,8 @@ def test_every_operation_has_its_errors() -> None:
         errors = {int(status): one for status, one in operation["responses"].items() if int(status) >= 400}
         listed[operation["operationId"]] = set(errors)
         assert all(list(one["content"]) == ["application/problem+json"] for one in errors.values())
-    assert listed == ERRORS
+    refusals = {id_: {401, 403, 429} for id_ in ERRORS if id_ not in {"getLiveness", "getReadiness"}}
+    assert listed == {id_: errors | refusals.get(id_, set()) for id_, errors in ERRORS.items()}
 
 
 @pytest.mark.parametrize("field", ["summary", "description", "operationId", "tags"])

@@ -43,6 +43,7 @@ def component_schemas() -> dict[str, Json]:
         answers.WorkflowPage,
         answers.WatermarkList,
         answers.DeadLetterPage,
+        answers.AuditPage,
         answers.StateProblem,
         answers.ActionProblem,
         answers.ChangesPage,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from app.api.openapi.access import secure
 from app.api.openapi.components import component_schemas
 from app.api.openapi.dialect import plain
 from app.api.openapi.errors import explain
@@ -33,6 +34,7 @@ TAGS = [
     {"name": "workflows", "description": "The state of orchestrators, changed by compare-and-swap."},
     {"name": "watermarks", "description": "Progress of the Kafka consumers."},
     {"name": "dead-letters", "description": "Messages that failed."},
+    {"name": "audit", "description": "Who did what, for operators."},
     {"name": "health", "description": "Health and metrics, for operators."},
 ]
 
@@ -74,8 +76,8 @@ PATH_EXAMPLES: Json = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Make `app` write its document this way, at the first request for it."""
+def install(app: FastAPI, *, issuer: str | None = None) -> None:
+    """Make `app` write its document this way, at the first request for it. `issuer` is of OpenID Connect."""
 
     def document() -> Json:
         if app.openapi_schema is None:
@@ -92,6 +94,7 @@ def install(app: FastAPI) -> None:
                 _describe_parameters(operation)
                 explain(operation)
                 illustrate(operation)
+            secure(written, app, issuer)
             app.openapi_schema = written
         return app.openapi_schema
 

@@ -1,6 +1,7 @@
 """The service from Python: `async with Client("http://127.0.0.1:8000") as client:`. See docs/reference/client.md."""
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
@@ -65,16 +66,19 @@ from pqs_client.problems import (
     ConflictError,
     ConnectionFailedError,
     EarlyError,
+    ForbiddenError,
     InterruptedStreamError,
     InvalidError,
     NotFoundError,
     PreconditionFailedError,
     ProblemError,
     TooLargeError,
+    UnauthenticatedError,
     UnavailableError,
     UnexpectedAnswerError,
     UnreadableError,
 )
+from pqs_client.tokens import auth_of
 from pqs_client.workflows import Workflows
 
 __all__ = [
@@ -101,6 +105,7 @@ __all__ = [
     "EntityState",
     "EventBase",
     "Fault",
+    "ForbiddenError",
     "Header",
     "Heartbeat",
     "HeartbeatData",
@@ -135,6 +140,7 @@ __all__ = [
     "StreamSummary",
     "Summary",
     "TooLargeError",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnexpectedAnswerError",
     "UnreadableError",
@@ -161,21 +167,31 @@ class Client:
         retry: Retry | None = None,
         connections: int = MAX_CONNECTIONS,
         headers: Mapping[str, str] | None = None,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        auth: httpx.Auth | None = None,
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`timeout` is the longest silence within one attempt, in seconds; `retry` bounds a call with its attempts.
 
-        At most `connections` are open; further calls wait for one, for `timeout` seconds. Every call sends `headers`.
+        At most `connections` are open; further calls wait for one, for `timeout` seconds. Every call sends `headers`,
+        and `token` or the token in `token_file`; without them that of PQS_TOKEN or PQS_TOKEN_FILE. The file is read
+        again once after a 401. `auth` is httpx's, in place of a token. Raises ValueError for a token that would go
+        over plain http beyond this machine.
         `jitter` draws from 0 to 1, and `sleep` waits for some seconds. `transport` is httpx's transport, for special
         TLS settings, or for a service in this process.
         """
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE
         )
+        if auth is None:
+            auth = auth_of(token, token_file, httpx.URL(base_url))
+        elif token is not None or token_file is not None:
+            raise ValueError("there is a token beside `auth`: one of them is enough")
         self._http = httpx.AsyncClient(
-            base_url=base_url, timeout=timeout, headers=headers, limits=limits, transport=transport
+            base_url=base_url, timeout=timeout, headers=headers, limits=limits, transport=transport, auth=auth
         )
         self._caller = Caller(self._http, retry or Retry(), jitter=jitter, sleep=sleep)
         self.entities = Entities(self._caller)

@@ -18,6 +18,7 @@ KEEP_IDLE = 15.0  # seconds that an idle connection is kept: less than in the se
 
 # Statuses of temporary errors, from the service or from a proxy in front of it.
 PASSING_STATUSES = frozenset({429, 502, 503, 504})
+RATE_LIMITED = "urn:pqs:problem:rate-limited"  # the service's own 429: nothing was done
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
@@ -93,7 +94,7 @@ class Caller:
 
         try:
             async with asyncio.timeout(retry.total) as limit:
-                return await self._repeat(once, repeatable=repeatable, retry=retry)
+                return await self._repeat(once, repeatable=repeatable, retry=retry, whole=True)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -117,7 +118,8 @@ class Caller:
         async def once() -> httpx.Response:
             return await self._send(self._request(method, path, params, headers, content), stream=True)
 
-        response = await self._repeat(once, repeatable=repeatable, retry=retry or self.retry)
+        whole = content is None or isinstance(content, bytes)
+        response = await self._repeat(once, repeatable=repeatable, retry=retry or self.retry, whole=whole)
         try:
             yield self._lines(response)
         finally:
@@ -182,8 +184,9 @@ class Caller:
         )
 
     async def _repeat(
-        self, once: Callable[[], Awaitable[httpx.Response]], *, repeatable: bool, retry: Retry
+        self, once: Callable[[], Awaitable[httpx.Response]], *, repeatable: bool, retry: Retry, whole: bool
     ) -> httpx.Response:
+        """`whole`: the request can be made again, because its body is at hand."""
         clock = asyncio.get_running_loop().time
         end = clock() + retry.total
         failures = 0
@@ -198,6 +201,7 @@ class Caller:
                 failure: ClientError = error
             except ProblemError as error:
                 may_repeat = repeatable and error.status in PASSING_STATUSES
+                may_repeat = may_repeat or (whole and error.type == RATE_LIMITED)
                 failure = error
             failures += 1
             wait = self.wait(failure, failures, retry)

@@ -59,6 +59,14 @@ class UnreadableError(ProblemError):
     """400: the body is not JSON, or the cursor is damaged or belongs to another query."""
 
 
+class UnauthenticatedError(ProblemError):
+    """401: the service asks for a token, or the one that was sent does not count (any more)."""
+
+
+class ForbiddenError(ProblemError):
+    """403: the token lacks the right; `errors` points at the events of an array that it is lacking for."""
+
+
 class NotFoundError(ProblemError):
     """404: there is no such entity, workflow or dead letter."""
 
@@ -151,6 +159,8 @@ _TYPES: dict[str, type[ProblemError]] = {
 }
 _STATUSES: dict[int, type[ProblemError]] = {
     400: UnreadableError,
+    401: UnauthenticatedError,
+    403: ForbiddenError,
     404: NotFoundError,
     409: ConflictError,
     412: PreconditionFailedError,

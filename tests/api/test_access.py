@@ -1,0 +1,424 @@
+"""Who may call what: every operation of the document with every kind of caller, on both ways through the service."""
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from app import main
+from app.access.keys import make
+from app.access.principals import Scope
+from app.api.entry import OPEN
+from app.api.openapi.access import declared
+from app.settings import read_settings
+from app.store import keys
+from app.store.database import Database
+from tests.access.making import change, new_key
+from tests.api.test_openapi import document, operations
+from tests.databases import new_database
+from tests.making import NODE, Json, event_json, life, node
+
+EVERYTHING: Json = {"scopes": tuple(Scope), "domains": ("*",), "prefixes": ("",), "rate": None, "burst": None}
+NDJSON = "application/x-ndjson"
+COMMIT = {"state": {"n": 1}, "provenance": {"effect_id": "e", "timestamp": "2026-01-01T00:00:00Z"}}
+# Requests of the operations that need more than their path.
+ASKED: dict[str, Json] = {
+    "postEvents": {"json": event_json("node.heartbeat", 90, data={})},
+    "lookupEntities": {"json": {"entity_ids": [str(NODE)]}},
+    "commitWorkflow": {"json": COMMIT, "headers": {"If-Match": '"1"'}},
+}
+FILLED = {"{entity_id}": str(NODE), "{workflow_key}": "team/1", "{id}": "1"}
+REFUSED_AS = {"none": 401, "mistyped": 401, "unknown": 401, "expired": 401, "revoked": 401}
+CALLERS = (*REFUSED_AS, "wrong scope", "wrong reach", "right")
+# What lies outside of the reach of a key with the wrong one is left out of this list; the call itself is allowed.
+FILTERED = {"listWorkflows"}
+
+
+@dataclass
+class Guarded:
+    """A service that asks for keys, and the keys."""
+
+    url: str
+    app: main.Application
+    hot: httpx.AsyncClient
+    usual: httpx.AsyncClient
+    keys: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+async def guarded() -> AsyncIterator[Guarded]:
+    """A service in the posture `required`, with one entity, one workflow, and a key for each kind of caller."""
+    async with new_database() as url:
+        database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=5))
+        known = {"everything": await new_key(database, "everything", **EVERYTHING)}
+        known["expired"] = await new_key(database, "expired", **EVERYTHING, lasts=timedelta(seconds=-1))
+        revoked = known["revoked"] = await new_key(database, "revoked", **EVERYTHING)
+        await change(database, lambda connection: keys.revoke(connection, [revoked.id]))
+        for scope in Scope:
+            others = tuple(each for each in Scope if each is not scope)
+            known[f"wrong scope {scope}"] = await new_key(database, "others", **EVERYTHING | {"scopes": others})
+            only = EVERYTHING | {"scopes": (scope,)}
+            known[f"right {scope}"] = await new_key(database, "right", **only)
+            elsewhere = only | {"domains": ("elsewhere",), "prefixes": ("other/",)}
+            known[f"wrong reach {scope}"] = await new_key(database, "elsewhere", **elsewhere)
+        known["slow"] = await new_key(database, "slow", **EVERYTHING | {"rate": 0.001, "burst": 2.0})
+        known["team"] = await new_key(
+            database, "team", **EVERYTHING | {"domains": ("registration",), "prefixes": ("team/",)}
+        )
+        await database.close()
+        app = main.create_app(read_settings({"database_url": url, "pool_size": 4, "auth": "required"}))
+        assert isinstance(app, main.Application)
+        async with app.router.lifespan_context(app):
+            hot = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+            usual = httpx.AsyncClient(transport=httpx.ASGITransport(app.routed), base_url="http://localhost")
+            texts = {name: key.text for name, key in known.items()}
+            texts["unknown"] = unknown_key()
+            texts["mistyped"] = texts["everything"][:-1] + ("0" if texts["everything"][-1] != "0" else "1")
+            service = Guarded(url, app, hot, usual, texts)
+            first = await hot.post("/v1/events", json=life(), headers=bearer(service, "everything"))
+            assert first.status_code == 200, first.text
+            for key in ("team/1", "other/1"):
+                made = await hot.put(
+                    f"/v1/workflows/{key}",
+                    json=COMMIT,
+                    headers=bearer(service, "everything") | {"If-None-Match": "*"},
+                )
+                assert made.status_code == 201, made.text
+            yield service
+
+
+def unknown_key() -> str:
+    """A key of the right form that nobody has made."""
+    return make(bytes).text
+
+
+def bearer(service: Guarded, name: str) -> dict[str, str]:
+    """The header of a caller with this key."""
+    return {"Authorization": f"Bearer {service.keys[name]}"}
+
+
+OPERATIONS = {
+    operation["operationId"]: (path, method, operation) for path, method, operation in operations(document())
+}
+
+
+def needed(operation: Json) -> str | None:
+    """The scope that the document names; None for an open operation."""
+    security = operation["security"]
+    if not security:
+        return None
+    [[scope]] = [next(iter(each.values())) for each in security if "key" in each][:1]
+    return str(scope)
+
+
+def expected(operation: Json, caller: str) -> int | None:
+    """The status that a caller gets by the document; None for one that is let in."""
+    scope = needed(operation)
+    if scope is None or caller == "right":
+        return None
+    if caller == "wrong scope":
+        return 403
+    if caller == "wrong reach":
+        has_reach = not scope.startswith("metrics") and operation["operationId"] not in FILTERED
+        return 403 if has_reach else None
+    return REFUSED_AS[caller]
+
+
+@pytest.mark.parametrize("way", ["hot", "usual"])
+@pytest.mark.parametrize("operation_id", sorted(OPERATIONS))
+async def test_a_call_is_for_those_with_its_right(guarded: Guarded, operation_id: str, way: str) -> None:
+    """Each kind of caller gets the status that follows from the declared scope, as the contract words it."""
+    path, method, operation = OPERATIONS[operation_id]
+    for placeholder, value in FILLED.items():
+        path = path.replace(placeholder, value)
+    asked = ASKED.get(operation_id, {})
+    client: httpx.AsyncClient = getattr(guarded, way)
+    scope = needed(operation)
+    for caller in CALLERS:
+        name = caller if caller in REFUSED_AS else f"{caller} {scope or Scope.METRICS_READ}"
+        headers = {} if caller == "none" else bearer(guarded, name)
+        answer = await client.request(method.upper(), path, **asked | {"headers": asked.get("headers", {}) | headers})
+        status = expected(operation, caller)
+        if status is None:
+            assert answer.status_code not in {401, 403, 429, 500}, (caller, answer.text)
+            continue
+        assert answer.status_code == status, (caller, answer.text)
+        check_refusal(answer, caller, scope)
+
+
+def check_refusal(answer: httpx.Response, caller: str, scope: str | None) -> None:
+    """Whether a refusal is worded as RFC 6750 and the contract say."""
+    problem = answer.json()
+    said = answer.headers["www-authenticate"]
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-correlation-id"]
+    if answer.status_code == 401:
+        assert (problem["type"], problem["title"]) == ("urn:pqs:problem:unauthenticated", "Unauthenticated")
+        token = "" if caller == "none" else ', error="invalid_token"'
+        assert said == f'Bearer realm="pqs"{token}'
+    else:
+        assert (problem["type"], problem["title"]) == ("urn:pqs:problem:forbidden", "Forbidden")
+        assert said == f'Bearer realm="pqs", error="insufficient_scope", scope="{scope}"'
+
+
+def test_every_route_declares_what_it_needs(guarded: Guarded) -> None:
+    """A route without a scope, or with two, is a mistake; the open ones are those that the door lets everybody to."""
+    found = {route.path_format: needs for route, needs in declared(guarded.app)}
+    assert [path for path, needs in found.items() if len(needs) != 1] == []
+    assert {path for path, [needs] in found.items() if needs.scope is None} == OPEN
+
+
+def test_the_document_names_the_schemes() -> None:
+    """The document has the scheme of keys, and with an issuer that of OpenID Connect as well."""
+    assert list(document()["components"]["securitySchemes"]) == ["key"]
+    with_issuer = read_settings(
+        {"database_url": "postgresql:///", "oidc_issuer": "https://id.example/realm", "oidc_audience": "pqs"}
+    )
+    spec = main.create_app(with_issuer).openapi()
+    url = "https://id.example/realm/.well-known/openid-configuration"
+    assert spec["components"]["securitySchemes"]["oidc"] == {"type": "openIdConnect", "openIdConnectUrl": url}
+    assert spec["paths"]["/v1/events"]["post"]["security"] == [{"key": ["events:write"]}, {"oidc": ["events:write"]}]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/nothing", "/v1/entities/lookup"])
+async def test_what_is_no_operation_needs_a_caller(guarded: Guarded, path: str) -> None:
+    """Pages and unknown paths are for those with a key, whatever its rights."""
+    assert (await guarded.hot.get(path)).status_code == 401
+    key = bearer(guarded, "right entities:read")
+    assert (await guarded.hot.get(path, headers=key)).status_code in {200, 404, 405}
+
+
+async def test_readiness_is_told_bare(guarded: Guarded) -> None:
+    """Everybody hears that the service is ready; the revision is for operators. A bad key changes nothing."""
+    assert (await guarded.hot.get("/readyz")).json() == {"status": "ready"}
+    assert (await guarded.hot.get("/readyz", headers=bearer(guarded, "unknown"))).json() == {"status": "ready"}
+    told = await guarded.hot.get("/readyz", headers=bearer(guarded, "right operations:read"))
+    assert set(told.json()) == {"status", "revision"}
+
+
+async def test_a_token_in_the_query_is_refused(guarded: Guarded) -> None:
+    """A URL is written to logs: a token there is no token, beside a good key as well."""
+    url = f"/v1/state-counts?access_token={guarded.keys['everything']}"
+    answer = await guarded.hot.get(url, headers=bearer(guarded, "everything"))
+    assert answer.status_code == 401
+    assert guarded.keys["everything"] not in answer.text
+
+
+async def test_two_authorizations_are_refused(guarded: Guarded) -> None:
+    """Of two Authorization fields nobody can say which counts."""
+    one = ("Authorization", f"Bearer {guarded.keys['everything']}")
+    for client in (guarded.hot, guarded.usual):
+        assert (await client.get(f"/v1/entities/{NODE}", headers=[one, one])).status_code == 401
+
+
+ELSEWHERE = [
+    event_json("registration.initiated", 1, entity_id=node(7)),
+    event_json("registration.initiated", 1, entity_id=node(7), domain="elsewhere"),
+]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("way", ["hot", "usual"])
+async def test_an_array_of_foreign_domains_is_refused_whole(guarded: Guarded, way: str, dry_run: bool) -> None:
+    """One event of another domain: 403 with its pointer, and nothing is applied."""
+    client: httpx.AsyncClient = getattr(guarded, way)
+    url = "/v1/events" + ("?dry_run=true" if dry_run else "")
+    answer = await client.post(url, json=ELSEWHERE, headers=bearer(guarded, "team"))
+    assert answer.status_code == 403
+    assert [fault["pointer"] for fault in answer.json()["errors"]] == ["#/1/domain"]
+    row = await client.get(f"/v1/entities/{node(7)}", headers=bearer(guarded, "everything"))
+    assert row.status_code == 404
+
+
+async def test_a_line_of_a_foreign_domain_is_left_out(guarded: Guarded) -> None:
+    """In a stream the outcome of such a line is `forbidden`, and the others are applied."""
+    events = [each | {"entity_id": str(node(8))} for each in ELSEWHERE]
+    lines = "".join(json.dumps(each) + "\n" for each in events)
+    headers = bearer(guarded, "team") | {"Content-Type": NDJSON}
+    answer = await guarded.hot.post("/v1/events", content=lines, headers=headers)
+    line, summary = [json.loads(each) for each in answer.text.splitlines()]
+    assert (line["line"], line["outcome"], line["errors"][0]["pointer"]) == (2, "forbidden", "#/domain")
+    assert (summary["summary"]["applied"], summary["summary"]["forbidden"]) == (1, 1)
+    key = bearer(guarded, "everything")
+    assert (await guarded.hot.get(f"/v1/entities/{node(8)}?domain=elsewhere", headers=key)).status_code == 404
+
+
+def cloudevent(domain: str) -> Json:
+    """A CloudEvent of that domain."""
+    return {
+        "specversion": "1.0",
+        "id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1e01",
+        "source": "/test",
+        "type": "registration.initiated",
+        "subject": str(node(9)),
+        "time": "2026-01-01T00:00:00Z",
+        "sequence": "1",
+        "domain": domain,
+        "data": {"node_type": "compute"},
+    }
+
+
+@pytest.mark.parametrize("mode", ["structured", "batch", "binary"])
+async def test_a_cloudevent_of_a_foreign_domain_is_refused(guarded: Guarded, mode: str) -> None:
+    """In each mode of CloudEvents the domain counts."""
+    event = cloudevent("elsewhere")
+    body: Any = event
+    headers = {"Content-Type": "application/cloudevents+json"}
+    if mode == "batch":
+        body, headers = [event], {"Content-Type": "application/cloudevents-batch+json"}
+    if mode == "binary":
+        headers = {f"ce-{name}": str(value) for name, value in event.items() if name != "data"}
+        body = event["data"]
+        headers["Content-Type"] = "application/json"
+    content = json.dumps(body)
+    answer = await guarded.hot.post("/v1/events", content=content, headers=headers | bearer(guarded, "team"))
+    assert answer.status_code == 403, answer.text
+    allowed = await guarded.hot.post(
+        "/v1/events?dry_run=true", content=content, headers=headers | bearer(guarded, "everything")
+    )
+    assert allowed.status_code == 200, allowed.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/v1/entities/{NODE}",
+        f"/v1/entities/{NODE}/state",
+        "/v1/entities",
+        "/v1/entities?cursor=damaged",
+        "/v1/state-counts",
+        "/v1/overdue/ack",
+        "/v1/overdue/liveness",
+    ],
+)
+async def test_a_foreign_domain_is_not_read(guarded: Guarded, path: str) -> None:
+    """403 for a domain that holds rows as for one that holds none, before a cursor is looked at."""
+    sign = "&" if "?" in path else "?"
+    for domain in ("elsewhere", "nowhere"):
+        answer = await guarded.hot.get(f"{path}{sign}domain={domain}", headers=bearer(guarded, "team"))
+        assert answer.status_code == 403, answer.text
+    found = await guarded.hot.get(f"{path}{sign}domain=registration", headers=bearer(guarded, "team"))
+    assert found.status_code in {200, 400}
+
+
+async def test_a_list_of_workflows_has_those_of_the_prefixes(guarded: Guarded) -> None:
+    """A caller sees its own workflows in the list, page by page, and no others."""
+
+    async def listed(name: str) -> list[str]:
+        path, found = "/v1/workflows?limit=1", []
+        while path:
+            page = (await guarded.hot.get(path, headers=bearer(guarded, name))).json()
+            found += [each["workflow_key"] for each in page["items"]]
+            path = page["next_cursor"] and f"/v1/workflows?limit=1&cursor={page['next_cursor']}"
+        return found
+
+    assert set(await listed("everything")) == {"team/1", "other/1"}
+    assert await listed("team") == ["team/1"]
+
+
+@pytest.mark.parametrize("way", ["hot", "usual"])
+async def test_a_fast_caller_is_told_to_wait(way: str) -> None:
+    """Past the burst: 429, with the seconds to wait and what the limit is. Arrays and lookups count by their size."""
+    async with new_database() as url:
+        database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=5))
+        slow = EVERYTHING | {"rate": 0.001, "burst": 2.0}
+        key = (await new_key(database, "slow", **slow)).text
+        await database.close()
+        app = main.create_app(read_settings({"database_url": url, "pool_size": 2, "auth": "required"}))
+        assert isinstance(app, main.Application)
+        async with app.router.lifespan_context(app):
+            inner = app if way == "hot" else app.routed
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(inner),
+                base_url="http://localhost",
+                headers={"Authorization": f"Bearer {key}"},
+            ) as client:
+                statuses = [(await client.get(f"/v1/entities/{NODE}")).status_code for _ in range(2)]
+                assert statuses == [404, 404]
+                for answer in (
+                    await client.get(f"/v1/entities/{NODE}"),
+                    await client.post("/v1/events", json=life()),
+                    await client.post("/v1/entities/lookup", json={"entity_ids": [str(NODE)]}),
+                ):
+                    assert answer.status_code == 429, answer.text
+                    assert answer.json()["type"] == "urn:pqs:problem:rate-limited"
+                    assert int(answer.headers["retry-after"]) > 900
+                    assert answer.headers["ratelimit"].startswith('"principal";r=0;t=')
+                    assert answer.headers["ratelimit-policy"] == '"principal";q=2;w=2000'
+
+
+async def test_a_proxy_in_front_is_refused_on_loopback(shared: httpx.AsyncClient) -> None:
+    """A service that trusts this machine does not answer to a proxy, on any path, hot or not."""
+    for path in (f"/v1/entities/{NODE}", "/livez", "/nothing"):
+        for name in ("X-Forwarded-For", "Forwarded", "X-Forwarded-Proto"):
+            answer = await shared.get(path, headers={name: "192.0.2.1"})
+            assert answer.status_code == 403, path
+            assert answer.json()["type"] == "urn:pqs:problem:forbidden"
+
+
+async def test_a_proxy_in_front_is_welcome_where_keys_are_asked_for(guarded: Guarded) -> None:
+    """With keys, it does not matter who passes a request on."""
+    headers = bearer(guarded, "everything") | {"X-Forwarded-For": "192.0.2.1"}
+    assert (await guarded.hot.get(f"/v1/entities/{NODE}", headers=headers)).status_code == 200
+
+
+async def test_no_secret_is_logged_or_answered(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+    """At debug, no part of a secret is in the log, and none in an answer; the caller's name is."""
+    with caplog.at_level(logging.DEBUG):
+        for name in ("everything", "mistyped", "unknown", "expired", "revoked", "wrong scope entities:read"):
+            for client in (guarded.hot, guarded.usual):
+                answer = await client.get(f"/v1/entities/{NODE}", headers=bearer(guarded, name))
+                assert secret_of(guarded.keys[name]) not in answer.text + str(answer.headers)
+    lines = "\n".join(str(vars(record)) for record in caplog.records)
+    assert [name for name, key in guarded.keys.items() if secret_of(key) in lines] == []
+    assert "key:everything/" in lines
+
+
+def secret_of(key: str) -> str:
+    """The part of a key that nobody may see."""
+    return key[15:58]
+
+
+async def test_a_preflight_needs_no_key(guarded: Guarded) -> None:
+    """A browser asks before it sends a key: OPTIONS is answered, and says nothing but the methods."""
+    answer = await guarded.hot.options("/v1/events")
+    assert (answer.status_code, answer.headers["allow"]) == (204, "OPTIONS, POST")
+
+
+async def test_acts_are_in_the_audit_log(guarded: Guarded) -> None:
+    """A dead letter that is retried or removed is written down with who did it, and the list is paged."""
+    database = Database(guarded.url, pool_size=1, statement_timeout=timedelta(seconds=5))
+    pool = guarded.app.state.service.database
+    await database.close()
+
+    async def fill(connection: Any) -> None:
+        for offset in (1, 2):
+            await connection.execute(
+                'INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error)'
+                " VALUES ('consumer', 'nodes', 0, $1, NULL, $2, '[]', 'early')",
+                offset,
+                json.dumps(event_json("registration.initiated", 1, entity_id=node(offset + 20))).encode(),
+            )
+
+    await pool.write(fill)
+    key = bearer(guarded, "everything") | {"X-Correlation-ID": "a-test"}
+    first, second = [each["id"] for each in (await guarded.hot.get("/v1/dead-letters", headers=key)).json()["items"]][
+        -2:
+    ]
+    assert (await guarded.hot.post(f"/v1/dead-letters/{first}/retry", headers=key)).status_code == 200
+    assert (await guarded.hot.delete(f"/v1/dead-letters/{second}", headers=key)).status_code == 204
+    assert (await guarded.hot.delete(f"/v1/dead-letters/{second}", headers=key)).status_code == 404
+    page = (await guarded.hot.get("/v1/audit?limit=1", headers=key)).json()
+    rest = (await guarded.hot.get(f"/v1/audit?cursor={page['next_cursor']}", headers=key)).json()
+    found = [*page["items"], *rest["items"]][:2]
+    assert [(each["action"], each["target"], each["outcome"]) for each in found] == [
+        ("dead-letters.delete", f"dead letter {second}", "done"),
+        ("dead-letters.retry", f"dead letter {first}", "applied"),
+    ]
+    assert {each["principal"].partition("/")[0] for each in found} == {"key:everything"}
+    assert {(each["correlation_id"], each["peer"]) for each in found} == {("a-test", "127.0.0.1")}
