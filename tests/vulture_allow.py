@@ -15,7 +15,7 @@ from app.domain.changes import ChangeOutcome
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
-from app.runtime import connections, protocol, tls
+from app.runtime import connections, protocol
 from app.settings import types as setting_types
 from app.store import tables
 from app.wire import envelopes
@@ -119,15 +119,11 @@ _to_be_wired: list[object] = [
     access_principals.Grant.allows,
     access_principals.Grant.is_over,
     access_rights.every_domain,
-    tls.ServerTls,
     setting_types.KafkaSecurity.SSL,
     setting_types.KafkaSecurity.SASL_PLAINTEXT,
     setting_types.KafkaSecurity.SASL_SSL,
     settings.Settings.allowed_hosts,
     settings.Settings.cors_origins,
-    settings.Settings.tls_cert,
-    settings.Settings.tls_key,
-    settings.Settings.tls_client_ca,
     settings.Settings.database_url_file,
     settings.Settings.database_read_url_file,
     settings.Settings.kafka_password_file,

@@ -14,7 +14,7 @@ from app.cli.options import settings_options, warn_of_secrets
 from app.outbound import contract
 from app.runtime import log
 from app.runtime.database import own_database
-from app.runtime.processes import export, run
+from app.runtime.processes import export, run, server_tls
 from app.runtime.sockets import listening
 from app.settings import Settings, read_settings
 
@@ -30,6 +30,7 @@ def serve(**given: str | None) -> None:
     log.configure(settings.log_level, settings.log_format, correlation_id.get)
     warn_of_secrets(given)
     routes = contract.routes_of(settings)
+    server_tls(settings)  # raises here, before anything starts
     try:
         with listening(settings.host, settings.port, settings.workers) as sockets, own_database(settings) as url:
             if settings.database_url is None:
@@ -45,7 +46,7 @@ def serve(**given: str | None) -> None:
 def _announce(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    base = f"http://{shown}:{port}"
+    base = f"{'https' if settings.tls_cert else 'http'}://{shown}:{port}"
     event = {
         "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1d01",
         "type": "registration.initiated",
