@@ -37,7 +37,7 @@ from app.runtime.metrics import Metrics
 from app.settings import BusKind, Settings, secret_of
 from app.store.database import Database
 from app.worker import working
-from app.workflows import Pruner, WorkflowStore
+from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
 CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
@@ -131,7 +131,9 @@ class Parts:
         projector = Projector(database, self.timing, self.entries, log=self.log)
         writer = Writer(projector, joining=settings.batching)
         self._stack.push_async_callback(writer.close)
-        store = WorkflowStore(database, joining=settings.batching)
+        watch = QuotaWatch(database)
+        await self._stack.enter_async_context(working(watch))
+        store = WorkflowStore(database, joining=settings.batching, watch=watch)
         self._stack.push_async_callback(store.close)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         await self._stack.enter_async_context(working(pruner))

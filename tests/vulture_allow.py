@@ -6,7 +6,6 @@ import app.access.parts as access_parts
 import app.access.posture as access_posture
 import app.access.principals as access_principals
 import app.access.rights as access_rights
-import app.store.quotas as store_quotas
 import app.store.tables as store_tables
 from app import answers, main, settings
 from app.api import bodies, coding, correlation, edge, page_bytes, preferences, queries, walks, workflows
@@ -73,6 +72,15 @@ _used_from_outside: list[object] = [
     envelopes.Envelope.correlationid,
     # The generated reference lists them.
     events.TRIGGER_CLASSES,
+    # Read by their names, as secrets.
+    settings.Settings.database_read_url,
+    settings.Settings.database_read_url_file,
+    settings.Settings.database_url_file,
+    settings.Settings.consul_token_file,
+    # Values that come from the environment.
+    setting_types.KafkaSecurity.SSL,
+    setting_types.KafkaSecurity.SASL_PLAINTEXT,
+    setting_types.KafkaSecurity.SASL_SSL,
     # pydantic calls it.
     settings.Settings._kafka_has_servers,
     # Chosen by name, in the environment.
@@ -119,17 +127,8 @@ _to_be_wired: list[object] = [
     access_principals.Grant.allows,
     access_principals.Grant.is_over,
     access_rights.every_domain,
-    setting_types.KafkaSecurity.SSL,
-    setting_types.KafkaSecurity.SASL_PLAINTEXT,
-    setting_types.KafkaSecurity.SASL_SSL,
     settings.Settings.allowed_hosts,
     settings.Settings.cors_origins,
-    settings.Settings.database_url_file,
-    settings.Settings.database_read_url_file,
-    settings.Settings.kafka_password_file,
-    settings.Settings.consul_token_file,
-    store_quotas.sizes,
-    store_quotas.charge,
     store_tables.ApiKey,
     store_tables.ApiKeyRevision,
     store_tables.ApiKeyRevision.single,
