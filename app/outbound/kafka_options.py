@@ -59,7 +59,7 @@ _OURS = {
 }
 
 
-class Client(Protocol):
+class SaslClient(Protocol):
     """A producer or a consumer."""
 
     def set_sasl_credentials(self, username: str, password: str, /) -> object:
@@ -75,7 +75,7 @@ class Credentials:
         self._current = password()
         self._looked_at = time.monotonic()
 
-    def renew(self, client: Client, options: dict[str, object]) -> None:
+    def renew(self, client: SaslClient, options: dict[str, object]) -> None:
         """Give a changed password to a client, and to the options of its successors. Looks every LOOK seconds."""
         now = time.monotonic()
         if now < self._looked_at + LOOK:
