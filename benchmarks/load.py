@@ -46,6 +46,7 @@ def wrk(
 
     Raises BenchmarkError if one fails.
     """
+    whole = max(1, round(seconds))  # wrk accepts only whole seconds
     stamp = source.stamps(whole * PER_SECOND)
     command = [need_wrk(), "--threads", "1", "--connections", str(connections), "--duration", f"{whole}s"]
     command += ["--timeout", "10s", "--script", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}/", "--"]
