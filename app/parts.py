@@ -4,7 +4,7 @@ No part knows the web framework: `app.main` adds it, and the workers' commands r
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,7 +27,7 @@ from app.outbound.consul import Consul, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
 from app.outbound.entries import EntryBuilder, entry_builder_of
 from app.outbound.kafka import KafkaBus
-from app.outbound.kafka_options import client_options
+from app.outbound.kafka_options import client_options, credentials_of
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
 from app.projection.batching import Reader, Writer
@@ -35,10 +35,10 @@ from app.projection.changes import ChangeLog, change_log_of
 from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.runtime.metrics import Metrics
-from app.settings import BusKind, Settings
+from app.settings import BusKind, Settings, secret_of
 from app.store.database import Database
 from app.worker import working
-from app.workflows import Pruner, WorkflowStore
+from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
 CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
@@ -76,7 +76,7 @@ class Parts:
     def __init__(self, settings: Settings, url: str) -> None:
         """`url` is the address of the primary: that of the settings, or of the service's own PostgreSQL."""
         self._settings = settings
-        self._url = url
+        self._primary = _address(settings, "database_url", lambda: url)
         self._timeout = timedelta(seconds=settings.statement_timeout)
         self._stack = AsyncExitStack()
 
@@ -116,12 +116,12 @@ class Parts:
         databases.
         """
         settings = self._settings
-        access = Access(settings, self._url)
+        access = Access(settings, self._primary)
         await access.refresh()
         await self._stack.enter_async_context(working(access))
         database = self._database(settings.pool_size)
-        read_url = settings.database_read_url.get_secret_value() if settings.database_read_url else self._url
-        scans = self._database(settings.pool_size, url=read_url, scans=True)
+        replica = _address(settings, "database_read_url", self._primary)
+        scans = self._database(settings.pool_size, address=replica, scans=True)
         breakers = {"primary": database.breaker, "scans": scans.breaker}
         reader = Reader(database, joining=settings.batching)
         self._stack.push_async_callback(reader.close)
@@ -136,7 +136,9 @@ class Parts:
         projector = Projector(database, self.timing, self.entries, log=self.log)
         writer = Writer(projector, joining=settings.batching)
         self._stack.push_async_callback(writer.close)
-        store = WorkflowStore(database, joining=settings.batching)
+        watch = QuotaWatch(database)
+        await self._stack.enter_async_context(working(watch))
+        store = WorkflowStore(database, joining=settings.batching, watch=watch)
         self._stack.push_async_callback(store.close)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         await self._stack.enter_async_context(working(pruner))
@@ -226,22 +228,40 @@ class Parts:
             topics=topics,
             group=settings.consumer_group,
             options=client_options(settings),
+            credentials=credentials_of(settings),
         )
 
     def _database(
-        self, pool_size: int, *, url: str | None = None, scans: bool = False, breaker: CircuitBreaker | None = None
+        self,
+        pool_size: int,
+        *,
+        address: Callable[[], str] | None = None,
+        scans: bool = False,
+        breaker: CircuitBreaker | None = None,
     ) -> Database:
         database = Database(
-            url or self._url, pool_size=pool_size, statement_timeout=self._timeout, scans=scans, breaker=breaker
+            address or self._primary,
+            pool_size=pool_size,
+            statement_timeout=self._timeout,
+            scans=scans,
+            breaker=breaker,
         )
         self._stack.push_async_callback(database.close)
         return database
 
 
+def _address(settings: Settings, name: str, otherwise: Callable[[], str]) -> Callable[[], str]:
+    """The address as it is at each call: a file that holds it is read again when it has changed."""
+    secret = secret_of(settings, name)
+    return lambda: secret() or otherwise()
+
+
 def _open_bus(kind: Literal[BusKind.KAFKA, BusKind.MEMORY], settings: Settings) -> Bus:
     match kind:
         case BusKind.KAFKA:
-            return KafkaBus(settings.kafka or "", options=client_options(settings))
+            return KafkaBus(
+                settings.kafka or "", options=client_options(settings), credentials=credentials_of(settings)
+            )
         case BusKind.MEMORY:
             return MemoryBus()
         case never:

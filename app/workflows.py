@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -23,9 +24,9 @@ from app.domain.workflows import (
     StateConflict,
     Workflow,
 )
-from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError
+from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError, PqsError
 from app.projection.batching import Lane, Lanes
-from app.store import workflows
+from app.store import quotas, workflows
 from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, CommitOutcome
 from app.wire.events import EARLIEST, LATEST
@@ -39,6 +40,8 @@ COMMIT_ATTEMPTS = 10  # attempts of a commit that loses races against others
 LARGEST = 100  # commits or reads that one statement joins; each may carry a state of 1 MiB
 MAX_PROVENANCE = 64 * 1024  # bytes as compact JSON; it is stored with the action, too
 LONG = 1024  # sum of exponents up to which the digits they add are not counted
+QUOTA_LOOK = 2.0  # seconds between two looks whether there are quotas
+QUOTA_TRUST = 4.0  # seconds for which a look counts
 PRUNE_EVERY = 60.0  # seconds between two rounds of pruning, or the retention if that is less
 PRUNE_LEAST = 1.0  # seconds between two rounds, at least
 
@@ -46,8 +49,9 @@ PRUNE_LEAST = 1.0  # seconds between two rounds, at least
 class WorkflowStore:
     """Reads and commits of single workflows. Requests that arrive while a statement runs form the next batch."""
 
-    def __init__(self, database: Database, *, joining: bool = True) -> None:
+    def __init__(self, database: Database, *, joining: bool = True, watch: "QuotaWatch | None" = None) -> None:
         self._database = database
+        self._watch = watch or QuotaWatch(database)
         self._joining = joining
         self._reads = Lane(self._read, largest=LARGEST)
         self._commits = Lanes(self._commit, largest=LARGEST)
@@ -75,8 +79,8 @@ class WorkflowStore:
         this state and schema version, the first answer is repeated, whatever the version is now; the rest of the
         provenance may differ. Raises ActionConflictError if it was committed with another state, InvalidInputError
         for values that can't be stored, RefusedValuesError for values that PostgreSQL refuses (by a constraint or a
-        trigger of its operator), ContentionError, and UnavailableError. After the last one the commit may or may not
-        be stored; send it again with the same action id.
+        trigger of its operator), QuotaExceededError, ContentionError, and UnavailableError. After the last one the
+        commit may or may not be stored; send it again with the same action id.
         """
         commit = _checked(workflow_key, expected_version or NONE, state, provenance, schema_version)
         for _ in range(COMMIT_ATTEMPTS):
@@ -105,6 +109,8 @@ class WorkflowStore:
 
     async def _commit(self, commits: list[Commit]) -> Sequence[CommitOutcome | None]:
         with refused_values():
+            if await self._watch.finds_quotas():
+                return await self._database.write(quotas.commit, commits)
             return await self._database.write_alone(workflows.commit, commits)
 
 
@@ -196,6 +202,42 @@ def _spelt_out(encoded: bytes, value: object) -> int:
 
 
 # --- Old actions ---------------------------------------------------------------------------------------------------
+
+
+class QuotaWatch(Worker):
+    """Whether any prefix has a quota, kept in memory: commits cost nothing more as long as none has.
+
+    A quota counts for each commit that begins QUOTA_TRUST after it was set. Where this does not run, a commit looks
+    itself.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._found = False
+        self._looked_at = float("-inf")
+
+    async def finds_quotas(self) -> bool:
+        """Whether there is one. Raises UnavailableError if nobody has been able to look lately."""
+        if time.monotonic() > self._looked_at + QUOTA_TRUST:
+            await self._look()
+        return self._found
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look from time to time, until `stop` (see Worker)."""
+        await until_stopped(self._run(), stop)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except PqsError as error:
+                log.debug("whether there are quotas is not known: %s", error)
+            await asyncio.sleep(QUOTA_LOOK)
+
+    async def _look(self) -> None:
+        now = time.monotonic()
+        self._found = await self._database.read(quotas.exist)
+        self._looked_at = now
 
 
 class Pruner(Worker):

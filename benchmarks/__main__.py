@@ -13,7 +13,7 @@ from types import FrameType
 import asyncpg
 
 from app.errors import PqsError
-from benchmarks import growth, layers, loop, processes, relay, rows, throughput, workflows
+from benchmarks import auth, growth, layers, loop, processes, relay, rows, throughput, workflows
 from benchmarks.bench import FULL, MAIN, QUICK, Bench, Part
 from benchmarks.contenders import LeftOutError
 from benchmarks.load import need_wrk
@@ -30,6 +30,7 @@ PARTS: dict[str, Part] = {
     "commit": workflows.commit,
     "hotkey": workflows.hotkey,
     "lone": throughput.lone,
+    "auth": auth.auth,
     "ingest1": throughput.ingest1,
     "ingest4": throughput.ingest4,
     "triggers": loop.triggers,

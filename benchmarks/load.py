@@ -39,13 +39,18 @@ def need_wrk() -> str:
     return found
 
 
-def wrk(machine: Machine, port: int, what: str, source: Source, *, connections: int, seconds: float) -> Load:
-    """Send `lookup`, `post`, `commit` or `trigger` requests for `seconds`. Raises BenchmarkError if one fails."""
+def wrk(
+    machine: Machine, port: int, what: str, source: Source, *, connections: int, seconds: float, token: str = ""
+) -> Load:
+    """Send `lookup`, `post`, `commit` or `trigger` requests for `seconds`, with a bearer token if one is given.
+
+    Raises BenchmarkError if one fails.
+    """
     whole = max(1, round(seconds))  # wrk accepts only whole seconds
     stamp = source.stamps(whole * PER_SECOND)
     command = [need_wrk(), "--threads", "1", "--connections", str(connections), "--duration", f"{whole}s"]
     command += ["--timeout", "10s", "--script", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}/", "--"]
-    said = machine.run([*command, what, str(source.rows), str(stamp)], timeout=whole + REQUEST_TIMEOUT)
+    said = machine.run([*command, what, str(source.rows), str(stamp), token], timeout=whole + REQUEST_TIMEOUT)
     told = json.loads(said.splitlines()[-1])
     if told["failed"] or not told["answers"]:
         raise BenchmarkError(f"{told['failed']} of {told['answers']} {what} requests failed:\n{said}")

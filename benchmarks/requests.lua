@@ -1,4 +1,5 @@
--- The requests that wrk sends. Arguments: `lookup`, `post`, `commit` or `trigger`, the number of rows, and a stamp.
+-- The requests that wrk sends. Arguments: `lookup`, `post`, `commit` or `trigger`, the number of rows, a stamp, and
+-- where there is one, a bearer token.
 -- lookup: random entities. post: a heartbeat for one living entity after the other; the stamp, in microseconds since
 -- 1970, is position and time, so that no event is ever behind its entity's row. The ids are those of rows.py.
 
@@ -31,6 +32,7 @@ end
 function init(args)
   what, rows, stamp = args[1], tonumber(args[2]), tonumber(args[3])
   alive = rows / 100 * ALIVE
+  if args[4] and #args[4] > 0 then HEAD = HEAD .. "Authorization: Bearer " .. args[4] .. "\r\n" end
   math.randomseed(stamp % 2147483647)
 end
 

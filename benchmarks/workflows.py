@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks.bench import MAIN, Bench
 from benchmarks.contenders import serving
 from benchmarks.load import pgbench, wrk
-from benchmarks.machine import BenchmarkError
+from benchmarks.machine import BenchmarkError, Machine
 from benchmarks.report import Row, compared
 from pqs_client import Client
 
@@ -26,28 +26,30 @@ FROM generate_series(0, $1::int - 1) AS i
 EFFECT = {"effect_id": "bench", "timestamp": "2026-01-01T00:00:00Z"}
 
 
+def fill(machine: Machine) -> None:
+    """Have KEYS workflows, all at version 1."""
+    machine.ask(MAIN, "TRUNCATE workflow_state, workflow_actions")
+    machine.ask(MAIN, FILL, KEYS)
+    machine.ask(MAIN, "VACUUM (ANALYZE) workflow_state")
+
+
 def commit(bench: Bench) -> list[Row]:
     """Commits without conflicts, each on the version before it, against the same UPDATE directly on the database."""
     machine, source = bench.machine, bench.source
     with serving(machine, source, MAIN, ["ours"], bench.notes) as ports:
 
-        def fresh() -> None:
-            machine.ask(MAIN, "TRUNCATE workflow_state, workflow_actions")
-            machine.ask(MAIN, FILL, KEYS)
-            machine.ask(MAIN, "VACUUM (ANALYZE) workflow_state")
-
         def committed() -> int:
             return int(str(machine.ask(MAIN, "SELECT sum(version - 1) FROM workflow_state")))
 
         def ours() -> float:
-            fresh()
+            fill(machine)
             load = wrk(machine, ports["ours"], "commit", source, connections=CONNECTIONS, seconds=bench.seconds)
             if not load.answers <= committed() <= load.answers + CONNECTIONS:
                 raise BenchmarkError(f"{load.answers} commits were answered, and {committed()} are in the table")
             return load.rate
 
         def direct() -> float:
-            fresh()
+            fill(machine)
             load = pgbench(machine, MAIN, "commit", source, clients=PGBENCH_CLIENTS, seconds=bench.seconds)
             if committed() != load.answers:
                 raise BenchmarkError(f"pgbench made {load.answers} commits, and {committed()} are in the table")

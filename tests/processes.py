@@ -19,7 +19,7 @@ COMMAND = (sys.executable, "-m", "app")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PATIENCE = 40.0  # seconds until something that must happen counts as not happening
 POLL = 0.05  # seconds
-ANNOUNCED = re.compile(r"serving on (http://\S+), docs on (\S+)\n(?:.*\n)*.*/v1/state-counts\S*\n")
+ANNOUNCED = re.compile(r"serving on (https?://\S+), docs on (\S+)\n(?:.*\n)*.*/v1/state-counts\S*\n")
 
 
 def environment(**settings: object) -> dict[str, str]:

@@ -375,12 +375,28 @@ def test_a_secret_in_a_file_is_read_again_when_it_changes(name: str, tmp_path: P
     file.write_text(VALUES[name])
     secret = secret_of(read_settings({f"{name}_file": str(file), **BESIDE.get(name, {})}), name)
     said = [secret()]
-    file.write_text("another one")
+    another, third = VALUES[name] + "2", VALUES[name] + "three"
+    file.write_text(another)
     said.append(secret())
     file.unlink()
     said.append(secret())
-    file.write_text("a third")
-    assert [*said, secret()] == [VALUES[name], "another one", "another one", "a third"]
+    file.write_text(third)
+    assert [*said, secret()] == [VALUES[name], another, another, third]
+
+
+def test_a_file_that_holds_something_else_than_before_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last address stays in force, with one warning that shows nothing of the file."""
+    file = tmp_path / "address"
+    file.write_text("postgresql://pqs@127.0.0.1/one\n")
+    secret = secret_of(read_settings({"database_url_file": str(file)}), "database_url")
+    file.write_text("hunter2")
+    assert [secret(), secret()] == ["postgresql://pqs@127.0.0.1/one"] * 2
+    assert caplog.text.count("does not hold what its setting expects; its last content stays in force") == 1
+    assert "hunter2" not in caplog.text
+    file.write_text("postgresql://pqs@127.0.0.1/other\n")
+    assert secret() == "postgresql://pqs@127.0.0.1/other"
 
 
 @pytest.mark.parametrize("name", SECRETS)

@@ -12,13 +12,18 @@ import asyncpg
 import httpx
 import pytest
 
+from app import workflows as module
 from app.domain.workflows import MAX_STATE, Committed, StateConflict, Workflow
 from app.errors import ActionConflictError, InvalidInputError
+from app.settings import Settings
+from app.store import quotas
 from app.store import workflows as statements
-from app.store.database import Database
+from app.store.database import Connection, Database
+from app.store.quotas import QuotaExceededError
 from app.store.workflows import PRUNE_LOCK
 from app.worker import working
-from app.workflows import Pruner, WorkflowStore
+from app.workflows import Pruner, QuotaWatch, WorkflowStore
+from tests.conftest import application
 from tests.processes import PATIENCE, serving
 
 Json = dict[str, Any]
@@ -45,6 +50,96 @@ async def committed(store: WorkflowStore, key: str, expected: int | None, state:
     assert isinstance(outcome, Committed)
     assert not outcome.replayed
     return outcome.workflow
+
+
+# --- Quotas --------------------------------------------------------------------------------------------------------
+
+
+async def used(database: Database) -> list[int]:
+    """What each quota says is in use."""
+    return [each.used_bytes for each in await database.read(quotas.get_all)]
+
+
+async def test_commits_are_charged_to_the_quotas_of_their_prefixes(store: WorkflowStore, database: Database) -> None:
+    """What grows, what shrinks, what is created, and what is repeated; a state over the quota is not stored."""
+    await database.write(quotas.set_quota, "team/", 100)
+    await committed(store, "team/a", None, {"x": "y" * 41}, provenance=by("one"))
+    assert await used(database) == [50]
+    with pytest.raises(QuotaExceededError):
+        await store.try_commit("team/b", None, {"x": "y" * 42}, PROVENANCE)
+    assert await store.get_state("team/b") is None
+    await committed(store, "other", None, {"x": "y" * 1000})
+    await committed(store, "team/a", 1, {"x": "y" * 11})
+    assert await used(database) == [20]
+    repeated = await store.try_commit("team/a", None, {"x": "y" * 41}, by("one"))
+    assert isinstance(repeated, Committed)
+    assert repeated.replayed
+    assert isinstance(await store.try_commit("team/a", 1, {"x": "y"}, PROVENANCE), StateConflict)
+    assert await used(database) == [20]
+    await committed(store, "team/b", None, {"x": "y" * 71})
+    assert await used(database) == [100]
+
+
+async def test_one_commit_over_the_quota_fails_alone(store: WorkflowStore, database: Database) -> None:
+    """Those that were joined with it are stored."""
+    await database.write(quotas.set_quota, "team/", 100)
+    keys = [f"other/{number}" for number in range(10)]
+    asked = [store.try_commit(key, None, {"n": 1}, PROVENANCE) for key in keys]
+    over = store.try_commit("team/a", None, {"x": "y" * 200}, PROVENANCE)
+    *found, refused = await asyncio.gather(*asked, over, return_exceptions=True)
+    assert all(isinstance(each, Committed) for each in found)
+    assert isinstance(refused, QuotaExceededError)
+
+
+async def test_many_writers_at_once_are_all_charged(store: WorkflowStore, database: Database) -> None:
+    """What is in use is the sum of what is stored, whoever wins."""
+    await database.write(quotas.set_quota, "", 10_000_000)
+
+    async def add(number: int) -> None:
+        for _ in range(5):
+            key = f"w{number % 3}"
+            row = await store.get_state(key)
+            state = {"x": "y" * ((number * 37) % 101 + 1)}
+            await store.try_commit(key, row.version if row else None, state, PROVENANCE)
+
+    await asyncio.gather(*map(add, range(12)))
+
+    async def stored(connection: Connection) -> int:
+        return int(await connection.fetchval("SELECT sum(octet_length(state::text)) FROM workflow_state"))
+
+    assert await used(database) == [await database.read(stored)]
+
+
+async def test_a_quota_that_is_set_later_is_found(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the time for which a look counts; until then no commit looks, and none waits."""
+    monkeypatch.setattr(module, "QUOTA_LOOK", 0.05)
+    watch = QuotaWatch(database)
+    store = WorkflowStore(database, watch=watch)
+    async with working(watch), asyncio.timeout(PATIENCE):
+        await committed(store, "team/a", None, {"x": "y" * 200})
+        await database.write(quotas.set_quota, "team/", 100)
+        while not await watch.finds_quotas():  # noqa: ASYNC110 - it looks now and then
+            await asyncio.sleep(0.01)
+        with pytest.raises(QuotaExceededError):
+            await store.try_commit("team/b", None, {"x": "y" * 200}, PROVENANCE)
+    await store.close()
+
+
+async def test_a_commit_over_the_quota_is_a_413(settings: Settings, database: Database) -> None:
+    """It says which prefix, and how much it may take up."""
+    await database.write(quotas.set_quota, "team/", 100)
+    async with application(settings) as client:
+        answer = await client.put(
+            "/v1/workflows/team%2Fa",
+            json={"state": {"x": "y" * 200}, "provenance": PROVENANCE},
+            headers={"If-None-Match": "*"},
+        )
+        assert answer.status_code == 413, answer.text
+        assert answer.json()["title"] == "Content Too Large"
+        assert answer.json()["detail"] == (
+            "the workflows that begin with 'team/' may take up 100 bytes: that is reached"
+        )
+        assert (await client.get("/v1/workflows/team%2Fa")).status_code == 404
 
 
 # --- Compare and swap ----------------------------------------------------------------------------------------------

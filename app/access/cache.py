@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Literal
 
@@ -49,13 +50,13 @@ class KeyCache:
 
     def __init__(
         self,
-        url: str,
+        address: Callable[[], str] | str,
         *,
         poll: timedelta = POLL,
         good_for: timedelta = GOOD_FOR,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._url = url
+        self._address: Callable[[], str] = (lambda: address) if isinstance(address, str) else address
         self._poll = poll.total_seconds()
         self._good_for = good_for.total_seconds()
         self._clock = clock
@@ -77,7 +78,7 @@ class KeyCache:
 
     async def refresh(self) -> None:
         """Read the keys now. Raises UnavailableError when the database does not answer."""
-        async with listening(self._url, keys.CHANNEL, self._wake.set, patience=PATIENCE) as connection:
+        async with self._listening() as connection:
             await self._look(connection)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -86,7 +87,7 @@ class KeyCache:
         try:
             while not stop.is_set():
                 try:
-                    async with listening(self._url, keys.CHANNEL, self._wake.set, patience=PATIENCE) as connection:
+                    async with self._listening() as connection:
                         self._revision = UNREAD  # after a failover the same number may count other changes
                         await self._follow(connection, stopping)
                 except Exception as error:  # noqa: BLE001 - who stops following would not hear of a revocation
@@ -96,6 +97,9 @@ class KeyCache:
                     await asyncio.wait({stopping}, timeout=AGAIN.total_seconds())
         finally:
             stopping.cancel()
+
+    def _listening(self) -> AbstractAsyncContextManager[Connection]:
+        return listening(self._address(), keys.CHANNEL, self._wake.set, patience=PATIENCE)
 
     async def _follow(self, connection: Connection, stopping: "asyncio.Task[Literal[True]]") -> None:
         while not stopping.done():

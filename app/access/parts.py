@@ -17,19 +17,19 @@ Run = Callable[[asyncio.Event], Coroutine[None, None, None]]
 
 
 class Access:
-    """Who may do what, for one worker on the database at `url`.
+    """Who may do what, for one worker on the database at `address`, which is asked anew for each connection.
 
     `guard` and `limits` are asked for each request. `run` has to be running for as long as requests are answered; in
     the postures that ask nobody for a key it does nothing. Raises StartError when an issuer is set without the extra
     `oidc`, and for settings that make no sense.
     """
 
-    def __init__(self, settings: Settings, url: str) -> None:
+    def __init__(self, settings: Settings, address: Callable[[], str] | str) -> None:
         self._keys: KeyCache | None = None
         self._runs: list[Run] = []
         tokens: Tokens | None = None
         if settings.auth is Posture.REQUIRED:
-            self._keys = KeyCache(url)
+            self._keys = KeyCache(address)
             self._runs.append(self._keys.run)
             if settings.oidc_issuer is not None:
                 try:

@@ -43,6 +43,7 @@ from app.errors import (
     UnsupportedCodingError,
     UnsupportedMediaError,
 )
+from app.store.quotas import QuotaExceededError
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     RefusedValuesError: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooManyFaultsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
+    QuotaExceededError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ActionConflictError: HTTPStatus.CONFLICT,

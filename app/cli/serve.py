@@ -17,7 +17,7 @@ from app.cli.options import settings_options, warn_of_secrets
 from app.outbound import contract
 from app.runtime import log
 from app.runtime.database import own_database
-from app.runtime.processes import export, run
+from app.runtime.processes import export, run, server_tls
 from app.runtime.sockets import listening
 from app.settings import Settings, read_settings
 
@@ -38,6 +38,7 @@ def serve(**given: str | None) -> None:
     # Refused here once, before anything listens, and not by every worker.
     Hosts.of(settings.allowed_hosts, settings.host)
     Origins.of(settings.cors_origins, public_url=settings.public_url)
+    server_tls(settings)  # raises here, before anything starts
     try:
         with listening(settings.host, settings.port, settings.workers) as sockets, own_database(settings) as url:
             if settings.database_url is None:
@@ -53,7 +54,7 @@ def serve(**given: str | None) -> None:
 def _announce(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    base = f"http://{shown}:{port}"
+    base = f"{'https' if settings.tls_cert else 'http'}://{shown}:{port}"
     event = {
         "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1d01",
         "type": "registration.initiated",

@@ -24,6 +24,7 @@ from app.domain.results import Outcome, Result
 from app.errors import InvalidInputError, RefusedValuesError, UnavailableError, UnreadableError
 from app.inbound.membership import MAX_BATCH, Batch, Membership, Offsets
 from app.outbound.client_log import client_log
+from app.outbound.kafka_options import Credentials
 from app.projection.projector import Projector
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database
@@ -59,8 +60,10 @@ class Consumer(Worker):
         topics: Sequence[str],
         group: str,
         options: Mapping[str, str | int] | None = None,
+        credentials: Credentials | None = None,
         batch: int = MAX_BATCH,
     ) -> None:
+        self._credentials = credentials
         self._database = database
         self._projector = projector
         self._topics = list(topics)
@@ -89,7 +92,13 @@ class Consumer(Worker):
         refuses a dead letter, too.
         """
         while not stop.is_set():
-            membership = Membership(self._settings, self._topics, self._offsets_for(stop), batch=self._batch)
+            membership = Membership(
+                self._settings,
+                self._topics,
+                self._offsets_for(stop),
+                batch=self._batch,
+                credentials=self._credentials,
+            )
             try:
                 await self._read(membership, stop)
             except LostPlaceError as error:

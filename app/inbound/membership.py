@@ -25,6 +25,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.errors import StartError, UnavailableError
+from app.outbound.kafka_options import Credentials
 from app.store.dead_letters import MessageHeaders
 from app.store.watermarks import Advance, KafkaPartition
 from app.wire.messages import KafkaMessage
@@ -111,7 +112,13 @@ class Membership:
     """
 
     def __init__(
-        self, settings: Mapping[str, object], topics: list[str], offsets: Offsets, *, batch: int = MAX_BATCH
+        self,
+        settings: dict[str, object],
+        topics: list[str],
+        offsets: Offsets,
+        *,
+        batch: int = MAX_BATCH,
+        credentials: Credentials | None = None,
     ) -> None:
         """Join the group, to fetch up to `batch` messages at a time.
 
@@ -121,6 +128,8 @@ class Membership:
             self._client = Client(dict(settings))
         except KafkaException as error:
             raise StartError(f"the Kafka client refuses its settings: {error.args[0]}") from error
+        self._settings = settings
+        self._credentials = credentials
         self._watermarks = offsets
         self._batch = batch
         self._offsets: dict[KafkaPartition, int | None] = {}  # the offset up to which each of our partitions is read
@@ -160,6 +169,8 @@ class Membership:
     def fetch(self) -> Batch:
         """The messages that have arrived, up to a batch; none after IDLE seconds without one."""
         self._commit()
+        if self._credentials is not None:
+            self._credentials.renew(self._client, self._settings)
         self._held = self._client.consume(1, IDLE)
         if self._held:
             self._held += self._client.consume(self._batch - 1, 0)

@@ -14,6 +14,7 @@ from msgspec import Struct, field
 from app.errors import BusError, MessageRefusedError, StartError
 from app.outbound.bus import Bus, Keyed
 from app.outbound.client_log import client_log
+from app.outbound.kafka_options import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ class KafkaBus(Bus):
         *,
         delivery_timeout: timedelta = timedelta(seconds=30),
         options: Mapping[str, str | int] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
+        self._credentials = credentials
         self._settings: dict[str, object] = {
             "bootstrap.servers": servers,
             "client.id": "pqs",
@@ -129,6 +132,8 @@ class KafkaBus(Bus):
         """
         if self._producer is None:
             return
+        if self._credentials is not None:
+            self._credentials.renew(self._producer, self._settings)
         try:
             found = self._producer.poll(0)
         except Exception as error:

@@ -1,10 +1,18 @@
 """The options of the Kafka client from the settings: security, and PQS_KAFKA_OPTIONS."""
 
+import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from app.errors import StartError
 from app.settings import KafkaSecurity, Settings, secret_of
+
+log = logging.getLogger(__name__)
+
+LOOK = 1.0  # seconds between two looks at the file of a password
+PASSWORD = "sasl.password"  # noqa: S105 - the name of an option
 
 # Options that have a setting of their own.
 _SETTINGS: Mapping[str, str] = {
@@ -49,6 +57,45 @@ _OURS = {
     "error_cb",
     "plugin.library.paths",  # would run foreign code
 }
+
+
+class SaslClient(Protocol):
+    """A producer or a consumer."""
+
+    def set_sasl_credentials(self, username: str, password: str, /) -> object:
+        """Use these for the next authentications; connections that are open stay."""
+
+
+class Credentials:
+    """The user and the password of a client, whose file may change while the client is connected."""
+
+    def __init__(self, username: str, password: Callable[[], str | None]) -> None:
+        self._username = username
+        self._password = password
+        self._current = password()
+        self._looked_at = time.monotonic()
+
+    def renew(self, client: SaslClient, options: dict[str, object]) -> None:
+        """Give a changed password to a client, and to the options of its successors. Looks every LOOK seconds."""
+        now = time.monotonic()
+        if now < self._looked_at + LOOK:
+            return
+        self._looked_at = now
+        password = self._password()
+        if password is None or password == self._current:
+            return
+        self._current = options[PASSWORD] = password
+        client.set_sasl_credentials(self._username, password)
+        log.info("the password for Kafka has changed; new connections use it")
+
+
+def credentials_of(settings: Settings) -> Credentials | None:
+    """Those of one client; None where nothing can change."""
+    if settings.kafka_password_file is None or settings.kafka_username is None:
+        return None
+    return Credentials(settings.kafka_username, secret_of(settings, "kafka_password"))
+
+
 _PAIR = re.compile(r"([a-z0-9_.]+)=((?:\\.|[^\\,])*)(?:,|$)")
 
 
@@ -64,7 +111,7 @@ def client_options(settings: Settings) -> dict[str, str]:
     named = {
         "sasl.mechanism": settings.kafka_mechanism,
         "sasl.username": settings.kafka_username,
-        "sasl.password": secret_of(settings, "kafka_password")(),
+        PASSWORD: secret_of(settings, "kafka_password")(),
         "ssl.ca.location": settings.kafka_ca,
         "ssl.certificate.location": settings.kafka_cert,
         "ssl.key.location": settings.kafka_key,

@@ -1,5 +1,6 @@
 """The processes that answer requests: this one alone, or workers that it looks after."""
 
+import asyncio
 import logging
 import multiprocessing
 import os
@@ -9,15 +10,19 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import uvicorn
 
 from app.runtime.metrics import SHARED_DIRECTORY
+from app.runtime.protocol import CLOSE_SECONDS, HEAD_SECONDS, HttpProtocol
+from app.runtime.sockets import BACKLOG
 from app.runtime.supervisor import Supervisor
-from app.settings import PREFIX, Settings
+from app.runtime.tls import ServerTls
+from app.settings import PREFIX, Settings, read_settings
+from app.worker import working
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +45,7 @@ def run(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     Raises KeyboardInterrupt when a signal has stopped it, and StartError when the workers do not start.
     """
     if settings.workers == 1:
-        _serve(sockets[0], None)
+        _serve(settings, sockets[0], None)
         return
     with tempfile.TemporaryDirectory(prefix="pqs-metrics-") as shared:
         os.environ[SHARED_DIRECTORY] = shared
@@ -58,10 +63,10 @@ def work(listener: socket.socket, parent: Connection) -> None:
             parent.send_bytes(b".")
 
     with suppress(KeyboardInterrupt):  # uvicorn raises it again, once all is closed
-        _serve(listener, sign)
+        _serve(read_settings(), listener, sign)
 
 
-def _serve(listener: socket.socket, sign: Callable[[], None] | None) -> None:
+def _serve(settings: Settings, listener: socket.socket, sign: Callable[[], None] | None) -> None:
     async def notify() -> None:
         if sign is not None:
             sign()
@@ -73,7 +78,7 @@ def _serve(listener: socket.socket, sign: Callable[[], None] | None) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        http="app.runtime.protocol:HttpProtocol",
+        http=HttpProtocol,
         ws="none",
         proxy_headers=False,  # nothing here depends on who asks, or by which scheme
         timeout_keep_alive=KEEP_ALIVE,
@@ -81,14 +86,51 @@ def _serve(listener: socket.socket, sign: Callable[[], None] | None) -> None:
         timeout_notify=SIGN_OF_LIFE,
         callback_notify=notify,
     )
-    _Server(config).run(sockets=[listener])
+    Server(config, server_tls(settings)).run(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
-    """A server that closes what the lifespan opened even when a second Ctrl-C has cut its open requests off."""
+def server_tls(settings: Settings) -> ServerTls | None:
+    """The TLS of the service; None where it speaks plain HTTP. Raises StartError for files that cannot be used."""
+    if settings.tls_cert is None or settings.tls_key is None:  # one is not set without the other
+        return None
+    return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+
+
+class Server(uvicorn.Server):
+    """A server that bounds TLS handshakes in time and takes over renewed certificates.
+
+    It closes what the lifespan opened even when a second Ctrl-C has cut its open requests off.
+    """
+
+    def __init__(self, config: uvicorn.Config, tls: ServerTls | None) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self._watching = AsyncExitStack()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the lifespan, then take requests. uvicorn itself would give each handshake a minute."""
+        if self._tls is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        await self._watching.enter_async_context(working(self._tls))
+        for each in sockets or ():
+            server = await asyncio.get_running_loop().create_server(
+                self._protocol,
+                sock=each,
+                backlog=BACKLOG,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=HEAD_SECONDS,
+                ssl_shutdown_timeout=CLOSE_SECONDS,
+            )
+            self.servers.append(server)
+
+    def _protocol(self) -> HttpProtocol:
+        return HttpProtocol(self.config, self.server_state, self.lifespan.state)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop taking requests, let the open ones end, those that wait at once, and end the lifespan."""
+        await self._watching.aclose()
         if (stop := getattr(self.config.loaded_app, "stop", None)) is not None:
             stop()
         await super().shutdown(sockets)

@@ -51,6 +51,7 @@ HEAD_SECONDS = 10.0  # that a request line and header section may take
 BODY_SECONDS = 30.0  # without a byte of a body that is waited for
 LINGER_SECONDS = 2.0  # that a client has to read its last answer, while what it still sends is dropped
 CLOSE_SECONDS = 30.0  # until a connection that does not get closed is broken off
+GOODBYE_SECONDS = 0.5  # that a client has to end its side of an idle TLS connection, when the service stops
 
 
 class Awaited(enum.Enum):
@@ -109,6 +110,7 @@ class HttpProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
         self._transport = cast("asyncio.Transport", transport)
+        self._half_closes = self._transport.can_write_eof()  # TLS has no half of a connection
         self._context = contextvars.copy_context()  # of no request: each begins with a copy of it
         self._connections.add(self)
         self._place = Place(self._budget, transport.get_extra_info("peername"))
@@ -131,7 +133,7 @@ class HttpProtocol(asyncio.Protocol):
         exchange = self._exchange
         if isinstance(exchange, Exchange):
             exchange.client_ended.set()
-        if self._closing or (exchange is not None and exchange.more_body):
+        if self._closing or not self._half_closes or (exchange is not None and exchange.more_body):
             return False  # the transport closes, after what was written
         if exchange is None:
             return self._drained is not None  # whole requests may wait until it has read the answers before
@@ -169,7 +171,10 @@ class HttpProtocol(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or exchange.complete or self._closing:
             self._closing = True
-            self._transport.close()
+            if not self._transport.is_closing():
+                self._transport.close()
+            if not self._half_closes:  # it now waits for the client, which may not look at an idle connection
+                self._loop.call_later(GOODBYE_SECONDS, self._transport.abort)
         else:
             exchange.keep_alive = False
 
@@ -320,8 +325,9 @@ class HttpProtocol(asyncio.Protocol):
         self._buffer.clear()
         if self._transport.is_closing():
             return
-        if linger and not self._eof and self._transport.can_write_eof():
-            self._transport.write_eof()
+        if linger and not self._eof:
+            if self._half_closes:
+                self._transport.write_eof()
             self._await(Awaited.CLOSE, LINGER_SECONDS)
             self._read(on=True)
         else:

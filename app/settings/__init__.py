@@ -2,13 +2,13 @@
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.changes import Logging
@@ -253,13 +253,15 @@ def read_settings(given: Mapping[str, object] | None = None) -> Settings:
 
 
 # Settings that hold a secret. Each has a form with _FILE, and neither may be given beside the other.
-SECRETS = ("database_url", "database_read_url", "kafka_password", "consul_token")
+_TYPES = {"database_url": Address, "database_read_url": Address, "kafka_password": Password, "consul_token": Password}
+SECRETS = tuple(_TYPES)
 
 
 def secret_of(settings: Settings, name: str) -> Secret:
     """One of SECRETS, read again when its file changes. Raises StartError when the file cannot be read."""
     value: SecretStr | None = getattr(settings, name)
-    return Secret(value.get_secret_value() if value else None, getattr(settings, f"{name}_file"))
+    check: Callable[[str], object] = TypeAdapter(_TYPES[name]).validate_python
+    return Secret(value.get_secret_value() if value else None, getattr(settings, f"{name}_file"), check)
 
 
 def secrets_in(given: Mapping[str, object]) -> list[str]:

@@ -1,6 +1,7 @@
 """Secrets that are kept in files: read at the start, and again when the file has changed."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from app.errors import StartError
@@ -31,13 +32,17 @@ def read_secret(path: Path) -> str:
 class Secret:
     """A secret that may change while the service runs. Its repr does not show it.
 
-    It is `value`, or the content of `path`. A file that can no longer be read leaves the last content in force, with
-    one warning. Raises StartError when the file cannot be read the first time.
+    It is `value`, or the content of `path`. A file that can no longer be read, or that `check` refuses by a
+    ValueError, leaves the last content in force, with one warning. Raises StartError when the file cannot be read
+    the first time.
     """
 
-    __slots__ = ("_path", "_seen", "_value", "_warned")
+    __slots__ = ("_check", "_path", "_seen", "_value", "_warned")
 
-    def __init__(self, value: str | None, path: Path | None = None) -> None:
+    def __init__(
+        self, value: str | None, path: Path | None = None, check: Callable[[str], object] = lambda _: None
+    ) -> None:
+        self._check = check
         self._path = path
         self._seen: tuple[int, int, int] | None = None
         self._warned = False
@@ -58,14 +63,22 @@ class Secret:
         if seen == self._seen:
             return self._value
         try:
-            self._value = read_secret(self._path)
+            value = read_secret(self._path)
+            self._check(value)
+        except StartError as error:
+            self._warn(str(error))
+        except ValueError:  # its message may hold the secret
+            self._warn(f"the file {self._path} does not hold what its setting expects")
+        else:
+            self._value = value
             self._seen = seen
             self._warned = False
-        except StartError as error:
-            if not self._warned:
-                log.warning("%s; its last content stays in force", error)
-                self._warned = True
         return self._value
+
+    def _warn(self, said: str) -> None:
+        if not self._warned:
+            log.warning("%s; its last content stays in force", said)
+            self._warned = True
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import asyncpg
 
@@ -110,6 +110,9 @@ class Database:
     Errors are UnavailableError and its subclasses; the breaker counts DatabaseDownError. After LostRaceError the
     same work may be done again.
 
+    A `url` that is called is called for each new connection, so that a password can change. Connections that are
+    open stay.
+
     `scans` is for statements whose best plan depends on their parameters, such as a rare or a common capability.
     PostgreSQL plans each anew, for data in memory or on an SSD; otherwise it would prefer a sort to an index. Without
     `scans` it plans a statement once for each connection, to use the primary key.
@@ -117,14 +120,14 @@ class Database:
 
     def __init__(
         self,
-        url: str,
+        url: str | Callable[[], str],
         *,
         pool_size: int,
         statement_timeout: timedelta,
         scans: bool = False,
         breaker: CircuitBreaker | None = None,
     ) -> None:
-        self._url = libpq_address(url)
+        self._url = url
         self._size = pool_size
         self._timeout = statement_timeout.total_seconds()
         self._settings = {
@@ -239,7 +242,7 @@ class Database:
         async with self._opening:
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
-                    self._url,
+                    connect=cast("Any", self._connect),  # the stubs spell all its options out
                     min_size=0,
                     max_size=self._size,
                     max_queries=NEVER,
@@ -249,6 +252,11 @@ class Database:
                     connection_class=_PooledConnection,
                 )
             return self._pool
+
+    async def _connect(self, _: object, **options: Any) -> "asyncpg.Connection[Record]":
+        """A new connection to the address as it is now."""
+        url = self._url if isinstance(self._url, str) else self._url()
+        return await asyncpg.connect(libpq_address(url), **options)
 
     async def check(self) -> str:
         """The schema's revision. Raises SchemaMismatchError for an unexpected one, or if the role lacks a right."""

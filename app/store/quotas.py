@@ -3,15 +3,18 @@
 A workflow counts with the bytes of its state as JSON text. Prefixes may overlap: each quota holds on its own.
 """
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard, cast
 
 from msgspec import Struct
 from sqlalchemy import text
 
+from app.domain.workflows import Commit, Committed
 from app.errors import PqsError
-from app.store.database import Connection
+from app.store import workflows
+from app.store.database import Connection, LostRaceError
 from app.store.statements import Statement
+from app.store.workflows import CommitOutcome
 
 
 class QuotaExceededError(PqsError):
@@ -69,11 +72,21 @@ async def get_all(connection: Connection) -> list[Quota]:
     return [Quota(*row) for row in await LIST.rows(connection)]
 
 
-# The bytes of some workflows, to be read before they are written.
+# Whether any prefix has a quota.
+EXISTS = Statement(text("SELECT EXISTS (SELECT FROM workflow_quotas)"))
+
+
+async def exist(connection: Connection) -> bool:
+    """Whether there is any quota."""
+    return bool(await EXISTS.value(connection))
+
+
+# The bytes of some workflows, to be read before they are written. The rows are locked in the order in which commits
+# lock them, so that nothing deadlocks and nobody changes a size in between.
 SIZES = Statement(
     text("""
 SELECT workflow_key, octet_length(CAST(state AS text)) FROM workflow_state
-WHERE workflow_key = ANY(CAST(:keys AS text[]))
+WHERE workflow_key = ANY(CAST(:keys AS text[])) ORDER BY workflow_key FOR UPDATE
 """)
 )
 
@@ -110,3 +123,21 @@ async def charge(connection: Connection, added: Mapping[str, int]) -> None:
     for prefix, max_bytes, used_bytes, more in rows:
         if cast("int", more) > 0 and used_bytes > max_bytes:
             raise QuotaExceededError(prefix, max_bytes)
+
+
+async def commit(connection: Connection, commits: Sequence[Commit]) -> list[CommitOutcome | None]:
+    """As workflows.commit, within the quotas. Needs a transaction, which QuotaExceededError rolls back."""
+    keys = sorted({each.workflow_key for each in commits})
+    before = await sizes(connection, keys)
+    outcomes = await workflows.commit(connection, commits)
+    written = {each.workflow.workflow_key: each.workflow.version for each in outcomes if _is_new(each)}
+    if any(version > 1 and key not in before for key, version in written.items()):
+        raise LostRaceError("a workflow was created while it was measured")
+    if written:
+        after = await sizes(connection, sorted(written))
+        await charge(connection, {key: after[key] - before.get(key, 0) for key in written})
+    return outcomes
+
+
+def _is_new(outcome: CommitOutcome | None) -> TypeGuard[Committed]:
+    return isinstance(outcome, Committed) and not outcome.replayed
