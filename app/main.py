@@ -102,7 +102,9 @@ def create_app(settings: Settings) -> FastAPI:
         title="Projection Query Service",
         version=version("projection-query-service"),
         lifespan=lifespan,
+        docs_url=None,  # document.install adds them, for any prefix of a proxy
         redoc_url=None,
+        servers=[{"url": settings.public_url or "/"}],
         redirect_slashes=False,  # a path with a slash more or less is unknown
     )
     resources = (events, entities, counts, overdue, changes, workflows, watermarks, dead_letters, audit, health)

@@ -40,6 +40,7 @@ from app.store.database import Database
 from app.worker import working
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
+WALKS = 2  # reads at once that walk a whole domain: on connections that nothing else waits for
 CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
 
@@ -47,7 +48,8 @@ CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 class Service:
     """The parts of a running service.
 
-    `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans. `reader` and
+    `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans,
+    `walks` for lists that walk a whole domain. `reader` and
     `writer` join single requests into batches; arrays and streams go to the projector directly. The keys of
     `breakers` are their names in the metrics.
     """
@@ -55,6 +57,7 @@ class Service:
     settings: Settings
     database: Database
     scans: Database
+    walks: Database
     reader: Reader
     projector: Projector
     writer: Writer
@@ -122,6 +125,7 @@ class Parts:
         database = self._database(settings.pool_size)
         replica = _address(settings, "database_read_url", self._primary)
         scans = self._database(settings.pool_size, address=replica, scans=True)
+        walks = self._database(WALKS, address=replica, scans=True, breaker=scans.breaker)
         breakers = {"primary": database.breaker, "scans": scans.breaker}
         reader = Reader(database, joining=settings.batching)
         self._stack.push_async_callback(reader.close)
@@ -148,6 +152,7 @@ class Parts:
             settings,
             database,
             scans,
+            walks,
             reader,
             projector,
             writer,

@@ -162,7 +162,8 @@ def _turn(request: Request, wanted: EntityFilter) -> AbstractContextManager[None
 async def _page(
     service: Service, wanted: EntityFilter, after: UUID | None, limit: int
 ) -> tuple[list[Registration], bool]:
-    return await service.scans.read(listing.get_by_state, wanted, after=after, limit=limit)
+    database = service.walks if is_walk(wanted) else service.scans
+    return await database.read(listing.get_by_state, wanted, after=after, limit=limit)
 
 
 async def _stream(

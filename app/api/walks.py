@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 
 from app.errors import TooManyWalksError
+from app.parts import WALKS
 from app.store.listing import EntityFilter
 
-AT_ONCE = 2  # in a process
 RETRY_AFTER = timedelta(seconds=2)
 
 
@@ -32,7 +32,7 @@ def is_walk(wanted: EntityFilter) -> bool:
 class Walks:
     """The turns of a process."""
 
-    def __init__(self, at_once: int = AT_ONCE) -> None:
+    def __init__(self, at_once: int = WALKS) -> None:
         self._free = at_once
         self._waiting: deque[asyncio.Future[None]] = deque()
 

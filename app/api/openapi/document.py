@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
 
 from app.api.openapi.access import secure
 from app.api.openapi.components import component_schemas
@@ -87,6 +89,7 @@ def install(app: FastAPI, *, issuer: str | None = None) -> None:
                 description=DESCRIPTION,
                 routes=app.routes,
                 tags=TAGS,
+                servers=app.servers,
                 license_info={"name": "MIT", "identifier": "MIT"},
             )
             written.setdefault("components", {}).setdefault("schemas", {}).update(component_schemas())
@@ -98,6 +101,11 @@ def install(app: FastAPI, *, issuer: str | None = None) -> None:
             app.openapi_schema = written
         return app.openapi_schema
 
+    async def docs() -> HTMLResponse:
+        # Relative: the page finds the document under whatever prefix a proxy serves both.
+        return get_swagger_ui_html(openapi_url="openapi.json", title=app.title)
+
+    app.add_api_route("/docs", docs, include_in_schema=False)
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
 
 
