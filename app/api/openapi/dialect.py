@@ -73,7 +73,7 @@ def say_default(field: Json) -> None:
     if "default" in field:
         default = field.pop("default")
         shown = default if isinstance(default, str) else json.dumps(default)
-        field["description"] = f"{field['description']} Default: `{shown}`."
+        field["description"] = f"{field.get('description', '')} Default: `{shown}`.".strip()
 
 
 def not_null(schema: Json) -> Json:

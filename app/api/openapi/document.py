@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
@@ -101,11 +101,11 @@ def install(app: FastAPI, *, issuer: str | None = None) -> None:
             app.openapi_schema = written
         return app.openapi_schema
 
-    async def docs() -> HTMLResponse:
+    async def docs(_request: Request) -> HTMLResponse:
         # Relative: the page finds the document under whatever prefix a proxy serves both.
         return get_swagger_ui_html(openapi_url="openapi.json", title=app.title)
 
-    app.add_api_route("/docs", docs, include_in_schema=False)
+    app.add_route("/docs", docs, include_in_schema=False)
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
 
 

@@ -62,7 +62,7 @@ func main() {
 	check(body.FromEvent(event) == nil, nil)
 	posted := post(body)
 	check(posted.JSON200 != nil, posted.Body)
-	check(must(posted.JSON200.AsResult()).Outcome == pqs.Applied, posted.Body)
+	check(must(posted.JSON200.AsResult()).Outcome == pqs.Outcome("applied"), posted.Body)
 
 	check(second.FromAccepted(pqs.Accepted{
 		EventId: uuid.New(), EntityId: id, OccurredAt: now, Position: position(first+1, first),
@@ -81,7 +81,7 @@ func main() {
 	check(body.FromEvent(beat) == nil, nil)
 	early := post(body)
 	check(early.ApplicationproblemJSON409 != nil, early.Body)
-	check(early.ApplicationproblemJSON409.Outcome == pqs.Early, early.Body)
+	check(early.ApplicationproblemJSON409.Outcome == pqs.Outcome("early"), early.Body)
 
 	row := must(client.GetEntityWithResponse(ctx, id, &pqs.GetEntityParams{}))
 	check(row.JSON200 != nil && row.JSON200.CurrentState == pqs.RegistrationStateAckReceived, row.Body)
