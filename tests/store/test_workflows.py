@@ -264,7 +264,7 @@ async def test_no_index_is_without_a_query(filled: str) -> None:
         )
     assert {row["name"] for row in found} == {KEY, BY_CHANGE, ACTIONS_KEY, BY_AGE}
     statements = {name for name, value in vars(workflows).items() if isinstance(value, Statement)}
-    assert statements == {"READ", "COMMIT", "LIST", "PRUNE", "PRUNE_LOCKED"}  # the last one reads no table
+    assert statements == {"READ", "COMMIT", "LIST", "LIST_OF_PREFIXES", "PRUNE", "PRUNE_LOCKED"}  # the last reads none
 
 
 # --- What the table refuses ----------------------------------------------------------------------------------------
