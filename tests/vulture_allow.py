@@ -17,6 +17,7 @@ from app.wire import envelopes
 from pqs_client import tokens
 from pqs_client.entities import Entities, OverdueScans
 from pqs_client.events import Events
+from pqs_client.tokens import TokenAuth
 
 _used_from_outside: list[object] = [
     # In the schema, by statements that are written as SQL.
@@ -40,6 +41,8 @@ _used_from_outside: list[object] = [
     OverdueScans.ack,
     OverdueScans.liveness,
     Events.send_all,
+    # httpx calls it.
+    TokenAuth.auth_flow,
     # Contract: the intents of the database.
     postgres.upsert_registration,
     postgres.update_registration,

@@ -242,6 +242,15 @@ async def test_a_page_costs_what_a_page_costs(filled: str, after: workflows.Chan
             assert buffers(await explain(connection, workflows.LIST, given)) > 2 * buffers(plan)
 
 
+async def test_a_page_of_prefixes_is_read_in_order(filled: str) -> None:
+    """Only some keys are wanted: the page is read off the same index, and other rows are left out on the way."""
+    given: Parameters = {"updated_at": EARLIEST, "workflow_key": "", "limit": 100, "prefixes": ["key 9"]}
+    async with planning(filled, scans=True) as connection:
+        plan = await explain(connection, workflows.LIST_OF_PREFIXES, given)
+    assert indexes(plan) == {BY_CHANGE}
+    assert kinds(plan) <= {"Limit", "Index Scan"}
+
+
 async def test_old_actions_are_found_by_their_age(filled: str) -> None:
     """The oldest actions are read off the index by age, a batch of them, and deleted where they are."""
     given: Parameters = {"retention": timedelta(seconds=1), "rows": 50}
@@ -264,7 +273,14 @@ async def test_no_index_is_without_a_query(filled: str) -> None:
         )
     assert {row["name"] for row in found} == {KEY, BY_CHANGE, ACTIONS_KEY, BY_AGE}
     statements = {name for name, value in vars(workflows).items() if isinstance(value, Statement)}
-    assert statements == {"READ", "COMMIT", "LIST", "PRUNE", "PRUNE_LOCKED"}  # the last one reads no table
+    assert statements == {
+        "READ",
+        "COMMIT",
+        "LIST",
+        "LIST_OF_PREFIXES",
+        "PRUNE",
+        "PRUNE_LOCKED",
+    }  # the last reads none
 
 
 # --- What the table refuses ----------------------------------------------------------------------------------------
