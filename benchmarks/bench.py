@@ -77,7 +77,7 @@ class Bench:
 
     def _versions(self) -> int:
         """The number of changes of all rows of the table."""
-        return int(str(self.machine.ask(MAIN, "SELECT sum(version) FROM registration_projections")))
+        return int(str(self.machine.ask(MAIN, "SELECT sum(version)::bigint FROM registration_projections")))
 
 
 Part = Callable[[Bench], list[Row]]

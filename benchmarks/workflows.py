@@ -39,7 +39,7 @@ def commit(bench: Bench) -> list[Row]:
     with serving(machine, source, MAIN, ["ours"], bench.notes) as ports:
 
         def committed() -> int:
-            return int(str(machine.ask(MAIN, "SELECT sum(version - 1) FROM workflow_state")))
+            return int(str(machine.ask(MAIN, "SELECT sum(version - 1)::bigint FROM workflow_state")))
 
         def ours() -> float:
             fill(machine)
