@@ -27,7 +27,7 @@ WHY = {
     401: "There is no key or token, or it does not count (any more).",
     429: "The caller has used up its rate. Nothing was done.",
 }
-SECONDS = {"type": "integer", "minimum": 1}
+SECONDS = {"type": "integer", "format": "int64", "minimum": 1}
 TEXT = {"type": "string"}
 HEADERS: dict[int, Json] = {
     401: {"WWW-Authenticate": {"description": "`Bearer` (RFC 6750).", "schema": TEXT}},
