@@ -1,12 +1,13 @@
 """Access as an operator meets it: starts that are refused, keys that end, and secrets that stay secret."""
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
 from app.access.keys import LENGTH, SECRET_LENGTH
-from tests.making import NODE
+from tests.making import NODE, event_json
 from tests.processes import command_lines, pqs, refusal, serving, until
 
 EVERYTHING = ("--domain", "*", "--workflow-prefix", "*", "--scope", "entities:read", "--scope", "operations:read")
@@ -14,9 +15,9 @@ WITHIN = 5.0  # seconds in which a revocation holds everywhere
 ENTITY = f"/v1/entities/{NODE}"
 
 
-def make_key(url: str, name: str) -> str:
+def make_key(url: str, name: str, *more: str) -> str:
     """A new key, as an operator makes it."""
-    made = pqs("keys", "create", name, *EVERYTHING, database_url=url)
+    made = pqs("keys", "create", name, *EVERYTHING, *more, database_url=url)
     assert made.returncode == 0, made.stderr
     key = made.stdout.strip()
     assert len(key) == LENGTH
@@ -89,3 +90,22 @@ async def test_load_sends_the_token_of_a_file(tmp_path: Path, database_url: str)
     far = refusal(pqs("load", lines, "--url", "http://pqs.example", "--token-file", file))
     assert "use https" in far
     assert made.stdout.strip() not in far
+
+
+async def test_an_open_stream_ends_with_its_key(tmp_path: Path, database_url: str) -> None:
+    """A stream that a key has begun delivers no change that came after the revocation, and ends."""
+    follower = {"Authorization": f"Bearer {make_key(database_url, 'follower')}", "Accept": "application/x-ndjson"}
+    writer = {"Authorization": f"Bearer {make_key(database_url, 'writer', '--scope', 'events:write')}"}
+    with (
+        serving(tmp_path, "--port", 0, database_url=database_url, auth="required") as service,
+        service.client() as other,
+        service.client() as client,
+        client.stream("GET", "/v1/changes?after=now", headers=follower) as stream,
+    ):
+        lines = stream.iter_lines()
+        assert json.loads(next(lines))["kind"] == "bookmark"
+        assert pqs("keys", "revoke", "follower", database_url=database_url).returncode == 0
+        until(lambda: other.get(ENTITY, headers=follower).status_code == 401, "the revocation holds")
+        sent = other.post("/v1/events", json=event_json("registration.initiated", 1), headers=writer)
+        assert sent.json()["outcome"] == "applied"
+        assert list(lines) == []

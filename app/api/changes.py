@@ -11,7 +11,8 @@ from starlette.types import Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from app.access import rights
-from app.access.principals import Scope
+from app.access.principals import Principal, Scope
+from app.access.refusals import AuthError
 from app.api import problems
 from app.api.bodies import JSON, NDJSON
 from app.api.needs import caller_of, needs, permit
@@ -67,9 +68,11 @@ async def follow_changes(request: Request, query: Annotated[ChangesQuery, Query(
     if media != JSON:
         lines = service.follow.stream(asked)
         first = await anext(lines)  # raises what is wrong with the token, while there is a status to say it with
+        lines = _while_allowed(request, query.domain, lines)
         written = _events(request, first, lines) if media == EVENTS else _ndjson(request, first, lines)
         return _Stream(written, headers=STREAMED, media_type=media)
     answer = await _while_there(request, service.follow.answer(asked, wait=query.wait))
+    await _check_again(request, query.domain)
     items = b",".join([line.body for line in answer.lines])
     caught_up = b"true" if answer.caught_up else b"false"
     body = b'{"items":[%b],"next":"%b","caught_up":%b}' % (items, tokens.write(answer.next).encode(), caught_up)
@@ -94,6 +97,30 @@ def _filter(query: ChangesQuery) -> Filter:
         node_type=query.node_type,
         types=frozenset(query.type),
     )
+
+
+async def _check_again(request: Request, domain: str) -> None:
+    """Check the caller as at the request's beginning: its key may have been revoked while it waited.
+
+    Raises AuthError, and UnavailableError when nobody can tell.
+    """
+    found = await service_of(request).access.guard.authenticate(request.scope["headers"])
+    if not isinstance(found, Principal):
+        raise found
+    permit(rights.domain(found, Scope.ENTITIES_READ, domain))
+
+
+async def _while_allowed(
+    request: Request, domain: str, lines: AsyncGenerator[Sequence[Line], None]
+) -> AsyncGenerator[Sequence[Line], None]:
+    """The lines of a stream, for as long as its caller may read them. The stream ends with the right to it."""
+    async with aclosing(lines):
+        async for some in lines:
+            try:
+                await _check_again(request, domain)
+            except (AuthError, UnavailableError):
+                return
+            yield some
 
 
 async def _while_there(request: Request, answer: Awaitable[T]) -> T:
