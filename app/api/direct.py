@@ -17,16 +17,16 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
 import msgspec
 from fastapi import Response
+from msgspec import Struct
 
 from app.access import rights
-from app.access.principals import Principal
+from app.access.principals import ANYONE, Principal
 from app.access.principals import Scope as Right
 from app.answers import Problem
 from app.api import context, entities, events, problems, workflows
@@ -39,7 +39,10 @@ from app.api.needs import admit, permit
 from app.api.schemas import encode
 from app.api.service import Service
 from app.domain.events import DEFAULT_DOMAIN
+from app.domain.registration import Registration
+from app.domain.results import Result
 from app.errors import UnavailableError
+from app.runtime.framing import FieldList
 from app.runtime.metrics import Metrics
 
 ENTITY = b"/v1/entities/"
@@ -59,10 +62,7 @@ NOT_PLAIN = {
 CLOUDEVENT = b"ce-"  # how their names begin
 FORWARDED = (b"forwarded", b"x-forwarded-")  # how those of a proxy begin, which some services refuse
 
-# A question that is under way, and the rendering of its answer.
-Asked = tuple["asyncio.Future[Any]", Callable[[Any], Response]]
-Ask = Callable[[Service, Principal, Headers, bytes], Asked]
-OnAnswer = Callable[[int, Headers, bytes], None]
+OnAnswer = Callable[[int, Headers, bytes, bytes], None]  # status, headers, more headers as lines, body
 
 
 class HotCalls:
@@ -95,8 +95,9 @@ class HotCalls:
             more = message.get("more_body", False)
         answered = asyncio.get_running_loop().create_future()
         call.begin(body, lambda *answer: None if answered.done() else answered.set_result(answer))
-        status, headers, content = await answered
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        status, headers, lines, content = await answered
+        also = [line.partition(b": ")[::2] for line in lines.split(b"\r\n") if line]
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, *also]})
         await send({"type": "http.response.body", "body": content})
 
     def find(self, method: str, target: bytes, headers: Headers) -> "HotCall | None":
@@ -108,15 +109,30 @@ class HotCalls:
             self._known, self._max_body = service, min(MAX_BODY, service.settings.max_body)
             refused = FORWARDED if service.access.guard.refuses_proxies else ()
             self._prefixes = (CLOUDEVENT, *refused)
-        found = _find(method, target, headers, self._max_body, self._prefixes, self._edge.hosts)
+        fields = self._fields_of(headers)
+        if fields is None:
+            return None
+        found = _question(method, target, fields, self._max_body)
         if found is None:
             return None
-        route, ask, authorization = found
-        principal = service.access.guard.known(authorization)
+        principal = service.access.guard.known(fields.authorization)
         if not isinstance(principal, Principal):
             return None  # a token that has to be verified first, or a refusal: these are for the usual way
-        path = target.decode("ascii")
-        return HotCall(service, principal, headers, method, path, route, ask, self._edge.lacking_plain)
+        return HotCall(service, self._edge.lacking_plain, *found, principal, headers, fields, target)
+
+    def _fields_of(self, headers: Headers) -> "PlainFields | None":
+        """What the fields of a plain request say; None when they are not plain.
+
+        A server that reads the same fields again gives the same list, with a note: what was found out about it.
+        """
+        note = getattr(headers, "note", None)
+        if note is not None and note[0] is self:
+            known: PlainFields | None = note[1]
+            return known
+        fields = _read(headers, self._prefixes, self._edge.hosts)
+        if isinstance(headers, FieldList):
+            headers.note = self, fields
+        return fields
 
     def refuse(self, status: int, detail: str, headers: Headers, *, counted: bool) -> tuple[int, Headers, bytes]:
         """The answer to a request that a server does not carry out, for reasons of its own: a problem, with an id.
@@ -136,57 +152,62 @@ class HotCalls:
         return status, [*answered, *self._edge.lacking(headers, []), (context.HEADER, its_id.encode())], body
 
 
+class PlainFields(Struct, frozen=True):
+    """What the header fields of a plain request say."""
+
+    length: int | None  # of the body
+    is_json: bool
+    authorization: bytes | None
+
+
 class HotCall:
     """One request of these calls. Either `begin` or `leave` is called, once."""
 
     __slots__ = (
-        "_ask",
         "_began",
-        "_headers",
+        "_fields",
         "_id",
+        "_kind",
         "_lacking",
-        "_method",
         "_on_answer",
-        "_path",
-        "_principal",
-        "_render",
-        "_route",
-        "_service",
+        "_target",
+        "asked_for",
+        "headers",
+        "principal",
+        "service",
     )
 
     def __init__(
         self,
         service: Service,
+        lacking: Callable[[Headers], bytes],
+        kind: "Kind",
+        asked_for: Any,
         principal: Principal,
         headers: Headers,
-        method: str,
-        path: str,
-        route: str,
-        ask: Ask,
-        lacking: Callable[[Headers], Headers],
+        fields: PlainFields,
+        target: bytes,
     ) -> None:
-        self._service = service
-        self._principal = principal
-        self._headers = headers
-        self._method = method
-        self._path = path
-        self._route = route
-        self._ask = ask
+        self.service = service
+        self.principal = principal
+        self.headers = headers
+        self.asked_for = asked_for  # the entity's id, or the workflow's key
         self._lacking = lacking
-        self._render: Callable[[Any], Response]
+        self._kind = kind
+        self._fields = fields
+        self._target = target
         self._on_answer: OnAnswer
         self._id = ""
         self._began = 0.0
 
     def begin(self, body: bytes, answer: OnAnswer) -> None:
-        """Ask for the answer. `answer` is called with status, headers and body, once, and later than this returns."""
+        """Ask for the answer. `answer` is called once, and later than this returns."""
         self._began = time.perf_counter()
         self._on_answer = answer
         before = context.correlation_id.get()  # of the request in whose task this one begins, or of none
-        self._id = context.begin(self._headers)
-        future: asyncio.Future[Any]
+        self._id = context.begin(self.headers)
         try:
-            future, self._render = self._ask(self._service, self._principal, self._headers, body)
+            future = self._kind.ask(self, body)
         except Exception as error:  # noqa: BLE001 - it is answered, as FastAPI's handlers would answer it
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
@@ -197,37 +218,34 @@ class HotCall:
         """The client is gone before its request was complete."""
         self._began = time.perf_counter()
         before = context.correlation_id.get()
-        self._id = context.begin(self._headers)
+        self._id = context.begin(self.headers)
         self._account(context.GONE)
         context.correlation_id.set(before)
 
     def _on_done(self, future: "asyncio.Future[Any]") -> None:
         try:
-            result = future.result()
-            answer = self._render(result)
+            answer = self._kind.render(self, future.result())
         except asyncio.CancelledError:  # by a stop that waits no longer
             answer = self._problem(UnavailableError("the service is stopping"))
         except Exception as error:  # noqa: BLE001 - as above
             answer = self._problem(error)
-        headers = [*answer.raw_headers, *self._lacking(answer.raw_headers), (context.HEADER, self._id.encode())]
-        self._on_answer(answer.status_code, headers, bytes(answer.body))
+        lines = b"%b%b: %b\r\n" % (self._lacking(answer.raw_headers), context.HEADER, self._id.encode())
+        self._on_answer(answer.status_code, answer.raw_headers, lines, bytes(answer.body))
         self._account(answer.status_code)
 
     def _problem(self, error: Exception) -> Response:
         """The answer to an error, made from what FastAPI would know of the request."""
-        scope = {"type": "http", "method": self._method, "path": self._path, "query_string": b""}
-        return problems.answer_to(scope | {"headers": self._headers}, error)
+        path = self._target.decode("ascii")
+        scope = {"type": "http", "method": self._kind.method, "path": path, "query_string": b""}
+        return problems.answer_to(scope | {"headers": self.headers}, error)
 
     def _account(self, status: int) -> None:
-        context.account(
-            self._service.metrics, self._method, self._path, self._route, status, self._began, self._principal.name
-        )
+        kind, path = self._kind, self._target.decode("ascii")
+        context.account(self.service.metrics, kind.method, path, kind.route, status, self._began, self.principal.name)
 
 
-def _find(
-    method: str, target: bytes, headers: Headers, max_body: int, prefixes: tuple[bytes, ...], hosts: Hosts
-) -> tuple[str, Ask, bytes | None] | None:
-    """The route of a plain request, the question that it asks, and its `Authorization`."""
+def _read(headers: Headers, prefixes: tuple[bytes, ...], hosts: Hosts) -> PlainFields | None:
+    """What the fields say; None for a request that is not plain."""
     length, is_json, authorization = None, False, None
     for name, value in headers:
         if name == b"content-length":
@@ -247,56 +265,88 @@ def _find(
             is_json = True
         elif name in NOT_PLAIN or name.startswith(prefixes):
             return None
-    asked = _question(method, target, has_body=length is not None, fits=is_json and (length or 0) <= max_body)
-    return None if asked is None else (*asked, authorization)
+    return PlainFields(length, is_json, authorization)
 
 
-def _question(method: str, target: bytes, *, has_body: bool, fits: bool) -> tuple[str, Ask] | None:
-    """The route of a plain request, and the question that it asks. `fits`: a body is JSON, and not too long."""
-    with_body = has_body and fits
+def _question(method: str, target: bytes, fields: PlainFields, max_body: int) -> "tuple[Kind, Any] | None":
+    """The kind of a request, and the entity or workflow that it is about."""
+    has_body = fields.length is not None
     if method == "GET" and len(target) == ENTITY_LENGTH and target.startswith(ENTITY) and not has_body:
         try:
-            entity_id = msgspec.convert(target[len(ENTITY) :].decode("ascii"), UUID)
+            return GET_ENTITY, msgspec.convert(target[len(ENTITY) :].decode("ascii"), UUID)
         except msgspec.ValidationError:
             return None
-        return entities.PATH, partial(_ask_for_entity, entity_id)
+    with_body = fields.length is not None and fields.is_json and fields.length <= max_body
     if method == "POST" and target == EVENTS and with_body:
-        return events.PATH, _ask_for_outcome
+        return POST_EVENTS, None
     if (match := WORKFLOW.fullmatch(target)) is not None:
-        key = match[1].decode()
         if method == "GET" and not has_body:
-            return workflows.ROUTE, partial(_ask_for_workflow, key)
+            return GET_WORKFLOW, match[1].decode()
         if method == "PUT" and with_body:
-            return workflows.ROUTE, partial(_ask_to_commit, key)
+            return PUT_WORKFLOW, match[1].decode()
     return None
 
 
-def _ask_for_entity(entity_id: UUID, service: Service, principal: Principal, headers: Headers, _body: bytes) -> Asked:
-    admit(service, principal, rights.domain(principal, Right.ENTITIES_READ, DEFAULT_DOMAIN))
-    render = partial(entities.render_entity, entity_id, DEFAULT_DOMAIN, headers)
-    return service.reader.ask(entity_id, DEFAULT_DOMAIN), render
+# The four kinds. Where no key is asked for, the caller is ANYONE, who may do everything as often as it likes: nothing
+# is checked then.
 
 
-def _ask_for_outcome(service: Service, principal: Principal, headers: Headers, body: bytes) -> Asked:
-    permit(rights.scope(principal, Right.EVENTS_WRITE))
-    given = stored(headers)
+def _ask_for_entity(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":
+    if call.principal is not ANYONE:
+        admit(call.service, call.principal, rights.domain(call.principal, Right.ENTITIES_READ, DEFAULT_DOMAIN))
+    return call.service.reader.ask(call.asked_for, DEFAULT_DOMAIN)
+
+
+def _render_entity(call: HotCall, registration: Registration | None) -> Response:
+    return entities.render_entity(call.asked_for, DEFAULT_DOMAIN, call.headers, registration)
+
+
+def _ask_for_outcome(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
+    service, principal = call.service, call.principal
+    if principal is not ANYONE:
+        permit(rights.scope(principal, Right.EVENTS_WRITE))
+    given = stored(call.headers)
     if events.is_array(body):
-        return asyncio.ensure_future(events.answer_array(service, principal, body, given)), _as_it_is
+        return asyncio.ensure_future(events.answer_array(service, principal, body, given))
     event = events.read_one(body, given)
-    admit(service, principal, rights.domain(principal, Right.EVENTS_WRITE, event.domain))
-    return service.writer.ask(event, len(body)), partial(events.render_one, service)
+    if principal is not ANYONE:
+        admit(service, principal, rights.domain(principal, Right.EVENTS_WRITE, event.domain))
+    return service.writer.ask(event, len(body))
 
 
-def _ask_for_workflow(key: str, service: Service, principal: Principal, headers: Headers, _body: bytes) -> Asked:
-    admit(service, principal, rights.workflow(principal, Right.WORKFLOWS_READ, key))
-    return asyncio.ensure_future(workflows.answer_get(service, key, headers)), _as_it_is
+def _render_outcome(call: HotCall, result: Result | Response) -> Response:
+    return result if isinstance(result, Response) else events.render_one(call.service, result)
 
 
-def _ask_to_commit(key: str, service: Service, principal: Principal, headers: Headers, body: bytes) -> Asked:
-    admit(service, principal, rights.workflow(principal, Right.WORKFLOWS_WRITE, key))
-    conditions = workflows.required(headers)
-    return asyncio.ensure_future(workflows.answer_put(service, key, conditions, body)), _as_it_is
+def _ask_for_workflow(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":
+    key: str = call.asked_for
+    if call.principal is not ANYONE:
+        admit(call.service, call.principal, rights.workflow(call.principal, Right.WORKFLOWS_READ, key))
+    return asyncio.ensure_future(workflows.answer_get(call.service, key, call.headers))
 
 
-def _as_it_is(answer: Response) -> Response:
+def _ask_to_commit(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
+    key: str = call.asked_for
+    if call.principal is not ANYONE:
+        admit(call.service, call.principal, rights.workflow(call.principal, Right.WORKFLOWS_WRITE, key))
+    conditions = workflows.required(call.headers)
+    return asyncio.ensure_future(workflows.answer_put(call.service, key, conditions, body))
+
+
+def _as_it_is(_call: HotCall, answer: Response) -> Response:
     return answer
+
+
+class Kind(Struct, frozen=True):
+    """One of these calls: how it is named, how it asks, and how its answer is rendered."""
+
+    method: str
+    route: str
+    ask: Callable[[HotCall, bytes], "asyncio.Future[Any]"]
+    render: Callable[[HotCall, Any], Response]
+
+
+GET_ENTITY = Kind("GET", entities.PATH, _ask_for_entity, _render_entity)
+POST_EVENTS = Kind("POST", events.PATH, _ask_for_outcome, _render_outcome)
+GET_WORKFLOW = Kind("GET", workflows.ROUTE, _ask_for_workflow, _as_it_is)
+PUT_WORKFLOW = Kind("PUT", workflows.ROUTE, _ask_to_commit, _as_it_is)

@@ -39,8 +39,11 @@ STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
 class DirectCall(Protocol):
     """A request that the application answers without ASGI."""
 
-    def begin(self, body: bytes, answer: Callable[[int, Headers, bytes], None]) -> None:
-        """Begin to answer; `answer` is called once, and later than this returns. Raises nothing."""
+    def begin(self, body: bytes, answer: Callable[[int, Headers, bytes, bytes], None]) -> None:
+        """Begin to answer. Raises nothing.
+
+        `answer` is called once, and later than this returns: with status, headers, more headers as lines, and body.
+        """
 
     def leave(self) -> None:
         """The client is gone before its request was complete."""
@@ -61,8 +64,8 @@ class ClientConnection(Protocol):
     def wants_body(self) -> None:
         """Read on: what was read of the body is used up."""
 
-    def write_answer(self, answer: HttpAnswer, *, keep_alive: bool) -> None:
-        """Send a whole answer at once."""
+    def write_answer(self, answer: HttpAnswer, *, keep_alive: bool, lines: bytes = b"") -> None:
+        """Send a whole answer at once. `lines` are further headers."""
 
     def answered(self) -> None:
         """The answer is complete."""
@@ -212,9 +215,10 @@ class Exchange:
 class DirectExchange:
     """A request that is answered directly, when its body is there."""
 
+    __slots__ = ("_body", "_call", "_connection", "_disconnected", "complete", "keep_alive", "more_body")
+
     held = 0  # the application has said that it takes the whole body
     started = False  # its answer is written at once
-    waits_for_client = True
     bare = False
 
     def __init__(self, connection: ClientConnection, call: DirectCall, *, keep_alive: bool) -> None:
@@ -226,11 +230,16 @@ class DirectExchange:
         self._body = b""
         self._disconnected = False
 
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether it is for the client to send more of the body."""
+        return self.more_body
+
     def feed(self, piece: bytes, *, ended: bool) -> None:
         """A part of the body."""
         self._body = self._body + piece if self._body else piece
         if ended:
-            self.more_body = self.waits_for_client = False
+            self.more_body = False
             self._call.begin(self._body, self._answer)
 
     def disconnect(self) -> None:
@@ -239,9 +248,9 @@ class DirectExchange:
             self._call.leave()
         self._disconnected = True
 
-    def _answer(self, status: int, headers: Headers, body: bytes) -> None:
+    def _answer(self, status: int, headers: Headers, lines: bytes, body: bytes) -> None:
         if not self._disconnected:
-            self._connection.write_answer((status, headers, body), keep_alive=self.keep_alive)
+            self._connection.write_answer((status, headers, body), keep_alive=self.keep_alive, lines=lines)
             self.complete = True
             self._connection.answered()
 

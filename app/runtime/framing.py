@@ -32,6 +32,14 @@ _STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n")  # w
 Headers = list[tuple[bytes, bytes]]
 
 
+class FieldList(list[tuple[bytes, bytes]]):
+    """Header fields, with room for a note of whoever reads them: a client's next request often has the same list."""
+
+    __slots__ = ("note",)
+
+    note: object
+
+
 class FramingError(PqsError):
     """A request that is not carried out. Its connection ends, for nobody knows where the next request begins."""
 
@@ -139,7 +147,8 @@ def _read_fields(section: bytes) -> Fields:
         raise FramingError(431, f"the header section has more than {MAX_FIELDS} fields")
     if len(section.translate(None, _CONTROLS)) != len(section):
         raise FramingError(400, "a header field holds a control character")
-    headers = [_read_field(line) for line in lines]
+    headers = FieldList([_read_field(line) for line in lines])
+    headers.note = None
     hosts = 0
     length: int | None = None
     chunked = closes = expects_continue = False
@@ -186,6 +195,9 @@ class SizedBody:
         self._left -= len(piece)
         self.ended = not self._left
         return piece
+
+
+NO_BODY = SizedBody(0)  # nothing is taken from it, so all requests without a body have the same
 
 
 class ChunkedBody:

@@ -34,6 +34,7 @@ from app.runtime.exchange import (
 )
 from app.runtime.framing import (
     MAX_HEAD,
+    NO_BODY,
     ChunkedBody,
     Fields,
     FramingError,
@@ -224,7 +225,10 @@ class HttpProtocol(asyncio.Protocol):
             self._place.check(head)
         del buffer[: end + 4]
         self._awaited = None
-        self._body = ChunkedBody() if head.length is None else SizedBody(head.length)
+        if head.length == 0:
+            self._body = NO_BODY
+        else:
+            self._body = ChunkedBody() if head.length is None else SizedBody(head.length)
         call = self._direct(head.method, head.target, head.headers)
         if call is not None:
             self._exchange = DirectExchange(self, call, keep_alive=head.keep_alive)
@@ -265,15 +269,15 @@ class HttpProtocol(asyncio.Protocol):
             else:
                 self._look_after_the_client()
 
-    def write_answer(self, answer: HttpAnswer, *, keep_alive: bool, bare: bool = False) -> None:
-        """Send a whole answer at once."""
+    def write_answer(self, answer: HttpAnswer, *, keep_alive: bool, lines: bytes = b"", bare: bool = False) -> None:
+        """Send a whole answer at once. `lines` are further headers."""
         status, headers, body = answer
-        lines = [STATUS_LINES[status], self.default_headers()]
-        lines += [b"%b: %b\r\n" % header for header in headers]
-        lines.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+        parts = [STATUS_LINES[status], self.default_headers()]
+        parts += [b"%b: %b\r\n" % header for header in headers]
+        parts += (lines, b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
         if not bare:
-            lines.append(body)
-        self.write(b"".join(lines))
+            parts.append(body)
+        self.write(b"".join(parts))
 
     def answered(self) -> None:
         """The answer is complete: go on with the next request, or close."""

@@ -47,4 +47,5 @@ def test_both_ways_say_the_same(listed: str | None) -> None:
     """The headers that the direct way adds are those of FastAPI's way."""
     for etag in (False, True):
         headers = [(b"content-type", b"application/json"), *([(b"etag", b'"1"')] if etag else [])]
-        assert edge(listed).lacking_plain(headers) == edge(listed).lacking([(b"host", b"localhost")], headers)
+        lacking = edge(listed).lacking([(b"host", b"localhost")], headers)
+        assert edge(listed).lacking_plain(headers) == b"".join(b"%b: %b\r\n" % header for header in lacking)
