@@ -370,13 +370,13 @@ def test_early_lines_wait_in_order(seed: int) -> None:
 def test_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the temporary file cannot take the early lines, the load ends with a message."""
     monkeypatch.setattr(tempfile, "TemporaryFile", partial(Path("/dev/full").open, "wb"))
-    early = Early()
-    early.add(
-        InputLine(1, b'{"position": {"sequence": 2}}\n'),
-        LineResult(line=1, outcome="early", domain="a", entity_id=node(1)),
-    )
-    with closing(early), pytest.raises(StartError, match="No space left on device"):
-        list(early.in_order())
+    with closing(Early()) as early:
+        early.add(
+            InputLine(1, b'{"position": {"sequence": 2}}\n'),
+            LineResult(line=1, outcome="early", domain="a", entity_id=node(1)),
+        )
+        with pytest.raises(StartError, match="No space left on device"):
+            list(early.in_order())
 
 
 # --- Words ----------------------------------------------------------------------------------------------------------
@@ -420,8 +420,8 @@ def test_report_counts_every_outcome() -> None:
     with loading("http://localhost") as loader:
         loader.counts.update({"applied": 158_000, "early": 500, "invalid": 49})
         assert summary(loader, 10.2) == (
-            "158,549 received: 158,000 applied, 0 ignored, 0 duplicate, 0 stale, 500 early, 0 conflict, 49 invalid"
-            " in 10.2 s (15,544/s)"
+            "158,549 received: 158,000 applied, 0 ignored, 0 duplicate, 0 stale, 500 early, 0 conflict, 49 invalid,"
+            " 0 forbidden in 10.2 s (15,544/s)"
         )
         assert loader.taken_in == 158_000
 

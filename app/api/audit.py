@@ -60,5 +60,5 @@ def act_of(request: Request, action: str, target: str, outcome: str = "done") ->
     )
 
 
-def _shown(entry: audit.AuditEntry) -> AuditEntry:
+def _shown(entry: audit.LoggedAct) -> AuditEntry:
     return AuditEntry(**{name: getattr(entry, name) for name in AuditEntry.__struct_fields__})

@@ -7,7 +7,7 @@ an `Origin` or a coded body do not skip it.
 from app.api import caching
 from app.api.asgi import App, Headers, Receive, Scope, Send
 from app.api.coding import ContentCoding
-from app.api.entry import Entry
+from app.api.entry import Entrance
 from app.api.hosts import Hosts
 from app.api.methods import Allowed, Methods
 from app.api.origins import Origins
@@ -18,7 +18,7 @@ class Edge:
 
     def __init__(self, app: App, *, hosts: Hosts, origins: Origins, allowed: Allowed) -> None:
         self.hosts = hosts
-        self.entry = Entry()
+        self.entry = Entrance()
         self.origins = origins
         vary = origins.headers(None)
         self._beside_etag, self._alone = _lines(caching.BESIDE_ETAG + vary), _lines(caching.ALONE + vary)

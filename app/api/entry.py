@@ -6,11 +6,11 @@ from app.access.refusals import ForbiddenError
 from app.api.asgi import Scope
 from app.errors import UnavailableError
 
-OPEN = frozenset({"/livez", "/readyz"})  # answered to everybody
+OPEN_PATHS = frozenset({"/livez", "/readyz"})  # answered to everybody
 NOBODY = Principal("-", Grant(frozenset()), unlimited=True)  # the caller of an open call who has no good key
 
 
-class Entry:
+class Entrance:
     """The door of one application. `guard` is set once its service is built; before, nobody is let in."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Entry:
         found = await self.guard.authenticate(scope["headers"], scope["query_string"])
         if isinstance(found, Principal):
             return found
-        is_open = scope["path"] in OPEN or scope["method"] == "OPTIONS"
+        is_open = scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS"
         if is_open and not isinstance(found, ForbiddenError):
             return NOBODY
         raise found

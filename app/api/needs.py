@@ -18,7 +18,7 @@ from app.errors import Fault
 
 __all__ = ["OPEN", "WALK", "Needs", "admit", "caller_of", "check_domains", "needs", "permit", "weight_of_array"]
 
-EVERY_DOMAIN = frozenset({Scope.OPERATIONS_READ, Scope.OPERATIONS_WRITE})  # scopes that count for all domains only
+FOR_ALL_DOMAINS = frozenset({Scope.OPERATIONS_READ, Scope.OPERATIONS_WRITE})  # scopes that count for all domains only
 
 
 class Needs:
@@ -36,7 +36,7 @@ class Needs:
         if self.scope is None:
             return
         principal = caller_of(request)
-        check = rights.every_domain if self.scope in EVERY_DOMAIN else rights.scope
+        check = rights.every_domain if self.scope in FOR_ALL_DOMAINS else rights.scope
         refusal = check(principal, self.scope)
         if refusal is not None:
             raise refusal

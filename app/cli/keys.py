@@ -238,7 +238,7 @@ def quota(prefix: str | None, size: str | None, **given: str | None) -> None:
 def audit(limit: int, before: int, output: str, **given: str | None) -> None:
     """Print the audit log, newest entries first."""
 
-    async def work(connection: Connection) -> list[audits.AuditEntry]:
+    async def work(connection: Connection) -> list[audits.LoggedAct]:
         return await audits.get_page(connection, before=before, limit=limit)
 
     found = _in_transaction(given, work)

@@ -69,7 +69,7 @@ class Early:
         with self._disk():
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._end = 0
-        self._places: dict[tuple[str, bytes], array[int]]  # by domain and entity id = {}
+        self._places: dict[tuple[str, bytes], array[int]] = {}  # by domain and entity id
 
     def __len__(self) -> int:
         return self.refused.total

@@ -112,7 +112,7 @@ class Connections:
         self._logged_at = now
 
 
-class Place:
+class ConnectionPlace:
     """The place of one connection among the others, until it is given back."""
 
     def __init__(self, connections: Connections, peername: object) -> None:

@@ -20,7 +20,7 @@ from typing import Any, cast
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from app.runtime.connections import HEALTH_SECONDS, UNBOUNDED, Connections, Place, turned_away
+from app.runtime.connections import HEALTH_SECONDS, UNBOUNDED, ConnectionPlace, Connections, turned_away
 from app.runtime.exchange import (
     STATUS_LINES,
     App,
@@ -114,7 +114,7 @@ class HttpProtocol(asyncio.Protocol):
         self._half_closes = self._transport.can_write_eof()  # TLS has no half of a connection
         self._context = contextvars.copy_context()  # of no request: each begins with a copy of it
         self._connections.add(self)
-        self._place = Place(self._budget, transport.get_extra_info("peername"))
+        self._place = ConnectionPlace(self._budget, transport.get_extra_info("peername"))
         if self._place.is_reserved:
             self._idle_seconds = HEALTH_SECONDS
         self._await(Awaited.REQUEST, self._idle_seconds or HEAD_SECONDS)

@@ -24,7 +24,7 @@ class Act(Struct, frozen=True, kw_only=True):
     peer: str | None = None
 
 
-class AuditEntry(Act, frozen=True, kw_only=True):
+class LoggedAct(Act, frozen=True, kw_only=True):
     """An act that was written down, at `at` by the database's clock."""
 
     id: int
@@ -70,8 +70,8 @@ WHERE id < CAST(:before AS bigint) ORDER BY id DESC LIMIT CAST(:limit AS bigint)
 )
 
 
-async def get_page(connection: Connection, *, before: int = NEWEST, limit: int) -> list[AuditEntry]:
+async def get_page(connection: Connection, *, before: int = NEWEST, limit: int) -> list[LoggedAct]:
     """The last `limit` entries before an id, newest first. Ids are given before the commit: an entry may come in
     below ones that are there already."""
     rows = await LIST.rows(connection, before=before, limit=limit)
-    return [AuditEntry(**dict(row)) for row in rows]
+    return [LoggedAct(**dict(row)) for row in rows]

@@ -13,7 +13,7 @@ import pytest
 from app import main
 from app.access.keys import make
 from app.access.principals import Scope
-from app.api.entry import OPEN
+from app.api.entry import OPEN_PATHS
 from app.api.openapi.access import declared
 from app.settings import read_settings
 from app.store import keys
@@ -170,7 +170,7 @@ def test_every_route_declares_what_it_needs(guarded: Guarded) -> None:
     """A route without a scope, or with two, is a mistake; the open ones are those that the door lets everybody to."""
     found = {route.path_format: needs for route, needs in declared(guarded.app)}
     assert [path for path, needs in found.items() if len(needs) != 1] == []
-    assert {path for path, [needs] in found.items() if needs.scope is None} == OPEN
+    assert {path for path, [needs] in found.items() if needs.scope is None} == OPEN_PATHS
 
 
 def test_the_document_names_the_schemes() -> None:

@@ -14,6 +14,7 @@ from tests.making import event_json
 
 MODULUS = 2**61 - 1
 COLLIDING = [UUID(int=2**100 + number * MODULUS) for number in range(50)]
+JSON = {"Content-Type": "application/json"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
@@ -39,7 +40,7 @@ async def test_no_id_is_the_key_of_a_dictionary(shared: httpx.AsyncClient) -> No
     events = [event_json("registration.initiated", 1, entity_id=each) for each in others]
     array = msgspec.json.encode(events)
     for query in ("?dry_run=true", ""):
-        answered = await shared.post(f"/v1/events{query}", content=array)
+        answered = await shared.post(f"/v1/events{query}", content=array, headers=JSON)
         assert answered.json()["summary"]["applied"] == len(others), answered.text
     lines = [event_json("registration.accepted", 2, entity_id=each) for each in others]
     lines += [event_json("registration.ack_requested", 3, entity_id=each) for each in others]

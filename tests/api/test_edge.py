@@ -3,11 +3,13 @@
 import pytest
 from fastapi import FastAPI, Response
 
+from app.access.guard import Guard
 from app.api.edge import Edge
 from app.api.hosts import Hosts
 from app.api.methods import Allowed
 from app.api.origins import Origins
 from app.errors import ForeignOriginError, MisdirectedError
+from app.settings import Posture
 from tests.api.asking import ask
 
 served = FastAPI()
@@ -21,7 +23,9 @@ async def retry() -> Response:
 
 def edge(listed: str | None = None) -> Edge:
     """The rooms of a service on the loopback interface."""
-    return Edge(served, hosts=Hosts.of(None, "127.0.0.1"), origins=Origins.of(listed), allowed=Allowed(served))
+    edge = Edge(served, hosts=Hosts.of(None, "127.0.0.1"), origins=Origins.of(listed), allowed=Allowed(served))
+    edge.entry.guard = Guard(Posture.LOOPBACK)
+    return edge
 
 
 async def test_only_an_allowed_host_is_served() -> None:

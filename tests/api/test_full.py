@@ -29,7 +29,7 @@ async def test_past_the_bound_it_is_503_at_once(
 ) -> None:
     """The answer says when to come again, while the others still wait; they get their own answers."""
     service = client._transport.app.state.service  # type: ignore[attr-defined]  # httpx does not say which transport
-    lane = service.writer._lane if ask is post else service.reader._lane
+    lane = service.writer._lanes._joined if ask is post else service.reader._lane
     lane._bound = BOUND
     async with locked(database_url) as met:
         asked = [asyncio.create_task(ask(client, 0))]

@@ -83,6 +83,9 @@ def test_a_listed_page_may_read_the_headers_of_the_contract() -> None:
         "Link",
         "Location",
         "Retry-After",
+        "RateLimit",
+        "RateLimit-Policy",
+        "WWW-Authenticate",
         "X-Correlation-ID",
         "Idempotency-Replayed",
     }

@@ -139,12 +139,12 @@ def test_each_request_has_its_json_line(database_url: str, tmp_path: Path) -> No
 
 
 def test_each_request_has_its_console_line(database_url: str, tmp_path: Path) -> None:
-    """For eyes, a request has one line; beside them a service says what is off, once, and nothing else."""
+    """For eyes, a request has one line, with caller and address; a service also says what is off, once, no more."""
     with serving(tmp_path, database_url=database_url) as service, service.client() as client:
         client.get("/v1/state-counts", headers={"x-correlation-id": CORRELATION_ID})
         until(lambda: service.log.count("\n") == 2, "the line is written")
         at = r"[\d-]+ [\d:,]+ INFO    "
         intents = "consul.register, consul.deregister"
         off = rf"{at}consul \(PQS_CONSUL_URL\) is not set: these intents are not carried out: {intents} \[-\]\n"
-        line = rf"{at}GET /v1/state-counts 200 [\d.]+ ms \[{CORRELATION_ID}\]\n"
+        line = rf"{at}GET /v1/state-counts 200 [\d.]+ ms anyone 127\.0\.0\.1 \[{CORRELATION_ID}\]\n"
         assert re.fullmatch(off + line, service.log)

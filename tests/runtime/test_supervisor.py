@@ -41,7 +41,7 @@ if __name__ == "__main__":
     supervisor.AGAIN = 0.1
     sockets = [socket.socket() for _ in range(2)]
     try:
-        supervisor.Supervisor(work, sockets, patience=0.5, hanging=1.0).run()
+        supervisor.Supervisor(work, sockets, patience=0.5, hanging=float(os.environ.get("HANGING", "10"))).run()
     except KeyboardInterrupt:
         print("stopped")
     except StartError as error:
@@ -50,7 +50,10 @@ if __name__ == "__main__":
 
 
 class Supervised:
-    """A supervisor of two workers that do nothing but live."""
+    """A supervisor of two workers that do nothing but live.
+
+    In `environment`, SLOW is how long a start takes and HANGING how long a worker may be silent, in seconds.
+    """
 
     def __init__(self, folder: Path, kind: str = "well", **environment: str) -> None:
         self._marks = folder / "marks"
@@ -88,10 +91,14 @@ class Supervised:
 
     def await_workers(self, *without: int) -> list[int]:
         """Wait for as many workers as there are places, none of them one of these."""
-        until(
-            lambda: len(self.workers()) == PLACES and not set(self.workers()) & set(without), "the workers are there"
-        )
-        return self.workers()
+        found: list[int] = []
+
+        def are_there() -> bool:
+            found[:] = self.workers()  # looked at once: what is returned is what was waited for
+            return len(found) == PLACES and not set(found) & set(without)
+
+        until(are_there, "the workers are there")
+        return found
 
     def hang(self, pid: int) -> None:
         """Let a worker give no more signs of life."""
@@ -150,7 +157,7 @@ def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
 
 def test_a_hanging_worker_is_replaced(tmp_path: Path) -> None:
     """One that gives no sign of life any more is killed, and replaced, with one line."""
-    with supervised(tmp_path) as service:
+    with supervised(tmp_path, HANGING="1") as service:
         one, two = service.await_workers()
         service.hang(one)
         assert two in service.await_workers(one)
@@ -160,7 +167,7 @@ def test_a_hanging_worker_is_replaced(tmp_path: Path) -> None:
 
 def test_a_slow_start_is_no_fault(tmp_path: Path) -> None:
     """A worker that takes longer to start than one may hang is left alone."""
-    with supervised(tmp_path, SLOW="2.5") as service:
+    with supervised(tmp_path, SLOW="2.5", HANGING="2") as service:
         workers = service.await_workers()
         time.sleep(1)
         assert (service.workers(), service.log) == (workers, "")

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import asdict
 
 from app.store import audit
-from app.store.audit import Act, AuditEntry
+from app.store.audit import Act, LoggedAct
 from app.store.database import Connection, Database
 
 ACT = Act(
@@ -17,7 +17,7 @@ ACT = Act(
 )
 
 
-async def page_of(connection: Connection, before: int = audit.NEWEST, limit: int = 10) -> list[AuditEntry]:
+async def page_of(connection: Connection, before: int = audit.NEWEST, limit: int = 10) -> list[LoggedAct]:
     """A page."""
     return await audit.get_page(connection, before=before, limit=limit)
 

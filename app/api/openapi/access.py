@@ -28,14 +28,14 @@ WHY = {
     429: "The caller has used up its rate. Nothing was done.",
 }
 SECONDS = {"type": "integer", "format": "int64", "minimum": 1}
-TEXT = {"type": "string"}
-HEADERS: dict[int, Json] = {
-    401: {"WWW-Authenticate": {"description": "`Bearer` (RFC 6750).", "schema": TEXT}},
-    403: {"WWW-Authenticate": {"description": "The scope that is missing (RFC 6750).", "schema": TEXT}},
+STRING = {"type": "string"}
+REFUSAL_HEADERS: dict[int, Json] = {
+    401: {"WWW-Authenticate": {"description": "`Bearer` (RFC 6750).", "schema": STRING}},
+    403: {"WWW-Authenticate": {"description": "The scope that is missing (RFC 6750).", "schema": STRING}},
     429: {
         "Retry-After": {"description": "Seconds to wait.", "schema": SECONDS},
-        "RateLimit": {"description": "What is left, and the seconds until there is enough.", "schema": TEXT},
-        "RateLimit-Policy": {"description": "The caller's burst, and the seconds that refill it.", "schema": TEXT},
+        "RateLimit": {"description": "What is left, and the seconds until there is enough.", "schema": STRING},
+        "RateLimit-Policy": {"description": "The caller's burst, and the seconds that refill it.", "schema": STRING},
     },
 }
 
@@ -98,7 +98,7 @@ def _response(operation: Json, error: AuthError, status: int, why: str, instance
                 "examples": {str(status): {"summary": HTTPStatus(status).phrase, "value": example}},
             }
         },
-        "headers": {"X-Correlation-ID": correlation, **HEADERS[status]},
+        "headers": {"X-Correlation-ID": correlation, **REFUSAL_HEADERS[status]},
     }
 
 
