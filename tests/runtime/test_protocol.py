@@ -465,10 +465,10 @@ class Direct:
         self.body = body
         self.left = 0
 
-    def begin(self, body: bytes, answer: Callable[[int, list[tuple[bytes, bytes]], bytes], None]) -> None:
+    def begin(self, body: bytes, answer: Callable[[int, list[tuple[bytes, bytes]], bytes, bytes], None]) -> None:
         """Answer in the next round of the loop."""
         headers = [(b"content-length", b"%d" % (len(body) + 1))]
-        asyncio.get_running_loop().call_soon(answer, 200, headers, b"-" + body)
+        asyncio.get_running_loop().call_soon(answer, 200, headers, b"", b"-" + body)
 
     def leave(self) -> None:
         """Count it."""
