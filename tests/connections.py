@@ -4,6 +4,7 @@ Every wait is bounded.
 """
 
 import asyncio
+import itertools
 import json
 import re
 import socket
@@ -187,6 +188,17 @@ class Client:
         return await self.answer(ask.method)
 
 
+class _Prompt(uvicorn.Server):
+    """uvicorn, which looks ten times as often whether it is to end."""
+
+    async def main_loop(self) -> None:
+        """Tick until then."""
+        for tick in itertools.count():
+            if await self.on_tick(tick):
+                return
+            await asyncio.sleep(POLL)
+
+
 class Listening:
     """An application behind uvicorn with our protocol, in this loop."""
 
@@ -196,7 +208,7 @@ class Listening:
         async def notify() -> None:
             self._is_listening.set()
 
-        self.server = uvicorn.Server(
+        self.server = _Prompt(
             uvicorn.Config(
                 app,
                 http=HttpProtocol,

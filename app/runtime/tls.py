@@ -10,7 +10,7 @@ from app.errors import StartError
 
 log = logging.getLogger(__name__)
 
-LOOK = timedelta(seconds=5)  # between two looks at the files
+LOOK = timedelta(seconds=2)  # between two looks at the files
 
 Seen = tuple[tuple[int, int, int] | None, ...]
 

@@ -56,13 +56,14 @@ class Exchange:
 def exchange(service: Service, *segments: bytes, answers: int, half_close: bool = False) -> Exchange:
     """Send segments, each by itself, and read until so many answers are there and nothing more comes."""
     received, closed = b"", False
+    pause = 0.02 if len(segments) < 10 else 0.002  # seconds; where there are many, some may be read together
     with socket.create_connection(address_of(service), timeout=PATIENCE) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(ConnectionError):  # closed meanwhile: to be seen below
             for segment in segments:
                 connection.sendall(segment)
                 with suppress(TimeoutError):  # until the server has read it
-                    connection.settimeout(0.02)
+                    connection.settimeout(pause)
                     received += connection.recv(65_536)
                 connection.settimeout(PATIENCE)
             if half_close:

@@ -125,18 +125,20 @@ REFUSED: dict[str, tuple[int, bytes]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "behind another"])
-async def test_what_is_refused_ends_the_connection(echo: Echo, client: Client, case: str, *, alone: bool) -> None:
+async def test_what_is_refused_ends_the_connection(echo: Echo, served: Listening, *, alone: bool) -> None:
     """The status says why, nothing behind it is carried out, and the requests before it are answered."""
-    status, raw = REFUSED[case]
-    await client.send(raw if alone else PLAIN + raw)
-    if not alone:
-        assert (await client.answer()).status == 200
-    answer = await client.answer()
-    assert (answer.status, answer.header("connection"), answer.body != b"") == (status, "close", True)
-    assert await client.rest() == b""
-    assert [path for _, path, _ in echo.asked] in ([], ["/plain"], ["/plain", "/plain"])
+    for case, (status, raw) in REFUSED.items():
+        echo.asked.clear()
+        async with served.connect() as client:
+            await client.send(raw if alone else PLAIN + raw)
+            if not alone:
+                assert (await client.answer()).status == 200, case
+            answer = await client.answer()
+            said = (answer.status, answer.header("connection"), answer.body != b"")
+            assert said == (status, "close", True), case
+            assert await client.rest() == b"", case
+        assert [path for _, path, _ in echo.asked] in ([], ["/plain"], ["/plain", "/plain"]), case
 
 
 async def test_a_refused_head_has_no_body(client: Client) -> None:

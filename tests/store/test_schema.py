@@ -7,7 +7,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from app.store import schema
 from app.store.outbox import slot_of
 from app.store.schema import BASE, HEAD, LOCK_KEY, REVISIONS, create_engine, initialize_schema, script_location
 from app.store.tables import Base
+from tests.databases import new_database
 
 ROOT = Path(__file__).parents[2]
 TABLE = "registration_projections"
@@ -433,21 +434,36 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
         assert await migrated(empty_database_url) == (BASE, HEAD)
 
 
-@pytest.mark.parametrize(
-    ("locked", "reached"),
-    [
-        (CHANGES, HEAD),
-        (AUDIT, "0008"),
-        (OUTBOX, "0007"),
-        (WATERMARKS, "0005"),
-        (STATE, "0003"),
-        (COUNTS, "0002"),
-        (TABLE, "0001"),
-    ],
-)
-async def test_a_migration_gives_up_on_a_locked_table(database_url: str, locked: str, reached: str) -> None:
-    """A table that somebody keeps locked ends a migration soon, in one plain line, and its revision undone."""
-    before = await catalog(database_url)
+LOCKED = {
+    CHANGES: HEAD,
+    AUDIT: "0008",
+    OUTBOX: "0007",
+    WATERMARKS: "0005",
+    STATE: "0003",
+    COUNTS: "0002",
+    TABLE: "0001",
+}  # each table that a migration down locks, and the revision that it gives up at
+
+
+async def test_a_migration_gives_up_on_a_locked_table() -> None:
+    """A table that somebody keeps locked ends a migration soon, in one plain line, and its revision undone.
+
+    The commands run at once, each on a database of its own: they mostly wait.
+    """
+    async with AsyncExitStack() as databases:
+        urls = {await databases.enter_async_context(new_database()): locked for locked in LOCKED}
+        before = await catalog(next(iter(urls)))
+        await asyncio.gather(*(_gives_up(url, locked) for url, locked in urls.items()))
+        for url, locked in urls.items():
+            assert TABLE in {name for name, *_ in (await catalog(url))["relations"]}
+            assert await migrated(url) == (LOCKED[locked], HEAD)
+            assert await catalog(url) == before
+            async with connected(url) as other:
+                assert await other.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY) is True
+
+
+async def _gives_up(database_url: str, locked: str) -> None:
+    """A migration down, by the command, while this table is locked."""
     async with connected(database_url) as other:
         async with other.transaction():
             await other.execute(f"LOCK TABLE {locked} IN ACCESS SHARE MODE")
@@ -455,14 +471,10 @@ async def test_a_migration_gives_up_on_a_locked_table(database_url: str, locked:
             began = loop.time()
             status, output, errors = await run("-m", "app", "migrate", "--to", BASE, url=database_url, cwd=ROOT)
             assert loop.time() - began > LOCK_TIMEOUT
-        assert (status, output) == (1, "")
-        assert errors.startswith("pqs: another session keeps a table locked")
+        assert (status, output) == (1, ""), locked
+        assert errors.startswith("pqs: another session keeps a table locked"), locked
         assert errors.count("\n") == 1
-        assert await other.fetchval("SELECT version_num FROM alembic_version") == reached
-        assert TABLE in {name for name, *_ in (await catalog(database_url))["relations"]}
-        assert await migrated(database_url) == (reached, HEAD)
-        assert await catalog(database_url) == before
-        assert await other.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY) is True
+        assert await other.fetchval("SELECT version_num FROM alembic_version") == LOCKED[locked]
 
 
 async def test_a_failed_migration_frees_the_lock(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
