@@ -7,7 +7,7 @@ from tests.edge.conftest import address_of
 from tests.fuzz.framing import fuzz
 from tests.processes import Service
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "6"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
 
 
 def test_the_requests_carried_out_are_those_that_were_sent(live: Service) -> None:
