@@ -43,7 +43,7 @@ def check_sockets(posture: Posture, sockets: Iterable[socket.socket]) -> None:
 
     Only this machine reaches a Unix socket. Raises StartError like check_host().
     """
-    bound = [each for each in sockets if each.family in {socket.AF_INET, socket.AF_INET6}]
+    bound = [each for each in sockets if each.family != socket.AF_UNIX]
     addresses = [str(each.getsockname()[0]) for each in bound]
     if posture is Posture.LOOPBACK:
         _check(addresses, ", ".join(addresses))

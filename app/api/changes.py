@@ -11,11 +11,11 @@ from starlette.types import Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from app.access import rights
-from app.access.principals import Principal, Scope
+from app.access.principals import Scope
 from app.access.refusals import AuthError
 from app.api import problems
 from app.api.bodies import JSON, NDJSON
-from app.api.needs import caller_of, needs, permit
+from app.api.needs import caller_of, check_again, needs, permit
 from app.api.negotiation import preferred
 from app.api.openapi.operations import changes_operation
 from app.api.schemas import ChangesQuery, encode
@@ -100,14 +100,8 @@ def _filter(query: ChangesQuery) -> Filter:
 
 
 async def _check_again(request: Request, domain: str) -> None:
-    """Check the caller as at the request's beginning: its key may have been revoked while it waited.
-
-    Raises AuthError, and UnavailableError when nobody can tell.
-    """
-    found = await service_of(request).access.guard.authenticate(request.scope["headers"])
-    if not isinstance(found, Principal):
-        raise found
-    permit(rights.domain(found, Scope.ENTITIES_READ, domain))
+    """Check the caller and its right to the domain as at the request's beginning. Raises what check_again() does."""
+    permit(rights.domain(await check_again(request), Scope.ENTITIES_READ, domain))
 
 
 async def _while_allowed(

@@ -22,6 +22,8 @@ IDENTITY = frozenset({b"", b"identity"})
 SUFFIX = b'-gzip"'  # of the ETag of a coded answer
 
 PIECE = 64 * 1024  # decoded bytes that are held at a time
+SLICE = 4096  # bytes that are decoded at a time
+MAX_EMPTY = 100  # members of a gzip body that may hold nothing
 FREE_BYTES = 8 * 1024 * 1024  # decoded bytes before their ratio to the coded ones counts
 MAX_RATIO = 256  # decoded bytes for a coded one; events reach some 30, and deflate could reach 1,032
 
@@ -58,7 +60,9 @@ class Decoded:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._decoder = zlib.decompressobj(_WBITS)
-        self._rest = b""  # received and not yet decoded
+        self._rest = memoryview(b"")  # received and not yet decoded
+        self._empty = 0  # members that decoded to nothing
+        self._member = 0  # bytes decoded of the present member
         self._coded = 0  # bytes received
         self._size = 0  # bytes decoded
         self._received_all = False
@@ -78,7 +82,7 @@ class Decoded:
                 message = await self._receive()
                 if message["type"] != "http.request":
                     return message
-                self._rest = message.get("body", b"")
+                self._rest = memoryview(message.get("body", b""))
                 self._coded += len(self._rest)
                 self._received_all = not message.get("more_body", False)
                 continue
@@ -94,12 +98,21 @@ class Decoded:
     def _decode(self) -> bytes:
         if self._decoder.eof:  # another member follows (RFC 1952, section 2.2)
             self._decoder = zlib.decompressobj(_WBITS)
+            self._member = 0
+        coded = self._rest[:SLICE]  # the decoder copies what it leaves, so it gets little at a time
         try:
-            piece = self._decoder.decompress(self._rest, PIECE)
+            piece = self._decoder.decompress(coded, PIECE)
         except zlib.error as error:
             raise UnreadableError(f"the body is not gzip: {error}") from None
-        self._rest = self._decoder.unused_data if self._decoder.eof else self._decoder.unconsumed_tail
+        left = self._decoder.unused_data if self._decoder.eof else self._decoder.unconsumed_tail
+        self._rest = self._rest[len(coded) - len(left) :]
         self._size += len(piece)
+        self._member += len(piece)
+        self._empty += self._decoder.eof and not self._member
+        if self._empty > MAX_EMPTY:
+            raise TooLargeError(f"the gzip body has more than {MAX_EMPTY} members that hold nothing")
+        if self._coded > FREE_BYTES and self._coded > self._size:
+            raise TooLargeError("the gzip body decodes to less than it takes: send it uncoded")
         if self._size > FREE_BYTES and self._size > MAX_RATIO * self._coded:
             raise TooLargeError(
                 f"the gzip body grows by more than {MAX_RATIO} times; send it with less in each request, or uncoded"

@@ -49,6 +49,7 @@ ENTITY = b"/v1/entities/"
 ENTITY_LENGTH = len(ENTITY) + 36  # with a UUID in its usual form
 EVENTS = events.PATH.encode()
 WORKFLOW = re.compile(rb"/v1/workflows/([A-Za-z0-9._~:@/-]{1,255})")  # with a key that needs no decoding
+PATIENCE = 1.0  # seconds that a body may take until its sender is checked again
 MAX_BODY = 64 * 1024  # bytes; a longer body is FastAPI's, which reads no faster than it works off
 PLAIN = JSON.encode()
 # A foreign page, a coded body and a preference are FastAPI's as well.
@@ -166,6 +167,7 @@ class HotCall:
     __slots__ = (
         "_began",
         "_fields",
+        "_found",
         "_id",
         "_kind",
         "_lacking",
@@ -198,6 +200,7 @@ class HotCall:
         self._target = target
         self._on_answer: OnAnswer
         self._id = ""
+        self._found = time.perf_counter()
         self._began = 0.0
 
     def begin(self, body: bytes, answer: OnAnswer) -> None:
@@ -207,12 +210,21 @@ class HotCall:
         before = context.correlation_id.get()  # of the request in whose task this one begins, or of none
         self._id = context.begin(self.headers)
         try:
+            if self._began - self._found > PATIENCE and self.principal is not ANYONE:
+                self._check_again()
             future = self._kind.ask(self, body)
         except Exception as error:  # noqa: BLE001 - it is answered, as FastAPI's handlers would answer it
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
         future.add_done_callback(self._on_done)
         context.correlation_id.set(before)
+
+    def _check_again(self) -> None:
+        """Check the caller once more: its key may have been revoked while the body came. Raises AuthError."""
+        found = self.service.access.guard.known(self._fields.authorization)
+        if not isinstance(found, Principal):
+            raise found or UnavailableError("the token has to be verified again: send the request once more")
+        self.principal = found
 
     def leave(self) -> None:
         """The client is gone before its request was complete."""
@@ -330,7 +342,7 @@ def _ask_to_commit(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
     if call.principal is not ANYONE:
         admit(call.service, call.principal, rights.workflow(call.principal, Right.WORKFLOWS_WRITE, key))
     conditions = workflows.required(call.headers)
-    return asyncio.ensure_future(workflows.answer_put(call.service, key, conditions, body))
+    return asyncio.ensure_future(workflows.answer_put(call.service, call.principal, key, conditions, body))
 
 
 def _as_it_is(_call: HotCall, answer: Response) -> Response:

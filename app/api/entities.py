@@ -11,10 +11,11 @@ from fastapi.responses import StreamingResponse
 
 from app.access import rights
 from app.access.principals import Scope
+from app.access.refusals import AuthError
 from app.answers import EntityPage, EntityState, LookupAnswer
 from app.api.bodies import JSON, NDJSON, TEXT, json_answer, media_type, read_body
 from app.api.context import Headers
-from app.api.needs import WALK, admit, caller_of, needs, permit, weight_of_array
+from app.api.needs import WALK, admit, caller_of, check_again, needs, permit, weight_of_array
 from app.api.negotiation import etag_of, preferred, unchanged
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
@@ -23,7 +24,7 @@ from app.api.service import Service, service_of, walks_of
 from app.api.walks import Walks, is_walk
 from app.domain.events import key_of
 from app.domain.registration import Registration
-from app.errors import Fault, InvalidInputError, NotFoundError
+from app.errors import Fault, InvalidInputError, NotFoundError, UnavailableError
 from app.store import listing
 from app.store.listing import EntityFilter
 from app.store.registrations import REGISTRATIONS
@@ -137,7 +138,9 @@ async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]
         with _turn(request, wanted):
             first, more = await _page(service, wanted, after, MAX_LIMIT)
         return StreamingResponse(
-            _stream(service, walks_of(request), wanted, first, more), headers={"Vary": "Accept"}, media_type=NDJSON
+            _stream(request, service, walks_of(request), wanted, first, more),
+            headers={"Vary": "Accept"},
+            media_type=NDJSON,
         )
     with _turn(request, wanted):
         items, more = await _page(service, wanted, after, query.limit)
@@ -167,6 +170,7 @@ async def _page(
 
 
 async def _stream(
+    request: Request,
     service: Service,
     walks: Walks,
     wanted: EntityFilter,
@@ -177,6 +181,10 @@ async def _stream(
     encoder = msgspec.json.Encoder()
     yield encoder.encode_lines(page)
     while more:
+        try:
+            permit(rights.domain(await check_again(request), Scope.ENTITIES_READ, wanted.domain))
+        except (AuthError, UnavailableError):
+            return  # a key that was revoked meanwhile reads no further page
         async with walks.later() if is_walk(wanted) else nullcontext():
             page, more = await _page(service, wanted, page[-1].entity_id, MAX_LIMIT)
         yield encoder.encode_lines(page)

@@ -18,7 +18,7 @@ from app.answers import FORBIDDEN, INVALID, BatchAnswer, StreamSummary, Summary
 from app.api.bodies import JSON, NDJSON, ClientDisconnect, json_answer, media_type, read_body
 from app.api.context import Receive
 from app.api.correlation import stored
-from app.api.needs import admit, caller_of, check_domains, needs, weight_of_array
+from app.api.needs import admit, caller_of, check_again, check_domains, needs, permit, weight_of_array
 from app.api.openapi.operations import events_operation
 from app.api.preferences import minimal, wants_minimal
 from app.api.problems import order_problem
@@ -26,7 +26,7 @@ from app.api.schemas import EventsQuery, encode
 from app.api.service import Service, service_of
 from app.domain.events import Event
 from app.domain.results import Outcome, Result
-from app.errors import Fault, InvalidInputError, RefusedValuesError
+from app.errors import Fault, InvalidInputError, PqsError, RefusedValuesError
 from app.inbound.lines import Outcomes, Report, take_lines
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.wire.events import correlated, read_event, read_events
@@ -76,6 +76,8 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
             raise InvalidInputError([Fault("#/query/dry_run", "a stream has no dry run: send an object or an array")])
         return await _answer_stream(request, service, principal, correlation_id)
     body = await read_body(request, service.settings.max_body)
+    principal = await check_again(request)  # a body may take long
+    permit(rights.scope(principal, Scope.EVENTS_WRITE))
     events, many = _events_of(body, media, request.scope["headers"])
     events = [correlated(event, correlation_id) for event in events]
     if many:
@@ -170,10 +172,10 @@ async def _answer_stream(
     answer = _StreamAnswer(service, upload)
 
     def refuse(event: Event) -> ForbiddenError | None:
-        return rights.domain(principal, Scope.EVENTS_WRITE, event.domain)
+        return rights.domain(caller_of(request), Scope.EVENTS_WRITE, event.domain)
 
     try:
-        pieces = _paced(upload.pieces(), service, principal)
+        pieces = _paced(request, upload.pieces(), service, principal)
         await take_lines(service.projector, pieces, answer, correlation_id=correlation_id, refuse=refuse)
     except BaseException:
         answer.close()
@@ -183,12 +185,18 @@ async def _answer_stream(
     return StreamingResponse(answer.contents(), media_type=NDJSON)
 
 
-async def _paced(pieces: AsyncIterable[bytes], service: Service, principal: Principal) -> AsyncIterator[bytes]:
-    """The pieces of a stream, no faster than the caller's rate: a stream is slowed down, an array is refused."""
+async def _paced(
+    request: Request, pieces: AsyncIterable[bytes], service: Service, principal: Principal
+) -> AsyncIterator[bytes]:
+    """The pieces of a stream, no faster than the caller's rate: a stream is slowed down, an array is refused.
+
+    The caller is checked anew at each piece: a stream may go on for longer than a key counts. Raises AuthError.
+    """
     async for piece in pieces:
         weight = piece.count(b"\n") / 100
         while (limited := service.access.limits.take(principal, weight)) is not None:  # noqa: ASYNC110 - time is all that is missing
             await asyncio.sleep(limited.retry_after.total_seconds())
+        permit(rights.scope(await check_again(request), Scope.EVENTS_WRITE))
         yield piece
 
 
@@ -198,17 +206,23 @@ class _Upload:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._gone = False
+        self._fault: PqsError | None = None  # of the body's coding
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(PIECES_AHEAD)
         self._reading = asyncio.create_task(self._read())
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The pieces to the end of the body. Raises ClientDisconnect when the client is gone."""
+        """The pieces to the end of the body.
+
+        Raises ClientDisconnect when the client is gone, and what is wrong with the coding of the body.
+        """
         while (piece := await self._pieces.get()) is not None:
             yield piece
         self.check()
 
     def check(self) -> None:
         """Raise ClientDisconnect when the client is gone; what it sent before and nobody has taken is dropped."""
+        if self._fault is not None:
+            raise self._fault
         if self._gone:
             raise ClientDisconnect
 
@@ -217,6 +231,13 @@ class _Upload:
         self._reading.cancel()
 
     async def _read(self) -> None:
+        try:
+            await self._read_to_the_end()
+        except PqsError as error:  # the body is not what its coding says; nobody awaits this task
+            self._fault = error
+            await self._pieces.put(None)
+
+    async def _read_to_the_end(self) -> None:
         more = True
         while (message := await self._receive())["type"] != "http.disconnect":
             if more:

@@ -16,7 +16,18 @@ from app.api.service import Service, service_of
 from app.domain.events import Event
 from app.errors import Fault
 
-__all__ = ["OPEN", "WALK", "Needs", "admit", "caller_of", "check_domains", "needs", "permit", "weight_of_array"]
+__all__ = [
+    "OPEN",
+    "WALK",
+    "Needs",
+    "admit",
+    "caller_of",
+    "check_again",
+    "check_domains",
+    "needs",
+    "permit",
+    "weight_of_array",
+]
 
 FOR_ALL_DOMAINS = frozenset({Scope.OPERATIONS_READ, Scope.OPERATIONS_WRITE})  # scopes that count for all domains only
 
@@ -56,6 +67,18 @@ def caller_of(request: Request) -> Principal:
     """The caller of this request."""
     principal: Principal = request.scope["principal"]
     return principal
+
+
+async def check_again(request: Request) -> Principal:
+    """The caller of a request that takes long, checked as at its beginning: its key may have been revoked meanwhile.
+
+    Raises AuthError, and UnavailableError when nobody can tell.
+    """
+    found = await service_of(request).access.guard.authenticate(request.scope["headers"])
+    if not isinstance(found, Principal):
+        raise found
+    request.scope["principal"] = found
+    return found
 
 
 def admit(service: Service, principal: Principal, refusal: ForbiddenError | None, weight: float = 1.0) -> None:

@@ -134,8 +134,11 @@ def order_problem(result: Result, instance: str) -> Response:
     return _respond(body, status, {"Retry-After": RETRY_EARLY} if early else None)
 
 
-def state_problem(conflict: StateConflict, conditions: Conditions, instance: str) -> Response:
-    """The answer to a commit that builds on another version than its conditions allow."""
+def state_problem(conflict: StateConflict, conditions: Conditions, instance: str, *, with_row: bool) -> Response:
+    """The answer to a commit that builds on another version than its conditions allow.
+
+    The present row is in it only `with_row`: a caller that may write need not be one that may read.
+    """
     expected_version = conditions.version
     actual = f"the workflow is at version {conflict.actual_version}" if conflict.current else "there is no workflow"
     expected = {None: "the headers allow other versions only", 0: "a new one was expected"}
@@ -148,7 +151,7 @@ def state_problem(conflict: StateConflict, conditions: Conditions, instance: str
         instance,
         expected_version or None,
         conflict.actual_version,
-        conflict.current,
+        conflict.current if with_row else None,
     )
     return _respond(body, status, {"ETag": etag_of(conflict.current)} if conflict.current else None)
 

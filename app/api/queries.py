@@ -7,10 +7,11 @@ from urllib.parse import parse_qsl, urlencode
 from fastapi import Request
 
 from app.errors import Fault, InvalidInputError, UnreadableError
+from app.wire.faults import MAX_FAULTS
 
 REPEATABLE = frozenset({"state", "capability", "entity_id", "type"})  # parameters that a query may have several times
 
-_LOST_PLUS = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:[0-9]{2}\Z)")
+_LOST_PLUS = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:?[0-9]{2}\Z)")
 
 
 def parameters(query: bytes) -> list[tuple[str, str]]:
@@ -40,7 +41,7 @@ def check(query: bytes, repeatable: frozenset[str] = REPEATABLE) -> None:
         if not value
     ]
     if faults:
-        raise InvalidInputError(faults)
+        raise InvalidInputError(faults[:MAX_FAULTS])
 
 
 async def check_query(request: Request) -> None:

@@ -10,11 +10,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
 from app.access import rights
-from app.access.principals import Scope
+from app.access.principals import Principal, Scope
 from app.answers import WorkflowPage
 from app.api.bodies import JSON, json_answer, media_type, read_body
 from app.api.context import Headers
-from app.api.needs import WALK, admit, caller_of, needs, permit
+from app.api.needs import WALK, admit, caller_of, check_again, needs, permit
 from app.api.negotiation import Conditions, etag_of, unchanged
 from app.api.openapi.operations import commit_operation, operation
 from app.api.pages import next_link, read_cursor, write_cursor
@@ -153,7 +153,9 @@ async def put_workflow(request: Request, workflow_key: WorkflowKey, _query: Anno
     media_type(request, JSON)
     conditions = required(request.scope["headers"])
     body = await read_body(request, service.settings.max_body)
-    return await answer_put(service, workflow_key, conditions, body)
+    principal = await check_again(request)  # a body may take long
+    permit(rights.workflow(principal, Scope.WORKFLOWS_WRITE, workflow_key))
+    return await answer_put(service, principal, workflow_key, conditions, body)
 
 
 def required(headers: Headers) -> Conditions:
@@ -166,8 +168,10 @@ def required(headers: Headers) -> Conditions:
     return conditions
 
 
-async def answer_put(service: Service, workflow_key: str, conditions: Conditions, body: bytes) -> Response:
-    """Commit the body and answer the row, or a problem with the current row."""
+async def answer_put(
+    service: Service, principal: Principal, workflow_key: str, conditions: Conditions, body: bytes
+) -> Response:
+    """Commit the body and answer the row, or a problem with the current row, if the caller may read it."""
     asked = read_json(body, _COMMIT, integers=[["schema_version"]])
     try:
         outcome = await _commit(service, workflow_key, asked, conditions)
@@ -176,7 +180,8 @@ async def answer_put(service: Service, workflow_key: str, conditions: Conditions
         raise
     if isinstance(outcome, StateConflict):
         service.metrics.commit("conflict")
-        return state_problem(outcome, conditions, quote(PATH + workflow_key))
+        may_read = rights.workflow(principal, Scope.WORKFLOWS_READ, workflow_key) is None
+        return state_problem(outcome, conditions, quote(PATH + workflow_key), with_row=may_read)
     service.metrics.commit("replayed" if outcome.replayed else "committed")
     headers = [(b"etag", etag_of(outcome.workflow).encode())]
     if outcome.replayed:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from app.access.posture import check_host
+from app.access.posture import check_host, check_sockets
 from app.api.context import correlation_id
 from app.api.hosts import Hosts
 from app.api.origins import Origins
@@ -41,6 +41,7 @@ def serve(**given: str | None) -> None:
     server_tls(settings)  # raises here, before anything starts
     try:
         with listening(settings.host, settings.port, settings.workers) as sockets, own_database(settings) as url:
+            check_sockets(settings.auth, sockets)  # a name may have other addresses by now
             if settings.database_url is None:
                 asyncio.run(bring_up_to_date(url))
             export(settings.model_copy(update={"database_url": url}))

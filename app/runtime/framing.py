@@ -20,6 +20,7 @@ MAX_DIGITS = 18  # of a Content-Length: larger bodies do not exist
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_OTHER_VERSION = re.compile(rb"%s [^\x00-\x20\x7f-\xff]+ HTTP/[0-9.]+" % _TOKEN)
 _LINE = re.compile(rb"(%s) ([^\x00-\x20\x7f-\xff]+) HTTP/([0-9])\.([0-9])" % _TOKEN)
 _OTHER_BYTES = re.compile(rb"%s [^ ]*[\x80-\xff][^ ]* HTTP/[0-9]\.[0-9]" % _TOKEN)
 _FIELD = re.compile(rb"(%s):[ \t]*([^\r\n]*)" % _TOKEN)
@@ -97,6 +98,8 @@ def read_head(head: bytes, known: Fields | None = None) -> tuple[Head, Fields]:
     line, _, section = head.partition(b"\r\n")
     parts = _LINE.fullmatch(line)
     if parts is None:
+        if _OTHER_VERSION.fullmatch(line):
+            raise FramingError(505, "the HTTP version is not 1.0 or 1.1")
         if _OTHER_BYTES.fullmatch(line):
             raise FramingError(400, "the URL holds bytes that are not ASCII; they are to be percent-encoded")
         raise FramingError(400, "the request line cannot be read")

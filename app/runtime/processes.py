@@ -17,10 +17,11 @@ from multiprocessing.process import BaseProcess
 import uvicorn
 
 from app.runtime.metrics import SHARED_DIRECTORY
-from app.runtime.protocol import CLOSE_SECONDS, HEAD_SECONDS, HttpProtocol
+from app.runtime.protocol import HttpProtocol
 from app.runtime.sockets import BACKLOG
 from app.runtime.supervisor import Supervisor
 from app.runtime.tls import ServerTls
+from app.runtime.waits import CLOSE_SECONDS, HEAD_SECONDS
 from app.settings import PREFIX, Settings, read_settings
 from app.worker import working
 

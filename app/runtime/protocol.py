@@ -12,7 +12,6 @@ the answer to a request that is not carried out.
 
 import asyncio
 import contextvars
-import enum
 import logging
 from collections.abc import Callable
 from typing import Any, cast
@@ -44,24 +43,19 @@ from app.runtime.framing import (
     read_head,
     too_large,
 )
+from app.runtime.waits import (
+    BODY_SECONDS,
+    CLOSE_SECONDS,
+    GOODBYE_SECONDS,
+    HEAD_SECONDS,
+    LINGER_SECONDS,
+    READER_SECONDS,
+    Awaited,
+)
 
 log = logging.getLogger(__name__)
 
 HIGH_WATER = 64 * 1024  # bytes that are held of what a client sends before anybody wants it
-HEAD_SECONDS = 10.0  # that a request line and header section may take
-BODY_SECONDS = 30.0  # without a byte of a body that is waited for
-LINGER_SECONDS = 2.0  # that a client has to read its last answer, while what it still sends is dropped
-CLOSE_SECONDS = 30.0  # until a connection that does not get closed is broken off
-GOODBYE_SECONDS = 0.5  # that a client has to end its side of an idle TLS connection, when the service stops
-
-
-class Awaited(enum.Enum):
-    """What a connection waits for."""
-
-    REQUEST = enum.auto()
-    HEAD = enum.auto()
-    BODY = enum.auto()
-    CLOSE = enum.auto()
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -95,6 +89,7 @@ class HttpProtocol(asyncio.Protocol):
         self._searched = 0
         self._fields: Fields | None = None
         self._exchange: Exchange | DirectExchange | None = None
+        self._asked: Headers = []  # the fields of its request
         self._body: SizedBody | ChunkedBody | None = None  # of the exchange
         self._reading = True
         self._closing = False
@@ -156,6 +151,7 @@ class HttpProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read."""
         self._drained = asyncio.Event()
+        self._await_reader()
 
     def resume_writing(self) -> None:
         """It reads again, or is gone."""
@@ -225,6 +221,7 @@ class HttpProtocol(asyncio.Protocol):
             self._place.check(head)
         del buffer[: end + 4]
         self._awaited = None
+        self._asked = head.headers
         if head.length == 0:
             self._body = NO_BODY
         else:
@@ -318,7 +315,10 @@ class HttpProtocol(asyncio.Protocol):
                 self.fail(started=True)
             return
         answer = self._refuse(
-            error.status, str(error), error.headers, counted=exchange is None and not self._place.is_refused
+            error.status,
+            str(error),
+            error.headers or (self._asked if exchange is not None else []),
+            counted=exchange is None and not self._place.is_refused,
         )
         self.write_answer(answer, keep_alive=False, bare=bare)
         self._close(linger=not self._place.is_refused)  # that takes a descriptor, and there is none to spare
@@ -347,20 +347,25 @@ class HttpProtocol(asyncio.Protocol):
             return
         exchange = self._exchange
         self._read(on=len(self._buffer) <= HIGH_WATER and (exchange is None or exchange.held <= HIGH_WATER))
-        if exchange is None:
-            if self._drained is not None:  # it has to read first
-                self._awaited = None
-            elif self._eof:  # a part of the next request is there, or nothing
+        if self._drained is not None:  # it has to read first
+            if self._awaited is not Awaited.READER:
+                self._await_reader()
+        elif exchange is None:
+            if self._eof:  # a part of the next request is there, or nothing
                 self._close(linger=False)
             elif self._buffer:
                 if self._awaited is not Awaited.HEAD:
                     self._await(Awaited.HEAD, HEALTH_SECONDS if self._place.is_reserved else HEAD_SECONDS)
-            elif self._awaited is not Awaited.REQUEST:
+            elif self._awaited not in {Awaited.REQUEST, Awaited.HEAD}:  # blank lines are not the end of a head's time
                 self._await(Awaited.REQUEST, self._idle_seconds)
         elif exchange.waits_for_client and self._reading:
             self._await(Awaited.BODY, BODY_SECONDS)
         else:
             self._awaited = None
+
+    def _await_reader(self) -> None:
+        self._unsent = self._transport.get_write_buffer_size()
+        self._await(Awaited.READER, READER_SECONDS)
 
     def _read(self, *, on: bool) -> None:
         if on is self._reading or self._eof or self._transport.is_closing():
@@ -395,16 +400,18 @@ class HttpProtocol(asyncio.Protocol):
             self._end_with(FramingError(408, "the header section did not come in time"))
         elif self._awaited is Awaited.BODY:
             self._end_with(FramingError(408, f"nothing of the body came for {BODY_SECONDS:.0f} seconds"))
+        elif self._awaited is Awaited.READER:
+            self._abort_if_stuck(Awaited.READER, READER_SECONDS)
         elif self._awaited is Awaited.CLOSE and self._transport.is_closing():
-            self._abort_if_stuck()
+            self._abort_if_stuck(Awaited.CLOSE, CLOSE_SECONDS)
         else:
             self._close(linger=False)
 
-    def _abort_if_stuck(self) -> None:
-        """Break a connection off whose client has read nothing of its last answer since this was called before."""
+    def _abort_if_stuck(self, what: Awaited, seconds: float) -> None:
+        """Break a connection off whose client has read nothing of what waits for it since this was called before."""
         unsent = self._transport.get_write_buffer_size()
         if unsent < self._unsent:
             self._unsent = unsent
-            self._await(Awaited.CLOSE, CLOSE_SECONDS)
+            self._await(what, seconds)
         else:
             self._transport.abort()

@@ -101,7 +101,9 @@ class ServerTls:
             except ssl.SSLError as error:
                 raise ValueError(f"{self._client_ca} holds no certificates: {_said(error)}") from None
             context.verify_mode = ssl.CERT_REQUIRED
-            # A session that is resumed is not verified again: it would outlive its authority.
+            # A resumed session is not verified again: it would outlive its authority. TLS 1.2 resumes sessions from a
+            # cache of OpenSSL that Python cannot switch off, so it is left out here.
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.options |= ssl.OP_NO_TICKET
             context.num_tickets = 0
         return context

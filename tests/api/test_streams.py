@@ -6,6 +6,7 @@ keep everybody else out.
 """
 
 import asyncio
+import gzip
 import http.client
 import json
 import socket
@@ -477,3 +478,16 @@ async def rows(client: httpx.AsyncClient, domain: str) -> list[Json]:
     """Every row of a domain."""
     answer = await client.get(f"/v1/entities?domain={domain}", headers={"Accept": NDJSON})
     return [json.loads(line) for line in answer.raise_for_status().text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"not gzip", 400), (gzip.compress(b"{}\n")[:-4], 400), (gzip.compress(b"") * 400_000, 413)],
+    ids=["no gzip", "cut off", "members of nothing"],
+)
+async def test_a_stream_that_is_not_what_its_coding_says(client: httpx.AsyncClient, body: bytes, status: int) -> None:
+    """It is refused in the words of its fault, and nothing goes on waiting."""
+    headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"}
+    async with asyncio.timeout(20):
+        answer = await client.post("/v1/events", content=body, headers=headers)
+    assert (answer.status_code, "gzip" in answer.json()["detail"]) == (status, True)

@@ -465,7 +465,9 @@ def main() -> int:
         host, port = given.host, given.port
         if host is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pqs-")))
-            service = stack.enter_context(serving(folder, data_dir=folder / "data", log_level="error"))
+            service = stack.enter_context(
+                serving(folder, data_dir=folder / "data", log_level="error", allowed_hosts="*")
+            )
             host, port = "127.0.0.1", urlsplit(service.url).port
         count, finds = fuzz(host, port, seconds=given.seconds, seed=given.seed, most_finds=given.finds)
     for find in finds:
