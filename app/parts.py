@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Literal, Self, assert_never
 
 from app.access.parts import Access
-from app.breaker import CircuitBreaker
+from app.concurrency.breaker import CircuitBreaker
+from app.concurrency.worker import working
 from app.domain.decider import Deadline
 from app.domain.registration import Timing
 from app.errors import StartError
@@ -25,19 +26,18 @@ from app.inbound.consumer import FIRST_WAIT, Consumer
 from app.outbound.bus import Bus
 from app.outbound.consul import Consul, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
-from app.outbound.entries import EntryBuilder, entry_builder_of
 from app.outbound.kafka import KafkaBus
 from app.outbound.kafka_options import client_options, credentials_of
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
 from app.projection.batching import Reader, Writer
 from app.projection.changes import ChangeLog, change_log_of
+from app.projection.entries import EntryBuilder, entry_builder_of
 from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.runtime.metrics import Metrics
 from app.settings import BusKind, Settings, secret_of
 from app.store.database import Database
-from app.worker import working
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
 WALKS = 2  # reads at once that walk a whole domain: on connections that nothing else waits for

@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import msgspec
 
+from app.concurrency.worker import Worker, until_stopped
 from app.domain.positions import MAX_NUMBER
 from app.domain.workflows import (
     MAX_KEY,
@@ -32,7 +33,6 @@ from app.store.workflows import PRUNE_ROWS, CommitOutcome
 from app.wire.events import EARLIEST, LATEST
 from app.wire.faults import depth, fault_of, find_nul
 from app.wire.syntax import MAX_NESTING
-from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from fastapi.responses import StreamingResponse
 from app.access import rights
 from app.access.principals import Scope
 from app.access.refusals import AuthError
-from app.answers import EntityPage, EntityState, LookupAnswer
 from app.api.bodies import JSON, NDJSON, TEXT, json_answer, media_type, read_body
 from app.api.context import Headers
 from app.api.needs import WALK, admit, caller_of, check_again, needs, permit, weight_of_array
@@ -28,6 +27,7 @@ from app.errors import Fault, InvalidInputError, NotFoundError, UnavailableError
 from app.store import listing
 from app.store.listing import EntityFilter
 from app.store.registrations import REGISTRATIONS
+from app.wire.answers import EntityPage, EntityState, LookupAnswer
 from app.wire.events import read_json
 from app.wire.faults import depth, find_nul
 from app.wire.syntax import MAX_NESTING

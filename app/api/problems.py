@@ -14,7 +14,6 @@ from msgspec import Struct
 from starlette.exceptions import HTTPException
 
 from app.access.refusals import AuthError, ForbiddenError, LimitedError, UnauthenticatedError
-from app.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 from app.api.negotiation import Conditions, etag_of
 from app.api.schemas import encode
 from app.domain.results import Outcome, Result
@@ -44,6 +43,7 @@ from app.errors import (
     UnsupportedMediaError,
 )
 from app.store.quotas import QuotaExceededError
+from app.wire.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 
 log = logging.getLogger(__name__)
 

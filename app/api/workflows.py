@@ -11,7 +11,6 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from app.access import rights
 from app.access.principals import Principal, Scope
-from app.answers import WorkflowPage
 from app.api.bodies import JSON, json_answer, media_type, read_body
 from app.api.context import Headers
 from app.api.needs import WALK, admit, caller_of, check_again, needs, permit
@@ -33,6 +32,7 @@ from app.errors import (
     PreconditionRequiredError,
 )
 from app.store import workflows
+from app.wire.answers import WorkflowPage
 from app.wire.events import EARLIEST, read_json
 from app.workflows import COMMIT_ATTEMPTS
 

@@ -1,0 +1,1 @@
+"""Work that runs at once: workers, and the circuit breaker."""
