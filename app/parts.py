@@ -23,6 +23,7 @@ from app.feed.feed import CONNECTIONS, Feed
 from app.feed.follow import Follow
 from app.feed.retention import Retention
 from app.inbound.consumer import FIRST_WAIT, Consumer
+from app.outbound import contract
 from app.outbound.bus import Bus
 from app.outbound.consul import Consul, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
@@ -32,7 +33,7 @@ from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
 from app.projection.batching import Reader, Writer
 from app.projection.changes import ChangeLog, change_log_of
-from app.projection.entries import EntryBuilder, entry_builder_of
+from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.runtime.metrics import Metrics
@@ -110,7 +111,8 @@ class Parts:
     @cached_property
     def entries(self) -> EntryBuilder:
         """The builder of outbox entries. Raises StartError for intents that no handler can carry out."""
-        return entry_builder_of(self._settings)
+        topic = None if self._settings.bus is BusKind.OFF else self._settings.topic_out
+        return EntryBuilder(topic, contract.after_the_transaction(contract.routes_of(self._settings)))
 
     async def service(self, metrics: Metrics) -> Service:
         """A service with the workers that its settings enable.

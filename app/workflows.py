@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import msgspec
 
+from app.concurrency.lanes import Lane, Lanes
 from app.concurrency.worker import Worker, until_stopped
 from app.domain.positions import MAX_NUMBER
 from app.domain.workflows import (
@@ -26,7 +27,6 @@ from app.domain.workflows import (
     Workflow,
 )
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError, PqsError
-from app.projection.batching import Lane, Lanes
 from app.store import quotas, workflows
 from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, CommitOutcome

@@ -1,4 +1,4 @@
-"""The secure listeners of a real Kafka, started by `tests/kafka/run --secure`: settings that get in, and its users."""
+"""The secure listeners of a real Kafka, by `tests/kafka/run --secure`: settings that get in, and its users."""
 
 import os
 from dataclasses import dataclass
