@@ -12,7 +12,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Literal, Self, assert_never
 
-from app.access.parts import Access
+from app.access.access import Access
 from app.concurrency.breaker import CircuitBreaker
 from app.concurrency.worker import working
 from app.domain.decider import Deadline
@@ -41,7 +41,7 @@ from app.settings import BusKind, Settings, secret_of
 from app.store.database import Database
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
-WALKS = 2  # reads at once that walk a whole domain: on connections that nothing else waits for
+FULL_SCANS = 2  # lists at once that read a whole domain: on connections that nothing else waits for
 CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
 
@@ -49,16 +49,15 @@ CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 class Service:
     """The parts of a running service.
 
-    `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans,
-    `walks` for lists that walk a whole domain. `reader` and
-    `writer` join single requests into batches; arrays and streams go to the projector directly. The keys of
-    `breakers` are their names in the metrics.
+    `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans, `full_scans` for
+    lists that read a whole domain. `reader` and `writer` join single requests into batches; arrays and streams go to
+    the projector directly. The keys of `breakers` are their names in the metrics.
     """
 
     settings: Settings
     database: Database
     scans: Database
-    walks: Database
+    full_scans: Database
     reader: Reader
     projector: Projector
     writer: Writer
@@ -127,7 +126,7 @@ class Parts:
         database = self._database(settings.pool_size)
         replica = _address(settings, "database_read_url", self._primary)
         scans = self._database(settings.pool_size, address=replica, scans=True)
-        walks = self._database(WALKS, address=replica, scans=True, breaker=scans.breaker)
+        full_scans = self._database(FULL_SCANS, address=replica, scans=True, breaker=scans.breaker)
         breakers = {"primary": database.breaker, "scans": scans.breaker}
         reader = Reader(database, joining=settings.batching)
         self._stack.push_async_callback(reader.close)
@@ -154,7 +153,7 @@ class Parts:
             settings,
             database,
             scans,
-            walks,
+            full_scans,
             reader,
             projector,
             writer,

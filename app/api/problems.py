@@ -36,7 +36,7 @@ from app.errors import (
     RefusedValuesError,
     TooLargeError,
     TooManyFaultsError,
-    TooManyWalksError,
+    TooManyFullScansError,
     UnavailableError,
     UnreadableError,
     UnsupportedCodingError,
@@ -80,7 +80,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     LimitedError: HTTPStatus.TOO_MANY_REQUESTS,
     ForeignOriginError: HTTPStatus.FORBIDDEN,
     MisdirectedError: HTTPStatus.MISDIRECTED_REQUEST,
-    TooManyWalksError: HTTPStatus.TOO_MANY_REQUESTS,
+    TooManyFullScansError: HTTPStatus.TOO_MANY_REQUESTS,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

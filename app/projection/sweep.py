@@ -13,8 +13,8 @@ from app.domain.changes import Logging
 from app.domain.decider import Decision
 from app.domain.events import Key, key_of
 from app.domain.folding import Save
-from app.domain.generic import R
 from app.domain.registration import Registration
+from app.domain.row_type import R
 from app.errors import PqsError, UnavailableError
 from app.projection.changes import ChangeLog
 from app.projection.entries import EntryBuilder
