@@ -128,8 +128,8 @@ class TooManyFaultsError(PqsError):
         self.committed_lines = committed_lines
 
 
-class TooManyWalksError(UnavailableError):
-    """The most reads that walk through a domain run already: the database was not asked."""
+class TooManyFullScansError(UnavailableError):
+    """As many full scans as may run at once are running: the database was not asked."""
 
 
 class IntentError(PqsError):

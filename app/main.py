@@ -27,11 +27,11 @@ from app.api import (
     workflows,
 )
 from app.api.edge import Edge
+from app.api.full_scans import FullScans
 from app.api.hosts import Hosts
 from app.api.methods import Allowed
 from app.api.openapi import document
 from app.api.origins import Origins
-from app.api.walks import Walks
 from app.errors import StartError
 from app.outbound import contract
 from app.parts import Parts
@@ -110,7 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
     resources = (events, entities, counts, overdue, changes, workflows, watermarks, dead_letters, audit, health)
     for resource in resources:
         app.include_router(resource.router, dependencies=[] if resource is health else [Depends(queries.check_query)])
-    app.state.walks = Walks()
+    app.state.full_scans = FullScans()
     problems.install(app)
     document.install(app, issuer=settings.oidc_issuer)
     return app

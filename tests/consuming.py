@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 from confluent_kafka import Producer
 
-from app.breaker import CircuitBreaker
+from app.concurrency.breaker import CircuitBreaker
 from app.domain.registration import Timing
 from app.inbound.consumer import Consumer
 from app.inbound.membership import MAX_BATCH

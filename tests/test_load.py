@@ -26,7 +26,6 @@ import uvicorn
 from click.testing import CliRunner, Result
 
 from app import main
-from app.answers import LineResult
 from app.api.context import App, Message, Receive, Scope, Send
 from app.cli import pqs
 from app.errors import StartError
@@ -37,6 +36,7 @@ from app.load.loader import Loader
 from app.load.progress import Progress, summary
 from app.load.source import InputLine, Source, chunks
 from app.settings import Settings
+from app.wire.answers import LineResult
 from tests import processes
 from tests.making import Json, event_json, life, node
 from tests.processes import COMMAND, DATA, PATIENCE

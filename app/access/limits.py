@@ -16,7 +16,7 @@ RATE = 10_000.0  # units a second, of a principal without a rate of its own
 BURST = 20_000.0  # units at once, of a principal without a burst of its own
 BUCKETS = 10_000  # principals that are remembered; beyond that, full ones are forgotten, then the oldest half
 ROUNDING = 1e-6  # seconds
-WALK = 20.0  # units of a list that may read many more rows than it returns
+FULL_SCAN = 20.0  # units of a list that may read many more rows than it returns
 
 
 def weight_of_array(items: int) -> float:

@@ -12,7 +12,7 @@ from app.settings import Posture
 log = logging.getLogger(__name__)
 
 
-def is_loopback(address: str) -> bool:
+def is_loopback_address(address: str) -> bool:
     """Whether only this machine reaches an address: 127.0.0.0/8, ::1, and both as ::ffff:127.0.0.1."""
     try:
         parsed = ip_address(address.partition("%")[0])
@@ -52,7 +52,7 @@ def check_sockets(posture: Posture, sockets: Iterable[socket.socket]) -> None:
 
 
 def _check(addresses: Sequence[str], host: str) -> None:
-    if not all(is_loopback(address) for address in addresses):
+    if not all(is_loopback_address(address) for address in addresses):
         raise StartError(
             f"{host or 'this address'} can be reached from other machines, and this service asks nobody for a key. "
             "Three ways out: listen on 127.0.0.1 (PQS_HOST); ask for keys (PQS_AUTH=required, and "

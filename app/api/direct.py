@@ -28,7 +28,6 @@ from msgspec import Struct
 from app.access import rights
 from app.access.principals import ANYONE, Principal
 from app.access.principals import Scope as Right
-from app.answers import Problem
 from app.api import context, entities, events, problems, workflows
 from app.api.bodies import JSON
 from app.api.context import App, Headers, Receive, Scope, Send
@@ -44,6 +43,7 @@ from app.domain.results import Result
 from app.errors import UnavailableError
 from app.runtime.framing import FieldList
 from app.runtime.metrics import Metrics
+from app.wire.answers import Problem
 
 ENTITY = b"/v1/entities/"
 ENTITY_LENGTH = len(ENTITY) + 36  # with a UUID in its usual form

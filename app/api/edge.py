@@ -6,7 +6,7 @@ an `Origin` or a coded body do not skip it.
 
 from app.api import caching
 from app.api.asgi import App, Headers, Receive, Scope, Send
-from app.api.coding import ContentCoding
+from app.api.compression import ContentCoding
 from app.api.entry import Entrance
 from app.api.hosts import Hosts
 from app.api.methods import Allowed, Methods

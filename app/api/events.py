@@ -14,7 +14,6 @@ from fastapi.responses import StreamingResponse
 from app.access import rights
 from app.access.principals import Principal, Scope
 from app.access.refusals import ForbiddenError
-from app.answers import FORBIDDEN, INVALID, BatchAnswer, StreamSummary, Summary
 from app.api.bodies import JSON, NDJSON, ClientDisconnect, json_answer, media_type, read_body
 from app.api.context import Receive
 from app.api.correlation import stored
@@ -28,6 +27,7 @@ from app.domain.events import Event
 from app.domain.results import Outcome, Result
 from app.errors import Fault, InvalidInputError, PqsError, RefusedValuesError
 from app.inbound.lines import Outcomes, Report, take_lines
+from app.wire.answers import FORBIDDEN, INVALID, BatchAnswer, StreamSummary, Summary
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.wire.events import correlated, read_event, read_events
 from app.wire.values import without_bom

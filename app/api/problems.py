@@ -14,7 +14,6 @@ from msgspec import Struct
 from starlette.exceptions import HTTPException
 
 from app.access.refusals import AuthError, ForbiddenError, LimitedError, UnauthenticatedError
-from app.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 from app.api.negotiation import Conditions, etag_of
 from app.api.schemas import encode
 from app.domain.results import Outcome, Result
@@ -37,13 +36,14 @@ from app.errors import (
     RefusedValuesError,
     TooLargeError,
     TooManyFaultsError,
-    TooManyWalksError,
+    TooManyFullScansError,
     UnavailableError,
     UnreadableError,
     UnsupportedCodingError,
     UnsupportedMediaError,
 )
 from app.store.quotas import QuotaExceededError
+from app.wire.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     LimitedError: HTTPStatus.TOO_MANY_REQUESTS,
     ForeignOriginError: HTTPStatus.FORBIDDEN,
     MisdirectedError: HTTPStatus.MISDIRECTED_REQUEST,
-    TooManyWalksError: HTTPStatus.TOO_MANY_REQUESTS,
+    TooManyFullScansError: HTTPStatus.TOO_MANY_REQUESTS,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

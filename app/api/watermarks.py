@@ -5,13 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from app.access.principals import Scope
-from app.answers import WatermarkList
 from app.api.bodies import JSON
 from app.api.needs import needs
 from app.api.openapi.operations import operation
 from app.api.schemas import NoQuery, encode
 from app.api.service import service_of
 from app.store import watermarks
+from app.wire.answers import WatermarkList
 
 router = APIRouter(tags=["watermarks"])
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import click
 
 from app.cli.options import WORKER, logged_settings, settings_options
+from app.concurrency.worker import Worker
 from app.errors import StartError
 from app.parts import Parts
 from app.runtime.database import run_worker
 from app.settings import BusKind, Settings
-from app.worker import Worker
 
 
 @click.command()

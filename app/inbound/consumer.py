@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from confluent_kafka import KafkaException
 
+from app.concurrency.worker import Worker, set_within
 from app.domain.events import Event
 from app.domain.results import Outcome, Result
 from app.errors import InvalidInputError, RefusedValuesError, UnavailableError, UnreadableError
@@ -31,7 +32,6 @@ from app.store.database import Connection, Database
 from app.store.dead_letters import Letter
 from app.store.watermarks import KafkaPartition, LostPlaceError
 from app.wire.messages import KafkaMessage, read_message
-from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx
 from msgspec import Struct
 
-from app.breaker import CircuitBreaker
+from app.concurrency.breaker import CircuitBreaker
 from app.domain.intents import DeregisterService, RegisterService
 from app.errors import EffectDownError, IntentError, NotNowError, PqsError, StartError
 from app.settings import Settings, secret_of

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 
 import uvicorn
 
+from app.concurrency.worker import working
 from app.runtime.metrics import SHARED_DIRECTORY
 from app.runtime.protocol import HttpProtocol
 from app.runtime.sockets import BACKLOG
@@ -23,7 +24,6 @@ from app.runtime.supervisor import Supervisor
 from app.runtime.tls import ServerTls
 from app.runtime.waits import CLOSE_SECONDS, HEAD_SECONDS
 from app.settings import PREFIX, Settings, read_settings
-from app.worker import working
 
 log = logging.getLogger(__name__)
 

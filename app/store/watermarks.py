@@ -7,10 +7,10 @@ from datetime import datetime
 from msgspec import Struct
 from sqlalchemy import text
 
-from app.answers import Watermark
 from app.errors import PqsError
 from app.store.database import Connection
 from app.store.statements import Statement
+from app.wire.answers import Watermark
 
 KafkaPartition = tuple[str, int]  # a topic, and the number of a partition of it
 

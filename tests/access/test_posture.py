@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.access.posture import check_host, check_sockets, is_forwarding, is_loopback
+from app.access.posture import check_host, check_sockets, is_forwarding, is_loopback_address
 from app.errors import StartError
 from app.settings import Posture
 
@@ -33,7 +33,7 @@ WAYS_OUT = ("PQS_HOST", "PQS_AUTH=required", "PQS_AUTH=insecure")
 )
 def test_an_address_is_loopback_or_not(address: str, expected: bool) -> None:
     """IPv4, IPv6 and one in the other; what is no address is not."""
-    assert is_loopback(address) is expected
+    assert is_loopback_address(address) is expected
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])

@@ -23,8 +23,8 @@ from app.domain.results import Result
 from app.errors import RefusedValuesError, StartError
 from app.inbound.consumer import HEADERLESS, REFUSED_BY_DATABASE
 from app.inbound.membership import MAX_BATCH
-from app.outbound.entries import EntryBuilder
 from app.parts import Parts
+from app.projection.entries import EntryBuilder
 from app.projection.projector import Also, Projector
 from app.projection.sweep import Sweep
 from app.settings import read_settings

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from app.answers import Watermark
 from app.store import watermarks
 from app.store.database import Connection, Database
 from app.store.watermarks import Advance, LostPlaceError
+from app.wire.answers import Watermark
 from tests.making import when
 
 

@@ -8,10 +8,10 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from app.answers import ActionProblem, StateProblem
 from app.domain.positions import Position
 from app.domain.results import Result
 from app.errors import Fault, PqsError
+from app.wire.answers import ActionProblem, StateProblem
 
 
 class ClientError(PqsError):

@@ -18,8 +18,8 @@ from weakref import WeakValueDictionary
 import httpx
 import msgspec
 
-from app.answers import WorkflowPage
 from app.domain.workflows import Committed, State, Workflow
+from app.wire.answers import WorkflowPage
 from pqs_client.connection import JSON, Caller, read
 from pqs_client.problems import NotFoundError, PreconditionFailedError
 

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from app.api.asgi import Headers
 from app.api.bodies import read_body
-from app.api.coding import (
+from app.api.compression import (
     FREE_BYTES,
     PIECE,
     ContentCoding,

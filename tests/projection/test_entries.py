@@ -17,7 +17,7 @@ from app.domain.intents import DeregisterService, Intent, RegisterService
 from app.domain.projection import REGISTRATION
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
-from app.outbound.entries import SOURCE, EntryBuilder
+from app.projection.entries import SOURCE, EntryBuilder
 from app.projection.projector import Projector
 from app.store.database import Connection, Database
 from app.store.outbox import SLOTS, slot_of
