@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import asyncpg
 import httpx
@@ -172,6 +172,10 @@ class Client:
         await self._reader.readline()
         return body
 
+    async def read(self, most: int) -> bytes:
+        """So many bytes at most."""
+        return await self._reader.read(most)
+
     async def line(self) -> bytes:
         """The next line."""
         async with asyncio.timeout(PATIENCE):
@@ -202,7 +206,14 @@ class _Prompt(uvicorn.Server):
 class Listening:
     """An application behind uvicorn with our protocol, in this loop."""
 
-    def __init__(self, app: Any, *, keep_alive: int = KEEP_ALIVE, lifespan: str = "off") -> None:
+    def __init__(
+        self,
+        app: Any,
+        *,
+        keep_alive: int = KEEP_ALIVE,
+        lifespan: str = "off",
+        protocol: Callable[..., HttpProtocol] = HttpProtocol,
+    ) -> None:
         self._is_listening = asyncio.Event()
 
         async def notify() -> None:
@@ -211,7 +222,7 @@ class Listening:
         self.server = _Prompt(
             uvicorn.Config(
                 app,
-                http=HttpProtocol,
+                http=cast("type[HttpProtocol]", protocol),  # uvicorn only calls it
                 lifespan=lifespan,  # type: ignore[arg-type]  # a literal there
                 log_config=None,
                 access_log=False,

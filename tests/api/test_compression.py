@@ -270,7 +270,7 @@ async def test_the_head_of_a_stream_does_not_wait_for_its_first_piece(headers: l
     async def keep(message: MutableMapping[str, Any]) -> None:
         sent.append(message["type"])
 
-    scope = {"type": "http", "path": "/v1/changes", "method": "GET"}
+    scope: Scope = {"type": "http", "path": "/v1/changes", "method": "GET"}
     scope["headers"] = [(name.lower().encode(), value.encode()) for name, value in headers]
     await ContentCoding(silent)(scope, receiving([]), keep)
     assert sent == ["http.response.start", "http.response.body", "http.response.body"]
