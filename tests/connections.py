@@ -30,6 +30,7 @@ from tests.making import NODE, Json, event_json, life
 PATIENCE = 20.0  # seconds
 POLL = 0.01  # seconds
 LARGEST = 70_000  # bytes of a body; more than a hot call has
+UNCODED = {"Accept-Encoding": "identity"}  # a client by hand says nothing of it, and httpx would
 KEEP_ALIVE = 60  # seconds
 SMALL_BUFFER = 4096  # bytes that the kernel holds of answers that nobody reads
 BUFFER = 65_536  # bytes that it holds of requests
@@ -286,8 +287,12 @@ class Plain:
         self.url = url
         self.app = main.create_app(read_settings({"database_url": url, "pool_size": 4, "max_body": max_body}))
         assert isinstance(self.app, main.Application)
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")
-        self.routed = httpx.AsyncClient(transport=httpx.ASGITransport(self.app.routed), base_url="http://localhost")
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app), base_url="http://localhost", headers=UNCODED
+        )
+        self.routed = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app.routed), base_url="http://localhost", headers=UNCODED
+        )
         self.untouched = False  # since it was reset
 
     @asynccontextmanager

@@ -159,7 +159,11 @@ def is_codable(path: str, headers: Headers) -> bool:
         return False
     if b"no-transform" in given.get(b"cache-control", b""):
         return False
-    return media.startswith(b"application/x-ndjson") or path == LOOKUP or HOT.fullmatch(path) is None
+    return media.startswith(b"application/x-ndjson") or not _is_hot(path)
+
+
+def _is_hot(path: str) -> bool:
+    return path != LOOKUP and HOT.fullmatch(path) is not None
 
 
 class ContentCoding:
@@ -223,7 +227,7 @@ class _Answer:
         status, headers = start["status"], start["headers"]
         if status == 304:
             given = b",".join(value for name, value in self._headers if name == b"if-none-match")
-            if SUFFIX in given:  # the client has the coded representation, and that is unchanged
+            if SUFFIX in given and not _is_hot(self._path):  # the client has the coded form, and that is unchanged
                 start["headers"] = [(n, coded_etag(v) if n == b"etag" else v) for n, v in headers]
             return False
         if status != 200 or not is_codable(self._path, headers):
