@@ -75,17 +75,15 @@ class HttpProtocol(asyncio.Protocol):
         place: ConnectionPlace | None = None,
         reader_seconds: float = READER_SECONDS,
     ) -> None:
-        """uvicorn gives the first four. `place`: the connection was counted already, before its TLS handshake."""
+        """`place`: the connection was counted already, before its TLS handshake."""
         if not config.loaded:
             config.load()
-        self._loop = _loop or asyncio.get_running_loop()
-        self._app = cast("App", config.loaded_app)
+        self._loop, self._app = _loop or asyncio.get_running_loop(), cast("App", config.loaded_app)
         self._direct: Callable[[str, bytes, Headers], DirectCall | None] = getattr(self._app, "direct", never)
         self._refuse: Callable[..., HttpAnswer] = getattr(self._app, "refuse", refuse_plainly)
         self._budget: Connections = getattr(self._app, "connections", UNBOUNDED)
-        self._given_place = place
+        self._given_place, self._reader_seconds = place, reader_seconds
         self._idle_seconds: float = config.timeout_keep_alive
-        self._reader_seconds = reader_seconds
         self._root_path = config.root_path
         self._server_state = server_state
         self._connections = cast("set[asyncio.Protocol]", server_state.connections)
