@@ -132,6 +132,10 @@ class TooManyFullScansError(UnavailableError):
     """As many full scans as may run at once are running: the database was not asked."""
 
 
+class NoRoomError(UnavailableError):
+    """This process holds as much of request bodies as it may: the rest of this one was not kept."""
+
+
 class IntentError(PqsError):
     """The intent can never be carried out as it is."""
 

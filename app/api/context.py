@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from app.api.asgi import App, Headers, Message, Receive, Scope, Send
 from app.api.correlation import HEADER, correlation
+from app.api.room import HELD
 from app.errors import PqsError
 from app.runtime.metrics import Metrics
 
@@ -123,6 +124,8 @@ class RequestContext:
                 raise
             await answer(scope, body.receive, send_with_id)
         finally:
+            if (held := scope.get(HELD)) is not None:
+                held.close()
             route = getattr(scope.get("route"), "path_format", UNKNOWN)
             principal, client = scope.get("principal"), scope.get("client")
             name, peer = principal.name if principal else "-", str(client[0]) if client else "-"

@@ -84,9 +84,12 @@ def check_stray(buffer: bytearray, start: int) -> None:
 
 def too_large(buffer: bytearray) -> FramingError:
     """The refusal of a head that is longer than MAX_HEAD."""
-    if buffer.find(b"\r\n", 0, MAX_HEAD) < 0:
+    end = buffer.find(b"\r\n", 0, MAX_HEAD)
+    if end < 0:
         return FramingError(414, f"the request line is longer than {MAX_HEAD:,} bytes")
-    return FramingError(431, f"the header section is longer than {MAX_HEAD:,} bytes")
+    error = FramingError(431, f"the header section is longer than {MAX_HEAD:,} bytes")
+    error.headers = _legible(bytes(buffer[end + 2 : MAX_HEAD]))
+    return error
 
 
 def read_head(head: bytes, known: Fields | None = None) -> tuple[Head, Fields]:
@@ -96,6 +99,16 @@ def read_head(head: bytes, known: Fields | None = None) -> tuple[Head, Fields]:
     Raises FramingError.
     """
     line, _, section = head.partition(b"\r\n")
+    try:
+        parts = _read_line(line)
+        fields = known if known is not None and known.section == section else _read_fields(section)
+        return _head_of(parts, fields), fields
+    except FramingError as error:
+        error.headers = _legible(section)
+        raise
+
+
+def _read_line(line: bytes) -> re.Match[bytes]:
     parts = _LINE.fullmatch(line)
     if parts is None:
         if _OTHER_VERSION.fullmatch(line):
@@ -105,12 +118,7 @@ def read_head(head: bytes, known: Fields | None = None) -> tuple[Head, Fields]:
         raise FramingError(400, "the request line cannot be read")
     if parts[3] != b"1":
         raise FramingError(505, "the HTTP version is not 1.0 or 1.1")
-    fields = known if known is not None and known.section == section else _read_fields(section)
-    try:
-        return _head_of(parts, fields), fields
-    except FramingError as error:
-        error.headers = fields.headers
-        raise
+    return parts
 
 
 def _head_of(parts: re.Match[bytes], fields: Fields) -> Head:
@@ -175,6 +183,13 @@ def _read_fields(section: bytes) -> Fields:
         elif name == b"expect":
             expects_continue = value.lower() == b"100-continue"
     return Fields(section, headers, hosts, length, chunked, closes, expects_continue)
+
+
+def _legible(section: bytes) -> Headers:
+    """The fields of a refused request that can be read, for its answer: its correlation id among them."""
+    lines = section.split(b"\r\n", MAX_FIELDS)[:MAX_FIELDS]
+    found = [_FIELD.fullmatch(line) for line in lines if len(line.translate(None, _CONTROLS)) == len(line)]
+    return [(parts[1].lower(), parts[2].rstrip(b" \t")) for parts in found if parts is not None]
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes]:

@@ -71,14 +71,18 @@ class HttpProtocol(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        place: ConnectionPlace | None = None,
+        reader_seconds: float = READER_SECONDS,
     ) -> None:
+        """`place`: the connection was counted already, before its TLS handshake."""
         if not config.loaded:
             config.load()
-        self._loop = _loop or asyncio.get_running_loop()
-        self._app = cast("App", config.loaded_app)
+        self._loop, self._app = _loop or asyncio.get_running_loop(), cast("App", config.loaded_app)
         self._direct: Callable[[str, bytes, Headers], DirectCall | None] = getattr(self._app, "direct", never)
         self._refuse: Callable[..., HttpAnswer] = getattr(self._app, "refuse", refuse_plainly)
         self._budget: Connections = getattr(self._app, "connections", UNBOUNDED)
+        self._given_place, self._reader_seconds = place, reader_seconds
         self._idle_seconds: float = config.timeout_keep_alive
         self._root_path = config.root_path
         self._server_state = server_state
@@ -107,7 +111,7 @@ class HttpProtocol(asyncio.Protocol):
         self._half_closes = self._transport.can_write_eof()  # TLS has no half of a connection
         self._context = contextvars.copy_context()  # of no request: each begins with a copy of it
         self._connections.add(self)
-        self._place = ConnectionPlace(self._budget, transport.get_extra_info("peername"))
+        self._place = self._given_place or ConnectionPlace(self._budget, transport.get_extra_info("peername"))
         if self._place.is_reserved:
             self._idle_seconds = HEALTH_SECONDS
         self._wait.begin(Awaited.REQUEST, self._idle_seconds or HEAD_SECONDS)
@@ -362,7 +366,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _await_reader(self) -> None:
         self._unsent = self._transport.get_write_buffer_size()
-        self._wait.begin(Awaited.READER, READER_SECONDS)
+        self._wait.begin(Awaited.READER, self._reader_seconds)
 
     def _read(self, *, on: bool) -> None:
         if on is self._reading or self._eof or self._transport.is_closing():
@@ -380,7 +384,7 @@ class HttpProtocol(asyncio.Protocol):
         elif awaited is Awaited.BODY:
             self._end_with(FramingError(408, f"nothing of the body came for {BODY_SECONDS:.0f} seconds"))
         elif awaited is Awaited.READER:
-            self._abort_if_stuck(Awaited.READER, READER_SECONDS)
+            self._abort_if_stuck(Awaited.READER, self._reader_seconds)
         elif awaited is Awaited.CLOSE and self._transport.is_closing():
             self._abort_if_stuck(Awaited.CLOSE, CLOSE_SECONDS)
         else:

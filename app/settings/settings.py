@@ -78,6 +78,13 @@ class Settings(BaseSettings):
     max_body: int = Field(
         8 * MIB, ge=1024, le=1024 * MIB, description="The largest request body, in bytes; NDJSON may be longer."
     )
+    body_memory: int = Field(
+        256 * MIB,
+        ge=1024,
+        le=1024 * 1024 * MIB,
+        description="How many bytes of request bodies a process holds at most, and never less than twice "
+        "PQS_MAX_BODY; one address has half of them.",
+    )
     batching: bool = Field(True, description="Join concurrent single requests into one statement.")
     sweep: bool = Field(
         False,
