@@ -40,16 +40,19 @@ class Limits:
         then. A call that weighs more than a whole burst costs a whole burst, and so is possible."""
         if principal.unlimited:
             return None
-        rate = principal.rate or self._rate
-        burst = principal.burst or (max(1.0, 2 * principal.rate) if principal.rate else self._burst)
+        rate, burst = principal.rate or self._rate, principal.burst
+        if burst is None:
+            burst = max(1.0, 2 * rate) if principal.rate else self._burst
         now = self._clock()
-        full_at = max(now, self._full_at.get(principal.name, now))
-        after = full_at + min(weight, burst) / rate
+        buckets, name = self._full_at, principal.name
+        full_at = buckets.get(name, now)
+        full_at = max(full_at, now)
+        after = full_at + (min(burst, weight)) / rate
         wait = after - now - burst / rate
         if wait > ROUNDING:
             return self._refused(rate, burst, full_at - now, wait)
-        self._full_at[principal.name] = after
-        if len(self._full_at) > BUCKETS:
+        buckets[name] = after
+        if len(buckets) > BUCKETS:
             self._forget(now)
         return None
 

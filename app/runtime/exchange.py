@@ -277,7 +277,7 @@ def scope_of(head: Head, transport: asyncio.Transport, root_path: str, state: di
     }
 
 
-def never(_method: str, _target: bytes, _headers: Headers) -> DirectCall | None:
+def never(_method: str, _target: bytes, _headers: Headers, _peer: str) -> DirectCall | None:
     """What an application offers that answers nothing directly."""
     return None
 

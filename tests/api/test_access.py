@@ -12,7 +12,8 @@ import pytest
 
 from app import main
 from app.access.keys import make
-from app.access.principals import Scope
+from app.access.principals import Principal, Scope
+from app.access.refusals import LimitedError
 from app.api.entry import OPEN_PATHS
 from app.api.openapi.access import declared
 from app.settings import read_settings
@@ -352,6 +353,57 @@ async def test_a_fast_caller_is_told_to_wait(way: str) -> None:
                     assert answer.headers["ratelimit-policy"] == '"principal";q=2;w=2000'
 
 
+WEIGHTS: list[tuple[str, str, Json, float]] = [
+    ("GET", f"/v1/entities/{NODE}", {}, 1),
+    ("GET", "/v1/entities", {}, 1),
+    ("GET", "/v1/entities?state=active&limit=1000", {}, 1),
+    ("GET", "/v1/entities?node_type=compute", {}, 20),
+    ("GET", "/v1/entities?updated_before=2026-01-01T00:00:00Z", {}, 20),
+    ("GET", "/v1/entities?state=active&updated_before=2026-01-01T00:00:00Z", {}, 1),
+    ("GET", "/v1/entities?capability=a", {}, 20),
+    ("GET", "/v1/workflows", {}, 1),
+    ("GET", "/v1/overdue/ack", {}, 1),
+    ("GET", "/v1/audit", {}, 1),
+    *[
+        ("POST", "/v1/entities/lookup", {"json": {"entity_ids": [str(node(i)) for i in range(n)]}}, w)
+        for n, w in ((1, 1), (100, 1), (250, 2.5), (1000, 10))
+    ],
+    *[("POST", "/v1/events", {"json": life(entity_id=node(70)) * n}, w) for n, w in ((1, 1), (100, 5))],
+    *[("POST", "/v1/events?dry_run=true", {"json": life(entity_id=node(71)) * n}, w) for n, w in ((1, 1), (100, 5))],
+    ("POST", "/v1/events", {"json": life()[0]}, 1),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "more", "weight"), WEIGHTS)
+async def test_a_call_weighs_what_it_costs(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch, method: str, path: str, more: Json, weight: float
+) -> None:
+    """A point call and a list that an index finds one unit, an array and a lookup by their size, a walk 20."""
+    limits = guarded.app.state.service.access.limits
+    taken: list[float] = []
+    take = limits.take
+
+    def watched(principal: Principal, weight: float = 1.0) -> LimitedError | None:
+        taken.append(weight)
+        return take(principal, weight)
+
+    monkeypatch.setattr(limits, "take", watched)
+    for client in (guarded.hot, guarded.usual):
+        taken.clear()
+        answer = await client.request(method, path, headers=bearer(guarded, "everything"), **more)
+        assert answer.status_code == 200, answer.text
+        assert taken == [weight]
+
+
+async def test_a_list_of_some_prefixes_weighs_as_a_walk(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read many more workflows than it returns."""
+    limits = guarded.app.state.service.access.limits
+    taken: list[float] = []
+    monkeypatch.setattr(limits, "take", lambda _principal, weight=1.0: taken.append(weight))
+    assert (await guarded.hot.get("/v1/workflows", headers=bearer(guarded, "team"))).status_code == 200
+    assert taken == [20]
+
+
 async def test_a_proxy_in_front_is_refused_on_loopback(shared: httpx.AsyncClient) -> None:
     """A service that trusts this machine does not answer to a proxy, on any path, hot or not."""
     for path in (f"/v1/entities/{NODE}", "/livez", "/nothing"):
@@ -377,6 +429,24 @@ async def test_no_secret_is_logged_or_answered(guarded: Guarded, caplog: pytest.
     lines = "\n".join(str(vars(record)) for record in caplog.records)
     assert [name for name, key in guarded.keys.items() if secret_of(key) in lines] == []
     assert "key:everything/" in lines
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("GET", f"/v1/entities/{NODE}", None), ("POST", "/v1/events", life()[0]), ("GET", "/v1/workflows/team/1", None)],
+)
+async def test_the_log_has_caller_and_peer(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture, method: str, path: str, body: Json | None
+) -> None:
+    """Of hot calls as of all others: who called, and from which address."""
+    for client in (guarded.hot, guarded.usual):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "app.access"):
+            await client.request(method, path, json=body, headers=bearer(guarded, "everything"))
+        [record] = [each for each in caplog.records if each.name == "app.access"]
+        found = vars(record)
+        assert (found["peer"], found["principal"].partition("/")[0]) == ("127.0.0.1", "key:everything")
+        assert record.getMessage().endswith(" 127.0.0.1")
 
 
 def secret_of(key: str) -> str:
