@@ -57,7 +57,7 @@ class Guard:
 
     @property
     def refuses_proxies(self) -> bool:
-        """Whether requests with `Forwarded` or `X-Forwarded-*` are refused."""
+        """Whether requests with `Forwarded` or `X-Forwarded-*` are refused, and those from other machines."""
         return self._refuses_proxies
 
     def known(self, authorization: bytes | None) -> Principal | PqsError | None:

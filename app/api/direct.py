@@ -41,6 +41,7 @@ from app.api.bodies import JSON
 from app.api.context import App, Headers, Receive, Scope, Send
 from app.api.correlation import stored
 from app.api.edge import Edge
+from app.api.entry import is_from_beyond
 from app.api.hosts import Hosts
 from app.api.needs import admit, permit
 from app.api.schemas import encode
@@ -89,7 +90,8 @@ class HotCalls:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a hot call; hand everything else on."""
         call = None
-        if scope["type"] == "http" and not scope["query_string"] and not scope.get("root_path"):
+        plain = scope["type"] == "http" and not scope["query_string"] and not scope.get("root_path")
+        if plain and not (self._is_open_here() and is_from_beyond(scope)):
             target, client = scope.get("raw_path") or scope["path"].encode(), scope.get("client")
             call = self.find(scope["method"], target, scope["headers"], str(client[0]) if client else context.NO_PEER)
         if call is None:
@@ -109,6 +111,9 @@ class HotCalls:
         also = [line.partition(b": ")[::2] for line in lines.split(b"\r\n") if line]
         await send({"type": "http.response.start", "status": status, "headers": [*headers, *also]})
         await send({"type": "http.response.body", "body": content})
+
+    def _is_open_here(self) -> bool:
+        return self.service is not None and self.service.access.guard.refuses_proxies
 
     def find(self, method: str, target: bytes, headers: Headers, peer: str = context.NO_PEER) -> "HotCall | None":
         """The call that a request's head makes; None when it is not one of these in its plain form.

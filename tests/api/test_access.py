@@ -413,6 +413,28 @@ async def test_a_proxy_in_front_is_refused_on_loopback(shared: httpx.AsyncClient
             assert answer.json()["type"] == "urn:pqs:problem:forbidden"
 
 
+@pytest.mark.parametrize(
+    ("server", "client"),
+    [("192.0.2.7", "192.0.2.1"), ("::", "::1"), ("127.0.0.1", "192.0.2.1"), ("10.1.1.1", "10.1.1.1")],
+)
+async def test_no_server_opens_a_trusting_service_to_others(database_url: str, server: str, client: str) -> None:
+    """Another ASGI server than our own may listen anywhere: requests from beyond this machine get 403 on every path,
+    hot or not, where nobody is asked for a key."""
+    app = main.create_app(read_settings({"database_url": database_url, "pool_size": 1}))
+
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        scope["server"] = (server, 8000)
+        await app(scope, receive, send)
+
+    async with app.router.lifespan_context(app):
+        for inner, statuses in ((reached, {403}), (app, {200, 404})):
+            transport = httpx.ASGITransport(inner, client=(client if inner is reached else "127.0.0.1", 9))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asking:
+                for path in (f"/v1/entities/{NODE}", "/v1/entities", "/livez", "/nothing"):
+                    answer = await asking.get(path)
+                    assert answer.status_code in statuses, (path, answer.text)
+
+
 async def test_a_proxy_in_front_is_welcome_where_keys_are_asked_for(guarded: Guarded) -> None:
     """With keys, it does not matter who passes a request on."""
     headers = bearer(guarded, "everything") | {"X-Forwarded-For": "192.0.2.1"}
