@@ -1,6 +1,9 @@
 """Access as an operator meets it: starts that are refused, keys that end, and secrets that stay secret."""
 
+import asyncio
 import json
+import re
+import shlex
 import time
 from pathlib import Path
 
@@ -37,6 +40,25 @@ async def test_an_open_service_warns_at_each_start(tmp_path: Path, database_url:
         assert "PQS_AUTH=insecure: whoever reaches 127.0.0.1" in service.log
         with service.client() as client:
             assert client.get("/v1/state-counts", headers={"X-Forwarded-For": "192.0.2.1"}).status_code == 200
+
+
+async def test_the_first_words_of_a_service_that_asks_for_keys_work(tmp_path: Path, database_url: str) -> None:
+    """The commands that it prints make a key and send it; those of one that asks for none send none."""
+    with serving(tmp_path, "--port", 0, database_url=database_url, auth="required") as service:
+        made, *calls = re.findall(r"^  (.*)$", service.printed, re.MULTILINE)
+        command = made.removeprefix("export PQS_TOKEN=$(pqs ").removesuffix(")").split()
+        token = pqs(*command, database_url=database_url).stdout.strip()
+        for call in calls:
+            words = shlex.split(call.replace("$PQS_TOKEN", token))
+            asking = await asyncio.create_subprocess_exec(
+                *words, "-s", "-f", "-m", "20", stdout=asyncio.subprocess.PIPE
+            )
+            answer, _ = await asking.communicate()
+            assert asking.returncode == 0, (call, answer)
+        assert len(calls) == 3
+    (tmp_path / "open").mkdir()
+    with serving(tmp_path / "open", "--port", 0, database_url=database_url) as service:
+        assert "PQS_TOKEN" not in service.printed
 
 
 async def test_a_revocation_holds_everywhere_within_seconds(tmp_path: Path, database_url: str) -> None:
