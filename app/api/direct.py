@@ -49,7 +49,7 @@ from app.api.service import Service
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.results import Result
-from app.errors import PqsError, UnavailableError
+from app.errors import UnavailableError
 from app.runtime.framing import FieldList
 from app.runtime.metrics import Metrics
 from app.wire.answers import Problem
@@ -135,11 +135,12 @@ class HotCalls:
             return None
         guard, held = service.access.guard, fields.held
         if held is not None and guard.still_knows(held):
-            principal: Principal | PqsError | None = held.principal
+            principal = held.principal
         else:
-            principal = guard.known(fields.authorization)
-            if not isinstance(principal, Principal):
+            known = guard.known(fields.authorization)
+            if not isinstance(known, Principal):
                 return None  # a token that has to be verified first, or a refusal: these are for the usual way
+            principal = known
             fields.held = guard.key_in(fields.authorization)
         return HotCall(service, self._edge.lacking_plain, *found, principal, headers, fields, target, peer)
 
@@ -160,7 +161,9 @@ class HotCalls:
         headers.note, headers.before = _Note(self, fields), None
         return fields
 
-    def refuse(self, status: int, detail: str, headers: Headers, *, counted: bool) -> tuple[int, Headers, bytes]:
+    def refuse(
+        self, status: int, detail: str, headers: Headers, *, counted: bool, peer: str
+    ) -> tuple[int, Headers, bytes]:
         """The answer to a request that a server does not carry out, for reasons of its own: a problem, with an id.
 
         `counted`: it is logged and in the metrics, as a request that nobody else accounts for.
@@ -170,7 +173,7 @@ class HotCalls:
         problem = Problem(problems.NO_TYPE, problems.title(HTTPStatus(status)), status, detail, "")
         body = encode(problem)
         if counted:
-            context.account(self._metrics, "-", "-", context.UNKNOWN, status, time.perf_counter())
+            context.account(self._metrics, "-", "-", context.UNKNOWN, status, time.perf_counter(), peer=peer)
         context.correlation_id.set(before)
         answered = [(b"content-length", b"%d" % len(body)), (b"content-type", problems.MEDIA_TYPE.encode())]
         if status == HTTPStatus.SERVICE_UNAVAILABLE:

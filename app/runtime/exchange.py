@@ -282,7 +282,7 @@ def never(_method: str, _target: bytes, _headers: Headers, _peer: str) -> Direct
     return None
 
 
-def refuse_plainly(status: int, detail: str, _headers: Headers, *, counted: bool) -> HttpAnswer:
+def refuse_plainly(status: int, detail: str, _headers: Headers, *, counted: bool, peer: str) -> HttpAnswer:
     """The refusal of an application that has none of its own."""
     body = f"{detail}\n".encode()
     return status, [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))], body

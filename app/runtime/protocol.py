@@ -7,7 +7,7 @@ reads), and so has every wait for a client that is to send something.
 
 The application may have three attributes: `connections` says how many there may be; `direct(method, target,
 headers, peer)` returns a DirectCall, or None for a request of ASGI's (`peer` is the address of the client, or `-`);
-`refuse(status, detail, headers, counted=)` returns the answer to a request that is not carried out.
+`refuse(status, detail, headers, counted=, peer=)` returns the answer to a request that is not carried out.
 """
 
 import asyncio
@@ -319,6 +319,7 @@ class HttpProtocol(asyncio.Protocol):
             str(error),
             error.headers or (self._asked if exchange is not None else []),
             counted=exchange is None and not self._place.is_refused,
+            peer=self._peer,
         )
         self.write_answer(answer, keep_alive=False, bare=bare)
         self._close(linger=not self._place.is_refused)  # that takes a descriptor, and there is none to spare

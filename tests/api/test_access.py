@@ -385,7 +385,8 @@ async def test_a_call_weighs_what_it_costs(
 
     def watched(principal: Principal, weight: float = 1.0) -> LimitedError | None:
         taken.append(weight)
-        return take(principal, weight)
+        limited: LimitedError | None = take(principal, weight)
+        return limited
 
     monkeypatch.setattr(limits, "take", watched)
     for client in (guarded.hot, guarded.usual):

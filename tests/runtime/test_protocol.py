@@ -489,8 +489,9 @@ async def test_direct_answers_keep_their_place(echo: Echo) -> None:
         return calls[-1]
 
     def refuse(
-        status: int, detail: str, headers: list[tuple[bytes, bytes]], *, counted: bool
+        status: int, detail: str, headers: list[tuple[bytes, bytes]], *, counted: bool, peer: str
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        assert peer == "127.0.0.1"
         body = json.dumps([detail, len(headers), counted]).encode()
         return status, [(b"content-length", b"%d" % len(body))], body
 
