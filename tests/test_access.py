@@ -217,3 +217,10 @@ async def test_a_start_that_fails_shows_no_secret(command: str) -> None:
         run = pqs(command, **given, **more)
         assert run.returncode != 0
         assert "hunter2" not in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", "compose.yaml"])
+def test_what_is_deployed_asks_for_keys(file: str) -> None:
+    """The image and the compose file listen beyond loopback, so they set the posture `required`."""
+    text = (Path(__file__).parents[1] / file).read_text()
+    assert re.findall(r"PQS_AUTH[=:] ?(\w+)", text) == ["required"]
