@@ -56,6 +56,7 @@ _used_from_outside: list[object] = [
     settings.Settings.database_read_url_file,
     settings.Settings.database_url_file,
     settings.Settings.consul_token_file,
+    settings.Settings.kafka_options_file,
     # Values that come from the environment.
     setting_types.KafkaSecurity.SSL,
     setting_types.KafkaSecurity.SASL_PLAINTEXT,

@@ -30,6 +30,7 @@ log = logging.getLogger("app.access")
 DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that are still read, so that the answer arrives
 DRAIN_SECONDS = 10.0
 GONE = 499  # in log and metrics: the client disconnected before its request was complete
+NO_PEER = "-"  # where nobody knows the address of the other side, as at a Unix socket
 UNKNOWN = "unknown"  # in metrics: the route of a request that matches none
 METHODS = {
     "GET",
@@ -59,7 +60,7 @@ def account(
     status: int,
     began: float,
     principal: str = "-",
-    peer: str = "-",
+    peer: str = NO_PEER,
 ) -> None:
     """Log and count one answered request; `began` is time.perf_counter() at its beginning.
 
@@ -128,7 +129,7 @@ class RequestContext:
                 held.close()
             route = getattr(scope.get("route"), "path_format", UNKNOWN)
             principal, client = scope.get("principal"), scope.get("client")
-            name, peer = principal.name if principal else "-", str(client[0]) if client else "-"
+            name, peer = principal.name if principal else "-", str(client[0]) if client else NO_PEER
             account(self._metrics, scope["method"], scope["path"], route, status, began, name, peer)
             correlation_id.set(before)
 

@@ -17,6 +17,7 @@ from app.settings.secret_files import Secret, read_secret
 from app.settings.types import (
     ALGORITHMS,
     DAY,
+    SECRET_OPTION,
     Address,
     Algorithms,
     BusKind,
@@ -157,6 +158,11 @@ class Settings(BaseSettings):
     oidc_domains_claim: Word | None = Field(
         None, description="The claim with the domains of a caller; without this setting a token covers all domains."
     )
+    oidc_prefixes_claim: Word | None = Field(
+        None,
+        description="The claim with the workflow prefixes of a caller, `*` for all; without this setting a token "
+        "covers all workflows.",
+    )
     oidc_leeway: float = Field(
         30.0, ge=0, le=300, description="How many seconds the issuer's clock may differ from this one."
     )
@@ -186,6 +192,9 @@ class Settings(BaseSettings):
     kafka_key: File | None = Field(None, description="Its private key, a PEM file.")
     kafka_options: KafkaOptions | None = Field(
         None, description="Further options of librdkafka, as name=value,name=value, for reading and writing."
+    )
+    kafka_options_file: File | None = Field(
+        None, description="A file that holds PQS_KAFKA_OPTIONS; it is read at the start."
     )
     consul_token: Password | None = Field(
         None, description="The ACL token for Consul; without it CONSUL_HTTP_TOKEN counts. Better in a file."
@@ -246,7 +255,13 @@ def read_settings(given: Mapping[str, object] | None = None) -> Settings:
 
 
 # Settings that hold a secret. Each has a form with _FILE, and neither may be given beside the other.
-_TYPES = {"database_url": Address, "database_read_url": Address, "kafka_password": Password, "consul_token": Password}
+_TYPES = {
+    "database_url": Address,
+    "database_read_url": Address,
+    "kafka_password": Password,
+    "kafka_options": KafkaOptions,
+    "consul_token": Password,
+}
 SECRETS = tuple(_TYPES)
 
 
@@ -267,6 +282,8 @@ def secrets_in(given: Mapping[str, object]) -> list[str]:
 
 
 def _shows_a_secret(name: str, value: str) -> bool:
+    if name == "kafka_options":
+        return SECRET_OPTION.search(value) is not None
     if not name.endswith("url"):
         return True
     with suppress(ValueError):
@@ -299,6 +316,7 @@ _NEEDS = (
     ("oidc_audience", "oidc_issuer"),
     ("oidc_scopes_map", "oidc_issuer"),
     ("oidc_domains_claim", "oidc_issuer"),
+    ("oidc_prefixes_claim", "oidc_issuer"),
     ("tls_cert", "tls_key"),
     ("tls_key", "tls_cert"),
     ("tls_client_ca", "tls_cert"),
