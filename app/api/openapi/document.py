@@ -32,7 +32,7 @@ TAGS = [
     {"name": "entities", "description": "Current registrations."},
     {"name": "counts", "description": "Entities per state."},
     {"name": "overdue", "description": "Deadlines that have passed without an answer of the node."},
-    {"name": "changes", "description": "Follow what changes, as it changes."},
+    {"name": "changes", "description": "Follow what changes, as it changes, and look back."},
     {"name": "workflows", "description": "The state of orchestrators, changed by compare-and-swap."},
     {"name": "watermarks", "description": "Progress of the Kafka consumers."},
     {"name": "dead-letters", "description": "Messages that failed."},
