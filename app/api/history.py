@@ -9,13 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.access import rights
 from app.access.principals import Scope
-from app.answers import ChangeItem, EntityHistory, EventRecord
 from app.api.bodies import JSON
 from app.api.needs import caller_of, needs, permit
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import HistoryQuery, MomentQuery, NoQuery, encode
-from app.api.service import Service, service_of, walks_of
+from app.api.service import Service, full_scans_of, service_of
 from app.domain.changes import Logging
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
@@ -23,8 +22,9 @@ from app.errors import ChangesOffError, Fault, InvalidInputError
 from app.feed.history import History, Moment
 from app.feed.items import item_of
 from app.store.changes import Logged
+from app.wire.answers import ChangeItem, EntityHistory, EventRecord
 
-router = APIRouter(tags=["changes"])
+router = APIRouter()
 
 
 class _PageEnd(msgspec.Struct, array_like=True):
@@ -35,6 +35,7 @@ class _PageEnd(msgspec.Struct, array_like=True):
 
 @router.get(
     "/v1/entities/{entity_id}/history",
+    tags=["entities"],
     operation_id="getHistory",
     summary="Get one entity's changes",
     **operation(EntityHistory, link=True, errors=(400, 404, 422, 501, 503)),
@@ -58,6 +59,7 @@ async def get_history(request: Request, entity_id: UUID, query: Annotated[Histor
 
 @router.get(
     "/v1/events/{event_id}",
+    tags=["events"],
     operation_id="getEvent",
     summary="Get what became of one event",
     **operation(EventRecord, errors=(404, 422, 501, 503)),
@@ -73,7 +75,9 @@ async def get_event(request: Request, event_id: UUID, _query: Annotated[NoQuery,
     grant = caller_of(request).grant
     domains = None if grant.allows_every_domain() else sorted(grant.domains)
     history = _history_of(service)
-    async with walks_of(request).later():  # a summary of the log finds the changes, in time that grows with the log
+    async with full_scans_of(
+        request
+    ).later():  # a summary of the log finds the changes, in time that grows with the log
         found = await history.event(event_id, domains)
     return Response(encode(EventRecord(event_id, _items(found.changes), list(found.rows))), media_type=JSON)
 

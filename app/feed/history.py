@@ -107,7 +107,8 @@ async def _in_snapshot(connection: Connection, work: Work[[Moment], T], moment: 
 
 async def _state_at(connection: Connection, moment: Moment) -> RegistrationState:
     found = await _last(connection, moment)
-    return await _state_before_changes(connection, moment) if found is None else found.current_state
+    state = await _state_before_changes(connection, moment) if found is None else found.current_state
+    return RegistrationState(state)  # a state of the log is plain text
 
 
 async def _row_at(connection: Connection, moment: Moment) -> Registration:

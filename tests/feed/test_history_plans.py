@@ -17,11 +17,8 @@ from tests.store.test_plans import buffers, explain, explain_generic, indexes, k
 
 ENTITY = UUID(bytes=hashlib.md5(b"entity 7", usedforsecurity=False).digest())
 OF_ENTITY: dict[str, object] = {"of_entity": ENTITY, "of_domain": "registration"}
-OF_EVENT: dict[str, object] = {
-    "of_event": UUID(bytes=hashlib.md5(b"event 777", usedforsecurity=False).digest()),
-    "domains": ["registration"],
-    "limit": 100,
-}
+EVENT = UUID(bytes=hashlib.md5(b"event 777", usedforsecurity=False).digest())
+OF_EVENT: dict[str, object] = {"of_event": EVENT, "domains": ["registration"], "limit": 100}
 BY_ENTITY = {f"changes_{number:02}_entity_id_id_idx" for number in range(16)}
 BY_EVENT = {f"changes_{number:02}_event_id_idx" for number in range(16)}
 EACH = ROWS // 500  # changes of an entity
@@ -82,7 +79,7 @@ async def test_an_event_is_found_by_the_summaries(filled: Database) -> None:
     assert "Seq Scan" not in kinds(plan)
     assert indexes(plan) == BY_EVENT
     assert most_rows(plan) <= ROWS // 16
-    found = await filled.read(history.of_event, OF_EVENT["of_event"], ["registration"])
+    found = await filled.read(history.of_event, EVENT, ["registration"])
     assert [each.version for each in found.changes] == [777]
 
 

@@ -13,9 +13,11 @@ from tests.store.test_plans import buffers, explain, explain_generic, indexes, k
 
 ROWS = 40_000
 FILL = f"""
-    INSERT INTO changes (slice, mark, id, entity_id, domain, version, current_state, changed_at, occurred_at, event_id)
-    SELECT i / {ROWS // 16} % 16, 1, i, md5('entity ' || i % 500)::uuid, 'registration', i, 'active', now(), now(),
-        md5('event ' || i)::uuid
+    INSERT INTO changes (
+        slice, mark, id, entity_id, domain, version, current_state, changed_at, occurred_at, event_id
+    )
+    SELECT i / {ROWS // 16} % 16, 1, i, md5('entity ' || i % 500)::uuid, 'registration', i, 'active',
+        now(), now(), md5('event ' || i)::uuid
     FROM generate_series(0, {ROWS - 1}) AS i
 """
 KEYS = {f"changes_{number:02}_pkey" for number in range(16)}

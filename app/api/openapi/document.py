@@ -32,7 +32,7 @@ TAGS = [
     {"name": "entities", "description": "Current registrations."},
     {"name": "counts", "description": "Entities per state."},
     {"name": "overdue", "description": "Deadlines that have passed without an answer of the node."},
-    {"name": "changes", "description": "Follow what changes, as it changes, and look back."},
+    {"name": "changes", "description": "Follow what changes, as it changes."},
     {"name": "workflows", "description": "The state of orchestrators, changed by compare-and-swap."},
     {"name": "watermarks", "description": "Progress of the Kafka consumers."},
     {"name": "dead-letters", "description": "Messages that failed."},
@@ -73,6 +73,7 @@ IF_NOTHING = {
 # What exists after the README's walk, or is there first: `/docs` fills them in.
 PATH_EXAMPLES: Json = {
     "entity_id": "5c1f3c1e-9d53-4c58-8a3c-1f0e2d3c4b5a",
+    "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01",
     "workflow_key": "orders/17",
     "id": 1,
 }

@@ -25,12 +25,11 @@ BY_CALL: dict[tuple[str, int], str] = {
     ): "The changes after this token are not in the log any more. Begin anew: by `snapshot`, or at `oldest`.",
     ("getEntity", 410): "The log of changes does not go back to `as_of`, or has no row there.",
     ("getEntityState", 410): "The log of changes does not go back to `as_of`.",
-    ("getHistory", 404): "There is no such entity in this domain.",
     (
         "getEvent",
         404,
     ): "There is nothing of this event: it was never sent, or changed nothing, or changed no state and "
-    "its entity has gone on since, or its changes are older than `PQS_CHANGES_KEEP`.",
+    "its row has gone on since, or its changes are older than `PQS_CHANGES_KEEP`.",
     ("lookupEntities", 422): "The body is not a list of at most 1,000 ids: `errors` says what is wrong, and where.",
     ("commitWorkflow", 409): "The action was already applied, with another state.",
     ("commitWorkflow", 412): "The workflow is at another version than the headers ask for. The body has its current "
