@@ -115,7 +115,7 @@ def test_every_path_is_filled_in() -> None:
         for parameter in operation["parameters"]:
             if parameter["in"] == "path":
                 shown[parameter["name"]] = parameter["example"]
-    assert set(shown) == {"entity_id", "workflow_key", "id"}
+    assert set(shown) == {"entity_id", "event_id", "workflow_key", "id"}
     walk = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert f"/v1/entities/{shown['entity_id']}/state" in walk
 
