@@ -75,9 +75,7 @@ async def get_event(request: Request, event_id: UUID, _query: Annotated[NoQuery,
     grant = caller_of(request).grant
     domains = None if grant.allows_every_domain() else sorted(grant.domains)
     history = _history_of(service)
-    async with full_scans_of(
-        request
-    ).later():  # a summary of the log finds the changes, in time that grows with the log
+    async with full_scans_of(request).later():  # its time grows with the log
         found = await history.event(event_id, domains)
     return Response(encode(EventRecord(event_id, _items(found.changes), list(found.rows))), media_type=JSON)
 
