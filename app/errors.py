@@ -188,5 +188,9 @@ class ChangesGoneError(PqsError):
         self.oldest = oldest
 
 
+class HistoryGoneError(PqsError):
+    """The change log does not go back to the moment that was asked for."""
+
+
 class TooManyFollowersError(UnavailableError):
     """As many requests follow the changes as this process takes."""

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from app.access import rights
 from app.access.principals import Scope
 from app.access.refusals import AuthError
+from app.api import history
 from app.api.bodies import JSON, NDJSON, TEXT, json_answer, media_type, read_body
 from app.api.context import Headers
 from app.api.full_scans import FullScans, is_full_scan
@@ -19,7 +20,7 @@ from app.api.needs import FULL_SCAN, admit, caller_of, check_again, needs, permi
 from app.api.negotiation import etag_of, preferred, unchanged
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
-from app.api.schemas import MAX_LIMIT, DomainQuery, EntityQuery, Lookup, encode
+from app.api.schemas import MAX_LIMIT, DomainQuery, EntityQuery, Lookup, MomentQuery, encode
 from app.api.service import Service, full_scans_of, service_of
 from app.domain.events import key_of
 from app.domain.registration import Registration
@@ -74,13 +75,19 @@ async def refuse_get_lookup() -> None:
     PATH,
     operation_id="getEntity",
     summary="Get one entity's registration",
-    **operation(Registration, etag=True, errors=(404, 412, 422, 503)),
+    **operation(Registration, etag=True, errors=(404, 410, 412, 422, 501, 503)),
     dependencies=needs(Scope.ENTITIES_READ),
 )
-async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
-    """Answer the whole row. Its ETag is its version; sent in `If-None-Match`, an unchanged row answers 304."""
+async def get_entity(request: Request, entity_id: UUID, query: Annotated[MomentQuery, Query()]) -> Response:
+    """Answer the whole row. Its ETag is its version; sent in `If-None-Match`, an unchanged row answers 304.
+
+    With `as_of`, the row as the last change that is logged left it then: heartbeats are logged with
+    `PQS_CHANGES=all` only.
+    """
     permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
-    registration = await service_of(request).reader.ask(entity_id, query.domain)
+    registration = await history.row_at(request, entity_id, query)
+    if registration is None:
+        registration = await service_of(request).reader.ask(entity_id, query.domain)
     return render_entity(entity_id, query.domain, request.scope["headers"], registration)
 
 
@@ -98,16 +105,21 @@ def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: 
     "/v1/entities/{entity_id}/state",
     operation_id="getEntityState",
     summary="Get one entity's state",
-    **operation(EntityState, text=True, errors=(404, 422, 503)),
+    **operation(EntityState, text=True, errors=(404, 410, 422, 501, 503)),
     dependencies=needs(Scope.ENTITIES_READ),
 )
-async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
-    """Answer only the state; with `Accept: text/plain`, as the bare word."""
+async def get_state(request: Request, entity_id: UUID, query: Annotated[MomentQuery, Query()]) -> Response:
+    """Answer only the state; with `Accept: text/plain`, as the bare word.
+
+    With `as_of`, the state that this call gave at that time, or, by `clock=occurred`, the state that was true then.
+    """
     permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
-    registration = await service_of(request).reader.ask(entity_id, query.domain)
-    if registration is None:
-        raise _not_found(entity_id, query.domain)
-    state = registration.current_state
+    state = await history.state_at(request, entity_id, query)
+    if state is None:
+        registration = await service_of(request).reader.ask(entity_id, query.domain)
+        if registration is None:
+            raise _not_found(entity_id, query.domain)
+        state = registration.current_state
     vary = {"Vary": "Accept"}
     if preferred(request, JSON, TEXT) == TEXT:
         return Response(str(state), headers=vary, media_type=TEXT)

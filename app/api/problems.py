@@ -26,6 +26,7 @@ from app.errors import (
     ChangesOffError,
     Fault,
     ForeignOriginError,
+    HistoryGoneError,
     IngestInterruptedError,
     InvalidInputError,
     MisdirectedError,
@@ -56,6 +57,7 @@ EARLY = ("urn:pqs:problem:early", "The event is early")
 CONFLICT = ("urn:pqs:problem:conflict", "The event conflicts with its entity's row")
 STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is at another version")
 CHANGES_GONE = ("urn:pqs:problem:changes-gone", "The changes after this token are not in the log")
+HISTORY_GONE = ("urn:pqs:problem:history-gone", "The change log does not go back so far")
 TOO_MANY_FAULTS = ("urn:pqs:problem:too-many-faults", "Too many lines are faults")
 ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
 
@@ -64,6 +66,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     BadCursorError: HTTPStatus.BAD_REQUEST,
     BadTokenError: HTTPStatus.BAD_REQUEST,
     ChangesGoneError: HTTPStatus.GONE,
+    HistoryGoneError: HTTPStatus.GONE,
     ChangesOffError: HTTPStatus.NOT_IMPLEMENTED,
     InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     RefusedValuesError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -220,6 +223,8 @@ def _to_ours(request: Request, error: PqsError) -> Response:
         return _respond(conflict, status)
     if isinstance(error, ChangesGoneError):
         return _respond(gone(request, error), status)
+    if isinstance(error, HistoryGoneError):
+        return _respond(Problem(*HISTORY_GONE, status, str(error), _instance_of(request)), status)
     if isinstance(error, AuthError):
         refusal = Problem(error.type, error.title, status, str(error), _instance_of(request), error.faults)
         return _respond(refusal, status, dict(error.headers))

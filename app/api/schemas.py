@@ -12,6 +12,7 @@ from app.api.queries import with_plus
 from app.domain.events import DEFAULT_DOMAIN, Time
 from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State
+from app.store.history import Clock, Order
 from app.wire.events import EARLIEST, LATEST
 from app.wire.values import cut, integer_of
 
@@ -72,6 +73,27 @@ class DomainQuery(BaseModel):
     )
 
 
+class MomentQuery(DomainQuery):
+    """A query for one entity, now or at a moment."""
+
+    as_of: (
+        Annotated[
+            Instant,
+            Field(
+                description="As it was at this time. Needs the change log; for the whole row also PQS_CHANGES_ROWS."
+            ),
+        ]
+        | None
+    ) = None
+    clock: Annotated[
+        Clock,
+        Field(
+            description="What `as_of` is compared with: when the service stored a change (`known`), or when it "
+            "happened (`occurred`)."
+        ),
+    ] = Clock.KNOWN
+
+
 class ChangesQuery(DomainQuery):
     """Which changes are followed, and from where on."""
 
@@ -109,6 +131,12 @@ class PageQuery(DomainQuery):
 
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
+
+
+class HistoryQuery(PageQuery):
+    """A query for a page of an entity's history."""
+
+    order: Annotated[Order, Field(description="`asc`: the oldest change first; `desc`: the newest.")] = Order.ASC
 
 
 class RowsQuery(BaseModel):

@@ -365,12 +365,12 @@ class ChangeRow(Base):
     row: Mapped[dict[str, object] | None] = mapped_column(JSONB())
 
     __table_args__ = (
+        Index("changes_by_entity", "entity_id", "id"),
         Index(
-            "changes_by_entity_and_event",
-            "entity_id",
+            "changes_by_event",
             "event_id",
             postgresql_using="brin",
-            postgresql_ops={"entity_id": _BLOOM, "event_id": _BLOOM},
+            postgresql_ops={"event_id": _BLOOM},
             postgresql_with={"pages_per_range": 16, "autosummarize": "true"},
         ),
         {"postgresql_partition_by": "LIST (slice)"},

@@ -317,6 +317,25 @@ class ChangesPage(Struct, frozen=True):
     caught_up: bool
 
 
+class EntityHistory(Struct, frozen=True):
+    """A page of one entity's changes, and the cursor of the next one, null on the last.
+
+    `complete` is false where the log does not go back to the entity's beginning.
+    """
+
+    items: list[ChangeItem]
+    next_cursor: str | None
+    complete: bool
+
+
+class EventRecord(Struct, frozen=True):
+    """What there is of an event: the changes that it made, and the rows that stand at it now."""
+
+    event_id: UUID
+    changes: list[ChangeItem]
+    rows: list[Registration]
+
+
 class GoneProblem(Struct, frozen=True):
     """A token whose changes are not in the log any more, as a problem (RFC 9457).
 

@@ -33,11 +33,11 @@ ASKED: dict[str, Json] = {
     "lookupEntities": {"json": {"entity_ids": [str(NODE)]}},
     "commitWorkflow": {"json": COMMIT, "headers": {"If-Match": '"1"'}},
 }
-FILLED = {"{entity_id}": str(NODE), "{workflow_key}": "team/1", "{id}": "1"}
+FILLED = {"{entity_id}": str(NODE), "{workflow_key}": "team/1", "{id}": "1", "{event_id}": str(NODE)}
 REFUSED_AS = {"none": 401, "mistyped": 401, "unknown": 401, "expired": 401, "revoked": 401}
 CALLERS = (*REFUSED_AS, "wrong scope", "wrong reach", "right")
 # What lies outside of the reach of a key with the wrong one is left out of this list; the call itself is allowed.
-FILTERED = {"listWorkflows"}
+FILTERED = {"listWorkflows", "getEvent"}
 
 
 @dataclass

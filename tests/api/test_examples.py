@@ -119,6 +119,8 @@ READS = {
     "WatermarkList": "/v1/watermarks",
     "DeadLetterPage": "/v1/dead-letters?limit=1",
     "ChangesPage": "/v1/changes?limit=2",
+    "EntityHistory": f"/v1/entities/{FIRST}/history?limit=1",
+    "EventRecord": f"/v1/events/{REQUESTS['registration.initiated']['event_id']}",
     "AuditPage": "/v1/audit?limit=1",
     "Health": "/livez",
     "Ready": "/readyz",
@@ -135,6 +137,8 @@ DEAD = (
     (4712, json.dumps(event_json("node.heartbeat", 6, entity_id=FIRST)), "conflict: the positions can't be compared"),
     (4713, "{}", "#/type: this field is required"),
 )
+
+THEN = "2025-12-24T08:00:00Z"
 
 # What is refused: the name of the problem, and the request.
 REFUSED: dict[str, Json] = {
@@ -176,6 +180,12 @@ REFUSED: dict[str, Json] = {
     "listOverdueLiveness 422": {"method": "GET", "url": "/v1/overdue/liveness?as_of=2026-01-01T00:00:00"},
     "followChanges 400": {"method": "GET", "url": "/v1/changes?after=damaged"},
     "followChanges 422": {"method": "GET", "url": "/v1/changes?wait=90"},
+    "getHistory 400": {"method": "GET", "url": f"/v1/entities/{FIRST}/history?cursor=damaged"},
+    "getHistory 404": {"method": "GET", "url": f"/v1/entities/{UNKNOWN}/history"},
+    "getHistory 422": {"method": "GET", "url": f"/v1/entities/{FIRST}/history?order=backwards"},
+    "getEvent 404": {"method": "GET", "url": f"/v1/events/{UNKNOWN}"},
+    "getEvent 422": {"method": "GET", "url": "/v1/events/17"},
+    "getEntityState 410": {"method": "GET", "url": f"/v1/entities/{SECOND}/state?as_of={THEN}"},
     "listWorkflows 400": {"method": "GET", "url": "/v1/workflows?cursor=damaged"},
     "listWorkflows 422": {"method": "GET", "url": "/v1/workflows?updated_since=yesterday"},
     "getWorkflow 404": {"method": "GET", "url": "/v1/workflows/order-18"},
@@ -225,7 +235,19 @@ DOWN: dict[str, Json] = {
     "listAudit 503": {"method": "GET", "url": READS["AuditPage"]},
     "retryDeadLetter 503": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
     "deleteDeadLetter 503": {"method": "DELETE", "url": "/v1/dead-letters/1"},
+    "getHistory 503": {"method": "GET", "url": READS["EntityHistory"]},
+    "getEvent 503": {"method": "GET", "url": READS["EventRecord"]},
     "getReadiness 503": {"method": "GET", "url": READS["Ready"]},
+}
+
+
+# Without the change log.
+OFF = {
+    "501": READS["ChangesPage"],
+    "getHistory 501": READS["EntityHistory"],
+    "getEvent 501": READS["EventRecord"],
+    "getEntity 501": f"{READS['Registration']}?as_of={THEN}",
+    "getEntityState 501": f"{READS['EntityState']}?as_of={THEN}",
 }
 
 
@@ -250,7 +272,11 @@ async def test_the_examples_are_what_the_service_answers(
         async with service_on(unreachable_url) as cut_off:
             real["problems"][name] = await _refused(cut_off, name, request)
     async with service_on(database_url, changes="off") as off:
-        real["problems"]["501"] = await _refused(off, "501", {"method": "GET", "url": READS["ChangesPage"]})
+        for name, url in OFF.items():
+            real["problems"][name] = await _refused(off, name, {"method": "GET", "url": url})
+    async with service_on(database_url, changes_rows=True) as rows:
+        url = f"/v1/entities/{SECOND}?as_of={THEN}"
+        real["problems"]["getEntity 410"] = await _refused(rows, "410", {"method": "GET", "url": url})
     real["problems"]["postEvents 503 interrupted"] = await _interrupted(client, database_url)
     if "UPDATE_EXAMPLES" in os.environ:
         EXAMPLES.write_text(json.dumps(real, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -280,6 +306,7 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
         " '2026-01-01T00:00:07.5Z', 'host:4711:1f0e2d3c')"
     )
     await connection.execute("UPDATE changes SET mark = 17, changed_at = occurred_at + interval '0.25 s'")  # nor this
+    await connection.execute("DELETE FROM changes WHERE entity_id = $1 AND version = 1", SECOND)  # it has expired
     await connection.execute(
         "INSERT INTO audit_log (id, at, principal, action, target, outcome, correlation_id, peer) OVERRIDING SYSTEM"
         " VALUE VALUES (4711, '2026-01-01T00:00:09Z', 'key:admin/a2b3c4d5e6', 'dead-letters.retry', 'dead letter 1',"

@@ -47,6 +47,8 @@ def component_schemas() -> dict[str, Json]:
         answers.StateProblem,
         answers.ActionProblem,
         answers.ChangesPage,
+        answers.EntityHistory,
+        answers.EventRecord,
         answers.GoneProblem,
         Event,
     ]

@@ -73,6 +73,7 @@ IF_NOTHING = {
 # What exists after the README's walk, or is there first: `/docs` fills them in.
 PATH_EXAMPLES: Json = {
     "entity_id": "5c1f3c1e-9d53-4c58-8a3c-1f0e2d3c4b5a",
+    "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01",
     "workflow_key": "orders/17",
     "id": 1,
 }
