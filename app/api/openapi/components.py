@@ -48,6 +48,8 @@ def component_schemas() -> dict[str, Json]:
         answers.ActionProblem,
         answers.ChangesPage,
         answers.GoneProblem,
+        answers.LateProblem,
+        answers.TrackProblem,
         Event,
     ]
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)

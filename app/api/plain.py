@@ -1,0 +1,56 @@
+"""The header fields of a plain request: of those that are answered without FastAPI."""
+
+from msgspec import Struct
+
+from app.api.asgi import Headers
+from app.api.bodies import JSON
+from app.api.hosts import Hosts
+
+PLAIN = JSON.encode()
+# A foreign page and a coded body are FastAPI's as well.
+NOT_PLAIN = {
+    b"transfer-encoding",
+    b"expect",
+    b"origin",
+    b"content-encoding",
+}  # headers of requests that are FastAPI's, as are those of CloudEvents
+
+
+class PlainFields(Struct, frozen=True):
+    """What the header fields of a plain request say."""
+
+    length: int | None  # of the body
+    is_json: bool
+    authorization: bytes | None
+    prefer: bytes | None
+    has_tags: bool  # in If-None-Match
+
+
+def read_plain(headers: Headers, prefixes: tuple[bytes, ...], hosts: Hosts) -> PlainFields | None:
+    """What the fields say; None for a request that is not plain."""
+    length, is_json, authorization, prefer, has_tags = None, False, None, None, False
+    for name, value in headers:
+        if name == b"content-length":
+            if length is not None or not value.isdigit():
+                return None
+            length = int(value)
+        elif name == b"host":
+            if not hosts.allow(value):
+                return None
+        elif name == b"authorization":
+            if authorization is not None:
+                return None
+            authorization = value
+        elif name == b"content-type":
+            if value != PLAIN:
+                return None
+            is_json = True
+        elif name == b"if-none-match":
+            has_tags = True
+        elif name == b"prefer":
+            if prefer is not None:
+                return None
+            prefer = value
+        elif name in NOT_PLAIN or name.startswith(prefixes):
+            return None
+    return PlainFields(length, is_json, authorization, prefer, has_tags)
