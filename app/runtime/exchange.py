@@ -124,6 +124,10 @@ class Exchange:
         self._disconnected = True
         self._happened.set()
 
+    def client_sends_no_more(self) -> None:
+        """Its side of the connection is at its end."""
+        self.client_ended.set()
+
     async def run(self, app: App) -> None:
         """Let the application answer."""
         try:
