@@ -15,6 +15,7 @@ from typing import Literal, Self, assert_never
 from app.access.access import Access
 from app.concurrency.breaker import CircuitBreaker
 from app.concurrency.worker import working
+from app.domain.changes import Logging
 from app.domain.decider import Deadline
 from app.domain.registration import Timing
 from app.errors import StartError
@@ -22,6 +23,7 @@ from app.feed.announcer import Announcer
 from app.feed.feed import CONNECTIONS, Feed
 from app.feed.follow import Follow
 from app.feed.retention import Retention
+from app.feed.waits import FollowingReport, Waits
 from app.inbound.consumer import FIRST_WAIT, Consumer
 from app.outbound import contract
 from app.outbound.bus import Bus
@@ -67,6 +69,8 @@ class Service:
     breakers: dict[str, CircuitBreaker]
     feed: Feed
     follow: Follow
+    waits: Waits  # the reads that wait
+    following: FollowingReport
     access: Access  # who a caller is, and how much each may do
 
 
@@ -138,6 +142,12 @@ class Parts:
         if settings.sweep:
             await self._stack.enter_async_context(working(self.sweep(metrics.swept)))
         feed, follow = await self._feed(database)
+        logged = settings.changes is not Logging.OFF
+        waits = Waits(feed, database=database, scans=scans, read=reader.ask, logged=logged)
+        self._stack.push_async_callback(waits.close)
+        self.log.on_save = waits.watches.committed
+        following = FollowingReport(feed, waits, metrics)
+        await self._stack.enter_async_context(working(following))
         projector = Projector(database, self.timing, self.entries, log=self.log)
         writer = Writer(projector, joining=settings.batching)
         self._stack.push_async_callback(writer.close)
@@ -163,6 +173,8 @@ class Parts:
             breakers,
             feed,
             follow,
+            waits,
+            following,
             access,
         )
 

@@ -42,7 +42,7 @@ async def list_audit(request: Request, query: Annotated[RowsQuery, Query()]) -> 
     found = await service_of(request).scans.read(audit.get_page, before=before, limit=query.limit + 1)
     items = found[: query.limit]
     cursor = write_cursor(_PageEnd(items[-1].id), FILTERS) if len(found) > query.limit else None
-    headers = {} if cursor is None else next_link(request, cursor)
+    headers = {} if cursor is None else next_link(request.scope["query_string"], cursor)
     page = AuditPage([_shown(each) for each in items], cursor)
     return Response(encode(page), headers=headers, media_type=JSON)
 

@@ -1,7 +1,8 @@
 """The calls that come thousands of times a second, answered without FastAPI.
 
 FastAPI's routing costs more processor time than everything else in `GET /v1/entities/{id}`, `POST /v1/events`, and
-`GET` and `PUT /v1/workflows/{key}`. In their plain form (no query, no escapes, a JSON body of known length up to
+`GET` and `PUT /v1/workflows/{key}`. And when a thousand wait for one deadline (`GET /v1/overdue/…`), the last of them
+would be told late. In their plain form (no escapes, no query but that of a wait, a JSON body of known length up to
 64 KiB) FastAPI has nothing to do for them. This module recognises them by their head, and answers with the parts that
 FastAPI's handlers are made of: the same question to the same lane, and the same rendering of the result. Every other
 form, and every other call, goes to FastAPI.
@@ -17,7 +18,6 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from hmac import compare_digest
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -27,7 +27,6 @@ from fastapi import Response
 from msgspec import Struct
 
 from app.access import rights
-from app.access.cache import Held
 from app.access.principals import (
     ANYONE,
     ENTITIES_READ,
@@ -36,39 +35,31 @@ from app.access.principals import (
     WORKFLOWS_WRITE,
     Principal,
 )
-from app.api import context, entities, events, problems, workflows
-from app.api.bodies import JSON
+from app.api import context, entities, events, overdue, problems, workflows
 from app.api.context import App, Headers, Receive, Scope, Send
 from app.api.correlation import stored
 from app.api.edge import Edge
 from app.api.entry import is_from_beyond
-from app.api.hosts import Hosts
 from app.api.needs import admit, permit
+from app.api.plain import PlainFields, read_plain
 from app.api.schemas import encode
 from app.api.service import Service
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import UnavailableError
+from app.feed.boards import Shown
 from app.runtime.framing import FieldList
 from app.runtime.metrics import Metrics
 from app.wire.answers import Problem
 
 ENTITY = b"/v1/entities/"
 ENTITY_LENGTH = len(ENTITY) + 36  # with a UUID in its usual form
+OVERDUE = b"/v1/overdue/"
 EVENTS = events.PATH.encode()
 WORKFLOW = re.compile(rb"/v1/workflows/([A-Za-z0-9._~:@/-]{1,255})")  # with a key that needs no decoding
 PATIENCE = 1.0  # seconds that a body may take until its sender is checked again
 MAX_BODY = 64 * 1024  # bytes; a longer body is FastAPI's, which reads no faster than it works off
-PLAIN = JSON.encode()
-# A foreign page, a coded body and a preference are FastAPI's as well.
-NOT_PLAIN = {
-    b"transfer-encoding",
-    b"expect",
-    b"origin",
-    b"content-encoding",
-    b"prefer",
-}  # headers of requests that are FastAPI's, as are those of CloudEvents
 CLOUDEVENT = b"ce-"  # how their names begin
 FORWARDED = (b"forwarded", b"x-forwarded-")  # how those of a proxy begin, which some services refuse
 
@@ -94,7 +85,7 @@ class HotCalls:
         if plain and not (self._is_open_here() and is_from_beyond(scope)):
             target, client = scope.get("raw_path") or scope["path"].encode(), scope.get("client")
             call = self.find(scope["method"], target, scope["headers"], str(client[0]) if client else context.NO_PEER)
-        if call is None:
+        if call is None or call.waits:  # who waits watches its client, by ASGI's messages
             await self._app(scope, receive, send)
             return
         body, more = b"", True
@@ -144,18 +135,18 @@ class HotCalls:
             fields.held = guard.key_in(fields.authorization)
         return HotCall(service, self._edge.lacking_plain, *found, principal, headers, fields, target, peer)
 
-    def _fields_of(self, headers: Headers) -> "PlainFields | None":
+    def _fields_of(self, headers: Headers) -> PlainFields | None:
         """What the fields of a plain request say; None when they are not plain.
 
         A server that reads the same fields again gives the same list, with a note: what was found out about it. With
         other fields it gives the note of its connection's list before: their key is often the same.
         """
         if not isinstance(headers, FieldList):
-            return _read(headers, self._prefixes, self._edge.hosts)
+            return read_plain(headers, self._prefixes, self._edge.hosts)
         note = headers.note
         if isinstance(note, _Note) and note.of is self:
             return note.fields
-        fields = _read(headers, self._prefixes, self._edge.hosts)
+        fields = read_plain(headers, self._prefixes, self._edge.hosts)
         if fields is not None and isinstance(headers.before, _Note):
             fields.inherit(headers.before.fields)
         headers.note, headers.before = _Note(self, fields), None
@@ -181,25 +172,6 @@ class HotCalls:
         return status, [*answered, *self._edge.lacking(headers, []), (context.HEADER, its_id.encode())], body
 
 
-class PlainFields(Struct):
-    """What the header fields of a plain request say. They are read once for all requests that repeat them."""
-
-    length: int | None  # of the body
-    is_json: bool
-    authorization: bytes | None
-    held: Held | None = None  # the key in `authorization`, once it was found
-
-    def inherit(self, before: "PlainFields | None") -> None:
-        """Take the key over that was found for the request before, when it is the same.
-
-        The clients of a proxy share its connections: how long this takes must not tell one another's key.
-        """
-        if before is None or before.held is None or self.authorization is None:
-            return
-        if compare_digest(self.authorization, before.authorization or b""):
-            self.held = before.held
-
-
 class _Note(Struct, frozen=True):
     """What `of` has found out about a list of fields."""
 
@@ -214,7 +186,9 @@ class HotCall:
         "_began",
         "_fields",
         "_found",
+        "_future",
         "_id",
+        "_is_gone",
         "_kind",
         "_lacking",
         "_on_answer",
@@ -248,9 +222,16 @@ class HotCall:
         self._target = target
         self._peer = peer
         self._on_answer: OnAnswer
+        self._future: asyncio.Future[Any]
+        self._is_gone = False
         self._id = ""
         self._found = time.perf_counter()
         self._began = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether the answer may take long."""
+        return self._kind.waits
 
     def begin(self, body: bytes, answer: OnAnswer) -> None:
         """Ask for the answer. `answer` is called once, and later than this returns."""
@@ -265,11 +246,18 @@ class HotCall:
         except Exception as error:  # noqa: BLE001 - it is answered, as FastAPI's handlers would answer it
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
+        self._future = future
         future.add_done_callback(self._on_done)
         context.correlation_id.set(before)
 
+    def abandon(self) -> None:
+        """The client is gone before its answer, or sends no more: a wait ends."""
+        if self._kind.waits and not self._future.done():
+            self._is_gone = True
+            self._future.cancel()
+
     def _check_again(self) -> None:
-        """Check the caller once more: its key may have been revoked while the body came. Raises AuthError."""
+        """Check the caller once more: its key may have been revoked meanwhile. Raises AuthError."""
         found = self.service.access.guard.known(self._fields.authorization)
         if not isinstance(found, Principal):
             raise found or UnavailableError("the token has to be verified again: send the request once more")
@@ -285,9 +273,14 @@ class HotCall:
 
     def _on_done(self, future: "asyncio.Future[Any]") -> None:
         try:
-            answer = self._kind.render(self, future.result())
-        except asyncio.CancelledError:  # by a stop that waits no longer
-            answer = self._problem(UnavailableError("the service is stopping"))
+            found = future.result()
+            if self._kind.waits and self.principal is not ANYONE:
+                self._check_again()
+                permit(rights.domain(self.principal, ENTITIES_READ, self.asked_for.domain))
+            answer = self._kind.render(self, found)
+        except asyncio.CancelledError:  # by a stop that waits no longer, or as nobody waits any more
+            gone = "the client has disconnected" if self._is_gone else "the service is stopping"
+            answer = self._problem(UnavailableError(gone))
         except Exception as error:  # noqa: BLE001 - as above
             answer = self._problem(error)
         lines = b"%b%b: %b\r\n" % (self._lacking(answer.raw_headers), context.HEADER, self._id.encode())
@@ -296,43 +289,26 @@ class HotCall:
 
     def _problem(self, error: Exception) -> Response:
         """The answer to an error, made from what FastAPI would know of the request."""
-        path = self._target.decode("ascii")
-        scope = {"type": "http", "method": self._kind.method, "path": path, "query_string": b""}
+        path, _, query = self._target.partition(b"?")
+        scope = {"type": "http", "method": self._kind.method, "path": path.decode("ascii"), "query_string": query}
         return problems.answer_to(scope | {"headers": self.headers}, error)
 
     def _account(self, status: int) -> None:
-        kind, path = self._kind, self._target.decode("ascii")
+        kind, path = self._kind, self._target.partition(b"?")[0].decode("ascii")
         name, peer = self.principal.name, self._peer
         context.account(self.service.metrics, kind.method, path, kind.route, status, self._began, name, peer)
-
-
-def _read(headers: Headers, prefixes: tuple[bytes, ...], hosts: Hosts) -> PlainFields | None:
-    """What the fields say; None for a request that is not plain."""
-    length, is_json, authorization = None, False, None
-    for name, value in headers:
-        if name == b"content-length":
-            if length is not None or not value.isdigit():
-                return None
-            length = int(value)
-        elif name == b"host":
-            if not hosts.allow(value):
-                return None
-        elif name == b"authorization":
-            if authorization is not None:
-                return None
-            authorization = value
-        elif name == b"content-type":
-            if value != PLAIN:
-                return None
-            is_json = True
-        elif name in NOT_PLAIN or name.startswith(prefixes):
-            return None
-    return PlainFields(length, is_json, authorization)
 
 
 def _question(method: str, target: bytes, fields: PlainFields, max_body: int) -> "tuple[Kind, Any] | None":
     """The kind of a request, and the entity or workflow that it is about."""
     has_body = fields.length is not None
+    if target.startswith(OVERDUE):
+        if method != "GET" or has_body or not fields.has_tags:
+            return None
+        waiting = overdue.plain_wait(target, fields.prefer)
+        return None if waiting is None else (WAITS[waiting.asked.kind], waiting)
+    if fields.prefer is not None:  # a preference of other calls is FastAPI's
+        return None
     if method == "GET" and len(target) == ENTITY_LENGTH and target.startswith(ENTITY) and not has_body:
         try:
             return GET_ENTITY, msgspec.convert(target[len(ENTITY) :].decode("ascii"), UUID)
@@ -349,7 +325,7 @@ def _question(method: str, target: bytes, fields: PlainFields, max_body: int) ->
     return None
 
 
-# The four kinds. Where no key is asked for, the caller is ANYONE, who may do everything as often as it likes: nothing
+# The kinds. Where no key is asked for, the caller is ANYONE, who may do everything as often as it likes: nothing
 # is checked then.
 
 
@@ -361,6 +337,17 @@ def _ask_for_entity(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":
 
 def _render_entity(call: HotCall, registration: Registration | None) -> Response:
     return entities.render_entity(call.asked_for, DEFAULT_DOMAIN, call.headers, registration)
+
+
+def _ask_for_deadline(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":
+    waiting: overdue.Waiting = call.asked_for
+    if call.principal is not ANYONE:
+        admit(call.service, call.principal, rights.domain(call.principal, ENTITIES_READ, waiting.domain))
+    return overdue.begin_wait(call.service, waiting, call.headers)
+
+
+def _render_page(call: HotCall, shown: Shown) -> Response:
+    return overdue.end_wait(call.asked_for, call.headers, shown)
 
 
 def _ask_for_outcome(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
@@ -406,9 +393,14 @@ class Kind(Struct, frozen=True):
     route: str
     ask: Callable[[HotCall, bytes], "asyncio.Future[Any]"]
     render: Callable[[HotCall, Any], Response]
+    waits: bool = False  # for long: it ends with its client, and the caller is checked again
 
 
 GET_ENTITY = Kind("GET", entities.PATH, _ask_for_entity, _render_entity)
 POST_EVENTS = Kind("POST", events.PATH, _ask_for_outcome, _render_outcome)
 GET_WORKFLOW = Kind("GET", workflows.ROUTE, _ask_for_workflow, _as_it_is)
 PUT_WORKFLOW = Kind("PUT", workflows.ROUTE, _ask_to_commit, _as_it_is)
+WAITS = {
+    kind: Kind("GET", path.decode(), _ask_for_deadline, _render_page, waits=True)
+    for path, kind in overdue.PATHS.items()
+}

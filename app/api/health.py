@@ -65,5 +65,6 @@ async def get_metrics(request: Request) -> Response:
     service = service_of(request)
     for name, breaker in service.breakers.items():
         service.metrics.breaker(name, is_open=breaker.is_open)
+    service.following.report()
     numbers = await read_numbers(service.database, service.entries.destinations)
     return Response(service.metrics.text(numbers), media_type=metrics.PROMETHEUS_TEXT)

@@ -52,7 +52,7 @@ async def get_history(request: Request, entity_id: UUID, query: Annotated[Histor
     place = None if query.cursor is None else read_cursor(query.cursor, filters, _PageEnd).id
     page = await _history_of(service).page(entity_id, query.domain, order=query.order, place=place, limit=query.limit)
     cursor = write_cursor(_PageEnd(page.items[-1].id), filters) if page.more else None
-    headers = {} if cursor is None else next_link(request, cursor)
+    headers = {} if cursor is None else next_link(request.scope["query_string"], cursor)
     answer = EntityHistory(_items(page.items), cursor, page.complete)
     return Response(encode(answer), headers=headers, media_type=JSON)
 
@@ -80,29 +80,32 @@ async def get_event(request: Request, event_id: UUID, _query: Annotated[NoQuery,
     return Response(encode(EventRecord(event_id, _items(found.changes), list(found.rows))), media_type=JSON)
 
 
-async def state_at(request: Request, entity_id: UUID, query: MomentQuery) -> RegistrationState | None:
-    """The state at the moment that the query names; None where it names none. Raises what History.state_at does."""
-    moment = _moment(entity_id, query)
-    return None if moment is None else await _history_of(service_of(request)).state_at(moment)
+async def state_at(service: Service, moment: Moment) -> RegistrationState:
+    """The state at a moment. Raises what History.state_at does."""
+    return await _history_of(service).state_at(moment)
 
 
-async def row_at(request: Request, entity_id: UUID, query: MomentQuery) -> Registration | None:
-    """The row at the moment that the query names; None where it names none. Raises what History.row_at does."""
-    moment = _moment(entity_id, query)
-    if moment is None:
-        return None
-    history = _history_of(service_of(request))
-    if not service_of(request).settings.changes_rows:
+async def row_at(service: Service, moment: Moment) -> Registration:
+    """The row at a moment. Raises what History.row_at does."""
+    history = _history_of(service)
+    if not service.settings.changes_rows:
         detail = "rows are not logged with their changes: PQS_CHANGES_ROWS is false; /state takes it nevertheless"
         raise InvalidInputError([Fault("#/query/as_of", detail)])
     return await history.row_at(moment)
 
 
-def _moment(entity_id: UUID, query: MomentQuery) -> Moment | None:
+# The parameters of a read that waits, which a read of the past does not.
+_WAITING = {"wait", "min_offset", "late", "after_version", "until", "min_sequence"}
+
+
+def moment_of(entity_id: UUID, query: MomentQuery) -> Moment | None:
+    """The moment that a query names; None where it names none."""
     if query.as_of is None:
         if "clock" in query.model_fields_set:
             raise InvalidInputError([Fault("#/query/clock", "it says how `as_of` is meant, and there is none")])
         return None
+    if waiting := sorted(_WAITING & query.model_fields_set):
+        raise InvalidInputError([Fault(f"#/query/{waiting[0]}", "a read of the past (`as_of`) does not wait")])
     return Moment(entity_id, query.domain, query.as_of, query.clock)
 
 

@@ -43,8 +43,18 @@ from app.errors import (
     UnsupportedCodingError,
     UnsupportedMediaError,
 )
+from app.feed.late import LateError, OtherTrackError
 from app.store.quotas import QuotaExceededError
-from app.wire.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
+from app.wire.answers import (
+    ActionProblem,
+    GoneProblem,
+    InterruptedProblem,
+    LateProblem,
+    OrderProblem,
+    Problem,
+    StateProblem,
+    TrackProblem,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +68,8 @@ CONFLICT = ("urn:pqs:problem:conflict", "The event conflicts with its entity's r
 STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is at another version")
 CHANGES_GONE = ("urn:pqs:problem:changes-gone", "The changes after this token are not in the log")
 HISTORY_GONE = ("urn:pqs:problem:history-gone", "The change log does not go back so far")
+LATE = ("urn:pqs:problem:late", "What was waited for has not come")
+OTHER_TRACK = ("urn:pqs:problem:other-track", "The entity's row has no sequence")
 TOO_MANY_FAULTS = ("urn:pqs:problem:too-many-faults", "Too many lines are faults")
 ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
 
@@ -76,6 +88,8 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ActionConflictError: HTTPStatus.CONFLICT,
+    OtherTrackError: HTTPStatus.CONFLICT,
+    LateError: HTTPStatus.GATEWAY_TIMEOUT,
     PreconditionFailedError: HTTPStatus.PRECONDITION_FAILED,
     PreconditionRequiredError: HTTPStatus.PRECONDITION_REQUIRED,
     UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
@@ -221,6 +235,11 @@ def _to_ours(request: Request, error: PqsError) -> Response:
             error.version,
         )
         return _respond(conflict, status)
+    if isinstance(error, OtherTrackError):
+        other = TrackProblem(*OTHER_TRACK, status, str(error), _instance_of(request), error.stands_at)
+        return _respond(other, status)
+    if isinstance(error, LateError):
+        return _respond(_late(request, error, status), status)
     if isinstance(error, ChangesGoneError):
         return _respond(gone(request, error), status)
     if isinstance(error, HistoryGoneError):
@@ -230,6 +249,13 @@ def _to_ours(request: Request, error: PqsError) -> Response:
         return _respond(refusal, status, dict(error.headers))
     faults = error.faults if isinstance(error, InvalidInputError) else None
     return _problem(request, status, _summary(error, faults), faults=faults, headers=headers)
+
+
+def _late(request: Request, error: LateError, status: HTTPStatus) -> LateProblem:
+    current = error.current
+    stands_at = None if current is None else current.position
+    marks = None if error.watermarks is None else list(error.watermarks)
+    return LateProblem(*LATE, status, str(error), _instance_of(request), current, stands_at, marks)
 
 
 def gone(request: Request, error: ChangesGoneError) -> GoneProblem:

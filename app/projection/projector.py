@@ -83,6 +83,7 @@ class Projector:
                 continue
             self._entries.committed(folded.decisions)
             self._log.committed(folded.changes)
+            self._log.saved(folded.saves)
             return folded.results
         raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
 

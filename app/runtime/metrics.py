@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -22,6 +23,17 @@ PROMETHEUS_TEXT = CONTENT_TYPE_PLAIN_0_0_4
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` if several processes serve
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 LABELS = ("destination",)
+# Of who follows and who waits: the gauge, its meaning, and how the processes' values are put together.
+FOLLOWING: tuple[tuple[str, str, Literal["livesum", "livemax"]], ...] = (
+    ("pqs_followers", "Requests that follow the changes now.", "livesum"),
+    ("pqs_waiting_reads", "Reads that wait now: for an entity, an offset, or a deadline.", "livesum"),
+    (
+        "pqs_changes_unsettled_seconds",
+        "Seconds for which the oldest changes that are not told yet have waited for writers before them.",
+        "livemax",
+    ),
+    ("pqs_changes_lag_seconds", "Seconds from the last change that followers were told until they were.", "livemax"),
+)
 
 
 class DatabaseNumbers(Struct, frozen=True):
@@ -92,6 +104,9 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livemax",
         )
+        self._following = [
+            Gauge(name, told, registry=self._registry, multiprocess_mode=mode) for name, told, mode in FOLLOWING
+        ]
         # Looking up a labelled metric takes longer than counting with it.
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._commit_outcomes = {name: self._commits.labels(name) for name in ("committed", "replayed", "conflict")}
@@ -120,6 +135,11 @@ class Metrics:
         """`count` deadlines became events, at most `late` seconds late. Called after each page, even an empty one."""
         self._swept.labels(kind).inc(count)
         self._lag.labels(kind).set(late)
+
+    def following(self, *values: float) -> None:
+        """The values of FOLLOWING now, in their order."""
+        for gauge, value in zip(self._following, values, strict=True):
+            gauge.set(value)
 
     def breaker(self, name: str, *, is_open: bool) -> None:
         """A breaker, of a database or of Consul, is open or closed now."""

@@ -132,8 +132,8 @@ class HttpProtocol(asyncio.Protocol):
         """The client sends no more. It may still read: what it has asked for whole is answered."""
         self._eof = True
         exchange = self._exchange
-        if isinstance(exchange, Exchange):
-            exchange.client_ended.set()
+        if exchange is not None:
+            exchange.client_sends_no_more()
         if self._closing or not self._half_closes or (exchange is not None and exchange.more_body):
             return False  # the transport closes, after what was written
         if exchange is None:

@@ -217,7 +217,10 @@ class Settings(BaseSettings):
     changes_rows: bool = Field(False, description="Log the whole row with each change.")
     changes_keep: Duration = Field(7 * DAY, description="The seconds for which a change is kept at least.")
     followers: int = Field(
-        10_000, ge=1, le=1_000_000, description="The most requests that follow the changes in one process."
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="The most requests that follow the changes, or wait for a read, in one process.",
     )
 
     @field_validator("bus")

@@ -353,6 +353,42 @@ class GoneProblem(Struct, frozen=True):
     snapshot: str
 
 
+class Reached(Struct, frozen=True):
+    """How far a partition is applied; null where nothing of it is."""
+
+    topic: str
+    partition: int
+    offset: int | None
+
+
+class LateProblem(Struct, frozen=True):
+    """A read that waited in vain for what it demands, as a problem (RFC 9457).
+
+    `current` is the entity's row as it is, null without one; `stands_at` is its position. `watermarks` are those of
+    the partitions that the read waited for, null where it waited for none.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    current: Registration | None
+    stands_at: Position | None
+    watermarks: list[Reached] | None
+
+
+class TrackProblem(Struct, frozen=True):
+    """A read that waits for a sequence, of an entity whose row stands in a partition, as a problem (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    stands_at: Position
+
+
 class ActionProblem(Struct, frozen=True):
     """An action that was already applied, as `version`, with another state, as a problem (RFC 9457)."""
 

@@ -126,6 +126,7 @@ READS = {
     "Ready": "/readyz",
 }
 
+BEHIND = "min_offset=nodes-0:4720&min_offset=nodes-1:17"
 ELSEWHERE = tokens.write(Token(Place(4711, 17)))  # a token of another past
 BROKEN = '{"event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01"\n "type": "node.heartbeat"}'
 TOO_LARGE = " " * (Settings.model_fields["max_body"].default + 1)
@@ -167,6 +168,16 @@ REFUSED: dict[str, Json] = {
         "headers": {"Content-Type": NDJSON},
     },
     "lookupEntities 422": {"method": "POST", "url": "/v1/entities/lookup", "json": {"entity_ids": ["node-17"]}},
+    "504": {"method": "GET", "url": f"/v1/entities?{BEHIND}"},
+    "lookupEntities 504": {"method": "POST", "url": f"/v1/entities/lookup?{BEHIND}", "json": LOOKUP},
+    "countStates 504": {"method": "GET", "url": f"/v1/state-counts?{BEHIND}"},
+    "listOverdueAcks 504": {"method": "GET", "url": f"/v1/overdue/ack?{BEHIND}"},
+    "listOverdueLiveness 504": {"method": "GET", "url": f"/v1/overdue/liveness?{BEHIND}"},
+    "getEntity 409": {"method": "GET", "url": f"/v1/entities/{FOURTH}?min_sequence=8"},
+    "getEntity 504": {"method": "GET", "url": f"/v1/entities/{FIRST}?until=active&min_sequence=121"},
+    "getEntityState 409": {"method": "GET", "url": f"/v1/entities/{FOURTH}/state?min_sequence=8"},
+    "getEntityState 412": {"method": "GET", "url": READS["EntityState"], "headers": {"If-Match": '"9"'}},
+    "getEntityState 504": {"method": "GET", "url": f"/v1/entities/{FIRST}/state?until=active"},
     "getEntity 412": {"method": "GET", "url": READS["Registration"], "headers": {"If-Match": 'W/"1"'}},
     "getEntity 422": {"method": "GET", "url": "/v1/entities/node-17"},
     "getEntityState 404": {"method": "GET", "url": f"/v1/entities/{FIRST}/state?domain=elsewhere"},

@@ -528,6 +528,9 @@ class Direct:
         """Count it."""
         self.left += 1
 
+    def abandon(self) -> None:
+        """Answer all the same."""
+
 
 async def test_direct_answers_keep_their_place(echo: Echo) -> None:
     """Requests of both kinds are answered in their order; a refusal is the application's own."""

@@ -50,6 +50,8 @@ def component_schemas() -> dict[str, Json]:
         answers.EntityHistory,
         answers.EventRecord,
         answers.GoneProblem,
+        answers.LateProblem,
+        answers.TrackProblem,
         Event,
     ]
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)

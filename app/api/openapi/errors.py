@@ -47,6 +47,7 @@ BY_TAG: dict[tuple[str, int], str] = {
     ("entities", 404): "There is no such entity in this domain.",
     ("workflows", 404): "There is no such workflow.",
     ("dead-letters", 404): "There is no such dead letter.",
+    ("entities", 409): "The entity's row stands in a partition, and `min_sequence` waits for a sequence.",
     ("entities", 412): "The entity's row has another version than `If-Match` names.",
     ("workflows", 412): "The workflow is at another version than `If-Match` names.",
 }
@@ -54,6 +55,7 @@ BY_STATUS: dict[int, str] = {
     413: "The body is larger than `PQS_MAX_BODY` bytes.",
     501: "The change log is switched off.",
     415: "This call does not accept that content type, or that content coding.",
+    504: "What the call demands at least has not come, within `wait` or at once.",
     503: "The database does not answer, or has another schema. Retry after the seconds in `Retry-After`.",
 }
 

@@ -18,6 +18,29 @@ REFERENCE = "#/components/schemas/{name}"
 READ_FAILED = "`If-Match` names other versions than the row's."
 
 
+PAGE_TAG = "Weak: pages with the same rows at the same versions have the same, whatever their `as_of`."
+PREFER: Json = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`wait=30`: wait up to so many seconds, 60 at most, for the conditions of the call (RFC 7240).",
+    "schema": {"type": "string"},
+}
+WAITED: Json = {
+    "Preference-Applied": {"description": "The wait of `Prefer` that was applied.", "schema": {"type": "string"}},
+    "PQS-Late": {
+        "description": "`true`: the conditions do not hold; without `late=stale` the answer would be 504.",
+        "schema": {"type": "string", "const": "true"},
+    },
+}
+REACHED: Json = {
+    "PQS-Reached": {
+        "description": "The version in which a state of `until` was reached.",
+        "schema": {"type": "integer", "format": "int64", "minimum": 1},
+    }
+}
+
+
 class Operation(TypedDict):
     """The declarations of a route, for FastAPI's decorators."""
 
@@ -35,8 +58,15 @@ def operation(
     link: bool = False,
     text: bool = False,
     stream: type[msgspec.Struct] | None = None,
+    fresh: bool = False,
+    waits: bool = False,
+    page_tag: bool = False,
 ) -> Operation:
-    """A call that answers `answer`, or a problem with one of the statuses `errors`."""
+    """A call that answers `answer`, or a problem with one of the statuses `errors`.
+
+    With `fresh` it can wait for offsets of Kafka, with `waits` for its row as well. With `page_tag` its first page
+    has an ETag, and it can wait for another page.
+    """
     content = {JSON: _schema(answer.__name__)}
     if text:
         content[TEXT] = _text("Only the state, without quotes.")
@@ -51,10 +81,23 @@ def operation(
             "description": "The row still has a version that `If-None-Match` names.",
             "headers": _headers(etag=True),
         }
+    if page_tag:
+        responses[200]["headers"]["ETag"] = {"description": PAGE_TAG, "schema": {"type": "string"}}
+        responses[304] = {
+            "description": "The page is still one that `If-None-Match` names.",
+            "headers": _headers() | {"ETag": responses[200]["headers"]["ETag"]},
+        }
     responses |= {status: _error(status) for status in errors if status not in responses}
-    extra = None
+    extra: Json | None = None
+    if fresh or waits:
+        responses[504] = _error(504, "LateProblem")
+        for status in (200, 304) if waits or page_tag else (200,):
+            responses[status]["headers"] |= WAITED | (REACHED if waits else {})
+        extra = {"parameters": [PREFER]}
+    if waits:
+        responses[409] = {**_error(409, "TrackProblem"), "headers": _headers()}
     if body is not None:
-        extra = {"requestBody": {"required": True, "content": {JSON: _schema(body.__name__)}}}
+        extra = (extra or {}) | {"requestBody": {"required": True, "content": {JSON: _schema(body.__name__)}}}
     return {"response_class": Response, "responses": responses, "openapi_extra": extra}
 
 
