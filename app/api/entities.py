@@ -23,7 +23,7 @@ from app.api.schemas import MAX_LIMIT, DomainQuery, EntityQuery, Lookup, encode
 from app.api.service import Service, full_scans_of, service_of
 from app.domain.events import key_of
 from app.domain.registration import Registration
-from app.errors import Fault, InvalidInputError, NotFoundError, UnavailableError
+from app.errors import Fault, ForgottenError, InvalidInputError, NotFoundError, UnavailableError
 from app.store import listing
 from app.store.listing import EntityFilter
 from app.store.registrations import REGISTRATIONS
@@ -57,6 +57,7 @@ async def lookup_entities(request: Request, query: Annotated[DomainQuery, Query(
 
     names = [(id_, query.domain) for id_ in ids.values()]
     found = await service.database.read(REGISTRATIONS.get_entity_states, names)
+    found = {key: row for key, row in found.items() if row.forgotten_at is None}
     answer = LookupAnswer(
         items=[found[key] for key in ids if key in found],
         missing=[id_ for key, id_ in ids.items() if key not in found],
@@ -74,7 +75,7 @@ async def refuse_get_lookup() -> None:
     PATH,
     operation_id="getEntity",
     summary="Get one entity's registration",
-    **operation(Registration, etag=True, errors=(404, 412, 422, 503)),
+    **operation(Registration, etag=True, errors=(404, 410, 412, 422, 503)),
     dependencies=needs(Scope.ENTITIES_READ),
 )
 async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
@@ -85,9 +86,9 @@ async def get_entity(request: Request, entity_id: UUID, query: Annotated[DomainQ
 
 
 def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: Registration | None) -> Response:
-    """The answer to a request with these headers. Raises NotFoundError if there is no registration."""
-    if registration is None:
-        raise _not_found(entity_id, domain)
+    """The answer to a request with these headers. Raises NotFoundError and ForgottenError as `present` does."""
+    if registration is None or registration.forgotten_at is not None:
+        registration = present(entity_id, domain, registration)
     etag = etag_of(registration)
     if unchanged(headers, etag):
         return Response(status_code=304, headers={"ETag": etag})
@@ -98,16 +99,14 @@ def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: 
     "/v1/entities/{entity_id}/state",
     operation_id="getEntityState",
     summary="Get one entity's state",
-    **operation(EntityState, text=True, errors=(404, 422, 503)),
+    **operation(EntityState, text=True, errors=(404, 410, 422, 503)),
     dependencies=needs(Scope.ENTITIES_READ),
 )
 async def get_state(request: Request, entity_id: UUID, query: Annotated[DomainQuery, Query()]) -> Response:
     """Answer only the state; with `Accept: text/plain`, as the bare word."""
     permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
     registration = await service_of(request).reader.ask(entity_id, query.domain)
-    if registration is None:
-        raise _not_found(entity_id, query.domain)
-    state = registration.current_state
+    state = present(entity_id, query.domain, registration).current_state
     vary = {"Vary": "Accept"}
     if preferred(request, JSON, TEXT) == TEXT:
         return Response(str(state), headers=vary, media_type=TEXT)
@@ -217,5 +216,11 @@ def _object(text: str) -> dict[str, object]:
     return value
 
 
-def _not_found(entity_id: UUID, domain: str) -> NotFoundError:
-    return NotFoundError(f"there is no entity {entity_id} in domain {domain}")
+def present(entity_id: UUID, domain: str, registration: Registration | None) -> Registration:
+    """The registration that readers see. Raises NotFoundError without a row, and ForgottenError for a tombstone."""
+    if registration is None:
+        raise NotFoundError(f"there is no entity {entity_id} in domain {domain}")
+    if registration.forgotten_at is not None:
+        permanent = registration.forgotten_permanently is True
+        raise ForgottenError(entity_id, domain, registration.forgotten_at, permanent=permanent)
+    return registration

@@ -26,6 +26,7 @@ from app.errors import (
     ChangesOffError,
     Fault,
     ForeignOriginError,
+    ForgottenError,
     IngestInterruptedError,
     InvalidInputError,
     MisdirectedError,
@@ -43,7 +44,15 @@ from app.errors import (
     UnsupportedMediaError,
 )
 from app.store.quotas import QuotaExceededError
-from app.wire.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
+from app.wire.answers import (
+    ActionProblem,
+    ForgottenProblem,
+    GoneProblem,
+    InterruptedProblem,
+    OrderProblem,
+    Problem,
+    StateProblem,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +65,7 @@ EARLY = ("urn:pqs:problem:early", "The event is early")
 CONFLICT = ("urn:pqs:problem:conflict", "The event conflicts with its entity's row")
 STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is at another version")
 CHANGES_GONE = ("urn:pqs:problem:changes-gone", "The changes after this token are not in the log")
+FORGOTTEN = ("urn:pqs:problem:forgotten", "The entity was forgotten")
 TOO_MANY_FAULTS = ("urn:pqs:problem:too-many-faults", "Too many lines are faults")
 ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
 
@@ -69,6 +79,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     RefusedValuesError: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooManyFaultsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
+    ForgottenError: HTTPStatus.GONE,
     QuotaExceededError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -183,7 +194,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 def _to_ours(request: Request, error: PqsError) -> Response:
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     headers = _retry_after(error) if isinstance(error, UnavailableError) else None
-    if isinstance(error, PreconditionFailedError):
+    if isinstance(error, PreconditionFailedError) and error.etag:
         headers = {"ETag": error.etag}
     if isinstance(error, UnsupportedCodingError):
         headers = {"Accept-Encoding": CODINGS}  # RFC 9110, section 12.5.3
@@ -218,6 +229,18 @@ def _to_ours(request: Request, error: PqsError) -> Response:
             error.version,
         )
         return _respond(conflict, status)
+    if isinstance(error, ForgottenError):
+        forgotten = ForgottenProblem(
+            *FORGOTTEN,
+            status,
+            str(error),
+            _instance_of(request),
+            error.entity_id,
+            error.domain,
+            error.forgotten_at,
+            error.permanent,
+        )
+        return _respond(forgotten, status)
     if isinstance(error, ChangesGoneError):
         return _respond(gone(request, error), status)
     if isinstance(error, AuthError):

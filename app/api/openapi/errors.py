@@ -24,6 +24,7 @@ BY_CALL: dict[tuple[str, int], str] = {
         410,
     ): "The changes after this token are not in the log any more. Begin anew: by `snapshot`, or at `oldest`.",
     ("followChanges", 501): "The change log is switched off.",
+    ("forgetEntity", 404): "There is no such entity in this domain, and no `position` for a tombstone was given.",
     ("lookupEntities", 422): "The body is not a list of at most 1,000 ids: `errors` says what is wrong, and where.",
     ("commitWorkflow", 409): "The action was already applied, with another state.",
     ("commitWorkflow", 412): "The workflow is at another version than the headers ask for. The body has its current "
@@ -41,6 +42,7 @@ BY_TAG: dict[tuple[str, int], str] = {
     ("entities", 404): "There is no such entity in this domain.",
     ("workflows", 404): "There is no such workflow.",
     ("dead-letters", 404): "There is no such dead letter.",
+    ("entities", 410): "The entity was forgotten, at `forgotten_at`.",
     ("entities", 412): "The entity's row has another version than `If-Match` names.",
     ("workflows", 412): "The workflow is at another version than `If-Match` names.",
 }

@@ -15,6 +15,7 @@ Json = dict[str, Any]  # a piece of the document
 REFERENCE = "#/components/schemas/{name}"
 
 
+GONE = 410
 READ_FAILED = "`If-Match` names other versions than the row's."
 
 
@@ -52,6 +53,8 @@ def operation(
             "headers": _headers(etag=True),
         }
     responses |= {status: _error(status) for status in errors if status not in responses}
+    if GONE in responses:
+        responses[GONE] = _error(GONE, "ForgottenProblem")
     extra = None
     if body is not None:
         extra = {"requestBody": {"required": True, "content": {JSON: _schema(body.__name__)}}}
@@ -127,6 +130,17 @@ def changes_operation() -> Operation:
         "schema": {"type": "string"},
     }
     return {"response_class": Response, "responses": responses, "openapi_extra": {"parameters": [last]}}
+
+
+def act_operation(answer: type[msgspec.Struct], body: type[msgspec.Struct], *errors: int) -> Operation:
+    """An operator's act on one entity. The body may be left out, and so may `If-Match`."""
+    declared = operation(answer, errors=(400, 404, *errors, 413, 415, 422, 503), body=body)
+    responses = declared["responses"]
+    responses[200]["headers"] = _headers(etag=True)
+    responses[412] = {**_error(412), "description": READ_FAILED, "headers": _headers(etag=True)}
+    if declared["openapi_extra"] is not None:
+        declared["openapi_extra"]["requestBody"]["required"] = False
+    return declared
 
 
 def retry_operation() -> Operation:
