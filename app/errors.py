@@ -3,7 +3,8 @@
 FramingError (`runtime/framing.py`) and AuthError (`access/refusals.py`) bring their status along.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from uuid import UUID
 
 from msgspec import Struct
 
@@ -63,12 +64,23 @@ class NotFoundError(PqsError):
     """There is no such row."""
 
 
+class ForgottenError(PqsError):
+    """The entity was forgotten at `forgotten_at`: it has only a tombstone."""
+
+    def __init__(self, entity_id: UUID, domain: str, forgotten_at: datetime, *, permanent: bool) -> None:
+        super().__init__(f"the entity {entity_id} in domain {domain} was forgotten{' for good' if permanent else ''}")
+        self.entity_id = entity_id
+        self.domain = domain
+        self.forgotten_at = forgotten_at
+        self.permanent = permanent
+
+
 class PreconditionRequiredError(PqsError):
     """A commit does not say which version it builds on."""
 
 
 class PreconditionFailedError(PqsError):
-    """The row that was read is not at a version that the request names; `etag` is its present one."""
+    """The row is not at a version that the request names; `etag` is its present one, empty without a row."""
 
     def __init__(self, message: str, etag: str) -> None:
         super().__init__(message)

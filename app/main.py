@@ -11,6 +11,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import (
+    acts,
     audit,
     changes,
     context,
@@ -112,6 +113,7 @@ def create_app(settings: Settings) -> FastAPI:
     resources = (
         events,
         entities,
+        acts,
         counts,
         overdue,
         changes,

@@ -33,6 +33,7 @@ from app.outbound.kafka import KafkaBus
 from app.outbound.kafka_options import client_options, credentials_of
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
+from app.projection.acts import Acts
 from app.projection.batching import Reader, Writer
 from app.projection.changes import ChangeLog, change_log_of
 from app.projection.entries import EntryBuilder
@@ -53,7 +54,7 @@ class Service:
 
     `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans, `full_scans` for
     lists that read a whole domain. `reader` and `writer` join single requests into batches; arrays and streams go to
-    the projector directly. The keys of `breakers` are their names in the metrics.
+    the projector directly. `acts` are an operator's. The keys of `breakers` are their names in the metrics.
     """
 
     settings: Settings
@@ -63,6 +64,7 @@ class Service:
     reader: Reader
     projector: Projector
     writer: Writer
+    acts: Acts
     workflows: WorkflowStore
     entries: EntryBuilder
     metrics: Metrics
@@ -167,6 +169,7 @@ class Parts:
             reader,
             projector,
             writer,
+            Acts(database, self.entries, self.log),
             store,
             self.entries,
             metrics,

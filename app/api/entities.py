@@ -26,7 +26,7 @@ from app.domain.events import key_of
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.errors import Fault, InvalidInputError, NotFoundError, UnavailableError
-from app.feed.watches import as_it_is
+from app.feed.watches import as_it_is, check_present
 from app.store import listing
 from app.store.listing import EntityFilter
 from app.store.registrations import REGISTRATIONS
@@ -61,6 +61,7 @@ async def lookup_entities(request: Request, query: Annotated[FreshQuery, Query()
     headers = await waits.fresh(request, query, service.waits.marks)
     names = [(id_, query.domain) for id_ in ids.values()]
     found = await service.database.read(REGISTRATIONS.get_entity_states, names)
+    found = {key: row for key, row in found.items() if row.forgotten_at is None}
     answer = LookupAnswer(
         items=[found[key] for key in ids if key in found],
         missing=[id_ for key, id_ in ids.items() if key not in found],
@@ -106,9 +107,9 @@ async def get_entity(request: Request, entity_id: UUID, query: Annotated[MomentQ
 
 
 def render_entity(entity_id: UUID, domain: str, headers: Headers, registration: Registration | None) -> Response:
-    """The answer to a request with these headers. Raises NotFoundError if there is no registration."""
-    if registration is None:
-        raise _not_found(entity_id, domain)
+    """The answer to a request with these headers. Raises NotFoundError and ForgottenError as `present` does."""
+    if registration is None or registration.forgotten_at is not None:
+        registration = present(entity_id, domain, registration)
     etag = etag_of(registration)
     if unchanged(headers, etag):
         return Response(status_code=304, headers={"ETag": etag})
@@ -141,9 +142,7 @@ async def get_state(request: Request, entity_id: UUID, query: Annotated[MomentQu
         found, more = await waits.entity(request, service, entity_id, query)
         conditions = waits.unmet(request)
         headers |= more
-    registration = found.row
-    if registration is None:
-        raise _not_found(entity_id, query.domain)
+    registration = present(entity_id, query.domain, found.row)
     etag = etag_of(registration)
     headers["ETag"] = f"W/{etag}"
     if unchanged(conditions, etag) or found.is_unchanged:
@@ -262,5 +261,9 @@ def _object(text: str) -> dict[str, object]:
     return value
 
 
-def _not_found(entity_id: UUID, domain: str) -> NotFoundError:
-    return NotFoundError(f"there is no entity {entity_id} in domain {domain}")
+def present(entity_id: UUID, domain: str, registration: Registration | None) -> Registration:
+    """The registration that readers see. Raises NotFoundError without a row, and ForgottenError for a tombstone."""
+    if registration is None:
+        raise NotFoundError(f"there is no entity {entity_id} in domain {domain}")
+    check_present(registration)
+    return registration

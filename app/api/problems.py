@@ -26,6 +26,7 @@ from app.errors import (
     ChangesOffError,
     Fault,
     ForeignOriginError,
+    ForgottenError,
     HistoryGoneError,
     IngestInterruptedError,
     InvalidInputError,
@@ -47,6 +48,7 @@ from app.feed.late import LateError, OtherTrackError
 from app.store.quotas import QuotaExceededError
 from app.wire.answers import (
     ActionProblem,
+    ForgottenProblem,
     GoneProblem,
     InterruptedProblem,
     LateProblem,
@@ -70,6 +72,7 @@ CHANGES_GONE = ("urn:pqs:problem:changes-gone", "The changes after this token ar
 HISTORY_GONE = ("urn:pqs:problem:history-gone", "The change log does not go back so far")
 LATE = ("urn:pqs:problem:late", "What was waited for has not come")
 OTHER_TRACK = ("urn:pqs:problem:other-track", "The entity's row has no sequence")
+FORGOTTEN = ("urn:pqs:problem:forgotten", "The entity was forgotten")
 TOO_MANY_FAULTS = ("urn:pqs:problem:too-many-faults", "Too many lines are faults")
 ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
 
@@ -84,6 +87,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     RefusedValuesError: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooManyFaultsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
+    ForgottenError: HTTPStatus.GONE,
     QuotaExceededError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -200,7 +204,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 def _to_ours(request: Request, error: PqsError) -> Response:
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     headers = _retry_after(error) if isinstance(error, UnavailableError) else None
-    if isinstance(error, PreconditionFailedError):
+    if isinstance(error, PreconditionFailedError) and error.etag:
         headers = {"ETag": error.etag}
     if isinstance(error, UnsupportedCodingError):
         headers = {"Accept-Encoding": CODINGS}  # RFC 9110, section 12.5.3
@@ -240,6 +244,18 @@ def _to_ours(request: Request, error: PqsError) -> Response:
         return _respond(other, status)
     if isinstance(error, LateError):
         return _respond(_late(request, error, status), status)
+    if isinstance(error, ForgottenError):
+        forgotten = ForgottenProblem(
+            *FORGOTTEN,
+            status,
+            str(error),
+            _instance_of(request),
+            error.entity_id,
+            error.domain,
+            error.forgotten_at,
+            error.permanent,
+        )
+        return _respond(forgotten, status)
     if isinstance(error, ChangesGoneError):
         return _respond(gone(request, error), status)
     if isinstance(error, HistoryGoneError):

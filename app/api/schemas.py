@@ -9,8 +9,8 @@ from msgspec import Meta, Struct
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.api.queries import with_plus
-from app.domain.events import DEFAULT_DOMAIN, Time
-from app.domain.positions import MAX_NUMBER
+from app.domain.events import DEFAULT_DOMAIN, Reason, Time
+from app.domain.positions import MAX_NUMBER, Position
 from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State
 from app.store.history import Clock, Order
@@ -263,6 +263,21 @@ class Lookup(Struct, forbid_unknown_fields=True):
     """The ids of the entities to look up."""
 
     entity_ids: Annotated[list[UUID], Meta(max_length=MAX_LOOKUP)]
+
+
+class Forget(Struct, forbid_unknown_fields=True):
+    """How an entity is to be forgotten. All may be left out, and so may the body."""
+
+    reason: Reason | None = None
+    erase: bool = False
+    permanent: bool = False
+    position: Position | None = None
+
+
+class Deregister(Struct, forbid_unknown_fields=True):
+    """Why a node is evicted. It may be left out, and so may the body."""
+
+    reason: Reason | None = None
 
 
 class WorkflowCommit(Struct, forbid_unknown_fields=True):

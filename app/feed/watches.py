@@ -20,7 +20,7 @@ from app.domain.folding import Save
 from app.domain.positions import Position
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.errors import UnavailableError
+from app.errors import ForgottenError, UnavailableError
 from app.feed.feed import Feed, spread
 from app.feed.items import Item
 from app.feed.late import OtherTrackError
@@ -247,16 +247,24 @@ def _version(row: Registration | None) -> int:
     return 0 if row is None else row.version
 
 
+def check_present(row: Registration) -> None:
+    """Raises ForgottenError for a tombstone."""
+    if row.forgotten_at is not None:
+        permanent = row.forgotten_permanently is True
+        raise ForgottenError(row.entity_id, row.domain, row.forgotten_at, permanent=permanent)
+
+
 def as_it_is(row: Registration | None) -> Found:
     """What a read without conditions finds."""
     return Found(row)
 
 
 def _judge(row: Registration | None, wanted: Wanted, reached: int | None) -> Found:
-    """Which conditions hold. Raises OtherTrackError."""
+    """Which conditions hold. Raises OtherTrackError, and ForgottenError for a tombstone: nobody waits for it."""
     demands = bool(wanted.until) or wanted.min_sequence is not None
     if row is None:
         return Found(None, late=demands)
+    check_present(row)
     if wanted.min_sequence is not None and row.last_applied_sequence is None:
         raise OtherTrackError("the entity's row has no sequence: it stands in a partition", row.position)
     unchanged = (wanted.is_new is not None and not wanted.is_new(row.version)) or (

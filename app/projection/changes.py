@@ -24,19 +24,25 @@ class ChangeLog:
         self.on_commit: Callable[[], None] | None = None  # called when changes are committed: it wakes followers
         self.on_save: Callable[[Sequence[Save[Registration]]], None] | None = None  # with all rows that are committed
 
-    def swept(self, decisions: Sequence[Decision[Registration]], before: Sequence[Registration]) -> list[Change]:
-        """The changes of passed deadlines: what was decided, from the rows as they were."""
+    def made(
+        self,
+        outcome: ChangeOutcome,
+        decisions: Sequence[Decision[Registration]],
+        before: Sequence[Registration | None],
+        reason: str | None = None,
+    ) -> list[Change]:
+        """The changes of what the service decided by itself or for an operator, from the rows as they were."""
         if self.log is None:
             return []
         return [
-            change(row, each.row, event.event_id, event.type, ChangeOutcome.SWEPT, event.occurred_at, rows=self.rows)
+            change(row, each.row, event.event_id, event.type, outcome, event.occurred_at, reason, rows=self.rows)
             for row, each in zip(before, decisions, strict=True)
             for event in each.events[-1:]
         ]
 
     def rebased(self, before: Registration, after: Registration, now: datetime) -> list[Change]:
-        """The change of an entity that was moved to another track by hand."""
-        if self.log is None:
+        """The change of an entity that was moved to another track by hand; of a tombstone none is logged."""
+        if self.log is None or after.forgotten_at is not None:
             return []
         return [change(before, after, None, REBASED, ChangeOutcome.REBASED, now, rows=self.rows)]
 

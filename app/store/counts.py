@@ -1,4 +1,7 @@
-"""State counts: the number of entities in each state, kept in slots, and compared with a full count."""
+"""State counts: the number of entities in each state, kept in slots, and compared with a full count.
+
+Tombstones are not counted.
+"""
 
 from enum import StrEnum
 from typing import Generic
@@ -41,6 +44,7 @@ class Counts(Generic[R]):
         )
         counted = (
             select(rows.table.c.domain, rows.counted_by, func.count().label("counted"))
+            .where(rows.is_present)
             .group_by(rows.table.c.domain, rows.counted_by)
             .subquery("counted")
         )

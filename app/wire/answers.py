@@ -54,7 +54,7 @@ class StateCounts(Struct, frozen=True):
     total: int
 
 
-class OverdueRegistration(Registration, frozen=True):
+class OverdueRegistration(Registration, frozen=True, kw_only=True):
     """A registration, with the seconds since its deadline at `as_of`."""
 
     overdue_seconds: float
@@ -387,6 +387,60 @@ class TrackProblem(Struct, frozen=True):
     detail: str
     instance: str
     stands_at: Position
+
+
+class ForgottenProblem(Struct, frozen=True):
+    """A read of a forgotten entity, as a problem (RFC 9457): since when, and whether it was forgotten for good."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    entity_id: UUID
+    domain: str
+    forgotten_at: Time
+    permanent: bool
+
+
+class Erased(Struct, frozen=True):
+    """How much an erasing forget has removed: changes that were emptied, dead letters, and outgoing messages."""
+
+    changes: int
+    dead_letters: int
+    messages: int
+
+
+class ForgetAnswer(Struct, frozen=True):
+    """The tombstone of a forgotten entity; `erased` is null where nothing was to be erased.
+
+    An event up to `stands_at` is stale. A later one is ignored, unless it begins a registration and occurred after
+    `forgotten_at`; where `permanent` is true, in any case.
+    """
+
+    entity_id: UUID
+    domain: str
+    forgotten_at: Time
+    permanent: bool
+    version: int
+    stands_at: Position
+    erased: Erased | None
+
+
+class DeregisterAnswer(Struct, frozen=True):
+    """An eviction: `applied`, or `ignored` with the reason where the node's state has no registration to end.
+
+    `events` lists the event that followed; an ignored eviction leaves the row as it is, its version included.
+    """
+
+    entity_id: UUID
+    domain: str
+    outcome: Literal["applied", "ignored"]
+    reason: str | None
+    current_state: RegistrationState
+    version: int
+    stands_at: Position
+    events: list[EmittedEvent]
 
 
 class ActionProblem(Struct, frozen=True):

@@ -84,7 +84,10 @@ LATER: dict[str, Json] = {
     ),
     "node.registration_acked": event_json("node.registration_acked", 2, entity_id=FIFTH),
     "node.deregistered": event_json("node.deregistered", 3, entity_id=FIFTH),
+    "registration.forgotten": event_json("registration.forgotten", 4, entity_id=FIFTH, data={"reason": "scrapped"}),
 }
+FORGET = {"reason": "scrapped", "erase": True}
+DEREGISTER = {"reason": "out of its rack"}
 CLOUDEVENT: Json = {
     "specversion": "1.0",
     "id": "5e2d6c1b-7a49-4f30-8b1d-0c9e8f7a6b53",
@@ -104,7 +107,14 @@ WORKFLOW = "/v1/workflows/order-17"
 CREATING = {"If-None-Match": "*"}
 IF_1: Json = {"headers": {"If-Match": '"1"'}}
 NO_ACTION = {"state": {"step": "sent"}, "provenance": {"effect_id": "shipping", "timestamp": "2026-01-01T00:01:00Z"}}
-OTHERS = {"array", "CloudEvent", "Lookup", "WorkflowCommit"}  # requests that are no single event
+OTHERS = {
+    "array",
+    "CloudEvent",
+    "Lookup",
+    "Forget",
+    "Deregister",
+    "WorkflowCommit",
+}  # requests that are no single event
 LOOKUP = {"entity_ids": [str(FIRST), str(UNKNOWN)]}
 
 READS = {
@@ -227,6 +237,23 @@ REFUSED: dict[str, Json] = {
     "commitWorkflow 428": {"method": "PUT", "url": WORKFLOW, "json": COMMIT},
 }
 
+for _act, _body in (("forget", FORGET), ("deregister", DEREGISTER)):
+    _call: Json = {"method": "POST", "url": f"/v1/entities/{FIRST}/{_act}"}
+    _id = f"{_act}Entity"
+    REFUSED |= {
+        f"{_id} 400": _call | {"content": "{"},
+        f"{_id} 404": _call | {"url": f"/v1/entities/{UNKNOWN}/{_act}", "json": _body},
+        f"{_id} 412": _call | {"json": _body, "headers": {"If-Match": '"1"'}},
+        f"{_id} 413": _call | {"content": TOO_LARGE},
+        f"{_id} 415": _call | {"content": "reason=scrapped", "headers": {"Content-Type": "text/plain"}},
+        f"{_id} 422": _call | {"json": {"because": "scrapped"}},
+    }
+REFUSED |= {
+    "getEntity 410": {"method": "GET", "url": f"/v1/entities/{FIFTH}"},
+    "getEntityState 410": {"method": "GET", "url": f"/v1/entities/{FIFTH}/state"},
+    "deregisterEntity 410": {"method": "POST", "url": f"/v1/entities/{FIFTH}/deregister"},
+}
+
 # What a service says that does not reach its database. Each is asked of a service anew, whose breaker is closed.
 DOWN: dict[str, Json] = {
     "503": {"method": "POST", "url": "/v1/events", "json": REQUESTS["node.heartbeat"]},
@@ -237,6 +264,8 @@ DOWN: dict[str, Json] = {
     "countStates 503": {"method": "GET", "url": READS["StateCounts"]},
     "listOverdueAcks 503": {"method": "GET", "url": READS["listOverdueAcks"]},
     "listOverdueLiveness 503": {"method": "GET", "url": READS["OverduePage"]},
+    "forgetEntity 503": {"method": "POST", "url": f"/v1/entities/{FIRST}/forget", "json": FORGET},
+    "deregisterEntity 503": {"method": "POST", "url": f"/v1/entities/{FIRST}/deregister", "json": DEREGISTER},
     "followChanges 503": {"method": "GET", "url": READS["ChangesPage"]},
     "listWorkflows 503": {"method": "GET", "url": READS["WorkflowPage"]},
     "getWorkflow 503": {"method": "GET", "url": WORKFLOW},
@@ -274,6 +303,8 @@ async def test_the_examples_are_what_the_service_answers(
             "array": ARRAY,
             "CloudEvent": CLOUDEVENT,
             "Lookup": LOOKUP,
+            "Forget": FORGET,
+            "Deregister": DEREGISTER,
             "WorkflowCommit": COMMIT,
         },
         "answers": await _answers(client, database_url),
@@ -352,6 +383,11 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     assert taken.json()["outcome"] == "applied", taken.text
     batch = await client.post("/v1/events", json=[CLOUDEVENT], headers={"Content-Type": BATCH})
     assert batch.json()["summary"]["duplicate"] == 1, batch.text
+    forgotten = (await client.post(f"/v1/entities/{THIRD}/forget", json=FORGET)).json()
+    assert forgotten["erased"]["changes"] > 0, forgotten
+    answers["ForgetAnswer"] = forgotten | {"forgotten_at": "2026-01-01T00:01:00Z"}  # it was the clock's
+    evicted = await client.post(f"/v1/entities/{SIXTH}/deregister", json=DEREGISTER)
+    answers["DeregisterAnswer"] = evicted.json()
     metrics = (await client.get("/metrics")).text.splitlines(keepends=True)
     answers["getMetrics text/plain"] = "".join(line for line in metrics if "pqs_events_total" in line)
     return answers

@@ -5,10 +5,11 @@ from datetime import timedelta
 
 import pytest
 
-from app.store import changes
+from app.store import changes, erasure
 from app.store.database import Connection, Database
 from app.store.statements import Statement
 from tests.databases import new_database
+from tests.making import node
 from tests.store.test_plans import buffers, explain, explain_generic, indexes, kinds, most_rows
 
 ROWS = 40_000
@@ -69,3 +70,11 @@ async def test_the_newest_and_a_mark_are_a_look_at_each_slice(filled: Database) 
         plan = await filled.read(explain, statement, dict(given))
         assert most_rows(plan) <= 16
         assert buffers(plan) <= 80
+
+
+async def test_an_entitys_changes_are_found_to_be_erased(filled: Database) -> None:
+    """By the index of each slice, and not by reading the log."""
+    given: dict[str, object] = {"entity_id": node(1), "domain": "registration", "version": 2**62}
+    plan = await filled.read(explain, erasure.EMPTY, given)
+    assert "Seq Scan" not in kinds(plan)
+    assert indexes(plan) == {f"changes_{number:02}_entity_id_event_id_idx" for number in range(16)}

@@ -62,6 +62,13 @@ IF_MATCH = {
     "description": "The ETag of the row that the new state builds on. A list allows any of them; `*` allows any row.",
     "schema": {"type": "string"},
 }
+IF_THIS = {
+    "name": "If-Match",
+    "in": "header",
+    "required": False,
+    "description": "The ETag of the row that was read: a row that has changed since is left alone, with 412.",
+    "schema": {"type": "string"},
+}
 IF_NOTHING = {
     "name": "If-None-Match",
     "in": "header",
@@ -130,6 +137,8 @@ def _describe_parameters(operation: Json) -> None:
             parameter["example"] = PATH_EXAMPLES[parameter["name"]]
     if "304" in operation["responses"]:
         parameters.append(IF_NONE_MATCH)
+    if operation["operationId"] in {"forgetEntity", "deregisterEntity"}:
+        parameters.append(IF_THIS)
     if "428" in operation["responses"]:
         parameters += [IF_MATCH, IF_NOTHING]
     parameters.append(CORRELATION_ID)

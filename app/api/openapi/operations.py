@@ -15,6 +15,7 @@ Json = dict[str, Any]  # a piece of the document
 REFERENCE = "#/components/schemas/{name}"
 
 
+GONE = 410
 READ_FAILED = "`If-Match` names other versions than the row's."
 
 
@@ -88,6 +89,8 @@ def operation(
             "headers": _headers() | {"ETag": responses[200]["headers"]["ETag"]},
         }
     responses |= {status: _error(status) for status in errors if status not in responses}
+    if GONE in responses:
+        responses[GONE] = _error(GONE, *(["ForgottenProblem", "Problem"] if waits else ["ForgottenProblem"]))
     extra: Json | None = None
     if fresh or waits:
         responses[504] = _error(504, "LateProblem")
@@ -172,6 +175,17 @@ def changes_operation() -> Operation:
     return {"response_class": Response, "responses": responses, "openapi_extra": {"parameters": [last]}}
 
 
+def act_operation(answer: type[msgspec.Struct], body: type[msgspec.Struct], *errors: int) -> Operation:
+    """An operator's act on one entity. The body may be left out, and so may `If-Match`."""
+    declared = operation(answer, errors=(400, 404, *errors, 413, 415, 422, 503), body=body)
+    responses = declared["responses"]
+    responses[200]["headers"] = _headers(etag=True)
+    responses[412] = {**_error(412), "description": READ_FAILED, "headers": _headers(etag=True)}
+    if declared["openapi_extra"] is not None:
+        declared["openapi_extra"]["requestBody"]["required"] = False
+    return declared
+
+
 def retry_operation() -> Operation:
     """`POST /v1/dead-letters/{id}/retry`, which answers like `POST /v1/events`."""
     ok = {"description": "The outcome of the event.", "content": {JSON: _schema("Result")}, "headers": _headers()}
@@ -224,7 +238,7 @@ def _headers(*, etag: bool = False, link: bool = False) -> Json:
     return headers
 
 
-def _error(status: int, name: str = "Problem") -> Json:
+def _error(status: int, *names: str) -> Json:
     """A problem. `errors.py` says what the status means for this call."""
     headers = _headers()
     if status in {409, 503}:
@@ -235,9 +249,15 @@ def _error(status: int, name: str = "Problem") -> Json:
         }
     return {
         "description": HTTPStatus(status).phrase,
-        "content": {MEDIA_TYPE: _schema(name)},
+        "content": {MEDIA_TYPE: _any_of(names or ("Problem",))},
         "headers": headers,
     }
+
+
+def _any_of(names: tuple[str, ...]) -> Json:
+    if len(names) == 1:
+        return _schema(names[0])
+    return {"schema": {"anyOf": [_schema(name)["schema"] for name in names]}}
 
 
 def _attributes() -> list[Json]:
