@@ -4,7 +4,7 @@ No part knows the web framework: `app.main` adds it, and the workers' commands r
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,7 +38,7 @@ from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.runtime.metrics import Metrics
 from app.settings import BusKind, Settings, secret_of
-from app.store.database import Database
+from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
 FULL_SCANS = 2  # lists at once that read a whole domain: on connections that nothing else waits for
@@ -82,6 +82,7 @@ class Parts:
         self._primary = _address(settings, "database_url", lambda: url)
         self._timeout = timedelta(seconds=settings.statement_timeout)
         self._stack = AsyncExitStack()
+        self._databases: list[Database] = []
 
     async def __aenter__(self) -> Self:
         """Begin."""
@@ -200,7 +201,7 @@ class Parts:
             destinations.append(to_handler("consul", consul.handle))
             breakers["consul"] = consul.breaker
         # A pass holds its connection while it sends, so the relay does not share the pool that answers requests.
-        database = self._database(max(1, len(destinations) * LANES))
+        database = self._database(max(1, len(destinations) * LANES), session=LONG_TRANSACTIONS)
         return Relay(database, destinations, breakers=breakers)
 
     def sweep(self, report: PageReport = lambda *_: None) -> Sweep:
@@ -226,7 +227,7 @@ class Parts:
                 f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
             )
         breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer retries at its own pace
-        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker)
+        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker, session=LONG_TRANSACTIONS)
         return Consumer(
             database,
             Projector(database, self.timing, self.entries, log=self.log),
@@ -244,6 +245,7 @@ class Parts:
         address: Callable[[], str] | None = None,
         scans: bool = False,
         breaker: CircuitBreaker | None = None,
+        session: Mapping[str, str] = NO_SETTINGS,
     ) -> Database:
         database = Database(
             address or self._primary,
@@ -251,7 +253,10 @@ class Parts:
             statement_timeout=self._timeout,
             scans=scans,
             breaker=breaker,
+            settings=session,
+            siblings=self._databases,
         )
+        self._databases.append(database)
         self._stack.push_async_callback(database.close)
         return database
 

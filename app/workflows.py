@@ -28,7 +28,8 @@ from app.domain.workflows import (
 )
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError, PqsError
 from app.store import quotas, workflows
-from app.store.database import Database, LostRaceError, refused_values
+from app.store.database import Database, LostRaceError
+from app.store.failures import refused_values
 from app.store.workflows import PRUNE_ROWS, CommitOutcome
 from app.wire.events import EARLIEST, LATEST
 from app.wire.faults import depth, fault_of, find_nul

@@ -14,7 +14,8 @@ from app.domain.row_type import R
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
 from app.projection.changes import ChangeLog
 from app.projection.entries import EntryBuilder
-from app.store.database import Connection, Database, LostRaceError, check_constraints, refused_values
+from app.store.database import Connection, Database, LostRaceError, check_constraints
+from app.store.failures import refused_values
 from app.store.registrations import REGISTRATIONS, Store
 
 ATTEMPTS = 10  # attempts of a batch that loses races; from the second on its rows are locked
