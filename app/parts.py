@@ -14,6 +14,7 @@ from typing import Literal, Self, assert_never
 
 from app.access.access import Access
 from app.concurrency.breaker import CircuitBreaker
+from app.concurrency.lanes import PLACES
 from app.concurrency.worker import working
 from app.domain.decider import Deadline
 from app.domain.registration import Timing
@@ -42,6 +43,7 @@ from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
 FULL_SCANS = 2  # lists at once that read a whole domain: on connections that nothing else waits for
+LOCK_WAIT = "200ms"  # that a joined batch waits for a row which another client has locked
 CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
 
@@ -140,11 +142,21 @@ class Parts:
             await self._stack.enter_async_context(working(self.sweep(metrics.swept)))
         feed, follow = await self._feed(database)
         projector = Projector(database, self.timing, self.entries, log=self.log)
-        writer = Writer(projector, joining=settings.batching)
+        # A lane must not wait for a row that another client keeps locked: see Side.
+        joined = self._database(2, breaker=database.breaker, session={"lock_timeout": LOCK_WAIT})
+        waiting = self._database(PLACES, breaker=database.breaker)
+        on_joined, on_waiting = (
+            Projector(each, self.timing, self.entries, log=self.log) for each in (joined, waiting)
+        )
+        if settings.batching:
+            writer = Writer(on_waiting, joining=True, joined=on_joined)
+        else:
+            writer = Writer(projector, joining=False)
         self._stack.push_async_callback(writer.close)
         watch = QuotaWatch(database)
         await self._stack.enter_async_context(working(watch))
-        store = WorkflowStore(database, joining=settings.batching, watch=watch)
+        sides = {"joined": joined, "waiting": waiting} if settings.batching else {}
+        store = WorkflowStore(database, joining=settings.batching, watch=watch, **sides)
         self._stack.push_async_callback(store.close)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         await self._stack.enter_async_context(working(pruner))

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import cast
 
 from app.domain.changes import Logging
-from app.domain.events import EventBase
+from app.domain.events import EventBase, Key
 from app.domain.folding import Fold, fold
 from app.domain.registration import Timing
 from app.domain.results import Result
@@ -144,6 +144,11 @@ class Projector:
             except RefusedValuesError:
                 refused = middle
         return fitting
+
+    async def locked(self, events: Sequence[EventBase]) -> set[Key]:
+        """The keys of those rows of these events that another transaction keeps locked now."""
+        names = list({event.key: (event.entity_id, event.domain) for event in events}.values())
+        return await self._database.write(self._store.locked, names)
 
     async def foresee(self, events: Sequence[EventBase], *, by_position: bool = False) -> list[Result]:
         """The results that `persist` would return now. Nothing is written."""
