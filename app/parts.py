@@ -40,6 +40,8 @@ from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.runtime.metrics import Metrics
 from app.settings import BusKind, Settings, secret_of
 from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
+from app.store.readiness import Readiness
+from app.store.replica import ReadSide, Replica
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
 FULL_SCANS = 2  # lists at once that read a whole domain: on connections that nothing else waits for
@@ -58,8 +60,8 @@ class Service:
 
     settings: Settings
     database: Database
-    scans: Database
-    full_scans: Database
+    scans: ReadSide
+    full_scans: ReadSide
     reader: Reader
     projector: Projector
     writer: Writer
@@ -70,6 +72,8 @@ class Service:
     feed: Feed
     follow: Follow
     access: Access  # who a caller is, and how much each may do
+    replica: Replica | None  # its lag
+    readiness: Readiness
 
 
 class Parts:
@@ -127,10 +131,20 @@ class Parts:
         await access.refresh()
         await self._stack.enter_async_context(working(access))
         database = self._database(settings.pool_size)
-        replica = _address(settings, "database_read_url", self._primary)
-        scans = self._database(settings.pool_size, address=replica, scans=True)
-        full_scans = self._database(FULL_SCANS, address=replica, scans=True, breaker=scans.breaker)
+        scans = self._database(settings.pool_size, scans=True)
+        full_scans = self._database(FULL_SCANS, scans=True, breaker=scans.breaker)
         breakers = {"primary": database.breaker, "scans": scans.breaker}
+        lists, walking, lag, readiness = ReadSide(scans), ReadSide(full_scans), None, Readiness(database)
+        if settings.database_read_url is not None:
+            replica = _address(settings, "database_read_url", self._primary)
+            on_replica = self._database(settings.pool_size, address=replica, scans=True)
+            full_scans_there = self._database(FULL_SCANS, address=replica, scans=True, breaker=on_replica.breaker)
+            allowed = settings.read_max_lag
+            lag = Replica(scans, on_replica, allowed=None if allowed is None else timedelta(seconds=allowed))
+            await self._stack.enter_async_context(working(lag))
+            lists, walking = ReadSide(scans, on_replica, lag), ReadSide(full_scans, full_scans_there, lag)
+            breakers["replica"] = on_replica.breaker
+            readiness = Readiness(database, on_replica)
         reader = Reader(database, joining=settings.batching)
         self._stack.push_async_callback(reader.close)
         if settings.relay:
@@ -165,8 +179,8 @@ class Parts:
         return Service(
             settings,
             database,
-            scans,
-            full_scans,
+            lists,
+            walking,
             reader,
             projector,
             writer,
@@ -177,6 +191,8 @@ class Parts:
             feed,
             follow,
             access,
+            lag,
+            readiness,
         )
 
     async def announce(self) -> None:

@@ -83,7 +83,7 @@ async def _scan(
         raise BadCursorError("the cursor belongs to another `as_of`; leave out `as_of` when you send a cursor")
     after: DueKey | None = None if end is None else (end.deadline, end.entity_id)
 
-    as_of, found = await service_of(request).scans.read(
+    as_of, found = await service_of(request).scans.read_now(
         _find, find, query.domain, query.as_of if end is None else end.as_of, after, query.limit
     )
     items = []
