@@ -54,7 +54,7 @@ async def readyz(request: Request) -> Response:
         if is_told:
             raise
         raise UnavailableError("the service is not ready", retry_after=error.retry_after) from error
-    ready = Ready("ready", revision, replica) if is_told else Ready("ready")
+    ready = Ready("ready", revision=revision, read_database=replica) if is_told else Ready("ready")
     return Response(encode(ready), media_type=JSON)
 
 
