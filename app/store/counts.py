@@ -15,7 +15,7 @@ from app.store.statements import Statement
 
 PAGE_BLOCKS = 8192  # of 8 KiB, that one statement counts
 
-Report = Callable[[int, float], None]
+CountReport = Callable[[int, float], None]
 
 
 class Miscount(Struct, frozen=True):
@@ -61,7 +61,7 @@ class Counts(Generic[R]):
             counts[self._states[state]] = count
         return counts
 
-    async def verify_counts(self, connection: Connection, report: Report = lambda *_: None) -> list[Miscount]:
+    async def verify_counts(self, connection: Connection, report: CountReport = lambda *_: None) -> list[Miscount]:
         """The counters that differ from a full count, both in one snapshot. It reads every row, block by block.
 
         `report` is called after each page with the rows counted, and the share of the table that this is.

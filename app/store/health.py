@@ -9,7 +9,8 @@ from app.store.sequences import behind
 # What a session is told of its server and database.
 LOOK = """
 SELECT current_setting('server_encoding'), current_setting('transaction_read_only') = 'on', pg_is_in_recovery(),
-    to_regclass('alembic_version') IS NOT NULL
+    to_regclass('alembic_version') IS NOT NULL,
+    coalesce(has_table_privilege(to_regclass('alembic_version'), 'SELECT'), true)
 """
 REVISION = "SELECT version_num FROM alembic_version"
 
@@ -52,8 +53,10 @@ async def examine(connection: Any, *, writes: bool = True) -> str:
 
     Raises UnusableDatabaseError, SchemaMismatchError (for rights too), SequenceBehindError and ReadOnlyError.
     """
-    encoding, read_only, is_standby, is_migrated = await connection.fetchrow(LOOK)
+    encoding, read_only, is_standby, is_migrated, may_look = await connection.fetchrow(LOOK)
     check_encoding(encoding)
+    if not may_look:
+        raise SchemaMismatchError("the database role lacks rights: SELECT on alembic_version, and maybe more")
     revision = check_revision(await connection.fetchval(REVISION) if is_migrated else None)
     if rights := await connection.fetchval(LACKING_RIGHTS):
         raise SchemaMismatchError(f"the database role lacks rights: {rights}")

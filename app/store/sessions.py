@@ -69,7 +69,7 @@ MARK = "SELECT set_config('pqs.session', $1, false)"
 MARKED = "SELECT current_setting('pqs.session', true)"
 
 
-class Address(NamedTuple):
+class ServerAddress(NamedTuple):
     """An address: what the driver gets, a text for each host; the settings of sessions; and options of sockets."""
 
     hosts: tuple[str, ...]
@@ -108,7 +108,7 @@ def libpq_address(url: str) -> str:
     return url.replace("postgresql+asyncpg://", "postgresql://", 1)
 
 
-def parsed(url: str) -> Address:
+def parsed(url: str) -> ServerAddress:
     """What an address means. Raises DatabaseRefusesError, which names it, for a parameter that cannot be honoured."""
     parts = urlsplit(libpq_address(url))
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -132,7 +132,7 @@ def parsed(url: str) -> Address:
     credentials, at, hosts = parts.netloc.rpartition("@")
     query = urlencode(kept, quote_via=quote)
     texts = (parts._replace(netloc=credentials + at + host, query=query).geturl() for host in hosts.split(","))
-    return Address(tuple(texts), settings, timeout, options)
+    return ServerAddress(tuple(texts), settings, timeout, options)
 
 
 def _check_file(name: str, path: str | None) -> None:
@@ -212,7 +212,7 @@ async def opened(url: str, settings: Mapping[str, str], **options: Any) -> Sessi
 
 
 async def _connect(
-    host: str, address: Address, settings: Mapping[str, str], seconds: float, options: dict[str, Any]
+    host: str, address: ServerAddress, settings: Mapping[str, str], seconds: float, options: dict[str, Any]
 ) -> Session:
     connection: Session = await asyncpg.connect(
         host,
