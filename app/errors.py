@@ -111,8 +111,24 @@ class DatabaseDownError(UnavailableError):
     """The database does not answer: its circuit breaker counts this error."""
 
 
+class DatabaseRefusesError(DatabaseDownError):
+    """The database takes no connection until somebody changes something; the message names the cause."""
+
+
 class PoolExhaustedError(UnavailableError):
     """All connections of this process are in use: nothing was sent to the database."""
+
+
+class LimitedConnectionsError(PoolExhaustedError):
+    """The server takes no further connection: nothing was sent to the database."""
+
+
+class ReadOnlyError(UnavailableError):
+    """The database takes no writes now: it is a standby, or was made read-only."""
+
+
+class RowLockedError(UnavailableError):
+    """Another client kept a row locked for longer than this write could wait. Nothing was written."""
 
 
 class ContentionError(UnavailableError):
@@ -121,6 +137,14 @@ class ContentionError(UnavailableError):
 
 class SchemaMismatchError(UnavailableError):
     """The database's schema is not the one that this code expects."""
+
+
+class UnusableDatabaseError(UnavailableError):
+    """The database can never serve as it is; the message says why."""
+
+
+class SequenceBehindError(UnavailableError):
+    """A sequence would draw keys that its table has already; `pqs migrate` mends this."""
 
 
 class IngestInterruptedError(UnavailableError):

@@ -4,7 +4,7 @@ No part knows the web framework: `app.main` adds it, and the workers' commands r
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +14,7 @@ from typing import Literal, Self, assert_never
 
 from app.access.access import Access
 from app.concurrency.breaker import CircuitBreaker
+from app.concurrency.lanes import PLACES
 from app.concurrency.worker import working
 from app.domain.changes import Logging
 from app.domain.decider import Deadline
@@ -41,10 +42,13 @@ from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.runtime.metrics import Metrics
 from app.settings import BusKind, Settings, secret_of
-from app.store.database import Database
+from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
+from app.store.readiness import Readiness
+from app.store.replica import ReadSide, Replica
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
 FULL_SCANS = 2  # lists at once that read a whole domain: on connections that nothing else waits for
+LOCK_WAIT = "200ms"  # that a joined batch waits for a row which another client has locked
 CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
 
@@ -59,8 +63,8 @@ class Service:
 
     settings: Settings
     database: Database
-    scans: Database
-    full_scans: Database
+    scans: ReadSide
+    full_scans: ReadSide
     reader: Reader
     projector: Projector
     writer: Writer
@@ -74,6 +78,8 @@ class Service:
     waits: Waits  # the reads that wait
     following: FollowingReport
     access: Access  # who a caller is, and how much each may do
+    replica: Replica | None  # its lag
+    readiness: Readiness
 
 
 class Parts:
@@ -88,6 +94,7 @@ class Parts:
         self._primary = _address(settings, "database_url", lambda: url)
         self._timeout = timedelta(seconds=settings.statement_timeout)
         self._stack = AsyncExitStack()
+        self._databases: list[Database] = []
 
     async def __aenter__(self) -> Self:
         """Begin."""
@@ -130,10 +137,20 @@ class Parts:
         await access.refresh()
         await self._stack.enter_async_context(working(access))
         database = self._database(settings.pool_size)
-        replica = _address(settings, "database_read_url", self._primary)
-        scans = self._database(settings.pool_size, address=replica, scans=True)
-        full_scans = self._database(FULL_SCANS, address=replica, scans=True, breaker=scans.breaker)
+        scans = self._database(settings.pool_size, scans=True)
+        full_scans = self._database(FULL_SCANS, scans=True, breaker=scans.breaker)
         breakers = {"primary": database.breaker, "scans": scans.breaker}
+        lists, walking, lag, readiness = ReadSide(scans), ReadSide(full_scans), None, Readiness(database)
+        if settings.database_read_url is not None:
+            replica = _address(settings, "database_read_url", self._primary)
+            on_replica = self._database(settings.pool_size, address=replica, scans=True)
+            full_scans_there = self._database(FULL_SCANS, address=replica, scans=True, breaker=on_replica.breaker)
+            allowed = settings.read_max_lag
+            lag = Replica(scans, on_replica, allowed=None if allowed is None else timedelta(seconds=allowed))
+            await self._stack.enter_async_context(working(lag))
+            lists, walking = ReadSide(scans, on_replica, lag), ReadSide(full_scans, full_scans_there, lag)
+            breakers["replica"] = on_replica.breaker
+            readiness = Readiness(database, on_replica)
         reader = Reader(database, joining=settings.batching)
         self._stack.push_async_callback(reader.close)
         if settings.relay:
@@ -151,11 +168,21 @@ class Parts:
         following = FollowingReport(feed, waits, metrics)
         await self._stack.enter_async_context(working(following))
         projector = Projector(database, self.timing, self.entries, log=self.log)
-        writer = Writer(projector, joining=settings.batching)
+        # A lane must not wait for a row that another client keeps locked: see Side.
+        joined = self._database(2, breaker=database.breaker, session={"lock_timeout": LOCK_WAIT})
+        waiting = self._database(PLACES, breaker=database.breaker)
+        on_joined, on_waiting = (
+            Projector(each, self.timing, self.entries, log=self.log) for each in (joined, waiting)
+        )
+        if settings.batching:
+            writer = Writer(on_waiting, joining=True, joined=on_joined)
+        else:
+            writer = Writer(projector, joining=False)
         self._stack.push_async_callback(writer.close)
         watch = QuotaWatch(database)
         await self._stack.enter_async_context(working(watch))
-        store = WorkflowStore(database, joining=settings.batching, watch=watch)
+        sides = {"joined": joined, "waiting": waiting} if settings.batching else {}
+        store = WorkflowStore(database, joining=settings.batching, watch=watch, **sides)
         self._stack.push_async_callback(store.close)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         await self._stack.enter_async_context(working(pruner))
@@ -164,8 +191,8 @@ class Parts:
         return Service(
             settings,
             database,
-            scans,
-            full_scans,
+            lists,
+            walking,
             reader,
             projector,
             writer,
@@ -179,6 +206,8 @@ class Parts:
             waits,
             following,
             access,
+            lag,
+            readiness,
         )
 
     async def announce(self) -> None:
@@ -215,7 +244,7 @@ class Parts:
             destinations.append(to_handler("consul", consul.handle))
             breakers["consul"] = consul.breaker
         # A pass holds its connection while it sends, so the relay does not share the pool that answers requests.
-        database = self._database(max(1, len(destinations) * LANES))
+        database = self._database(max(1, len(destinations) * LANES), session=LONG_TRANSACTIONS)
         return Relay(database, destinations, breakers=breakers)
 
     def sweep(self, report: PageReport = lambda *_: None) -> Sweep:
@@ -241,7 +270,7 @@ class Parts:
                 f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
             )
         breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer retries at its own pace
-        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker)
+        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker, session=LONG_TRANSACTIONS)
         return Consumer(
             database,
             Projector(database, self.timing, self.entries, log=self.log),
@@ -259,6 +288,7 @@ class Parts:
         address: Callable[[], str] | None = None,
         scans: bool = False,
         breaker: CircuitBreaker | None = None,
+        session: Mapping[str, str] = NO_SETTINGS,
     ) -> Database:
         database = Database(
             address or self._primary,
@@ -266,7 +296,10 @@ class Parts:
             statement_timeout=self._timeout,
             scans=scans,
             breaker=breaker,
+            settings=session,
+            siblings=self._databases,
         )
+        self._databases.append(database)
         self._stack.push_async_callback(database.close)
         return database
 

@@ -14,6 +14,7 @@ from app.api.correlation import HEADER, correlation
 from app.api.room import HELD
 from app.errors import PqsError
 from app.runtime.metrics import Metrics
+from app.store.replica import lag_of_answer
 
 __all__ = [
     "HEADER",
@@ -31,6 +32,7 @@ DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that are still read, so that
 DRAIN_SECONDS = 10.0
 GONE = 499  # in log and metrics: the client disconnected before its request was complete
 NO_PEER = "-"  # where nobody knows the address of the other side, as at a Unix socket
+LAG = b"pqs-replica-lag"  # seconds that the replica which answered lags, at most
 UNKNOWN = "unknown"  # in metrics: the route of a request that matches none
 METHODS = {
     "GET",
@@ -99,6 +101,7 @@ class RequestContext:
         began = time.perf_counter()
         body = _Body(scope, receive)
         before = correlation_id.get()
+        lag_of_answer.set(None)
         own_id = begin(scope["headers"])
         status = 0
 
@@ -108,6 +111,8 @@ class RequestContext:
                 status = message["status"]
                 headers = message["headers"]
                 message["headers"] = [*headers, *self._lacking(scope["headers"], headers), (HEADER, own_id.encode())]
+                if (lag := lag_of_answer.get()) is not None:
+                    message["headers"].append((LAG, b"%.3f" % lag))
                 if status >= 400 and not await body.drain():
                     message["headers"].append((b"connection", b"close"))
             await send(message)

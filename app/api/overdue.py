@@ -110,10 +110,10 @@ async def _scan(request: Request, query: OverdueQuery, kind: Deadline) -> Respon
     headers = await waits.fresh(request, query, service_of(request).waits.scan_marks)
     known = known_tags(request.scope["headers"])
     if query.cursor is not None:
-        return _page(request, await scans.read(_read, asked), headers)
+        return _page(request, await scans.read_now(_read, asked), headers)
     wait = waits.wait_of(request, query)
     if known is None or not wait.seconds or query.as_of is not None:
-        shown = await scans.read(_read, asked)
+        shown = await scans.read_now(_read, asked)
     else:
         headers |= wait.headers
         shown = await waits.waited(
@@ -129,7 +129,7 @@ def _waited(service: Service, asked: _Asked, known: Callable[[str], bool], secon
     """The page as soon as it is another one."""
     states = frozenset(REGISTRATION.deadlines[asked.kind].states)
     key = asked.kind, asked.domain, asked.limit
-    return service.waits.boards.ask(key, states, lambda: service.scans.read(_read, asked), known, seconds)
+    return service.waits.boards.ask(key, states, lambda: service.scans.read_now(_read, asked), known, seconds)
 
 
 def _page(request: Request, shown: Shown, headers: dict[str, str]) -> Response:

@@ -16,7 +16,7 @@ from app.cli.migrate import bring_up_to_date
 from app.cli.options import settings_options, warn_of_secrets
 from app.outbound import contract
 from app.runtime import log
-from app.runtime.database import own_database
+from app.runtime.database import look_at, own_database
 from app.runtime.processes import export, run, server_tls
 from app.runtime.sockets import listening
 from app.settings import Posture, Settings, read_settings
@@ -44,6 +44,10 @@ def serve(**given: str | None) -> None:
             check_sockets(settings.auth, sockets)  # a name may have other addresses by now
             if settings.database_url is None:
                 asyncio.run(bring_up_to_date(url))
+            else:
+                asyncio.run(look_at(url, settings))
+            if settings.database_read_url is not None:
+                asyncio.run(look_at(settings.database_read_url.get_secret_value(), settings, writes=False))
             export(settings.model_copy(update={"database_url": url}))
             contract.log_what_is_off(routes)  # once, not in every worker
             _announce(settings, sockets[0])

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from app.errors import DatabaseDownError, PoolExhaustedError, UnavailableError
+from app.errors import DatabaseDownError, DatabaseRefusesError, PoolExhaustedError, UnavailableError
 
 FAILURES = 5  # in a row
 OPEN_FOR = timedelta(seconds=60)
+LEAST_WAIT = 1.0  # seconds: `retry_after` of a call that is refused just after the breaker opened
 PROBE_PENDING = timedelta(seconds=1)  # `retry_after` of a call that is refused while another call probes
 
 
@@ -23,6 +24,10 @@ class CircuitBreaker:
     No other error is a failure. An error with which the other side answered ends a row of failures; a cancellation,
     or a pool without a free connection, changes nothing. Calls that began before the breaker opened no longer change
     it. `clock` is monotonic, in seconds.
+
+    With `on_open`, which is called when it opens, somebody else asks the other side meanwhile, and calls `recover`
+    when it answers. Then a refused call is told to wait for as long again as the breaker has been open, so for a
+    second after a short break, and for `open_for` at most.
     """
 
     def __init__(
@@ -41,13 +46,21 @@ class CircuitBreaker:
         self._down = down
         self._failures = 0
         self._opened_at: float | None = None
+        self._down_since = 0.0  # when it opened, if it is open
         self._openings = 0
         self._probing = False
+        self._refusal: str | None = None  # the cause, where the other side named one
+        self.on_open: Callable[[], None] | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether calls are refused now, except for the probe."""
         return self._opened_at is not None
+
+    def recover(self) -> None:
+        """Close: the other side answers again."""
+        self._failures = 0
+        self._opened_at = None
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -57,8 +70,9 @@ class CircuitBreaker:
         try:
             yield
             ended_well = True
-        except self._down:
+        except self._down as error:
             ended_well = False
+            self._refusal = str(error) if isinstance(error, DatabaseRefusesError) else None
             raise
         except PoolExhaustedError:
             raise
@@ -75,7 +89,10 @@ class CircuitBreaker:
         left = self._opened_at + self._open_for - self._clock()
         if left > 0 or self._probing:
             wait = timedelta(seconds=left) if left > 0 else PROBE_PENDING
-            raise UnavailableError(f"{self._what} did not answer and is not called again yet", retry_after=wait)
+            if self.on_open is not None:
+                wait = timedelta(seconds=min(self._open_for, max(LEAST_WAIT, self._clock() - self._down_since)))
+            said = self._refusal or f"{self._what} did not answer and is not called again yet"
+            raise UnavailableError(said, retry_after=wait)
         self._probing = True
         return True
 
@@ -91,7 +108,11 @@ class CircuitBreaker:
             case False:
                 self._failures += 1
                 if probe or self._failures >= self._limit:
+                    if self._opened_at is None:
+                        self._down_since = self._clock()
                     self._opened_at = self._clock()
                     self._openings += 1
+                    if self.on_open is not None:
+                        self.on_open()
             case None:
                 pass

@@ -3,7 +3,7 @@
 import asyncio
 from uuid import UUID
 
-from app.concurrency.lanes import Lane, Lanes
+from app.concurrency.lanes import Lane, Lanes, Side
 from app.domain.events import EventBase, Name
 from app.domain.registration import Registration
 from app.domain.results import Result
@@ -44,11 +44,17 @@ class Writer:
 
     All but large ones go through one lane, so the requests of one process hardly race each other for a row. More
     lanes would make the transactions smaller, and each event cost more.
+
+    With `joined`, whose sessions have a short `lock_timeout`, an event whose row another client keeps locked goes on
+    alone, by `projector`, beside the lane.
     """
 
-    def __init__(self, projector: Projector, *, joining: bool) -> None:
+    def __init__(self, projector: Projector, *, joining: bool, joined: Projector | None = None) -> None:
         self._projector = projector
-        self._lanes = Lanes(projector.persist)
+        side = None
+        if joined is not None:
+            side = Side[EventBase, Result](lambda event: event.key, joined.locked, projector.persist)
+        self._lanes = Lanes[EventBase, Result]((joined or projector).persist, side=side)
         self._joining = joining
 
     def ask(self, event: EventBase, size: int = 0) -> "asyncio.Future[Result]":

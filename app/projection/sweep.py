@@ -18,7 +18,8 @@ from app.domain.row_type import R
 from app.errors import PqsError, UnavailableError
 from app.projection.changes import ChangeLog
 from app.projection.entries import EntryBuilder
-from app.store.database import Connection, Database, LostRaceError, translated
+from app.store.database import Connection, Database, LostRaceError
+from app.store.failures import translated
 from app.store.overdue import BEFORE_ALL, PassedKey
 from app.store.registrations import REGISTRATIONS, Store
 

@@ -42,6 +42,7 @@ class DatabaseNumbers(Struct, frozen=True):
     backlogs: Sequence[Backlog] = ()
     ages: Sequence[Age] = ()
     dead_letters: int | None = None
+    replica_lag: float | None = None
 
 
 async def read_numbers(database: Database, destinations: Collection[str]) -> DatabaseNumbers:
@@ -181,7 +182,10 @@ class _DatabaseCollector(Collector):
         dead = GaugeMetricFamily("pqs_dead_letters", "Dead letters; an estimate if there are many.")
         if self._numbers.dead_letters is not None:
             dead.add_metric([], self._numbers.dead_letters)
-        return [waiting, oldest, behind, dead]
+        lag = GaugeMetricFamily("pqs_replica_lag_seconds", "Seconds that the replica lags behind, at most.")
+        if self._numbers.replica_lag is not None:
+            lag.add_metric([], self._numbers.replica_lag)
+        return [waiting, oldest, behind, dead, lag]
 
 
 class _AllProcesses(Collector):

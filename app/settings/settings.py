@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     database_read_url: Address | None = Field(
         None, description="A replica of that PostgreSQL, which answers lists, counts and scans."
     )
+    read_max_lag: Duration | None = Field(
+        None,
+        description="The seconds that the replica may lag; beyond, the primary answers. Without it, the primary "
+        "answers overdue scans, and the replica the rest, however far it lags.",
+    )
     data_dir: File = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("pqs")),
         description="The folder in which the service's own PostgreSQL keeps its data.",
@@ -315,6 +320,7 @@ def _with_secrets(given: Mapping[str, object]) -> dict[str, object]:
 
 # A setting, and the one that it says nothing without.
 _NEEDS = (
+    ("read_max_lag", "database_read_url"),
     ("oidc_issuer", "oidc_audience"),
     ("oidc_audience", "oidc_issuer"),
     ("oidc_scopes_map", "oidc_issuer"),

@@ -123,10 +123,11 @@ class Health(Struct, frozen=True):
 class Ready(Health, frozen=True, omit_defaults=True):
     """The database answers, and its schema is the expected one.
 
-    Only callers with `operations:read` are told the `revision`.
+    Only callers with `operations:read` are told the `revision`, and why the replica is not used.
     """
 
     revision: str | None = None
+    read_database: str | None = None
 
 
 class WorkflowPage(Struct, frozen=True):

@@ -173,6 +173,7 @@ BY_SCHEMA: dict[tuple[str, str], str] = {
     ("Position", "sequence"): "The place among the entity's events. It excludes `partition` and `offset`.",
     ("OrderProblem", "current_state"): "The state of the entity's registration; null without a row.",
     ("OrderProblem", "version"): "The version of the entity's row; null without a row.",
+    ("Ready", "read_database"): "Why the primary answers in place of the read database; absent if it does not.",
     ("Ready", "revision"): "The schema's revision; absent for callers without `operations:read`.",
     ("Ready", "status"): "`ready`: the database answers, and its schema is the expected one.",
     ("Result", "current_state"): "The state of the entity's registration after the event; null without a row.",
