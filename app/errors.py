@@ -39,6 +39,10 @@ class InvalidInputError(PqsError):
         self.faults = faults
 
 
+class ForeignMessageError(PqsError):
+    """The message of a log is not an event: it has no value, or a type that is not ours."""
+
+
 class TooLargeError(PqsError):
     """The body is larger than this service accepts in one piece."""
 
@@ -61,6 +65,10 @@ class ForeignOriginError(PqsError):
 
 class NotFoundError(PqsError):
     """There is no such row."""
+
+
+class InUseError(PqsError):
+    """What is to be removed is in use."""
 
 
 class PreconditionRequiredError(PqsError):

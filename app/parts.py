@@ -4,6 +4,7 @@ No part knows the web framework: `app.main` adds it, and the workers' commands r
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Literal, Self, assert_never
 from app.access.parts import Access
 from app.breaker import CircuitBreaker
 from app.domain.decider import Deadline
+from app.domain.order import within
+from app.domain.positions import ANY_PARTITION, before_topic
 from app.domain.registration import Timing
 from app.errors import StartError
 from app.feed.announcer import Announcer
@@ -32,10 +35,14 @@ from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
 from app.projection.batching import Reader, Writer
 from app.projection.changes import ChangeLog, change_log_of
+from app.projection.clock import DatabaseClock
 from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
+from app.projection.tracks import move_track
 from app.runtime.metrics import Metrics
-from app.settings import BusKind, Settings, secret_of
+from app.settings import BusKind, Foreign, Gaps, Settings, Tracks, secret_of
+from app.store import audit, watermarks
+from app.store.audit import Act
 from app.store.database import Database
 from app.worker import working
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
@@ -59,6 +66,7 @@ class Service:
     scans: Database
     walks: Database
     reader: Reader
+    clock: DatabaseClock
     projector: Projector
     writer: Writer
     workflows: WorkflowStore
@@ -137,7 +145,8 @@ class Parts:
         if settings.sweep:
             await self._stack.enter_async_context(working(self.sweep(metrics.swept)))
         feed, follow = await self._feed(database)
-        projector = Projector(database, self.timing, self.entries, log=self.log)
+        clock = self._clock(database)
+        projector = Projector(database, self.timing, self.entries, log=self.log, clock=clock)
         writer = Writer(projector, joining=settings.batching)
         self._stack.push_async_callback(writer.close)
         watch = QuotaWatch(database)
@@ -154,6 +163,7 @@ class Parts:
             scans,
             walks,
             reader,
+            clock,
             projector,
             writer,
             store,
@@ -207,7 +217,8 @@ class Parts:
         breaker = CircuitBreaker(open_for=timedelta(seconds=DATABASE_WAITS[1]))  # of both: it is one server
         database = self._database(len(Deadline), breaker=breaker)
         scans = self._database(len(Deadline), breaker=breaker, scans=True)
-        return Sweep(database, scans, self.entries, report, log=self.log)
+        follow = self._settings.tracks is Tracks.FOLLOW
+        return Sweep(database, scans, self.entries, report, log=self.log, follow=follow)
 
     def consumer(self) -> Consumer:
         """A consumer of the topics that the settings name.
@@ -220,21 +231,44 @@ class Parts:
         if settings.topics_in is None:
             raise StartError("PQS_TOPICS_IN is not set: the topics to read, as topic,topic")
         topics = settings.topics_in.split(",")
-        if settings.bus is BusKind.KAFKA and settings.topic_out in topics:
+        patterns = [re.compile(topic) for topic in topics if topic.startswith("^")]
+
+        def reads(topic: str) -> bool:
+            return topic in topics or any(pattern.match(topic) for pattern in patterns)
+
+        if settings.bus is BusKind.KAFKA and reads(settings.topic_out):
             raise StartError(
                 f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
             )
         breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer retries at its own pace
         database = self._database(CONSUMER_CONNECTIONS, breaker=breaker)
+        clock = self._clock(database)
+        follow = within(reads) if settings.tracks is Tracks.FOLLOW else None
         return Consumer(
             database,
-            Projector(database, self.timing, self.entries, log=self.log),
+            Projector(database, self.timing, self.entries, log=self.log, clock=clock, follow=follow),
+            clock,
             servers=settings.kafka,
             topics=topics,
             group=settings.consumer_group,
             options=client_options(settings),
             credentials=credentials_of(settings),
+            static_id=settings.consumer_id,
+            stop_at_gaps=settings.gaps is Gaps.STOP,
+            keep_foreign=settings.foreign is Foreign.DEAD_LETTER,
         )
+
+    async def restart(self, topic: str, principal: str) -> int:
+        """Have a topic that was created again read from its first message; how many rows were moved there."""
+        database = self._database(1)
+        await database.write(watermarks.restart, topic)
+        number = await move_track(database, self.log, f"{topic}-{ANY_PARTITION}", before_topic(topic))
+        target = f"topic {topic}: {number} entities stand before its first message"
+        await database.write(audit.add, Act(principal=principal, action="consume.restarted", target=target))
+        return number
+
+    def _clock(self, database: Database) -> DatabaseClock:
+        return DatabaseClock(database, timedelta(seconds=self._settings.max_skew))
 
     def _database(
         self,

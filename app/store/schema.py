@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from app.errors import SchemaMismatchError, StartError
 
 # Every revision, oldest first. A test compares this with Alembic's own list.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0012")
 HEAD = REVISIONS[-1]
 BASE = "base"  # before the first revision: no tables
 
