@@ -29,7 +29,7 @@ from app.errors import (
     UnavailableError,
     UnreadableError,
 )
-from app.inbound.membership import MAX_BATCH, Batch, Membership, Watermarks
+from app.inbound.membership import MAX_BATCH, Batch, Membership, OutOfRangeError, Watermarks
 from app.inbound.report import ConsumerReport, Foreign
 from app.outbound.client_log import client_log
 from app.outbound.kafka_options import Credentials
@@ -126,7 +126,7 @@ class Consumer(Worker):
             )
             try:
                 await self._read(membership, stop)
-            except LostPlaceError as error:
+            except (LostPlaceError, OutOfRangeError) as error:
                 log.warning("%s; reading starts again from the watermarks", error)
             except UnavailableError as error:  # the stop ended the wait for the database
                 log.warning("stopped before the last batch was written: %s", error)

@@ -25,7 +25,7 @@ from confluent_kafka import Message as ClientMessage
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.errors import StartError, UnavailableError
+from app.errors import PqsError, StartError, UnavailableError
 from app.inbound.topics import ANSWER, GapError, TopicRestartedError, Topics, check_ids
 from app.outbound.kafka_options import Credentials
 from app.store.dead_letters import MessageHeaders
@@ -69,6 +69,10 @@ class Batch(Struct, frozen=True):
                 first.append(replace(each, offset=between, message_at=None, caught_up=None))
                 second.append(replace(each, expected=between))
         return Batch(one, first), Batch(other, second)
+
+
+class OutOfRangeError(PqsError):
+    """A partition does not have the message that is to be read next. A new membership finds out what that means."""
 
 
 class Times:
@@ -178,7 +182,7 @@ class Membership:
     def fetch(self) -> Batch:
         """The messages that have arrived, up to a batch; none after IDLE seconds without one.
 
-        Raises TopicRestartedError, and GapError if this membership is to stop at gaps.
+        Raises OutOfRangeError, TopicRestartedError, and GapError if this membership is to stop at gaps.
         """
         self._commit()
         if found := self._topics.new_partitions():
@@ -214,29 +218,32 @@ class Membership:
             if partition in self._offsets:
                 self._ends[partition] = message.offset() or 0
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
-            if partition in self._offsets:
-                self._out_of_range(partition)
+            raise OutOfRangeError(f"{partition[0]}-{partition[1]} does not have its next message any more")
         else:
             log.warning("Kafka: %s", error)
 
-    def _out_of_range(self, partition: KafkaPartition) -> None:
-        """The message after the watermark is not there: others were removed with it, or the topic is another one."""
+    def _start_of(self, partition: KafkaPartition, known: int) -> int:
+        """The offset at which to read on after `known`: that of the next message that is still there.
+
+        Raises TopicRestartedError when the partition ends before, and GapError if this membership stops at gaps.
+        """
+        if known == NOTHING_READ:
+            return OFFSET_BEGINNING
+        next_ = known + 1
         bounds = self._topics.bounds(partition)
-        next_ = self._offsets[partition] + 1
         if bounds is None:
-            begin = next_  # it is asked for again
-        else:
-            begin, end = bounds
-            if next_ > end:
-                raise TopicRestartedError(partition[0], f"{partition[0]}-{partition[1]} ends before offset {next_}")
-            if begin > next_ > 0:
-                name = f"{partition[0]}-{partition[1]}"
-                said = f"messages {next_} to {begin - 1} of {name} were removed before they were read"
-                self._gap(partition, begin - next_)
-                if self._stop_at_gaps:
-                    raise GapError(f"{said} (PQS_GAPS is stop; to go on without them: --gaps skip)")
-                log.error("%s", said)
-        self._client.seek(TopicPartition(*partition, max(begin, next_)))
+            return next_
+        begin, end = bounds
+        name = f"{partition[0]}-{partition[1]}"
+        if next_ > end:
+            raise TopicRestartedError(partition[0], f"{name} ends before offset {next_}")
+        if begin > next_:
+            said = f"messages {next_} to {begin - 1} of {name} were removed before they were read"
+            self._gap(partition, begin - next_)
+            if self._stop_at_gaps:
+                raise GapError(f"{said} (PQS_GAPS is stop; to go on without them: --gaps skip)")
+            log.error("%s", said)
+        return max(begin, next_)
 
     def _advances(self, last: Mapping[KafkaPartition, ClientMessage]) -> list[Advance]:
         """The moves of the watermarks: to the `last` messages of partitions, and of partitions at their end."""
@@ -294,7 +301,7 @@ class Membership:
         log.info("reading %s", ", ".join(f"{each.topic}-{each.partition}" for each in ours) or "no new partition")
         for each in partitions:
             known = progress[each.topic, each.partition].offset
-            each.offset = OFFSET_BEGINNING if known == NOTHING_READ else known + 1
+            each.offset = self._start_of((each.topic, each.partition), known)
             self._offsets[each.topic, each.partition] = known
             self._times[each.topic, each.partition] = Times()
         client.incremental_assign(partitions)

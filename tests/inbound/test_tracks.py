@@ -43,7 +43,9 @@ async def reading(
 ) -> AsyncIterator[None]:
     """A consumer that reads a topic into a database while this lasts."""
     database = patient_database(url)
-    projector = Projector(database, timing or Timing(), log=ChangeLog(), follow=within(topic.__eq__) if follow else None)
+    projector = Projector(
+        database, timing or Timing(), log=ChangeLog(), follow=within(topic.__eq__) if follow else None
+    )
     try:
         async with running(consumer_on(database, kafka.servers, topic, uuid4().hex, projector=projector, **more)):
             yield
