@@ -37,7 +37,7 @@ serve: $(VENV)/service ## run the service and its own PostgreSQL on 127.0.0.1:80
 	@exec $(BIN)/pqs serve
 
 kafka: ## run an Apache Kafka on 127.0.0.1:9092, where Java 17 and Maven are
-	@exec kafka/run
+	@exec tests/kafka/run
 
 test: $(VENV) ## run the whole suite against a real PostgreSQL of its own
 	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov --cov-report= $(ARGS)

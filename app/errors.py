@@ -136,8 +136,12 @@ class TooManyFaultsError(PqsError):
         self.committed_lines = committed_lines
 
 
-class TooManyWalksError(UnavailableError):
-    """The most reads that walk through a domain run already: the database was not asked."""
+class TooManyFullScansError(UnavailableError):
+    """As many full scans as may run at once are running: the database was not asked."""
+
+
+class NoRoomError(UnavailableError):
+    """This process holds as much of request bodies as it may: the rest of this one was not kept."""
 
 
 class IntentError(PqsError):

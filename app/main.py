@@ -27,11 +27,12 @@ from app.api import (
     workflows,
 )
 from app.api.edge import Edge
+from app.api.full_scans import FullScans
 from app.api.hosts import Hosts
 from app.api.methods import Allowed
 from app.api.openapi import document
 from app.api.origins import Origins
-from app.api.walks import Walks
+from app.api.room import PART_OF_A_PEER, Room
 from app.errors import StartError
 from app.outbound import contract
 from app.parts import Parts
@@ -110,7 +111,8 @@ def create_app(settings: Settings) -> FastAPI:
     resources = (events, entities, counts, overdue, changes, workflows, watermarks, dead_letters, audit, health)
     for resource in resources:
         app.include_router(resource.router, dependencies=[] if resource is health else [Depends(queries.check_query)])
-    app.state.walks = Walks()
+    app.state.full_scans = FullScans()
+    app.state.room = Room(max(settings.body_memory, PART_OF_A_PEER * settings.max_body))
     problems.install(app)
     document.install(app, issuer=settings.oidc_issuer)
     return app

@@ -13,8 +13,9 @@ from functools import cached_property
 from types import TracebackType
 from typing import Literal, Self, assert_never
 
-from app.access.parts import Access
-from app.breaker import CircuitBreaker
+from app.access.access import Access
+from app.concurrency.breaker import CircuitBreaker
+from app.concurrency.worker import working
 from app.domain.decider import Deadline
 from app.domain.order import within
 from app.domain.positions import ANY_PARTITION, before_topic
@@ -25,10 +26,10 @@ from app.feed.feed import CONNECTIONS, Feed
 from app.feed.follow import Follow
 from app.feed.retention import Retention
 from app.inbound.consumer import FIRST_WAIT, Consumer
+from app.outbound import contract
 from app.outbound.bus import Bus
 from app.outbound.consul import Consul, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
-from app.outbound.entries import EntryBuilder, entry_builder_of
 from app.outbound.kafka import KafkaBus
 from app.outbound.kafka_options import client_options, credentials_of
 from app.outbound.memory import MemoryBus
@@ -36,6 +37,7 @@ from app.outbound.relay import LANES, Relay
 from app.projection.batching import Reader, Writer
 from app.projection.changes import ChangeLog, change_log_of
 from app.projection.clock import DatabaseClock
+from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
 from app.projection.tracks import move_track
@@ -44,10 +46,9 @@ from app.settings import BusKind, Foreign, Gaps, Settings, Tracks, secret_of
 from app.store import audit, watermarks
 from app.store.audit import Act
 from app.store.database import Database
-from app.worker import working
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
-WALKS = 2  # reads at once that walk a whole domain: on connections that nothing else waits for
+FULL_SCANS = 2  # lists at once that read a whole domain: on connections that nothing else waits for
 CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
 
@@ -55,16 +56,15 @@ CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 class Service:
     """The parts of a running service.
 
-    `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans,
-    `walks` for lists that walk a whole domain. `reader` and
-    `writer` join single requests into batches; arrays and streams go to the projector directly. The keys of
-    `breakers` are their names in the metrics.
+    `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans, `full_scans` for
+    lists that read a whole domain. `reader` and `writer` join single requests into batches; arrays and streams go to
+    the projector directly. The keys of `breakers` are their names in the metrics.
     """
 
     settings: Settings
     database: Database
     scans: Database
-    walks: Database
+    full_scans: Database
     reader: Reader
     clock: DatabaseClock
     projector: Projector
@@ -118,7 +118,9 @@ class Parts:
     @cached_property
     def entries(self) -> EntryBuilder:
         """The builder of outbox entries. Raises StartError for intents that no handler can carry out."""
-        return entry_builder_of(self._settings)
+        topic = None if self._settings.bus is BusKind.OFF else self._settings.topic_out
+        handlers = contract.after_the_transaction(contract.routes_of(self._settings))
+        return EntryBuilder(topic, handlers, source=self._settings.source)
 
     async def service(self, metrics: Metrics) -> Service:
         """A service with the workers that its settings enable.
@@ -133,7 +135,7 @@ class Parts:
         database = self._database(settings.pool_size)
         replica = _address(settings, "database_read_url", self._primary)
         scans = self._database(settings.pool_size, address=replica, scans=True)
-        walks = self._database(WALKS, address=replica, scans=True, breaker=scans.breaker)
+        full_scans = self._database(FULL_SCANS, address=replica, scans=True, breaker=scans.breaker)
         breakers = {"primary": database.breaker, "scans": scans.breaker}
         reader = Reader(database, joining=settings.batching)
         self._stack.push_async_callback(reader.close)
@@ -161,7 +163,7 @@ class Parts:
             settings,
             database,
             scans,
-            walks,
+            full_scans,
             reader,
             clock,
             projector,

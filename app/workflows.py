@@ -11,6 +11,8 @@ from decimal import Decimal
 
 import msgspec
 
+from app.concurrency.lanes import Lane, Lanes
+from app.concurrency.worker import Worker, until_stopped
 from app.domain.positions import MAX_NUMBER
 from app.domain.workflows import (
     MAX_KEY,
@@ -25,14 +27,12 @@ from app.domain.workflows import (
     Workflow,
 )
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError, PqsError
-from app.projection.batching import Lane, Lanes
 from app.store import quotas, workflows
 from app.store.database import Database, LostRaceError, refused_values
 from app.store.workflows import PRUNE_ROWS, CommitOutcome
 from app.wire.events import EARLIEST, LATEST
 from app.wire.faults import depth, fault_of, find_nul
 from app.wire.syntax import MAX_NESTING
-from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
 

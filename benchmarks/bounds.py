@@ -1,6 +1,7 @@
 """What hostile input costs: time and memory for each kind, in one process, without a database.
 
-`python -m benchmarks.bounds` prints the rows of docs/explanation/security.md; a body has 8 MiB.
+`python -m benchmarks.bounds` prints the rows of docs/explanation/security.md; a body has 8 MiB. Then come the rows of
+`bounds_edge.py`, about connections.
 """
 
 import subprocess
@@ -15,6 +16,7 @@ from app.domain.projection import REGISTRATION
 from app.domain.registration import Timing
 from app.errors import PqsError
 from app.wire.events import read_event, read_events
+from benchmarks import bounds_edge
 
 SIZE = 8 * 1024 * 1024  # bytes of a body
 MODULUS = 2**61 - 1  # of Python's hash of a UUID
@@ -94,6 +96,7 @@ def main() -> None:
     print("| sent | answer | time | memory |\n| --- | --- | --- | --- |", flush=True)
     for case in CASES:
         subprocess.run([sys.executable, "-m", "benchmarks.bounds", case], check=True)
+    bounds_edge.main()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +29,13 @@ from tests.databases import SERVER, bare_database, drop_free, make_template, new
 # Durability is tested by killing processes, not by cutting the power: the kernel keeps what was written. And as
 # databases are used again, nothing but the test at hand is to come to one, not even a vacuum.
 PARAMETERS = {"fsync": "off", "autovacuum": "off", "max_connections": "300", "shared_buffers": "64MB"}
+
+# The tests that cover wholly what has to be covered. Tracing takes a third of the time of every test that is traced.
+TRACED = (
+    *("domain", "projection", "feed", "inbound/test_lines.py"),
+    *("api/test_refused_values.py", "api/test_streams.py", "api/test_workflows.py"),
+)
+TRACED_PATHS = tuple(Path(__file__).parent / each for each in TRACED)
 
 _running: list[tuple[EmbeddedPostgres, Path]] = []
 
@@ -68,6 +75,20 @@ def pytest_unconfigure() -> None:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
     _running.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Measure coverage in the tests of TRACED alone, their fixtures included."""
+    plugin = item.config.pluginmanager.get_plugin("_cov")
+    controller = None if plugin is None else plugin.cov_controller
+    if controller is None or any(item.path.is_relative_to(each) for each in TRACED_PATHS):
+        return (yield)
+    controller.pause()
+    try:
+        return (yield)
+    finally:
+        controller.resume()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import asyncpg
 import httpx
@@ -30,6 +30,7 @@ from tests.making import NODE, Json, event_json, life
 PATIENCE = 20.0  # seconds
 POLL = 0.01  # seconds
 LARGEST = 70_000  # bytes of a body; more than a hot call has
+UNCODED = {"Accept-Encoding": "identity"}  # a client by hand says nothing of it, and httpx would
 KEEP_ALIVE = 60  # seconds
 SMALL_BUFFER = 4096  # bytes that the kernel holds of answers that nobody reads
 BUFFER = 65_536  # bytes that it holds of requests
@@ -172,6 +173,10 @@ class Client:
         await self._reader.readline()
         return body
 
+    async def read(self, most: int) -> bytes:
+        """So many bytes at most."""
+        return await self._reader.read(most)
+
     async def line(self) -> bytes:
         """The next line."""
         async with asyncio.timeout(PATIENCE):
@@ -202,7 +207,14 @@ class _Prompt(uvicorn.Server):
 class Listening:
     """An application behind uvicorn with our protocol, in this loop."""
 
-    def __init__(self, app: Any, *, keep_alive: int = KEEP_ALIVE, lifespan: str = "off") -> None:
+    def __init__(
+        self,
+        app: Any,
+        *,
+        keep_alive: int = KEEP_ALIVE,
+        lifespan: str = "off",
+        protocol: Callable[..., HttpProtocol] = HttpProtocol,
+    ) -> None:
         self._is_listening = asyncio.Event()
 
         async def notify() -> None:
@@ -211,7 +223,7 @@ class Listening:
         self.server = _Prompt(
             uvicorn.Config(
                 app,
-                http=HttpProtocol,
+                http=cast("type[HttpProtocol]", protocol),  # uvicorn only calls it
                 lifespan=lifespan,  # type: ignore[arg-type]  # a literal there
                 log_config=None,
                 access_log=False,
@@ -275,8 +287,12 @@ class Plain:
         self.url = url
         self.app = main.create_app(read_settings({"database_url": url, "pool_size": 4, "max_body": max_body}))
         assert isinstance(self.app, main.Application)
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")
-        self.routed = httpx.AsyncClient(transport=httpx.ASGITransport(self.app.routed), base_url="http://localhost")
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app), base_url="http://localhost", headers=UNCODED
+        )
+        self.routed = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app.routed), base_url="http://localhost", headers=UNCODED
+        )
         self.untouched = False  # since it was reset
 
     @asynccontextmanager
@@ -318,8 +334,8 @@ class Served(Plain, Listening):
         assert isinstance(self.app, main.Application)
         find = self.app.direct
 
-        def watched(method: str, target: bytes, headers: Headers) -> DirectCall | None:
-            call = find(method, target, headers)
+        def watched(method: str, target: bytes, headers: Headers, peer: str) -> DirectCall | None:
+            call = find(method, target, headers, peer)
             self.ways.append(call is not None)
             return call
 

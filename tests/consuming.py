@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 from confluent_kafka import Producer
 
-from app.breaker import CircuitBreaker
+from app.concurrency.breaker import CircuitBreaker
 from app.domain.registration import Timing
 from app.inbound.consumer import Consumer
 from app.inbound.membership import MAX_BATCH
@@ -35,7 +35,7 @@ OPTIONS: Mapping[str, str | int] = {
     "reconnect.backoff.max.ms": 500,
 }
 ROWS = "SELECT * FROM registration_projections ORDER BY entity_id, domain"
-WATERMARKS = 'SELECT partition, "offset" FROM watermarks ORDER BY topic, partition'
+WATERMARKS = 'SELECT partition, "offset" FROM watermarks WHERE "offset" >= 0 ORDER BY topic, partition'
 POLL = 0.02  # seconds
 NOW = 0  # what the client takes for the time of the call
 

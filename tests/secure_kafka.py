@@ -1,4 +1,4 @@
-"""The secure listeners of a real Kafka, which `kafka/run --secure` starts: settings that get in, and its users."""
+"""The secure listeners of a real Kafka, by `tests/kafka/run --secure`: settings that get in, and its users."""
 
 import os
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from app.settings import Settings, read_settings
 from tests.broker import PATIENCE
 
 HAS_SECURE_KAFKA = pytest.mark.skipif(
-    "TEST_KAFKA_SECURE" not in os.environ, reason="kafka/run --secure gives a Kafka with secure listeners"
+    "TEST_KAFKA_SECURE" not in os.environ, reason="tests/kafka/run --secure gives a Kafka with secure listeners"
 )
 PLAIN_USER, PLAIN_PASSWORD = "pqs", "pqs-password"
 LISTENERS = (

@@ -26,7 +26,6 @@ import uvicorn
 from click.testing import CliRunner, Result
 
 from app import main
-from app.answers import LineResult
 from app.api.context import App, Message, Receive, Scope, Send
 from app.cli import pqs
 from app.errors import StartError
@@ -37,6 +36,7 @@ from app.load.loader import Loader
 from app.load.progress import Progress, summary
 from app.load.source import InputLine, Source, chunks
 from app.settings import Settings
+from app.wire.answers import LineResult
 from tests import processes
 from tests.making import Json, event_json, life, node
 from tests.processes import COMMAND, DATA, PATIENCE
@@ -413,6 +413,12 @@ def test_listed_reasons_do_not_act_on_the_terminal() -> None:
 def test_address_of_the_service(host: str, port: int, url: str) -> None:
     """The service's address is made of host and port, an IPv6 address in brackets."""
     assert service_url(host, port) == url
+
+
+def test_address_of_a_service_with_a_certificate() -> None:
+    """Where the service speaks TLS, its address begins with https."""
+    assert service_url("127.0.0.1", 8000, tls=True) == "https://127.0.0.1:8000"
+    assert service_url("::1", 1, tls=True) == "https://[::1]:1"
 
 
 def test_report_counts_every_outcome() -> None:

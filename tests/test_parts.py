@@ -8,10 +8,10 @@ from datetime import timedelta
 
 import pytest
 
+from app.concurrency.worker import Worker, working
 from app.parts import Parts
 from app.settings import Settings, read_settings
 from app.store.database import Database
-from app.worker import Worker, working
 from app.workflows import Pruner
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"

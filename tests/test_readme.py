@@ -76,18 +76,27 @@ def walk(page: Path, places: dict[str, str]) -> None:
         assert printed == [answer for _, answer in steps]
 
 
-@pytest.mark.parametrize("page", [README, *TYPED], ids=lambda page: page.stem)
-def test_a_walk_answers_as_it_says(data_dir: Path, page: Path) -> None:
-    """Every command of a page, typed from its top in one shell at an empty service, prints what the page shows."""
+def test_the_readme_answers_as_it_says(data_dir: Path) -> None:
+    """Every command, typed from the top in one shell at a new service, prints what the page shows; so its example."""
     with service(data_dir) as address:
+        walk(README, {ADDRESS: address})
+        run_example(address)
+
+
+@pytest.mark.usefixtures("anyio_backend")  # these tests are no coroutines, and use databases of their own
+@pytest.mark.parametrize("page", TYPED, ids=lambda page: page.stem)
+def test_a_walk_answers_as_it_says(data_dir: Path, database_url: str, page: Path) -> None:
+    """The same of the tutorial's pages, on an empty database of a PostgreSQL that runs."""
+    with service(data_dir, f"--database-url={database_url}") as address:
         walk(page, {ADDRESS: address})
-        if page == README:
-            run_example(address)
 
 
-def test_the_registration_loop_goes_round_as_it_says(data_dir: Path, kafka: Broker, topic: str) -> None:
+@pytest.mark.usefixtures("anyio_backend")
+def test_the_registration_loop_goes_round_as_it_says(
+    data_dir: Path, database_url: str, kafka: Broker, topic: str
+) -> None:
     """The walk of the registration loop, with its sweep and a Kafka, prints what its page shows."""
-    options = ("--sweep=true", f"--kafka={kafka.servers}", f"--topic-out={topic}")
+    options = (f"--database-url={database_url}", "--sweep=true", f"--kafka={kafka.servers}", f"--topic-out={topic}")
     with service(data_dir, *options) as address:
         places = {ADDRESS: address, KAFKA: kafka.servers, "registration-events": topic, PYTHON: sys.executable}
         walk(LOOP, places)

@@ -37,6 +37,7 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
     "changes_keep": ("0", "0.001", "31536000", "31536001"),
     "followers": ("0", "1", "1000000", "1000001"),
     "max_body": ("1023", "1024", "1073741824", "1073741825"),
+    "body_memory": ("1023", "1024", "1099511627776", "1099511627777"),
     "oidc_leeway": ("-1", "0", "300", "301"),
 }
 WITHIN = [(name, value) for name, (_, *ends, _) in NUMBERS.items() for value in ends]
@@ -349,6 +350,7 @@ VALUES = {
     "database_url": "postgresql://u:hunter2@h/n",
     "database_read_url": "postgresql://u:hunter2@h/r",
     "kafka_password": "hunter2",
+    "kafka_options": "ssl.key.password=hunter2",
     "consul_token": "hunter2",
 }
 BESIDE = {
@@ -436,6 +438,26 @@ def test_secrets_on_a_command_line_are_warned_of() -> None:
     assert [line.partition(" ")[0] for line in secrets_in({"database_url": "postgresql:///?password=p"})] == [
         "--database-url"
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ("socket.keepalive.enable=true", False),
+        ("client.rack=password=1", False),
+        ("ssl.key.password=x", True),
+        ("client.id=a,ssl.keystore.password=x", True),
+        ("sasl.oauthbearer.client.secret=x", True),
+        ("sasl.oauthbearer.config=principal=x", True),
+        ("ssl.key.pem=x", True),
+        ("ssl.certificate.pem=x", False),
+    ],
+)
+def test_options_of_kafka_on_a_command_line_are_warned_of(options: str, *, warned: bool) -> None:
+    """Where one of them is a secret by its name."""
+    said = secrets_in({"kafka_options": options})
+    line = "--kafka-options shows a secret to everybody on this machine; set PQS_KAFKA_OPTIONS_FILE"
+    assert said == ([line] if warned else [])
 
 
 @pytest.mark.parametrize("name", SECRETS)

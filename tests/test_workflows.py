@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from app import workflows as module
+from app.concurrency.worker import working
 from app.domain.workflows import MAX_STATE, Committed, StateConflict, Workflow
 from app.errors import ActionConflictError, InvalidInputError
 from app.settings import Settings
@@ -21,7 +22,6 @@ from app.store import workflows as statements
 from app.store.database import Connection, Database
 from app.store.quotas import QuotaExceededError
 from app.store.workflows import PRUNE_LOCK
-from app.worker import working
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 from tests.conftest import application
 from tests.processes import PATIENCE, serving

@@ -2,7 +2,7 @@
 
 import app.access.principals as access_principals
 import app.store.tables as store_tables
-from app import answers, main, settings
+from app import main, settings
 from app.api import bodies, workflows
 from app.domain import events
 from app.domain.changes import ChangeOutcome
@@ -12,7 +12,7 @@ from app.outbound import kafka, postgres
 from app.runtime import protocol
 from app.settings import types as setting_types
 from app.store import tables
-from app.wire import envelopes
+from app.wire import answers, envelopes
 from pqs_client import tokens
 from pqs_client.entities import Entities, OverdueScans
 from pqs_client.events import Events
@@ -56,6 +56,7 @@ _used_from_outside: list[object] = [
     settings.Settings.database_read_url_file,
     settings.Settings.database_url_file,
     settings.Settings.consul_token_file,
+    settings.Settings.kafka_options_file,
     # Values that come from the environment.
     setting_types.KafkaSecurity.SSL,
     setting_types.KafkaSecurity.SASL_PLAINTEXT,

@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from app.access.refusals import ForbiddenError
@@ -12,7 +13,7 @@ from app.settings import Posture
 log = logging.getLogger(__name__)
 
 
-def is_loopback(address: str) -> bool:
+def is_loopback_address(address: str) -> bool:
     """Whether only this machine reaches an address: 127.0.0.0/8, ::1, and both as ::ffff:127.0.0.1."""
     try:
         parsed = ip_address(address.partition("%")[0])
@@ -52,7 +53,7 @@ def check_sockets(posture: Posture, sockets: Iterable[socket.socket]) -> None:
 
 
 def _check(addresses: Sequence[str], host: str) -> None:
-    if not all(is_loopback(address) for address in addresses):
+    if not all(is_loopback_address(address) for address in addresses):
         raise StartError(
             f"{host or 'this address'} can be reached from other machines, and this service asks nobody for a key. "
             "Three ways out: listen on 127.0.0.1 (PQS_HOST); ask for keys (PQS_AUTH=required, and "
@@ -62,6 +63,29 @@ def _check(addresses: Sequence[str], host: str) -> None:
 
 def _warn(host: str) -> None:
     log.warning("PQS_AUTH=insecure: whoever reaches %s may read, change and remove everything", host)
+
+
+@lru_cache(maxsize=1024)
+def is_beyond(address: str | None) -> bool:
+    """Whether one end of a connection, as ASGI names it, is an address that other machines have.
+
+    A name says nothing, and neither does the path of a Unix socket: only addresses count.
+    """
+    try:
+        ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return False
+    return not is_loopback_address(address or "")
+
+
+def from_beyond() -> ForbiddenError:
+    """The refusal of a request from beyond this machine: the server that runs this application was not asked to keep
+    to loopback addresses, as `pqs serve` does at its start."""
+    return ForbiddenError(
+        "this service asks nobody for a key, and other machines reach the address that it listens on; start it with "
+        "PQS_AUTH=required, and send a key, or let it listen on 127.0.0.1",
+        {},
+    )
 
 
 def is_forwarding(name: bytes) -> bool:

@@ -6,7 +6,6 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from app.access.principals import Scope
-from app.answers import AuditEntry, AuditPage
 from app.api.bodies import JSON
 from app.api.context import correlation_id
 from app.api.needs import caller_of, needs
@@ -16,6 +15,7 @@ from app.api.schemas import RowsQuery, encode
 from app.api.service import service_of
 from app.store import audit
 from app.store.audit import Act
+from app.wire.answers import AuditEntry, AuditPage
 
 router = APIRouter(tags=["audit"])
 

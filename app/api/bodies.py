@@ -3,7 +3,8 @@
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
-from app.errors import TooLargeError, UnsupportedMediaError
+from app.api.room import held_by
+from app.errors import NoRoomError, TooLargeError, UnsupportedMediaError
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -50,20 +51,32 @@ def media_type(request: Request, *accepted: str) -> str:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises TooLargeError past `limit` bytes, and ClientDisconnect if it ends early."""
+    """The whole body. Raises ClientDisconnect if it ends early.
+
+    Raises TooLargeError past `limit` bytes, and NoRoomError when this process holds too much of others; then it keeps
+    nothing of this one.
+    """
     declared = _header(request, b"content-length") or ""
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
+    held = held_by(request)
     body = bytearray()
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        if not message.get("more_body", False):
-            return bytes(body)
+    try:
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            piece = message.get("body", b"")
+            held.take(len(piece))
+            body += piece
+            if len(body) > limit:
+                raise _too_large(limit)
+            if not message.get("more_body", False):
+                return bytes(body)
+    except (NoRoomError, TooLargeError):
+        body.clear()  # the error keeps this frame, while the rest of the body is read and dropped
+        held.close()
+        raise
 
 
 def _too_large(limit: int) -> TooLargeError:

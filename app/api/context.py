@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from app.api.asgi import App, Headers, Message, Receive, Scope, Send
 from app.api.correlation import HEADER, correlation
+from app.api.room import HELD
 from app.errors import PqsError
 from app.runtime.metrics import Metrics
 
@@ -29,6 +30,7 @@ log = logging.getLogger("app.access")
 DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that are still read, so that the answer arrives
 DRAIN_SECONDS = 10.0
 GONE = 499  # in log and metrics: the client disconnected before its request was complete
+NO_PEER = "-"  # where nobody knows the address of the other side, as at a Unix socket
 UNKNOWN = "unknown"  # in metrics: the route of a request that matches none
 METHODS = {
     "GET",
@@ -58,7 +60,7 @@ def account(
     status: int,
     began: float,
     principal: str = "-",
-    peer: str = "-",
+    peer: str = NO_PEER,
 ) -> None:
     """Log and count one answered request; `began` is time.perf_counter() at its beginning.
 
@@ -123,9 +125,11 @@ class RequestContext:
                 raise
             await answer(scope, body.receive, send_with_id)
         finally:
+            if (held := scope.get(HELD)) is not None:
+                held.close()
             route = getattr(scope.get("route"), "path_format", UNKNOWN)
             principal, client = scope.get("principal"), scope.get("client")
-            name, peer = principal.name if principal else "-", str(client[0]) if client else "-"
+            name, peer = principal.name if principal else "-", str(client[0]) if client else NO_PEER
             account(self._metrics, scope["method"], scope["path"], route, status, began, name, peer)
             correlation_id.set(before)
 

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.access import rights
 from app.access.principals import Scope
-from app.answers import StateCounts
 from app.api.bodies import JSON
 from app.api.needs import caller_of, needs, permit
 from app.api.openapi.operations import operation
@@ -14,6 +13,7 @@ from app.api.schemas import DomainQuery, encode
 from app.api.service import service_of
 from app.domain.states import RegistrationState
 from app.store.registrations import REGISTRATIONS
+from app.wire.answers import StateCounts
 
 router = APIRouter(tags=["counts"])
 

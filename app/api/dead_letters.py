@@ -8,7 +8,6 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.access.principals import Scope
-from app.answers import DeadLetterPage, DeadMessage, Header
 from app.api.audit import act_of
 from app.api.bodies import JSON
 from app.api.events import KEPT_OUT, render_one
@@ -25,6 +24,7 @@ from app.store import audit, dead_letters
 from app.store.audit import Act
 from app.store.database import Connection
 from app.store.dead_letters import DeadLetter
+from app.wire.answers import DeadLetterPage, DeadMessage, Header
 from app.wire.messages import KafkaMessage, read_message
 
 router = APIRouter(tags=["dead-letters"])

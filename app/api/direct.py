@@ -17,6 +17,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from hmac import compare_digest
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -26,14 +27,21 @@ from fastapi import Response
 from msgspec import Struct
 
 from app.access import rights
-from app.access.principals import ANYONE, Principal
-from app.access.principals import Scope as Right
-from app.answers import Problem
+from app.access.cache import Held
+from app.access.principals import (
+    ANYONE,
+    ENTITIES_READ,
+    EVENTS_WRITE,
+    WORKFLOWS_READ,
+    WORKFLOWS_WRITE,
+    Principal,
+)
 from app.api import context, entities, events, problems, workflows
 from app.api.bodies import JSON
 from app.api.context import App, Headers, Receive, Scope, Send
 from app.api.correlation import stored
 from app.api.edge import Edge
+from app.api.entry import is_from_beyond
 from app.api.hosts import Hosts
 from app.api.needs import admit, permit
 from app.api.schemas import encode
@@ -44,6 +52,7 @@ from app.domain.results import Result
 from app.errors import UnavailableError
 from app.runtime.framing import FieldList
 from app.runtime.metrics import Metrics
+from app.wire.answers import Problem
 
 ENTITY = b"/v1/entities/"
 ENTITY_LENGTH = len(ENTITY) + 36  # with a UUID in its usual form
@@ -81,8 +90,10 @@ class HotCalls:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a hot call; hand everything else on."""
         call = None
-        if scope["type"] == "http" and not scope["query_string"] and not scope.get("root_path"):
-            call = self.find(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["headers"])
+        plain = scope["type"] == "http" and not scope["query_string"] and not scope.get("root_path")
+        if plain and not (self._is_open_here() and is_from_beyond(scope)):
+            target, client = scope.get("raw_path") or scope["path"].encode(), scope.get("client")
+            call = self.find(scope["method"], target, scope["headers"], str(client[0]) if client else context.NO_PEER)
         if call is None:
             await self._app(scope, receive, send)
             return
@@ -101,8 +112,14 @@ class HotCalls:
         await send({"type": "http.response.start", "status": status, "headers": [*headers, *also]})
         await send({"type": "http.response.body", "body": content})
 
-    def find(self, method: str, target: bytes, headers: Headers) -> "HotCall | None":
-        """The call that a request's head makes; None when it is not one of these in its plain form."""
+    def _is_open_here(self) -> bool:
+        return self.service is not None and self.service.access.guard.refuses_proxies
+
+    def find(self, method: str, target: bytes, headers: Headers, peer: str = context.NO_PEER) -> "HotCall | None":
+        """The call that a request's head makes; None when it is not one of these in its plain form.
+
+        `peer` is the address that it comes from.
+        """
         service = self.service
         if service is None:
             return None
@@ -116,26 +133,37 @@ class HotCalls:
         found = _question(method, target, fields, self._max_body)
         if found is None:
             return None
-        principal = service.access.guard.known(fields.authorization)
-        if not isinstance(principal, Principal):
-            return None  # a token that has to be verified first, or a refusal: these are for the usual way
-        return HotCall(service, self._edge.lacking_plain, *found, principal, headers, fields, target)
+        guard, held = service.access.guard, fields.held
+        if held is not None and guard.still_knows(held):
+            principal = held.principal
+        else:
+            known = guard.known(fields.authorization)
+            if not isinstance(known, Principal):
+                return None  # a token that has to be verified first, or a refusal: these are for the usual way
+            principal = known
+            fields.held = guard.key_in(fields.authorization)
+        return HotCall(service, self._edge.lacking_plain, *found, principal, headers, fields, target, peer)
 
     def _fields_of(self, headers: Headers) -> "PlainFields | None":
         """What the fields of a plain request say; None when they are not plain.
 
-        A server that reads the same fields again gives the same list, with a note: what was found out about it.
+        A server that reads the same fields again gives the same list, with a note: what was found out about it. With
+        other fields it gives the note of its connection's list before: their key is often the same.
         """
-        note = getattr(headers, "note", None)
-        if note is not None and note[0] is self:
-            known: PlainFields | None = note[1]
-            return known
+        if not isinstance(headers, FieldList):
+            return _read(headers, self._prefixes, self._edge.hosts)
+        note = headers.note
+        if isinstance(note, _Note) and note.of is self:
+            return note.fields
         fields = _read(headers, self._prefixes, self._edge.hosts)
-        if isinstance(headers, FieldList):
-            headers.note = self, fields
+        if fields is not None and isinstance(headers.before, _Note):
+            fields.inherit(headers.before.fields)
+        headers.note, headers.before = _Note(self, fields), None
         return fields
 
-    def refuse(self, status: int, detail: str, headers: Headers, *, counted: bool) -> tuple[int, Headers, bytes]:
+    def refuse(
+        self, status: int, detail: str, headers: Headers, *, counted: bool, peer: str
+    ) -> tuple[int, Headers, bytes]:
         """The answer to a request that a server does not carry out, for reasons of its own: a problem, with an id.
 
         `counted`: it is logged and in the metrics, as a request that nobody else accounts for.
@@ -145,7 +173,7 @@ class HotCalls:
         problem = Problem(problems.NO_TYPE, problems.title(HTTPStatus(status)), status, detail, "")
         body = encode(problem)
         if counted:
-            context.account(self._metrics, "-", "-", context.UNKNOWN, status, time.perf_counter())
+            context.account(self._metrics, "-", "-", context.UNKNOWN, status, time.perf_counter(), peer=peer)
         context.correlation_id.set(before)
         answered = [(b"content-length", b"%d" % len(body)), (b"content-type", problems.MEDIA_TYPE.encode())]
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -153,12 +181,30 @@ class HotCalls:
         return status, [*answered, *self._edge.lacking(headers, []), (context.HEADER, its_id.encode())], body
 
 
-class PlainFields(Struct, frozen=True):
-    """What the header fields of a plain request say."""
+class PlainFields(Struct):
+    """What the header fields of a plain request say. They are read once for all requests that repeat them."""
 
     length: int | None  # of the body
     is_json: bool
     authorization: bytes | None
+    held: Held | None = None  # the key in `authorization`, once it was found
+
+    def inherit(self, before: "PlainFields | None") -> None:
+        """Take the key over that was found for the request before, when it is the same.
+
+        The clients of a proxy share its connections: how long this takes must not tell one another's key.
+        """
+        if before is None or before.held is None or self.authorization is None:
+            return
+        if compare_digest(self.authorization, before.authorization or b""):
+            self.held = before.held
+
+
+class _Note(Struct, frozen=True):
+    """What `of` has found out about a list of fields."""
+
+    of: HotCalls
+    fields: PlainFields | None
 
 
 class HotCall:
@@ -172,6 +218,7 @@ class HotCall:
         "_kind",
         "_lacking",
         "_on_answer",
+        "_peer",
         "_target",
         "asked_for",
         "headers",
@@ -189,6 +236,7 @@ class HotCall:
         headers: Headers,
         fields: PlainFields,
         target: bytes,
+        peer: str,
     ) -> None:
         self.service = service
         self.principal = principal
@@ -198,6 +246,7 @@ class HotCall:
         self._kind = kind
         self._fields = fields
         self._target = target
+        self._peer = peer
         self._on_answer: OnAnswer
         self._id = ""
         self._found = time.perf_counter()
@@ -253,7 +302,8 @@ class HotCall:
 
     def _account(self, status: int) -> None:
         kind, path = self._kind, self._target.decode("ascii")
-        context.account(self.service.metrics, kind.method, path, kind.route, status, self._began, self.principal.name)
+        name, peer = self.principal.name, self._peer
+        context.account(self.service.metrics, kind.method, path, kind.route, status, self._began, name, peer)
 
 
 def _read(headers: Headers, prefixes: tuple[bytes, ...], hosts: Hosts) -> PlainFields | None:
@@ -305,7 +355,7 @@ def _question(method: str, target: bytes, fields: PlainFields, max_body: int) ->
 
 def _ask_for_entity(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":
     if call.principal is not ANYONE:
-        admit(call.service, call.principal, rights.domain(call.principal, Right.ENTITIES_READ, DEFAULT_DOMAIN))
+        admit(call.service, call.principal, rights.domain(call.principal, ENTITIES_READ, DEFAULT_DOMAIN))
     return call.service.reader.ask(call.asked_for, DEFAULT_DOMAIN)
 
 
@@ -316,13 +366,13 @@ def _render_entity(call: HotCall, registration: Registration | None) -> Response
 def _ask_for_outcome(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
     service, principal = call.service, call.principal
     if principal is not ANYONE:
-        permit(rights.scope(principal, Right.EVENTS_WRITE))
+        permit(rights.scope(principal, EVENTS_WRITE))
     given = stored(call.headers)
     if events.is_array(body):
         return asyncio.ensure_future(events.answer_array(service, principal, body, given))
     event = events.read_one(body, given)
     if principal is not ANYONE:
-        admit(service, principal, rights.domain(principal, Right.EVENTS_WRITE, event.domain))
+        admit(service, principal, rights.domain(principal, EVENTS_WRITE, event.domain))
     if service.clock.may_be_ahead(event):
         return asyncio.ensure_future(_ask_if_not_ahead(service, event, len(body)))
     return service.writer.ask(event, len(body))
@@ -340,14 +390,14 @@ def _render_outcome(call: HotCall, result: Result | Response) -> Response:
 def _ask_for_workflow(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":
     key: str = call.asked_for
     if call.principal is not ANYONE:
-        admit(call.service, call.principal, rights.workflow(call.principal, Right.WORKFLOWS_READ, key))
+        admit(call.service, call.principal, rights.workflow(call.principal, WORKFLOWS_READ, key))
     return asyncio.ensure_future(workflows.answer_get(call.service, key, call.headers))
 
 
 def _ask_to_commit(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
     key: str = call.asked_for
     if call.principal is not ANYONE:
-        admit(call.service, call.principal, rights.workflow(call.principal, Right.WORKFLOWS_WRITE, key))
+        admit(call.service, call.principal, rights.workflow(call.principal, WORKFLOWS_WRITE, key))
     conditions = workflows.required(call.headers)
     return asyncio.ensure_future(workflows.answer_put(call.service, call.principal, key, conditions, body))
 

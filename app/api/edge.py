@@ -6,7 +6,7 @@ an `Origin` or a coded body do not skip it.
 
 from app.api import caching
 from app.api.asgi import App, Headers, Receive, Scope, Send
-from app.api.coding import ContentCoding
+from app.api.compression import ContentCoding
 from app.api.entry import Entrance
 from app.api.hosts import Hosts
 from app.api.methods import Allowed, Methods
@@ -51,11 +51,11 @@ def _lines(headers: Headers) -> bytes:
 
 
 def _host_and_origin(headers: Headers) -> tuple[bytes | None, bytes | None]:
-    """`Host` and `Origin`. Of several of one name the last counts: HTTP/1.1 allows one of each."""
+    """`Host` and `Origin`. HTTP/1.1 allows one of each: the last Host counts; several origins are a foreign one."""
     host = origin = None
     for name, value in headers:
         if name == b"host":
             host = value
         elif name == b"origin":
-            origin = value
+            origin = value if origin is None else origin + b", " + value
     return host, origin

@@ -12,22 +12,22 @@ from fastapi.responses import StreamingResponse
 from app.access import rights
 from app.access.principals import Scope
 from app.access.refusals import AuthError
-from app.answers import EntityPage, EntityState, LookupAnswer
 from app.api.bodies import JSON, NDJSON, TEXT, json_answer, media_type, read_body
 from app.api.context import Headers
-from app.api.needs import WALK, admit, caller_of, check_again, needs, permit, weight_of_array
+from app.api.full_scans import FullScans, is_full_scan
+from app.api.needs import FULL_SCAN, admit, caller_of, check_again, needs, permit, weight_of_array
 from app.api.negotiation import etag_of, preferred, unchanged
 from app.api.openapi.operations import operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.schemas import MAX_LIMIT, DomainQuery, EntityQuery, Lookup, encode
-from app.api.service import Service, service_of, walks_of
-from app.api.walks import Walks, is_walk
+from app.api.service import Service, full_scans_of, service_of
 from app.domain.events import key_of
 from app.domain.registration import Registration
 from app.errors import Fault, InvalidInputError, NotFoundError, UnavailableError
 from app.store import listing
 from app.store.listing import EntityFilter
 from app.store.registrations import REGISTRATIONS
+from app.wire.answers import EntityPage, EntityState, LookupAnswer
 from app.wire.events import read_json
 from app.wire.faults import depth, find_nul
 from app.wire.syntax import MAX_NESTING
@@ -130,7 +130,7 @@ async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]
     principal = caller_of(request)
     permit(rights.domain(principal, Scope.ENTITIES_READ, query.domain))
     wanted = _filter(query)
-    admit(service, principal, None, WALK if is_walk(wanted) else 1.0)
+    admit(service, principal, None, FULL_SCAN if is_full_scan(wanted) else 1.0)
     after = None
     if query.cursor is not None:
         after = read_cursor(query.cursor, ["entities", wanted], _PageEnd).entity_id
@@ -138,7 +138,7 @@ async def list_entities(request: Request, query: Annotated[EntityQuery, Query()]
         with _turn(request, wanted):
             first, more = await _page(service, wanted, after, MAX_LIMIT)
         return StreamingResponse(
-            _stream(request, service, walks_of(request), wanted, first, more),
+            _stream(request, service, full_scans_of(request), wanted, first, more),
             headers={"Vary": "Accept"},
             media_type=NDJSON,
         )
@@ -159,20 +159,20 @@ class _PageEnd(msgspec.Struct, array_like=True):
 
 
 def _turn(request: Request, wanted: EntityFilter) -> AbstractContextManager[None]:
-    return walks_of(request).now() if is_walk(wanted) else nullcontext()
+    return full_scans_of(request).now() if is_full_scan(wanted) else nullcontext()
 
 
 async def _page(
     service: Service, wanted: EntityFilter, after: UUID | None, limit: int
 ) -> tuple[list[Registration], bool]:
-    database = service.walks if is_walk(wanted) else service.scans
+    database = service.full_scans if is_full_scan(wanted) else service.scans
     return await database.read(listing.get_by_state, wanted, after=after, limit=limit)
 
 
 async def _stream(
     request: Request,
     service: Service,
-    walks: Walks,
+    full_scans: FullScans,
     wanted: EntityFilter,
     page: list[Registration],
     more: bool,
@@ -185,7 +185,7 @@ async def _stream(
             permit(rights.domain(await check_again(request), Scope.ENTITIES_READ, wanted.domain))
         except (AuthError, UnavailableError):
             return  # a key that was revoked meanwhile reads no further page
-        async with walks.later() if is_walk(wanted) else nullcontext():
+        async with full_scans.later() if is_full_scan(wanted) else nullcontext():
             page, more = await _page(service, wanted, page[-1].entity_id, MAX_LIMIT)
         yield encoder.encode_lines(page)
 

@@ -14,7 +14,6 @@ from fastapi.responses import StreamingResponse
 from app.access import rights
 from app.access.principals import Principal, Scope
 from app.access.refusals import ForbiddenError
-from app.answers import FORBIDDEN, INVALID, BatchAnswer, StreamSummary, Summary
 from app.api.bodies import JSON, NDJSON, ClientDisconnect, json_answer, media_type, read_body
 from app.api.context import Receive
 from app.api.correlation import stored
@@ -22,12 +21,14 @@ from app.api.needs import admit, caller_of, check_again, check_domains, needs, p
 from app.api.openapi.operations import events_operation
 from app.api.preferences import minimal, wants_minimal
 from app.api.problems import order_problem
+from app.api.room import Held, held_by
 from app.api.schemas import EventsQuery, encode
 from app.api.service import Service, service_of
 from app.domain.events import Event
 from app.domain.results import Outcome, Result
 from app.errors import Fault, InvalidInputError, PqsError, RefusedValuesError
 from app.inbound.lines import Outcomes, Report, take_lines
+from app.wire.answers import FORBIDDEN, INVALID, BatchAnswer, StreamSummary, Summary
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.wire.events import correlated, read_event, read_events
 from app.wire.values import without_bom
@@ -35,7 +36,8 @@ from app.wire.values import without_bom
 router = APIRouter(tags=["events"])
 
 PATH = "/v1/events"
-ANSWER_IN_MEMORY = 1024 * 1024  # bytes of a stream's answer that are held before it goes to a file
+ANSWER_IN_MEMORY = 64 * 1024  # bytes of a stream's answer that are held before it goes to a file
+SUMMARY = 1024  # bytes that its last line has at most
 ANSWER_AT_MOST = 64 * 1024 * 1024  # bytes of a stream's answer, and of its file
 MAX_FAULTY = 10_000  # lines that are not events, in one stream
 PIECES_AHEAD = 4  # pieces of a stream's body that are read before they are needed
@@ -170,8 +172,9 @@ async def _answer_stream(
 ) -> Response:
     """Read the whole body before the first byte of the answer: a client may send everything before it reads."""
     admit(service, principal, None)
-    upload = _Upload(request.receive)
-    answer = _StreamAnswer(service, upload)
+    held = held_by(request)
+    upload = _Upload(request.receive, held)
+    answer = _StreamAnswer(service, upload, held)
 
     def refuse(event: Event) -> ForbiddenError | None:
         return rights.domain(caller_of(request), Scope.EVENTS_WRITE, event.domain)
@@ -207,17 +210,18 @@ async def _paced(
 class _Upload:
     """The body of a stream, read a little ahead, so that a client that disconnects is noticed between two chunks."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, held: Held) -> None:
         self._receive = receive
+        self._held = held
         self._gone = False
-        self._fault: PqsError | None = None  # of the body's coding
+        self._fault: PqsError | None = None  # of the body's coding, or no room for more of it
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(PIECES_AHEAD)
         self._reading = asyncio.create_task(self._read())
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The pieces to the end of the body.
 
-        Raises ClientDisconnect when the client is gone, and what is wrong with the coding of the body.
+        Raises ClientDisconnect when the client is gone, NoRoomError, and what is wrong with the coding of the body.
         """
         while (piece := await self._pieces.get()) is not None:
             yield piece
@@ -237,7 +241,7 @@ class _Upload:
     async def _read(self) -> None:
         try:
             await self._read_to_the_end()
-        except PqsError as error:  # the body is not what its coding says; nobody awaits this task
+        except PqsError as error:  # nobody awaits this task
             self._fault = error
             await self._pieces.put(None)
 
@@ -245,7 +249,9 @@ class _Upload:
         more = True
         while (message := await self._receive())["type"] != "http.disconnect":
             if more:
-                await self._pieces.put(message.get("body", b""))
+                piece = message.get("body", b"")
+                self._held.take(len(piece))
+                await self._pieces.put(piece)
                 more = message.get("more_body", False)
                 if not more:
                     await self._pieces.put(None)
@@ -257,12 +263,14 @@ class _Upload:
 class _StreamAnswer(Report):
     """The lines of a stream's answer, in a file once they are many, and the counts for its summary."""
 
-    def __init__(self, service: Service, upload: _Upload) -> None:
+    def __init__(self, service: Service, upload: _Upload, held: Held) -> None:
         self._service = service
+        self._held = held
+        self._in_file = False
         self._size = 0  # bytes of lines
         self._upload = upload
         self._counts: Counter[str] = Counter()
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(ANSWER_IN_MEMORY)  # noqa: SIM115 - see contents(), close()
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(ANSWER_IN_MEMORY + SUMMARY)  # noqa: SIM115 - see contents(), close()
 
     def committed(self, outcomes: Outcomes) -> None:
         """Count events for the metrics."""
@@ -287,6 +295,10 @@ class _StreamAnswer(Report):
         self._counts[INVALID] += 1
         self._write({"line": number, "outcome": INVALID, "errors": errors})
 
+    def taken(self, size: int) -> None:
+        """Make room for the bodies of others."""
+        self._held.give_back(size)
+
     def check(self) -> None:
         """Raise ClientDisconnect when nobody waits for the answer any more."""
         self._upload.check()
@@ -303,7 +315,7 @@ class _StreamAnswer(Report):
         """The lines and the summary, in pieces. The file is closed, and so removed, at the end."""
         with self._file:
             counts = {name: self._counts[name] for name in (*Outcome, INVALID, FORBIDDEN)}
-            self._write({"summary": StreamSummary(received=self._counts.total(), **counts)})
+            self._file.write(encode({"summary": StreamSummary(received=self._counts.total(), **counts)}) + b"\n")
             self._file.seek(0)
             while piece := self._file.read(64 * 1024):
                 yield piece
@@ -313,8 +325,11 @@ class _StreamAnswer(Report):
         self._file.close()
 
     def _write(self, line: object) -> None:
-        """Write a line, unless the answer has grown too long to be given."""
+        """Write a line, unless the answer has grown too long to be given. Raises NoRoomError."""
         encoded = encode(line) + b"\n"
         self._size += len(encoded)
+        if self._size > ANSWER_IN_MEMORY and not self._in_file:
+            self._held.take_file()
+            self._in_file = True
         if self._size <= ANSWER_AT_MOST:
             self._file.write(encoded)

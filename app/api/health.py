@@ -4,7 +4,6 @@ from fastapi import APIRouter, Request, Response
 
 from app.access import rights
 from app.access.principals import Scope
-from app.answers import Health, Ready
 from app.api.bodies import JSON
 from app.api.needs import OPEN, caller_of, needs
 from app.api.openapi.operations import metrics_operation, operation
@@ -13,6 +12,7 @@ from app.api.service import service_of
 from app.errors import UnavailableError
 from app.runtime import metrics
 from app.runtime.metrics import read_numbers
+from app.wire.answers import Health, Ready
 
 router = APIRouter(tags=["health"])
 

@@ -36,7 +36,7 @@ class Hosts:
         """
         if allowed is not None and allowed.strip():
             return cls(allowed.split(","))
-        if not is_loopback(listening_on):
+        if not is_loopback_host(listening_on):
             raise StartError(
                 f"PQS_HOST={listening_on} lets other machines in, so PQS_ALLOWED_HOSTS must say by which names: "
                 "separated by commas, or * for all"
@@ -61,9 +61,9 @@ class Hosts:
             )
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Whether only this machine can reach a service that listens on `host`."""
-    return host.lower().removesuffix(".") == "localhost" or posture.is_loopback(host.strip("[]"))
+    return host.lower().removesuffix(".") == "localhost" or posture.is_loopback_address(host.strip("[]"))
 
 
 def bracketed(host: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Depends, Request
 
 from app.access import rights
-from app.access.limits import WALK, weight_of_array
+from app.access.limits import FULL_SCAN, weight_of_array
 from app.access.principals import Principal, Scope
 from app.access.refusals import ForbiddenError
 from app.api.service import Service, service_of
@@ -17,8 +17,8 @@ from app.domain.events import Event
 from app.errors import Fault
 
 __all__ = [
+    "FULL_SCAN",
     "OPEN",
-    "WALK",
     "Needs",
     "admit",
     "caller_of",

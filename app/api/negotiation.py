@@ -6,7 +6,7 @@ from typing import Protocol
 from fastapi import Request
 
 from app.api.asgi import Headers
-from app.api.coding import plain_etags
+from app.api.compression import plain_etags
 from app.errors import Fault, InvalidInputError, PreconditionFailedError
 
 

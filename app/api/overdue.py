@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.access import rights
 from app.access.principals import Scope
-from app.answers import OverduePage, OverdueRegistration
 from app.api.bodies import JSON
 from app.api.needs import caller_of, needs, permit
 from app.api.openapi.operations import operation
@@ -24,6 +23,7 @@ from app.errors import BadCursorError
 from app.store.database import Connection
 from app.store.overdue import DueKey, Overdue, now
 from app.store.registrations import REGISTRATIONS
+from app.wire.answers import OverduePage, OverdueRegistration
 
 router = APIRouter(tags=["overdue"])
 

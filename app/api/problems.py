@@ -14,7 +14,6 @@ from msgspec import Struct
 from starlette.exceptions import HTTPException
 
 from app.access.refusals import AuthError, ForbiddenError, LimitedError, UnauthenticatedError
-from app.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 from app.api.negotiation import Conditions, etag_of
 from app.api.schemas import encode
 from app.domain.results import Outcome, Result
@@ -26,6 +25,7 @@ from app.errors import (
     ChangesGoneError,
     ChangesOffError,
     Fault,
+    ForeignMessageError,
     ForeignOriginError,
     IngestInterruptedError,
     InUseError,
@@ -38,13 +38,14 @@ from app.errors import (
     RefusedValuesError,
     TooLargeError,
     TooManyFaultsError,
-    TooManyWalksError,
+    TooManyFullScansError,
     UnavailableError,
     UnreadableError,
     UnsupportedCodingError,
     UnsupportedMediaError,
 )
 from app.store.quotas import QuotaExceededError
+from app.wire.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     BadTokenError: HTTPStatus.BAD_REQUEST,
     ChangesGoneError: HTTPStatus.GONE,
     ChangesOffError: HTTPStatus.NOT_IMPLEMENTED,
+    ForeignMessageError: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     RefusedValuesError: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooManyFaultsError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -82,7 +84,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     LimitedError: HTTPStatus.TOO_MANY_REQUESTS,
     ForeignOriginError: HTTPStatus.FORBIDDEN,
     MisdirectedError: HTTPStatus.MISDIRECTED_REQUEST,
-    TooManyWalksError: HTTPStatus.TOO_MANY_REQUESTS,
+    TooManyFullScansError: HTTPStatus.TOO_MANY_REQUESTS,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

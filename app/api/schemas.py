@@ -1,4 +1,4 @@
-"""Requests: query parameters and bodies. Answers are in `app/answers.py`."""
+"""Requests: query parameters and bodies. Answers are in `app/wire/answers.py`."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal

@@ -2,10 +2,10 @@
 
 from fastapi import Request
 
-from app.api.walks import Walks
+from app.api.full_scans import FullScans
 from app.parts import Service
 
-__all__ = ["Service", "service_of", "walks_of"]
+__all__ = ["Service", "full_scans_of", "service_of"]
 
 
 def service_of(request: Request) -> Service:
@@ -14,7 +14,7 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def walks_of(request: Request) -> Walks:
-    """The turns of this process for reads that walk."""
-    walks: Walks = request.app.state.walks
-    return walks
+def full_scans_of(request: Request) -> FullScans:
+    """The turns of this process for full scans."""
+    turns: FullScans = request.app.state.full_scans
+    return turns

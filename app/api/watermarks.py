@@ -5,7 +5,6 @@ from typing import Annotated, assert_never
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.access.principals import Scope
-from app.answers import WatermarkList
 from app.api.audit import act_of
 from app.api.bodies import JSON
 from app.api.needs import needs
@@ -17,6 +16,7 @@ from app.store import audit, watermarks
 from app.store.audit import Act
 from app.store.database import Connection
 from app.store.watermarks import Drop
+from app.wire.answers import WatermarkList
 
 router = APIRouter(tags=["watermarks"])
 

@@ -11,16 +11,15 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from app.access import rights
 from app.access.principals import Principal, Scope
-from app.answers import WorkflowPage
 from app.api.bodies import JSON, json_answer, media_type, read_body
 from app.api.context import Headers
-from app.api.needs import WALK, admit, caller_of, check_again, needs, permit
+from app.api.needs import FULL_SCAN, admit, caller_of, check_again, needs, permit
 from app.api.negotiation import Conditions, etag_of, unchanged
 from app.api.openapi.operations import commit_operation, operation
 from app.api.pages import next_link, read_cursor, write_cursor
 from app.api.problems import state_problem
 from app.api.schemas import NoQuery, WorkflowCommit, WorkflowQuery, encode
-from app.api.service import Service, service_of, walks_of
+from app.api.service import Service, full_scans_of, service_of
 from app.domain.events import Time
 from app.domain.positions import MAX_NUMBER
 from app.domain.workflows import MAX_KEY, Committed, StateConflict, Workflow
@@ -33,6 +32,7 @@ from app.errors import (
     PreconditionRequiredError,
 )
 from app.store import workflows
+from app.wire.answers import WorkflowPage
 from app.wire.events import EARLIEST, read_json
 from app.workflows import COMMIT_ATTEMPTS
 
@@ -87,14 +87,14 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     """
     service = service_of(request)
     prefixes = rights.prefixes(caller_of(request))
-    admit(service, caller_of(request), None, 1.0 if prefixes is None else WALK)
+    admit(service, caller_of(request), None, 1.0 if prefixes is None else FULL_SCAN)
     since = query.updated_since or EARLIEST
     filters = ["workflows", since]
     after = (since, "")
     if query.cursor is not None:
         end = read_cursor(query.cursor, filters, _PageEnd)
         after = (end.updated_at, end.workflow_key)
-    with nullcontext() if prefixes is None else walks_of(request).now():
+    with nullcontext() if prefixes is None else full_scans_of(request).now():
         items, more = await service.scans.read(
             workflows.get_changed, after=after, limit=query.limit, prefixes=prefixes
         )

@@ -19,7 +19,7 @@ from app.runtime import log
 from app.runtime.database import own_database
 from app.runtime.processes import export, run, server_tls
 from app.runtime.sockets import listening
-from app.settings import Settings, read_settings
+from app.settings import Posture, Settings, read_settings
 
 
 @click.command()
@@ -56,6 +56,11 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     base = f"{'https' if settings.tls_cert else 'http'}://{shown}:{port}"
+    key = hint = ""
+    if settings.auth is Posture.REQUIRED:
+        key = '-H "Authorization: Bearer $PQS_TOKEN" '
+        scopes = "--scope events:write --scope entities:read --domain example"
+        hint = f"  export PQS_TOKEN=$(pqs keys create me {scopes})\n"
     event = {
         "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1d01",
         "type": "registration.initiated",
@@ -66,10 +71,10 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
         "data": {"node_type": "compute"},
     }
     click.echo(
-        f"serving on {base}, docs on {base}/docs\n\n"
-        f"  curl {base}/v1/events -H content-type:application/json -d '{json.dumps(event)}'\n"
-        f"  curl '{base}/v1/entities/{event['entity_id']}?domain=example'\n"
-        f"  curl '{base}/v1/state-counts?domain=example'\n"
+        f"serving on {base}, docs on {base}/docs\n\n{hint}"
+        f"  curl {key}{base}/v1/events -H content-type:application/json -d '{json.dumps(event)}'\n"
+        f"  curl {key}'{base}/v1/entities/{event['entity_id']}?domain=example'\n"
+        f"  curl {key}'{base}/v1/state-counts?domain=example'\n"
     )
     with suppress(OSError):
         sys.stdout.flush()

@@ -7,11 +7,11 @@ import click
 
 from app.cli.operators import operator
 from app.cli.options import CONSUMER, WORKER, logged_settings, settings_options
+from app.concurrency.worker import Worker
 from app.errors import StartError
 from app.parts import Parts
 from app.runtime.database import run_worker
 from app.settings import BusKind, Settings
-from app.worker import Worker
 
 
 @click.command()

@@ -31,9 +31,9 @@ from app.domain.events import (
     Rejected,
     Trigger,
 )
-from app.domain.generic import R
 from app.domain.intents import Intent
 from app.domain.registration import UNKNOWN_ENTITY, Ignored, Registration, Timing, evolve
+from app.domain.row_type import R
 from app.domain.states import SOURCES, RegistrationState
 
 

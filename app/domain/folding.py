@@ -10,12 +10,12 @@ from msgspec import Struct
 from app.domain.changes import Change
 from app.domain.decider import Decision
 from app.domain.events import EventBase, Key
-from app.domain.generic import R
 from app.domain.order import Follow, check_order
 from app.domain.positions import BEFORE_FIRST, Comparison, Position, compare, in_order
 from app.domain.projection import Projection
 from app.domain.registration import Ignored, Timing
 from app.domain.results import EmittedEvent, Outcome, Result
+from app.domain.row_type import R
 from app.domain.rows import moved, record
 
 

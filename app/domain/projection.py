@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from app.domain.decider import Deadline, Decision, decide, expire
 from app.domain.events import FACT_CLASSES, Deregistered, EventBase, Introspected, RegistrationAcked
-from app.domain.generic import R
 from app.domain.registration import Ignored, Registration, Timing, evolve
+from app.domain.row_type import R
 from app.domain.states import RegistrationState
 
 

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+from app.concurrency.worker import Worker, until_stopped
 from app.errors import PqsError
 from app.store import changes
 from app.store.database import Database
-from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
 

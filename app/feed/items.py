@@ -5,12 +5,12 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from app.answers import ChangeItem
 from app.domain.positions import Position
 from app.domain.registration import Registration
 from app.feed import tokens
 from app.feed.tokens import Token
 from app.store.changes import Logged
+from app.wire.answers import ChangeItem
 
 _encode = msgspec.json.Encoder().encode
 

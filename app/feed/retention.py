@@ -4,11 +4,11 @@ import asyncio
 import logging
 from datetime import datetime, timedelta
 
+from app.concurrency.worker import Worker, until_stopped
 from app.errors import PqsError
 from app.store import changes
 from app.store.database import Database, LostRaceError
 from app.store.tables import SLICES
-from app.worker import Worker, until_stopped
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from confluent_kafka import KafkaException
 
+from app.concurrency.worker import Worker, set_within
 from app.domain.events import Event, EventBase
 from app.domain.results import Outcome, Result
 from app.errors import (
@@ -40,7 +41,6 @@ from app.store.database import Connection, Database
 from app.store.dead_letters import Letter
 from app.store.watermarks import Found, KafkaPartition, LostPlaceError, Progress
 from app.wire.messages import KafkaMessage, entity_of, read_message
-from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
-from app.answers import LineResult
 from app.domain.positions import Position
 from app.errors import StartError
 from app.load.source import InputLine
+from app.wire.answers import LineResult
 
 SHOWN = 50  # refused lines that are listed one by one
 SHOWN_REASON = 300  # characters of a line's reason

@@ -1,1 +1,1 @@
-"""What leaves after the commit: outbox entries, the relay, the bus, and the handlers of intents."""
+"""What leaves after the commit: the relay, the bus, and the handlers of intents."""

@@ -12,10 +12,9 @@ from datetime import timedelta
 from http import HTTPStatus
 from urllib.parse import quote
 
-import httpx
 from msgspec import Struct
 
-from app.breaker import CircuitBreaker
+from app.concurrency.breaker import CircuitBreaker
 from app.domain.intents import DeregisterService, RegisterService
 from app.errors import EffectDownError, IntentError, NotNowError, PqsError, StartError
 from app.settings import Settings, secret_of
@@ -104,7 +103,10 @@ class Consul:
         backoff: timedelta = BACKOFF,
         breaker: CircuitBreaker | None = None,
     ) -> None:
+        import httpx  # noqa: PLC0415 - a tenth of the time in which a service starts, and most have no Consul
+
         self._rights = rights or Rights()
+        self._broken = (httpx.HTTPError, ssl.SSLError)  # under TLS 1.3 a refusal may come with the first answer
         where = {"ns": self._rights.namespace, "dc": self._rights.datacenter}
         # The agent is on this machine or near it: proxies of the environment are not used.
         self._client = httpx.AsyncClient(
@@ -152,7 +154,7 @@ class Consul:
                 await asyncio.sleep(random.uniform(0, self._backoff * 2**attempt / 2))  # noqa: S311 - it spreads load
             try:
                 answer = await self._client.put(f"/v1/agent/service/{call}", json=body, headers=self._headers())
-            except (httpx.HTTPError, ssl.SSLError) as error:  # under TLS 1.3 a refusal may come with the first answer
+            except self._broken as error:
                 trouble: PqsError = EffectDownError(f"Consul does not answer: {type(error).__name__}: {error}")
                 continue
             if answer.is_success or (body is None and UNKNOWN_SERVICE in answer.text.lower()):

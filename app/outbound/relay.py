@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from app.breaker import CircuitBreaker
+from app.concurrency.breaker import CircuitBreaker
+from app.concurrency.worker import Worker, set_within
 from app.errors import PqsError
 from app.outbound.delivery import Delivery, Destination, Rests
 from app.store import dead_letters, outbox
@@ -15,7 +16,6 @@ from app.store.database import Connection, Database, watched
 from app.store.dead_letters import RELAY, Letter
 from app.store.outbox import PendingMessage, TupleId
 from app.wire.envelopes import HEADERS
-from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""The one ordered path: the projector, the batching of single requests, and the sweep."""
+"""The one ordered path: the projector, outbox entries, the batching of single requests, and the sweep."""

@@ -8,14 +8,14 @@ from typing import cast
 from app.domain.changes import Logging
 from app.domain.events import EventBase
 from app.domain.folding import Fold, fold
-from app.domain.generic import R
 from app.domain.order import Follow
 from app.domain.registration import Timing
 from app.domain.results import Result
+from app.domain.row_type import R
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
-from app.outbound.entries import EntryBuilder
 from app.projection.changes import ChangeLog
 from app.projection.clock import DatabaseClock
+from app.projection.entries import EntryBuilder
 from app.store.database import Connection, Database, LostRaceError, check_constraints, refused_values
 from app.store.registrations import REGISTRATIONS, Store
 

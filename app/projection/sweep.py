@@ -8,19 +8,19 @@ from contextlib import suppress
 from datetime import datetime
 from typing import cast
 
+from app.concurrency.worker import Worker, set_within
 from app.domain.changes import Logging
 from app.domain.decider import Decision
 from app.domain.events import Key, key_of
 from app.domain.folding import Save
-from app.domain.generic import R
 from app.domain.registration import Registration
+from app.domain.row_type import R
 from app.errors import PqsError, UnavailableError
-from app.outbound.entries import EntryBuilder
 from app.projection.changes import ChangeLog
+from app.projection.entries import EntryBuilder
 from app.store.database import Connection, Database, LostRaceError, translated
 from app.store.overdue import BEFORE_ALL, PassedKey
 from app.store.registrations import REGISTRATIONS, Store
-from app.worker import Worker, set_within
 
 log = logging.getLogger(__name__)
 

@@ -130,8 +130,9 @@ class ConnectionPlace:
             raise turned_away()
 
     def give_back(self) -> None:
-        """The connection is no more."""
+        """The connection is no more. A second call changes nothing."""
         self._connections.release(self._host, self._admission)
+        self._admission = Admission.REFUSED
 
 
 UNBOUNDED = Connections(sys.maxsize, clock=time.monotonic)  # of an application that says nothing of it

@@ -51,7 +51,10 @@ def database_of(settings: Settings, *, create: bool = False) -> Iterator[str]:
             yield url
             return
         if not create and not (settings.data_dir / "postgres").exists():
-            raise StartError(f"there is no database in {settings.data_dir}; does `pqs serve` use this PQS_DATA_DIR?")
+            raise StartError(
+                f"there is no database in {settings.data_dir}; does `pqs serve` use this PQS_DATA_DIR? "
+                "(`pqs migrate` creates one)"
+            )
     with own_database(settings) as own:
         yield own
 

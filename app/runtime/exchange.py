@@ -277,12 +277,12 @@ def scope_of(head: Head, transport: asyncio.Transport, root_path: str, state: di
     }
 
 
-def never(_method: str, _target: bytes, _headers: Headers) -> DirectCall | None:
+def never(_method: str, _target: bytes, _headers: Headers, _peer: str) -> DirectCall | None:
     """What an application offers that answers nothing directly."""
     return None
 
 
-def refuse_plainly(status: int, detail: str, _headers: Headers, *, counted: bool) -> HttpAnswer:
+def refuse_plainly(status: int, detail: str, _headers: Headers, *, counted: bool, peer: str) -> HttpAnswer:
     """The refusal of an application that has none of its own."""
     body = f"{detail}\n".encode()
     return status, [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))], body

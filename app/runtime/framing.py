@@ -34,10 +34,14 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class FieldList(list[tuple[bytes, bytes]]):
-    """Header fields, with room for a note of whoever reads them: a client's next request often has the same list."""
+    """Header fields, with room for a note of whoever reads them: a client's next request often has the same list.
 
-    __slots__ = ("note",)
+    When it has another one, that has the note of the list `before`.
+    """
 
+    __slots__ = ("before", "note")
+
+    before: object
     note: object
 
 
@@ -84,9 +88,12 @@ def check_stray(buffer: bytearray, start: int) -> None:
 
 def too_large(buffer: bytearray) -> FramingError:
     """The refusal of a head that is longer than MAX_HEAD."""
-    if buffer.find(b"\r\n", 0, MAX_HEAD) < 0:
+    end = buffer.find(b"\r\n", 0, MAX_HEAD)
+    if end < 0:
         return FramingError(414, f"the request line is longer than {MAX_HEAD:,} bytes")
-    return FramingError(431, f"the header section is longer than {MAX_HEAD:,} bytes")
+    error = FramingError(431, f"the header section is longer than {MAX_HEAD:,} bytes")
+    error.headers = _legible(bytes(buffer[end + 2 : MAX_HEAD]))
+    return error
 
 
 def read_head(head: bytes, known: Fields | None = None) -> tuple[Head, Fields]:
@@ -96,6 +103,16 @@ def read_head(head: bytes, known: Fields | None = None) -> tuple[Head, Fields]:
     Raises FramingError.
     """
     line, _, section = head.partition(b"\r\n")
+    try:
+        parts = _read_line(line)
+        fields = known if known is not None and known.section == section else _read_fields(section, known)
+        return _head_of(parts, fields), fields
+    except FramingError as error:
+        error.headers = _legible(section)
+        raise
+
+
+def _read_line(line: bytes) -> re.Match[bytes]:
     parts = _LINE.fullmatch(line)
     if parts is None:
         if _OTHER_VERSION.fullmatch(line):
@@ -105,12 +122,7 @@ def read_head(head: bytes, known: Fields | None = None) -> tuple[Head, Fields]:
         raise FramingError(400, "the request line cannot be read")
     if parts[3] != b"1":
         raise FramingError(505, "the HTTP version is not 1.0 or 1.1")
-    fields = known if known is not None and known.section == section else _read_fields(section)
-    try:
-        return _head_of(parts, fields), fields
-    except FramingError as error:
-        error.headers = fields.headers
-        raise
+    return parts
 
 
 def _head_of(parts: re.Match[bytes], fields: Fields) -> Head:
@@ -144,7 +156,7 @@ def _origin_form(method: str, target: bytes, headers: Headers) -> tuple[bytes, H
     return (absolute[2] or b"/") + (absolute[3] or b""), [(b"host", absolute[1]), *others]
 
 
-def _read_fields(section: bytes) -> Fields:
+def _read_fields(section: bytes, before: Fields | None) -> Fields:
     lines = section.split(b"\r\n") if section else []
     if len(lines) > MAX_FIELDS:
         raise FramingError(431, f"the header section has more than {MAX_FIELDS} fields")
@@ -152,6 +164,7 @@ def _read_fields(section: bytes) -> Fields:
         raise FramingError(400, "a header field holds a control character")
     headers = FieldList([_read_field(line) for line in lines])
     headers.note = None
+    headers.before = getattr(before.headers, "note", None) if before is not None else None
     hosts = 0
     length: int | None = None
     chunked = closes = expects_continue = False
@@ -175,6 +188,13 @@ def _read_fields(section: bytes) -> Fields:
         elif name == b"expect":
             expects_continue = value.lower() == b"100-continue"
     return Fields(section, headers, hosts, length, chunked, closes, expects_continue)
+
+
+def _legible(section: bytes) -> Headers:
+    """The fields of a refused request that can be read, for its answer: its correlation id among them."""
+    lines = section.split(b"\r\n", MAX_FIELDS)[:MAX_FIELDS]
+    found = [_FIELD.fullmatch(line) for line in lines if len(line.translate(None, _CONTROLS)) == len(line)]
+    return [(parts[1].lower(), parts[2].rstrip(b" \t")) for parts in found if parts is not None]
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes]:

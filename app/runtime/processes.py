@@ -1,6 +1,5 @@
 """The processes that answer requests: this one alone, or workers that it looks after."""
 
-import asyncio
 import logging
 import multiprocessing
 import os
@@ -16,14 +15,16 @@ from multiprocessing.process import BaseProcess
 
 import uvicorn
 
+from app.concurrency.worker import working
+from app.runtime.connections import UNBOUNDED, ConnectionPlace
 from app.runtime.metrics import SHARED_DIRECTORY
 from app.runtime.protocol import HttpProtocol
 from app.runtime.sockets import BACKLOG
 from app.runtime.supervisor import Supervisor
 from app.runtime.tls import ServerTls
-from app.runtime.waits import CLOSE_SECONDS, HEAD_SECONDS
+from app.runtime.tls_door import TlsDoor
+from app.runtime.waits import HEAD_SECONDS
 from app.settings import PREFIX, Settings, read_settings
-from app.worker import working
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def server_tls(settings: Settings) -> ServerTls | None:
 
 
 class Server(uvicorn.Server):
-    """A server that bounds TLS handshakes in time and takes over renewed certificates.
+    """A server that bounds TLS handshakes, in time and number, and takes over renewed certificates.
 
     It closes what the lifespan opened even when a second Ctrl-C has cut its open requests off.
     """
@@ -107,30 +108,33 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._tls = tls
         self._watching = AsyncExitStack()
+        self._doors: list[TlsDoor] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the lifespan, then take requests. uvicorn itself would give each handshake a minute."""
+        """Start the lifespan, then take requests.
+
+        uvicorn itself would give each handshake a minute, and would know nothing of a connection before its end.
+        """
         if self._tls is None:
             await super().startup(sockets)
             return
         await super().startup([])
         await self._watching.enter_async_context(working(self._tls))
         for each in sockets or ():
-            server = await asyncio.get_running_loop().create_server(
-                self._protocol,
-                sock=each,
-                backlog=BACKLOG,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=HEAD_SECONDS,
-                ssl_shutdown_timeout=CLOSE_SECONDS,
-            )
-            self.servers.append(server)
+            each.listen(BACKLOG)
+            budget = getattr(self.config.loaded_app, "connections", UNBOUNDED)
+            door = TlsDoor(each, self._tls.context, budget, self._protocol, handshake=HEAD_SECONDS)
+            self._doors.append(door)
+            self.servers.append(door)  # type: ignore[arg-type]  # it has the methods that uvicorn calls
 
-    def _protocol(self) -> HttpProtocol:
-        return HttpProtocol(self.config, self.server_state, self.lifespan.state)
+    def _protocol(self, place: ConnectionPlace) -> HttpProtocol:
+        return HttpProtocol(self.config, self.server_state, self.lifespan.state, place=place)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop taking requests, let the open ones end, those that wait at once, and end the lifespan."""
+        for door in self._doors:  # before uvicorn closes their sockets
+            door.close()
+            await door.wait_closed()
         await self._watching.aclose()
         if (stop := getattr(self.config.loaded_app, "stop", None)) is not None:
             stop()

@@ -6,8 +6,8 @@ that a client can make grow has a bound here (heads, bodies that nobody takes, r
 reads), and so has every wait for a client that is to send something.
 
 The application may have three attributes: `connections` says how many there may be; `direct(method, target,
-headers)` returns a DirectCall, or None for a request of ASGI's; `refuse(status, detail, headers, counted=)` returns
-the answer to a request that is not carried out.
+headers, peer)` returns a DirectCall, or None for a request of ASGI's (`peer` is the address of the client, or `-`);
+`refuse(status, detail, headers, counted=, peer=)` returns the answer to a request that is not carried out.
 """
 
 import asyncio
@@ -51,10 +51,12 @@ from app.runtime.waits import (
     LINGER_SECONDS,
     READER_SECONDS,
     Awaited,
+    WaitTimer,
 )
 
 log = logging.getLogger(__name__)
 
+NO_PEER = "-"  # the peer of a Unix socket
 HIGH_WATER = 64 * 1024  # bytes that are held of what a client sends before anybody wants it
 
 
@@ -70,14 +72,18 @@ class HttpProtocol(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        place: ConnectionPlace | None = None,
+        reader_seconds: float = READER_SECONDS,
     ) -> None:
+        """`place`: the connection was counted already, before its TLS handshake."""
         if not config.loaded:
             config.load()
-        self._loop = _loop or asyncio.get_running_loop()
-        self._app = cast("App", config.loaded_app)
-        self._direct: Callable[[str, bytes, Headers], DirectCall | None] = getattr(self._app, "direct", never)
+        self._loop, self._app = _loop or asyncio.get_running_loop(), cast("App", config.loaded_app)
+        self._direct: Callable[[str, bytes, Headers, str], DirectCall | None] = getattr(self._app, "direct", never)
         self._refuse: Callable[..., HttpAnswer] = getattr(self._app, "refuse", refuse_plainly)
         self._budget: Connections = getattr(self._app, "connections", UNBOUNDED)
+        self._given_place, self._reader_seconds = place, reader_seconds
         self._idle_seconds: float = config.timeout_keep_alive
         self._root_path = config.root_path
         self._server_state = server_state
@@ -96,10 +102,7 @@ class HttpProtocol(asyncio.Protocol):
         self._eof = False
         self._unsent = 0  # bytes of the last answer, when the connection was to be closed
         self._drained: asyncio.Event | None = None  # while the client does not read
-        self._awaited: Awaited | None = None
-        self._due = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
+        self._wait = WaitTimer(self._loop, self._on_time)
 
     # --- What the transport calls
 
@@ -109,10 +112,12 @@ class HttpProtocol(asyncio.Protocol):
         self._half_closes = self._transport.can_write_eof()  # TLS has no half of a connection
         self._context = contextvars.copy_context()  # of no request: each begins with a copy of it
         self._connections.add(self)
-        self._place = ConnectionPlace(self._budget, transport.get_extra_info("peername"))
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]) if isinstance(peer, tuple) else NO_PEER
+        self._place = self._given_place or ConnectionPlace(self._budget, peer)
         if self._place.is_reserved:
             self._idle_seconds = HEALTH_SECONDS
-        self._await(Awaited.REQUEST, self._idle_seconds or HEAD_SECONDS)
+        self._wait.begin(Awaited.REQUEST, self._idle_seconds or HEAD_SECONDS)
         if self._place.is_refused:
             self._end_with(turned_away())
 
@@ -142,8 +147,7 @@ class HttpProtocol(asyncio.Protocol):
         self._closing = True
         self._connections.discard(self)
         self._place.give_back()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._wait.cancel()
         if self._exchange is not None:
             self._exchange.disconnect()
         self.resume_writing()
@@ -196,7 +200,7 @@ class HttpProtocol(asyncio.Protocol):
                 self._exchange = None
         except FramingError as error:
             self._end_with(error)
-        if self._exchange is None or self._buffer or self._awaited is not None or self._exchange.more_body:
+        if self._exchange is None or self._buffer or self._wait.awaited is not None or self._exchange.more_body:
             self._look_after_the_client()  # else it is for the application to answer, and nothing was missing
 
     def _begin(self) -> bool:
@@ -220,13 +224,13 @@ class HttpProtocol(asyncio.Protocol):
         if self._place.is_reserved:
             self._place.check(head)
         del buffer[: end + 4]
-        self._awaited = None
+        self._wait.awaited = None
         self._asked = head.headers
         if head.length == 0:
             self._body = NO_BODY
         else:
             self._body = ChunkedBody() if head.length is None else SizedBody(head.length)
-        call = self._direct(head.method, head.target, head.headers)
+        call = self._direct(head.method, head.target, head.headers, self._peer)
         if call is not None:
             self._exchange = DirectExchange(self, call, keep_alive=head.keep_alive)
             return True
@@ -288,7 +292,7 @@ class HttpProtocol(asyncio.Protocol):
             self._go_on()
         else:  # nothing else is there, as nearly always
             self._exchange = None
-            self._await(Awaited.REQUEST, self._idle_seconds)
+            self._wait.begin(Awaited.REQUEST, self._idle_seconds)
 
     def fail(self, *, started: bool) -> None:
         """The application broke off: nothing but the end of the connection can say so, once an answer has begun."""
@@ -319,6 +323,7 @@ class HttpProtocol(asyncio.Protocol):
             str(error),
             error.headers or (self._asked if exchange is not None else []),
             counted=exchange is None and not self._place.is_refused,
+            peer=self._peer,
         )
         self.write_answer(answer, keep_alive=False, bare=bare)
         self._close(linger=not self._place.is_refused)  # that takes a descriptor, and there is none to spare
@@ -332,12 +337,12 @@ class HttpProtocol(asyncio.Protocol):
         if linger and not self._eof:
             if self._half_closes:
                 self._transport.write_eof()
-            self._await(Awaited.CLOSE, LINGER_SECONDS)
+            self._wait.begin(Awaited.CLOSE, LINGER_SECONDS)
             self._read(on=True)
         else:
             self._unsent = self._transport.get_write_buffer_size()
             self._transport.close()
-            self._await(Awaited.CLOSE, CLOSE_SECONDS)
+            self._wait.begin(Awaited.CLOSE, CLOSE_SECONDS)
 
     # --- Time and flow
 
@@ -345,27 +350,27 @@ class HttpProtocol(asyncio.Protocol):
         """Read on or not, and bound the time in which the client has to send what is missing."""
         if self._closing:
             return
-        exchange = self._exchange
+        exchange, wait = self._exchange, self._wait
         self._read(on=len(self._buffer) <= HIGH_WATER and (exchange is None or exchange.held <= HIGH_WATER))
         if self._drained is not None:  # it has to read first
-            if self._awaited is not Awaited.READER:
+            if wait.awaited is not Awaited.READER:
                 self._await_reader()
         elif exchange is None:
             if self._eof:  # a part of the next request is there, or nothing
                 self._close(linger=False)
             elif self._buffer:
-                if self._awaited is not Awaited.HEAD:
-                    self._await(Awaited.HEAD, HEALTH_SECONDS if self._place.is_reserved else HEAD_SECONDS)
-            elif self._awaited not in {Awaited.REQUEST, Awaited.HEAD}:  # blank lines are not the end of a head's time
-                self._await(Awaited.REQUEST, self._idle_seconds)
+                if wait.awaited is not Awaited.HEAD:
+                    wait.begin(Awaited.HEAD, HEALTH_SECONDS if self._place.is_reserved else HEAD_SECONDS)
+            elif wait.awaited not in {Awaited.REQUEST, Awaited.HEAD}:  # blank lines are not the end of a head's time
+                wait.begin(Awaited.REQUEST, self._idle_seconds)
         elif exchange.waits_for_client and self._reading:
-            self._await(Awaited.BODY, BODY_SECONDS)
+            wait.begin(Awaited.BODY, BODY_SECONDS)
         else:
-            self._awaited = None
+            wait.awaited = None
 
     def _await_reader(self) -> None:
         self._unsent = self._transport.get_write_buffer_size()
-        self._await(Awaited.READER, READER_SECONDS)
+        self._wait.begin(Awaited.READER, self._reader_seconds)
 
     def _read(self, *, on: bool) -> None:
         if on is self._reading or self._eof or self._transport.is_closing():
@@ -376,33 +381,15 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self._transport.pause_reading()
 
-    def _await(self, what: Awaited, seconds: float) -> None:
-        """From now on wait so long for this. A timer that goes off too soon is set again: most are never needed."""
-        self._awaited = what
-        self._due = self._loop.time() + seconds
-        if self._timer is not None:
-            if self._timer_due <= self._due:
-                return
-            self._timer.cancel()
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        self._timer_due = self._due
-        self._timer = self._loop.call_at(self._due, self._on_time)
-
-    def _on_time(self) -> None:
-        self._timer = None
-        if self._awaited is None:
-            return
-        if self._due > self._loop.time():
-            self._set_timer()
-        elif self._awaited is Awaited.HEAD:
+    def _on_time(self, awaited: Awaited) -> None:
+        """The client has let the time pass."""
+        if awaited is Awaited.HEAD:
             self._end_with(FramingError(408, "the header section did not come in time"))
-        elif self._awaited is Awaited.BODY:
+        elif awaited is Awaited.BODY:
             self._end_with(FramingError(408, f"nothing of the body came for {BODY_SECONDS:.0f} seconds"))
-        elif self._awaited is Awaited.READER:
-            self._abort_if_stuck(Awaited.READER, READER_SECONDS)
-        elif self._awaited is Awaited.CLOSE and self._transport.is_closing():
+        elif awaited is Awaited.READER:
+            self._abort_if_stuck(Awaited.READER, self._reader_seconds)
+        elif awaited is Awaited.CLOSE and self._transport.is_closing():
             self._abort_if_stuck(Awaited.CLOSE, CLOSE_SECONDS)
         else:
             self._close(linger=False)
@@ -412,6 +399,6 @@ class HttpProtocol(asyncio.Protocol):
         unsent = self._transport.get_write_buffer_size()
         if unsent < self._unsent:
             self._unsent = unsent
-            self._await(what, seconds)
+            self._wait.begin(what, seconds)
         else:
             self._transport.abort()

@@ -6,7 +6,7 @@ from typing import Generic
 from msgspec import Struct
 from sqlalchemy import BigInteger, String, bindparam, func, literal_column, select
 
-from app.domain.generic import R
+from app.domain.row_type import R
 from app.store.database import Connection
 from app.store.rows import Rows
 from app.store.statements import Statement

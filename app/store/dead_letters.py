@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import text
 
-from app.answers import DeadLetterSource
 from app.store.database import Connection, Record
 from app.store.statements import Statement
+from app.wire.answers import DeadLetterSource
 
 CONSUMER: DeadLetterSource = "consumer"  # an incoming message
 RELAY: DeadLetterSource = "relay"  # an outgoing message

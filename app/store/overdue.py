@@ -8,8 +8,8 @@ from msgspec import Struct
 from sqlalchemy import BigInteger, String, Uuid, bindparam, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
-from app.domain.generic import R
 from app.domain.projection import Timeout
+from app.domain.row_type import R
 from app.store.database import Connection
 from app.store.rows import Rows
 from app.store.statements import Statement

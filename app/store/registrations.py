@@ -10,9 +10,9 @@ from uuid import UUID
 from sqlalchemy import BigInteger, MetaData, String, Uuid, bindparam, select, update
 
 from app.domain.events import Key, Name, key_of
-from app.domain.generic import R
 from app.domain.positions import Position
 from app.domain.projection import REGISTRATION, Projection
+from app.domain.row_type import R
 from app.store.counts import Counts
 from app.store.database import Connection
 from app.store.overdue import DeadlineScan

@@ -9,8 +9,8 @@ import msgspec
 from sqlalchemy import ARRAY, ColumnElement, Enum, FromClause, MetaData, any_, bindparam, column, func, literal_column
 from sqlalchemy.dialects.postgresql import JSONB, array
 
-from app.domain.generic import R
 from app.domain.projection import Projection
+from app.domain.row_type import R
 from app.store.database import Record
 
 _decode = msgspec.json.Decoder(dict[str, object]).decode

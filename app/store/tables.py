@@ -29,8 +29,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.domain.decider import Deadline
-from app.domain.generic import R
 from app.domain.projection import REGISTRATION, Timeout
+from app.domain.row_type import R
 from app.domain.states import RegistrationState
 
 REGISTRATION_STATE = Enum(

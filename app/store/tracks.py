@@ -6,8 +6,8 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy import text
 
-from app.domain.generic import R
 from app.domain.positions import ANY_PARTITION, Position, topic_of
+from app.domain.row_type import R
 from app.domain.rows import moved
 from app.store.database import Connection
 from app.store.registrations import Store

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from app.domain.folding import Save
-from app.domain.generic import R
+from app.domain.row_type import R
 from app.store import changes, outbox
 from app.store.database import Connection, LostRaceError
 from app.store.outbox import Entry

@@ -8,10 +8,10 @@ from enum import Enum, auto
 from msgspec import Struct
 from sqlalchemy import text
 
-from app.answers import Watermark
 from app.errors import PqsError
 from app.store.database import Connection
 from app.store.statements import Statement
+from app.wire.answers import Watermark
 
 KafkaPartition = tuple[str, int]  # a topic, and the number of a partition of it
 UNUSED = 30.0  # seconds after which a partition counts as not read by anybody

@@ -1,1 +1,1 @@
-"""Bytes into values and back: events, CloudEvents, envelopes, messages of Kafka. No I/O."""
+"""Bytes into values and back, without I/O: events, CloudEvents, envelopes, messages of Kafka, answers."""

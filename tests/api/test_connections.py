@@ -312,7 +312,7 @@ async def test_a_busy_connection_is_not_idle(idle: Served) -> None:
             assert [(await raw.answer()).status for _ in range(2)] == [400, 400]
             await met()
             server = idle.protocol
-            assert server._awaited is None
+            assert server._wait.awaited is None
             assert not server._transport.is_closing()
         assert (await raw.answer()).status == 404
         assert await raw.rest() == b""

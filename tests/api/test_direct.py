@@ -1,5 +1,6 @@
 """The hot calls: the answers that are made without FastAPI are those that FastAPI makes."""
 
+import gzip
 import json
 import re
 from collections import Counter
@@ -61,6 +62,13 @@ ASKS: dict[str, Ask] = {
     "an entity, unchanged, in two headers": get(ENTITY, 'If-None-Match: "1"', 'if-none-match: "5"'),
     "an entity, if there is one": get(ENTITY, "If-None-Match: *"),
     "an entity, changed": get(ENTITY, 'If-None-Match: "4"'),
+    "an entity, if it matches": get(ENTITY, 'If-Match: "5"'),
+    "an entity, if another matches": get(ENTITY, 'If-Match: "4"'),
+    "an entity, if a weak tag matches": get(ENTITY, 'If-Match: W/"5"'),
+    "an entity, by the tag of its coded form": get(ENTITY, 'If-None-Match: "5-gzip"'),
+    "an entity, for somebody who reads gzip": get(ENTITY, "Accept-Encoding: gzip"),
+    "an entity, with an id of a gateway": get(ENTITY, ID + "Root=1-67891233-abcdef012345678912345678"),
+    "an entity, for a page of another origin": get(ENTITY, "Origin: http://evil.example", hot=False),
     "no entity": get(f"/v1/entities/{node(404)}", "If-None-Match: *"),
     "an entity, with an id": get(ENTITY, ID + GIVEN),
     "an entity, with an id in upper case": get(ENTITY, ID + GIVEN.upper()),
@@ -98,6 +106,16 @@ ASKS: dict[str, Ask] = {
     "an event with an id": post(HEARTBEAT, ID + GIVEN),
     "an event with a bad id": post(HEARTBEAT, ID + "x"),
     "an event, then no more": post(HEARTBEAT, "Connection: close"),
+    "an event after a byte order mark": post(b"\xef\xbb\xbf" + json.dumps(HEARTBEAT).encode()),
+    "an event at a whole number": post(json.dumps(HEARTBEAT).replace('"sequence": 6', '"sequence": 6.0').encode()),
+    "an event at a power of ten": post(json.dumps(HEARTBEAT).replace('"sequence": 6', '"sequence": 60e-1').encode()),
+    "an event at a fraction": post(json.dumps(HEARTBEAT).replace('"sequence": 6', '"sequence": 6.5').encode()),
+    "an event of nanoseconds": post(HEARTBEAT | {"occurred_at": "2026-01-01T00:00:59.9999999Z"}),
+    "an event of a foreign page": post(HEARTBEAT, "Origin: http://evil.example", hot=False),
+    "an event of the service's own page": post(HEARTBEAT, "Origin: http://localhost", hot=False),
+    "an event, with a preference": post(HEARTBEAT, "Prefer: return=minimal", hot=False),
+    "an event in gzip": post(gzip.compress(json.dumps(HEARTBEAT).encode()), "Content-Encoding: gzip", hot=False),
+    "an event in another coding": post(HEARTBEAT, "Content-Encoding: br", hot=False),
     "an event again": post(life()[-1]),
     "an event too late": post(life()[0]),
     "an event too early": post(HEARTBEAT | {"position": {"sequence": 9, "previous": 8}}),
@@ -140,6 +158,9 @@ ASKS: dict[str, Ask] = {
     # A workflow.
     "a workflow": get(WORKFLOW),
     "a workflow, unchanged": get(WORKFLOW, 'If-None-Match: W/"2"'),
+    "a workflow, if it matches": get(WORKFLOW, 'If-Match: "2"'),
+    "a workflow, if another matches": get(WORKFLOW, 'If-Match: "1"'),
+    "a commit on a weak tag": put(WORKFLOW, NEXT, 'If-Match: W/"2"'),
     "a workflow, changed": get(WORKFLOW, 'If-None-Match: "1"'),
     "no workflow": get("/v1/workflows/-a.b_c~d:e@f/G/"),
     "a slash for a key": get("/v1/workflows//"),

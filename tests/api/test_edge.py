@@ -46,6 +46,14 @@ async def test_a_foreign_page_does_not_reach_the_application(content_type: str) 
     assert (await ask(edge("http://evil.example"), "POST", "/retry", headers)).status == 200
 
 
+@pytest.mark.parametrize("origins", [("http://evil.example", "http://localhost"), ("http://localhost", "null")])
+async def test_one_of_several_origins_is_not_enough(origins: tuple[str, str]) -> None:
+    """A request that names the service's own origin beside another is refused, in either order."""
+    headers = [("Host", "localhost"), *(("Origin", origin) for origin in origins)]
+    with pytest.raises(ForeignOriginError):
+        await ask(edge(), "POST", "/retry", headers)
+
+
 @pytest.mark.parametrize("listed", [None, "https://console.example"])
 def test_both_ways_say_the_same(listed: str | None) -> None:
     """The headers that the direct way adds are those of FastAPI's way."""

@@ -8,7 +8,7 @@ import asyncpg
 import httpx
 import pytest
 
-from app.breaker import FAILURES
+from app.concurrency.breaker import FAILURES
 from app.domain.results import Outcome
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.api.hosts import Hosts, is_loopback
+from app.api.hosts import Hosts, is_loopback_host
 from app.errors import MisdirectedError, StartError
 
 LOCAL = Hosts.of(None, "127.0.0.1")
@@ -115,4 +115,4 @@ def test_what_is_remembered_has_a_bound() -> None:
 )
 def test_loopback(host: str, expected: bool) -> None:
     """What only this machine can reach."""
-    assert is_loopback(host) is expected
+    assert is_loopback_host(host) is expected

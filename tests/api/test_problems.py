@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.breaker import FAILURES, OPEN_FOR
+from app.concurrency.breaker import FAILURES, OPEN_FOR
 from tests.api.conftest import service_on
 from tests.making import NODE, Json, event_json, life
 

@@ -66,6 +66,28 @@ async def test_a_refusal_returns_the_id(raw: Client) -> None:
     assert (await raw.answer()).header("x-correlation-id") == GIVEN
 
 
+ILLEGIBLE = {
+    "a field": "GET / HTTP/1.1\r\n{0}X : y\r\n\r\n",
+    "a control character": "GET / HTTP/1.1\r\n{0}X: \x7f\r\n\r\n",
+    "a length": "GET / HTTP/1.1\r\n{0}Content-Length: x\r\n\r\n",
+    "a transfer coding": "GET / HTTP/1.1\r\n{0}Transfer-Encoding: x\r\n\r\n",
+    "too many fields": "GET / HTTP/1.1\r\n{0}" + "X: y\r\n" * 100 + "\r\n",
+    "too long a field": "GET / HTTP/1.1\r\n{0}X: " + "y" * 20_000 + "\r\n\r\n",
+    "the URL": "GET /ä HTTP/1.1\r\n{0}\r\n",
+    "the version": "GET / HTTP/3.0\r\n{0}\r\n",
+    "the request line": "GET  / HTTP/1.1\r\n{0}\r\n",
+}
+
+
+@pytest.mark.parametrize("case", ILLEGIBLE)
+async def test_a_refusal_returns_the_id_beside_what_cannot_be_read(raw: Client, case: str) -> None:
+    """Something else cannot be read, or there is too much of it: the id is returned all the same."""
+    await raw.send(ILLEGIBLE[case].format(f"{HOST}X-Correlation-ID: {GIVEN}\r\n").encode())
+    answer = await raw.answer()
+    assert answer.status >= 400
+    assert answer.header("x-correlation-id") == GIVEN
+
+
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
 async def test_a_body_that_does_not_come(hot: Served, raw: Client, access: Access, content_type: str) -> None:
     """It is a 408 on every way; in log and metrics it is one request whose client was gone."""

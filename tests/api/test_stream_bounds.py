@@ -1,5 +1,7 @@
 """What one stream may cost: lines of faults, bytes of its answer, and work for a client that is gone."""
 
+import asyncio
+import gzip
 from collections.abc import MutableMapping
 from typing import Any, cast
 
@@ -8,6 +10,7 @@ import msgspec
 import pytest
 
 from app.api import events
+from app.inbound.lines import MAX_BLANK
 from app.wire.events import CHUNK_LINES
 from tests.making import event_json, node
 
@@ -49,6 +52,44 @@ async def test_10_000_lines_of_faults_are_answered_one_by_one(shared: httpx.Asyn
     *lines, summary = answer.content.splitlines()
     assert len(lines) == MOST
     assert msgspec.json.decode(summary)["summary"]["invalid"] == MOST
+
+
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "gzip"])
+async def test_blank_lines_have_a_bound(shared: httpx.AsyncClient, *, coded: bool) -> None:
+    """A stream of blank lines is broken off, and says after which; gzip makes a million of them of a KiB."""
+    body = initiated(0, 1, "blank") + b"\n" * 1_000_000 + initiated(1, 1, "blank")
+    headers = NDJSON | ({"Content-Encoding": "gzip"} if coded else {})
+    answer = await shared.post("/v1/events", content=gzip.compress(body) if coded else body, headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["type"] == "urn:pqs:problem:too-many-faults"
+    assert "blank" in answer.json()["detail"]
+    assert MAX_BLANK <= answer.json()["committed_lines"] <= MAX_BLANK + 3 * CHUNK_LINES
+    assert await total(shared, "blank") == 1
+
+
+async def test_blank_lines_between_others_are_no_faults(shared: httpx.AsyncClient) -> None:
+    """As many as there are lines, and some more, whatever ends them."""
+    body = initiated(0, 200, "spaced").replace(b"\n", b"\r\n\r\n") + b"\n" * 90_000
+    answer = await shared.post("/v1/events", content=body, headers=NDJSON)
+    assert msgspec.json.decode(answer.content)["summary"]["applied"] == 200
+
+
+async def test_others_have_their_turn_between_blank_lines(shared: httpx.AsyncClient) -> None:
+    """A piece of blank lines is read a thousand at a time; the loop turns in between."""
+    turns = 0
+
+    async def turning() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(turning())
+    await asyncio.sleep(0)
+    before = turns
+    await shared.post("/v1/events", content=b"\n" * 90_000, headers=NDJSON)
+    other.cancel()
+    assert turns - before > 90
 
 
 async def test_an_answer_has_a_largest_size(shared: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 
 import app.client
 import pqs_client
-from app import answers
 from app.domain import events
+from app.wire import answers
 from tests.making import event_json
 from tests.processes import PATIENCE, Service
 
@@ -124,7 +124,7 @@ def test_values_are_the_services_own() -> None:
 
 def test_every_answer_and_event_type_is_exported() -> None:
     """What a call of the client returns or takes can be imported from `pqs_client`."""
-    tree = ast.parse((ROOT / "app" / "answers.py").read_text())
+    tree = ast.parse((ROOT / "app" / "wire" / "answers.py").read_text())
     defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     problems = {name for name in defined if name.endswith("Problem")}  # which the client raises, by its own types
     unwrapped = {"Health", "WatermarkList"}  # a base, and a list that the call unpacks

@@ -11,6 +11,9 @@ from uuid import uuid4
 
 import pytest
 
+from app import main
+from app.api.asgi import Receive, Scope, Send
+from app.settings import Settings
 from pqs_client import (
     ActionConflictError,
     Client,
@@ -21,8 +24,10 @@ from pqs_client import (
     PreconditionFailedError,
     Retry,
     State,
+    UnexpectedAnswerError,
 )
 from pqs_client.workflows import LONGEST_WAIT
+from tests.client.conftest import asking
 from tests.client.proxy import Proxy
 from tests.making import Json
 from tests.processes import PATIENCE, Service, serving
@@ -68,6 +73,25 @@ async def test_a_workflow_is_created_committed_and_read(pqs: Client) -> None:
     assert row.state == {"step": "two", "deep": {"a": [1.5, None]}}
     assert row.provenance["more"] == [1, None]
     assert row.updated_at.tzinfo is not None
+
+
+async def test_a_row_of_another_key_is_an_error(settings: Settings) -> None:
+    """A proxy that merges slashes leads to another workflow: its row is never taken for that of the key."""
+    app = main.create_app(settings)
+
+    async def merging(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].replace("//", "/")
+        headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+        await app({**scope, "path": path, "raw_path": path.encode(), "headers": headers}, receive, send)
+
+    async with app.router.lifespan_context(app), asking(merging) as client:
+        await client.workflows.create("orders/17", {"a": 1}, PROVENANCE)
+        with pytest.raises(UnexpectedAnswerError, match="'orders//17' was asked for"):
+            await client.workflows.get("orders//17")
+        with pytest.raises(UnexpectedAnswerError, match="is about 'orders/17'"):
+            await client.workflows.commit("orders//17", 1, {"a": 2}, PROVENANCE)
+        with pytest.raises(UnexpectedAnswerError):
+            await client.workflows.update("orders//17", counted, initial={})
 
 
 async def test_what_is_known_already_is_given_back(pqs: Client) -> None:

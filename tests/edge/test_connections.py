@@ -2,14 +2,17 @@
 
 import resource
 import socket
-from contextlib import suppress
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from anyio.from_thread import start_blocking_portal
 
+from tests.certificates import Authority
 from tests.databases import new_database
 from tests.edge.conftest import address_of
-from tests.processes import serving, until
+from tests.processes import Service, serving, until
 
 SILENT = 1100
 DESCRIPTORS = 300  # that the service may open
@@ -24,6 +27,21 @@ def ask(address: tuple[str, int], path: str) -> bytes:
             while piece := connection.recv(65_536):
                 received += piece
         return received
+
+
+def secure(address: tuple[str, int], path: str, context: ssl.SSLContext, source: str) -> bytes:
+    """The same over TLS, from an address of the machine. b"" where the connection is not taken."""
+    with (
+        suppress(OSError),
+        socket.create_connection(address, timeout=10, source_address=(source, 0)) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+    ):
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        received = b""
+        while piece := connection.recv(65_536):
+            received += piece
+        return received
+    return b""
 
 
 def test_silent_connections_lock_nobody_out(tmp_path: Path) -> None:
@@ -55,3 +73,55 @@ def test_silent_connections_lock_nobody_out(tmp_path: Path) -> None:
     assert b"\r\nretry-after: 1\r\n" in other
     assert b"\r\nx-correlation-id: " in other
     assert log.count("PQS_MAX_CONNECTIONS") == 1
+
+
+@contextmanager
+def few_descriptors(folder: Path, **settings: object) -> Iterator[Service]:
+    """A service that may open few descriptors, while this process may open more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))  # inherited by the service
+    try:
+        with (
+            start_blocking_portal() as portal,
+            portal.wrap_async_context_manager(new_database()) as url,
+            serving(folder, database_url=url, log_level="warning", **settings) as service,
+        ):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, SILENT + 500), hard))
+            yield service
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_half_open_handshakes_lock_nobody_out(tmp_path: Path) -> None:
+    """1,100 connections that never end their TLS handshake take one address's share, and not for long.
+
+    Others are answered at once, and that address again when the handshakes have had their time.
+    """
+    authority = Authority()
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    cert, key = authority.issue(tmp_path / "certificate", "service")
+    with few_descriptors(tmp_path, tls_cert=cert, tls_key=key) as service:
+        address = address_of(service)
+        half: list[socket.socket] = []
+        try:
+            for number in range(SILENT):
+                half.append(socket.create_connection(address, timeout=10))
+                with suppress(ConnectionError):  # it is turned away already
+                    half[-1].sendall(b"\x16\x03\x01\x02\x00\x01"[: number % 7])
+            held = len(list(Path(f"/proc/{service.pid}/fd").iterdir()))
+            other = secure(address, "/v1/state-counts", context, "127.0.0.2")
+            own = secure(address, "/v1/state-counts", context, "127.0.0.1")
+            until(
+                lambda: secure(address, "/v1/state-counts", context, "127.0.0.1").startswith(b"HTTP/1.1 200 "),
+                "an end of the handshakes",
+                poll=0.5,
+            )
+        finally:
+            for connection in half:
+                connection.close()
+        log = service.log
+    assert held < DESCRIPTORS
+    assert other.startswith(b"HTTP/1.1 200 ")
+    assert own == b"" or own.startswith(b"HTTP/1.1 503 ")
+    assert log.count("PQS_MAX_CONNECTIONS") == 1
+    assert "Traceback" not in log

@@ -18,8 +18,8 @@ from app.domain.decider import Deadline
 from app.domain.order import within
 from app.domain.registration import Timing
 from app.inbound.topics import GapError, TopicRestartedError
-from app.outbound.entries import EntryBuilder
 from app.projection.changes import ChangeLog
+from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.projection.sweep import Sweep
 from app.store.database import Database

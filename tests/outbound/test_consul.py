@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from app.breaker import FAILURES, CircuitBreaker
+from app.concurrency.breaker import FAILURES, CircuitBreaker
 from app.domain.intents import DeregisterService, RegisterService, UpdateRegistration
 from app.errors import EffectDownError, IntentError, NotNowError, UnavailableError
 from app.outbound.consul import ATTEMPTS, Consul

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from app.breaker import CircuitBreaker
+from app.concurrency.breaker import CircuitBreaker
 from app.domain.intents import RegisterService
 from app.errors import EffectDownError, NotNowError, StartError
 from app.outbound.consul import Consul, Rights, rights_of

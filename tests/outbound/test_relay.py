@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
+from app.concurrency.worker import working
 from app.domain.intents import Intent
 from app.domain.registration import Timing
 from app.errors import BusError, IntentError, MessageRefusedError, NotNowError
@@ -21,17 +22,16 @@ from app.outbound import relay as relay_module
 from app.outbound.bus import Keyed
 from app.outbound.consul import Consul
 from app.outbound.delivery import Delivery, Destination, Rests, one_by_one, to_handler, to_topic
-from app.outbound.entries import EntryBuilder
 from app.outbound.kafka import KafkaBus
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
+from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.settings import BusKind, Settings
 from app.store import dead_letters, outbox
 from app.store.database import Connection, Database
 from app.store.outbox import Backlog, Entry, PendingMessage
 from app.wire.envelopes import Envelope, in_digits
-from app.worker import working
 from tests.broker import Broker, built_in_broker, read_topic
 from tests.conftest import application
 from tests.consul import consul

@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from app.domain.registration import Timing
-from app.outbound.entries import EntryBuilder
+from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.store import outbox
 from app.store.database import Database

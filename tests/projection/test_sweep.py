@@ -19,7 +19,7 @@ from app.domain.decider import Deadline, expiry_id
 from app.domain.registration import Registration, Timing
 from app.domain.results import Outcome
 from app.domain.states import RegistrationState
-from app.outbound.entries import EntryBuilder
+from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.projection.sweep import Sweep
 from app.settings import Settings

@@ -7,12 +7,13 @@ import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import pytest
 
 from app.runtime import protocol
 from app.runtime.framing import MAX_HEAD
-from app.runtime.protocol import HIGH_WATER
+from app.runtime.protocol import HIGH_WATER, HttpProtocol
 from tests.connections import LOOP, PATIENCE, Answer, Client, Listening, until
 from tests.echo import Echo
 
@@ -422,6 +423,57 @@ async def test_an_answer_that_nobody_reads_is_not_held(echo: Echo, served: Liste
         task.cancel()
 
 
+BODY = 8_000_000  # bytes; more than kernels and transports hold
+READER_SECONDS = 0.4  # that a client has in these tests
+
+
+async def waiting_reader(served: Listening, client: Client) -> None:
+    """Ask for an answer without end, and wait until the server waits for its reader."""
+    await client.send(request("GET /long"))
+    await until(lambda: served.server.server_state.connections and served.protocol._drained is not None)
+
+
+async def test_a_client_that_never_reads_is_cut_off(echo: Echo) -> None:
+    """One that has read nothing of what waits for it within its time is broken off, and the application hears it."""
+    served = Listening(echo, protocol=partial(HttpProtocol, reader_seconds=READER_SECONDS))
+    async with served.listening(), served.connect() as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # one that can
+        began = asyncio.get_running_loop().time()
+        await waiting_reader(served, client)
+        await served.has_no_connection()
+        assert READER_SECONDS <= asyncio.get_running_loop().time() - began < 10 * READER_SECONDS
+        for task in served.server.server_state.tasks:  # it sends without end
+            task.cancel()
+
+
+async def test_a_client_that_reads_slowly_is_not_cut_off(echo: Echo) -> None:
+    """One that reads some of it within each such time stays, for longer than that."""
+    served = Listening(echo, protocol=partial(HttpProtocol, reader_seconds=READER_SECONDS))
+    async with served.listening(), served.connect() as client:
+        await waiting_reader(served, client)
+        end = asyncio.get_running_loop().time() + 4 * READER_SECONDS
+        while asyncio.get_running_loop().time() < end:
+            async with asyncio.timeout(PATIENCE):
+                await client.read(100_000)
+            await asyncio.sleep(READER_SECONDS / 8)
+        assert len(served.server.server_state.connections) == 1
+        client.writer.transport.abort()
+        await served.has_no_connection()
+        for task in served.server.server_state.tasks:
+            task.cancel()
+
+
+async def test_a_direct_answer_that_nobody_reads_ends_too(echo: Echo) -> None:
+    """A whole answer that waits for its reader is bounded in the same way."""
+    served = Listening(echo, protocol=partial(HttpProtocol, reader_seconds=READER_SECONDS))
+    echo.direct = lambda *_asked: Direct(b"")  # type: ignore[attr-defined]  # the protocol looks for it there
+    async with served.listening(), served.connect() as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # one that can
+        await client.send_all(request("POST /", body=bytes(BODY)))
+        await until(lambda: served.protocol._drained is not None)
+        await served.has_no_connection()
+
+
 # --- The end -------------------------------------------------------------------------------------------------------
 
 
@@ -481,15 +533,17 @@ async def test_direct_answers_keep_their_place(echo: Echo) -> None:
     """Requests of both kinds are answered in their order; a refusal is the application's own."""
     calls: list[Direct] = []
 
-    def direct(_method: str, target: bytes, _headers: list[tuple[bytes, bytes]]) -> Direct | None:
+    def direct(_method: str, target: bytes, _headers: list[tuple[bytes, bytes]], peer: str) -> Direct | None:
+        assert peer == "127.0.0.1"
         if target != b"/direct":
             return None
         calls.append(Direct(b""))
         return calls[-1]
 
     def refuse(
-        status: int, detail: str, headers: list[tuple[bytes, bytes]], *, counted: bool
+        status: int, detail: str, headers: list[tuple[bytes, bytes]], *, counted: bool, peer: str
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        assert peer == "127.0.0.1"
         body = json.dumps([detail, len(headers), counted]).encode()
         return status, [(b"content-length", b"%d" % len(body))], body
 

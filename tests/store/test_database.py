@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from app.breaker import FAILURES, CircuitBreaker
+from app.concurrency.breaker import FAILURES, CircuitBreaker
 from app.embedded.postgres import EmbeddedPostgres
 from app.errors import (
     DatabaseDownError,

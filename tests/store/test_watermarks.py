@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from app.answers import Watermark
 from app.store import watermarks
 from app.store.database import Connection, Database
 from app.store.watermarks import NOTHING_READ, Advance, Drop, Found, LostPlaceError, Progress
+from app.wire.answers import Watermark
 from tests.making import when
 
 

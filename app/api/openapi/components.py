@@ -2,7 +2,6 @@
 
 import msgspec
 
-from app import answers
 from app.api import schemas
 from app.api.openapi.dialect import not_null, plain, say_default
 from app.api.openapi.fields import describe
@@ -13,6 +12,7 @@ from app.domain.registration import Registration
 from app.domain.results import Result
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance, Workflow
+from app.wire import answers
 from app.wire.events import MAX_EVENTS
 
 # Fields of answers that are left out where they have no value, so they are never null.

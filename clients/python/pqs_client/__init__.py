@@ -9,25 +9,6 @@ from typing import Self
 
 import httpx
 
-from app.answers import (
-    BatchAnswer,
-    DeadLetterPage,
-    DeadMessage,
-    EntityPage,
-    EntityState,
-    Header,
-    LineResult,
-    LookupAnswer,
-    OverduePage,
-    OverdueRegistration,
-    Ready,
-    StateCounts,
-    StreamSummary,
-    Summary,
-    Watermark,
-    WatermarkList,
-    WorkflowPage,
-)
 from app.domain.events import (
     Accepted,
     AckDeadlineData,
@@ -56,6 +37,25 @@ from app.domain.results import EmittedEvent, Outcome, Result
 from app.domain.states import RegistrationState
 from app.domain.workflows import Committed, State, Workflow
 from app.errors import Fault
+from app.wire.answers import (
+    BatchAnswer,
+    DeadLetterPage,
+    DeadMessage,
+    EntityPage,
+    EntityState,
+    Header,
+    LineResult,
+    LookupAnswer,
+    OverduePage,
+    OverdueRegistration,
+    Ready,
+    StateCounts,
+    StreamSummary,
+    Summary,
+    Watermark,
+    WatermarkList,
+    WorkflowPage,
+)
 from pqs_client.connection import KEEP_IDLE, Caller, Retry
 from pqs_client.dead_letters import DeadLetters
 from pqs_client.entities import Entities, OverdueScans

@@ -6,8 +6,8 @@ was sent: a ConnectionFailedError has `perhaps_done`, and the list shows whether
 
 from collections.abc import AsyncGenerator
 
-from app.answers import DeadLetterPage
 from app.domain.results import Result
+from app.wire.answers import DeadLetterPage
 from pqs_client.connection import Caller, read
 
 PATH = "/v1/dead-letters"

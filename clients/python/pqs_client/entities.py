@@ -6,10 +6,10 @@ from uuid import UUID
 
 import msgspec
 
-from app.answers import EntityPage, EntityState, LookupAnswer, OverduePage, StateCounts
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
+from app.wire.answers import EntityPage, EntityState, LookupAnswer, OverduePage, StateCounts
 from pqs_client.connection import JSON, NDJSON, Caller, decode, read
 
 

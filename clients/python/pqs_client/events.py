@@ -11,9 +11,9 @@ from uuid import UUID
 
 import msgspec
 
-from app.answers import INVALID, BatchAnswer, LineResult, StreamSummary
 from app.domain.events import EventBase
 from app.domain.results import Outcome, Result
+from app.wire.answers import INVALID, BatchAnswer, LineResult, StreamSummary
 from pqs_client.connection import JSON, NDJSON, PASSING_STATUSES, Caller, Retry, decode, read
 from pqs_client.problems import (
     ClientError,

@@ -8,10 +8,10 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from app.answers import ActionProblem, StateProblem
 from app.domain.positions import Position
 from app.domain.results import Result
 from app.errors import Fault, PqsError
+from app.wire.answers import ActionProblem, StateProblem
 
 
 class ClientError(PqsError):
@@ -30,7 +30,10 @@ class ConnectionFailedError(ClientError):
 
 
 class UnexpectedAnswerError(ClientError):
-    """The answer is not one of this service: the address is another server's, or the releases do not match."""
+    """The answer is not one of this service, or not about the key that was asked for.
+
+    The address is another server's, the releases do not match, or a proxy changes paths.
+    """
 
 
 class ProblemError(ClientError):

@@ -66,11 +66,11 @@ def auth_of(token: str | None, file: str | os.PathLike[str] | None, url: httpx.U
 
 def check_address(url: httpx.URL) -> None:
     """Raises ValueError for an address to which a token would go in the clear, past this machine."""
-    if url.scheme == "http" and not _is_loopback(url.host):
+    if url.scheme == "http" and not _is_loopback_host(url.host):
         raise ValueError(f"a token does not go to http://{url.host}: everybody in between could read it; use https")
 
 
-def _is_loopback(host: str) -> bool:
+def _is_loopback_host(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:

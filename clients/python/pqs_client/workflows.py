@@ -18,10 +18,10 @@ from weakref import WeakValueDictionary
 import httpx
 import msgspec
 
-from app.answers import WorkflowPage
 from app.domain.workflows import Committed, State, Workflow
+from app.wire.answers import WorkflowPage
 from pqs_client.connection import JSON, Caller, read
-from pqs_client.problems import NotFoundError, PreconditionFailedError
+from pqs_client.problems import NotFoundError, PreconditionFailedError, UnexpectedAnswerError
 
 PATH = "/v1/workflows"
 
@@ -41,14 +41,14 @@ class Workflows:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, key: str, *, known: Workflow | None = None) -> Workflow:
-        """The row. Raises NotFoundError.
+        """The row. Raises NotFoundError, and UnexpectedAnswerError for the row of another key.
 
         `known` is the row as it was read before. While its version is unchanged, the service answers 304 without a
         body, and `known` itself is returned.
         """
         headers = {} if known is None else {"If-None-Match": f'"{known.version}"'}
         response = await self._caller.call("GET", _path(key), headers=headers)
-        return known if known is not None and response.status_code == 304 else read(response, Workflow)
+        return known if known is not None and response.status_code == 304 else _row(response, key)
 
     async def create(
         self, key: str, state: Mapping[str, object], provenance: Mapping[str, object], *, schema_version: int = 1
@@ -209,12 +209,19 @@ class Workflows:
             headers={"Content-Type": JSON, **condition},
             content=msgspec.json.encode(body),
         )
-        return _committed(response)
+        replayed = response.headers.get("idempotency-replayed") == "true"
+        return Committed(_row(response, key), replayed)
 
 
-def _committed(response: httpx.Response) -> Committed:
-    replayed = response.headers.get("idempotency-replayed") == "true"
-    return Committed(read(response, Workflow), replayed)
+def _row(response: httpx.Response, key: str) -> Workflow:
+    """The row of a workflow. Raises UnexpectedAnswerError for that of another: a proxy has changed the path."""
+    row = read(response, Workflow)
+    if row.workflow_key != key:
+        raise UnexpectedAnswerError(
+            f"the workflow {key!r} was asked for, and the answer is about {row.workflow_key!r}: a proxy in between "
+            "changes paths (it may merge slashes)"
+        )
+    return row
 
 
 def _path(key: str) -> str:

@@ -10,9 +10,9 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.asgi import Headers
+from app.api.asgi import Headers, Receive, Scope, Send
 from app.api.bodies import read_body
-from app.api.coding import (
+from app.api.compression import (
     FREE_BYTES,
     PIECE,
     ContentCoding,
@@ -243,6 +243,37 @@ async def test_a_stream_is_coded_piece_by_piece() -> None:
     reader = zlib.decompressobj(31)
     assert [reader.decompress(piece) for piece in answer.bodies][:2] == [LARGE[:2000], LARGE[2000:4000]]
     assert reader.eof
+
+
+@pytest.mark.parametrize("media", [NDJSON, "text/event-stream"])
+async def test_a_stream_is_coded_from_its_beginning(media: str) -> None:
+    """Its head does not wait for its first piece, which may be small; each piece can be read when it is sent."""
+    answer = await got(f"/v1/entities?size=10&stream=1&media={media}")
+    assert (answer.header("content-encoding"), answer.header("vary")) == ("gzip", "Accept, Accept-Encoding")
+    reader = zlib.decompressobj(31)
+    assert [reader.decompress(piece) for piece in answer.bodies][:2] == [LARGE[:10], LARGE[10:20]]
+    assert reader.eof
+
+
+@pytest.mark.parametrize("headers", [GZIP, []], ids=["coded", "plain"])
+async def test_the_head_of_a_stream_does_not_wait_for_its_first_piece(headers: list[tuple[str, str]]) -> None:
+    """Who follows what seldom changes is told at once that it follows."""
+    sent: list[str] = []
+
+    async def silent(_scope: Scope, _receive: Receive, send: Send) -> None:
+        answered = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": answered})
+        assert sent == ["http.response.start"]
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def keep(message: MutableMapping[str, Any]) -> None:
+        sent.append(message["type"])
+
+    scope: Scope = {"type": "http", "path": "/v1/changes", "method": "GET"}
+    scope["headers"] = [(name.lower().encode(), value.encode()) for name, value in headers]
+    await ContentCoding(silent)(scope, receiving([]), keep)
+    assert sent == ["http.response.start", "http.response.body", "http.response.body"]
 
 
 @pytest.mark.parametrize(

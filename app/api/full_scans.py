@@ -1,4 +1,4 @@
-"""Reads that walk: those that may read a whole domain for one page, and how many of them run at once.
+"""Full scans: lists that may read a whole domain for one page, and how many of them run at once.
 
 An index finds the rows of a state, of an event and of a deadline. It does not find those of a node type, those that
 have not changed for a while, or those with a capability that nearly all have. A few such reads would take every
@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 
-from app.errors import TooManyWalksError
-from app.parts import WALKS
+from app.errors import TooManyFullScansError
+from app.parts import FULL_SCANS
 from app.store.listing import EntityFilter
 
 RETRY_AFTER = timedelta(seconds=2)
 
 
-def is_walk(wanted: EntityFilter) -> bool:
+def is_full_scan(wanted: EntityFilter) -> bool:
     """Whether no index finds the rows of this list."""
     if wanted.event_id is not None:
         return False
@@ -29,18 +29,18 @@ def is_walk(wanted: EntityFilter) -> bool:
     )
 
 
-class Walks:
+class FullScans:
     """The turns of a process."""
 
-    def __init__(self, at_once: int = WALKS) -> None:
+    def __init__(self, at_once: int = FULL_SCANS) -> None:
         self._free = at_once
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @contextmanager
     def now(self) -> Iterator[None]:
-        """A turn for one read. Raises TooManyWalksError when there is none, or when others wait for one."""
+        """A turn for one read. Raises TooManyFullScansError when there is none, or when others wait for one."""
         if self._free == 0 or self._waiting:
-            raise TooManyWalksError(
+            raise TooManyFullScansError(
                 "too many lists that read a whole domain run now; narrow the list by `state`, or send it again",
                 retry_after=RETRY_AFTER,
             )

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from app.breaker import FAILURES, OPEN_FOR, PROBE_PENDING, CircuitBreaker
+from app.concurrency.breaker import FAILURES, OPEN_FOR, PROBE_PENDING, CircuitBreaker
 from app.errors import (
     ContentionError,
     DatabaseDownError,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.access.parts import Access
+from app.access.access import Access
 from app.access.principals import ANYONE, Principal
 from app.access.refusals import UnauthenticatedError
 from app.errors import StartError

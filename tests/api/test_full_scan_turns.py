@@ -1,4 +1,4 @@
-"""Lists that walk, through the application: the third at once is told to come again."""
+"""Full scans, through the application: the third at once is told to come again."""
 
 import httpx
 from fastapi import FastAPI
@@ -7,15 +7,15 @@ from app import main
 from app.settings import Settings
 
 
-async def test_a_walk_without_a_turn_is_a_429(settings: Settings) -> None:
-    """While two walks run, another is a 429 with `Retry-After`; other lists and the counts are answered."""
+async def test_a_full_scan_without_a_turn_is_a_429(settings: Settings) -> None:
+    """While two full scans run, another is a 429 with `Retry-After`; other lists and the counts are answered."""
     app: FastAPI = main.create_app(settings)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
-        with app.state.walks.now(), app.state.walks.now():
+        with app.state.full_scans.now(), app.state.full_scans.now():
             for accept in ("application/json", "application/x-ndjson"):
                 refused = await client.get("/v1/entities?node_type=compute", headers={"Accept": accept})
                 assert refused.status_code == 429, refused.text

@@ -9,10 +9,8 @@ from msgspec.structs import asdict, replace
 from app.domain.decider import Decision
 from app.domain.events import Data
 from app.domain.intents import Intent
-from app.outbound import contract
-from app.settings import SOURCE, BusKind, Settings
 from app.store.outbox import EFFECT, TOPIC, Entry, Lines, packed, slot_of
-from app.wire.envelopes import Envelope, in_digits, to_lines, written_domain
+from app.wire.envelopes import SOURCE, Envelope, in_digits, to_lines, written_domain
 
 
 class EntryBuilder:
@@ -56,12 +54,6 @@ class EntryBuilder:
         """Wake the relay if `written` is not empty: its entries are committed."""
         if written and self.on_commit is not None:
             self.on_commit()
-
-
-def entry_builder_of(settings: Settings) -> EntryBuilder:
-    """A builder for the destinations of these settings. Raises StartError like `routes_of`."""
-    topic = None if settings.bus is BusKind.OFF else settings.topic_out
-    return EntryBuilder(topic, contract.after_the_transaction(contract.routes_of(settings)), source=settings.source)
 
 
 def _lines(decision: Decision, source: str) -> Lines:

@@ -1,4 +1,4 @@
-"""Reads that walk: which they are, and how many run at once."""
+"""Full scans: which lists they are, and how many run at once."""
 
 import asyncio
 from contextlib import ExitStack
@@ -8,9 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from app.api.walks import Walks, is_walk
+from app.api.full_scans import FullScans, is_full_scan
 from app.domain.states import RegistrationState
-from app.errors import TooManyWalksError
+from app.errors import TooManyFullScansError
 from app.store.listing import EntityFilter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -30,62 +30,62 @@ ACTIVE = (RegistrationState.ACTIVE,)
         ({"capabilities": {"gpu": True}}, True),
     ],
 )
-def test_which_lists_walk(filters: dict[str, Any], expected: bool) -> None:
-    """Lists that no index narrows walk; a list by state, by event or in the order of ids does not."""
-    assert is_walk(EntityFilter(domain="registration", **filters)) is expected
+def test_which_lists_are_full_scans(filters: dict[str, Any], expected: bool) -> None:
+    """A list that no index narrows is a full scan; a list by state, by event or in the order of ids is not."""
+    assert is_full_scan(EntityFilter(domain="registration", **filters)) is expected
 
 
 def test_the_third_is_refused() -> None:
     """Two have a turn; the next is told when to come again, and has one when one of them has ended."""
-    walks = Walks()
-    with walks.now():
-        with walks.now(), pytest.raises(TooManyWalksError) as refused, walks.now():
+    turns = FullScans()
+    with turns.now():
+        with turns.now(), pytest.raises(TooManyFullScansError) as refused, turns.now():
             pass
         assert refused.value.retry_after.total_seconds() >= 1
-        with walks.now():
+        with turns.now():
             pass
 
 
 def test_a_turn_ends_with_an_error() -> None:
     """A read that fails gives its turn back."""
-    walks = Walks(1)
+    turns = FullScans(1)
     for _ in range(3):
-        with pytest.raises(KeyError), walks.now():
+        with pytest.raises(KeyError), turns.now():
             raise KeyError
 
 
 async def test_later_pages_wait_in_the_order_of_arrival() -> None:
     """Whoever waits has the turn before those who come new, who are refused meanwhile."""
-    walks = Walks(1)
+    turns = FullScans(1)
     order: list[int] = []
 
     async def page(number: int) -> None:
-        async with walks.later():
+        async with turns.later():
             order.append(number)
             await asyncio.sleep(0)
 
-    with walks.now():
+    with turns.now():
         tasks = [asyncio.create_task(page(number)) for number in range(3)]
         await asyncio.sleep(0)
         assert order == []
-    with pytest.raises(TooManyWalksError), walks.now():
+    with pytest.raises(TooManyFullScansError), turns.now():
         pass
     await asyncio.gather(*tasks)
     assert order == [0, 1, 2]
-    async with walks.later():
+    async with turns.later():
         pass
 
 
 async def test_one_that_gives_up_waiting_keeps_no_turn() -> None:
     """A stream whose client is gone, while it waits or as it gets its turn, takes none away."""
-    walks = Walks(1)
+    turns = FullScans(1)
 
     async def page() -> None:
-        async with walks.later():
+        async with turns.later():
             await asyncio.sleep(60)
 
     with ExitStack() as stack:
-        stack.enter_context(walks.now())
+        stack.enter_context(turns.now())
         waiting, handed = asyncio.create_task(page()), asyncio.create_task(page())
         await asyncio.sleep(0)
         waiting.cancel()
@@ -93,5 +93,5 @@ async def test_one_that_gives_up_waiting_keeps_no_turn() -> None:
         stack.close()
         handed.cancel()
         await asyncio.wait([handed])
-    with walks.now():
+    with turns.now():
         pass

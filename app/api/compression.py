@@ -1,8 +1,9 @@
 """Content codings (RFC 9110, section 8.4): gzip in request bodies, and in answers that are worth it.
 
 A request's body is decoded as it is read, in pieces of a bounded size, so whoever reads it counts decoded bytes and
-stops where its own bound is. An answer is coded when the client accepts gzip and the body is over 1 KiB; the calls
-that come thousands of times a second are not, because coding costs more than they do.
+stops where its own bound is. An answer is coded when the client accepts gzip and the body is over 1 KiB; a stream of
+lines or of server-sent events from its beginning, each piece to be read as soon as it is sent. The calls that come
+thousands of times a second are not, because coding costs more than they do.
 
 A strong ETag names one sequence of bytes. So a coded answer has a tag of its own, `"7-gzip"` for `"7"`, as Apache's
 httpd makes them too; conditions take the one for the other.
@@ -30,6 +31,7 @@ MAX_RATIO = 256  # decoded bytes for a coded one; events reach some 30, and defl
 SMALLEST = 1024  # bytes; a smaller answer is not coded
 LEVEL = 4  # of zlib: half the time of the usual 6, and a few percent more bytes
 IN_THREAD = 64 * 1024  # bytes of a piece that takes long enough for a thread
+STREAMS = (b"application/x-ndjson", b"text/event-stream")  # that are coded whatever the size of their first piece
 CODED_TYPES = (b"application/json", b"application/x-ndjson", b"text/", b"application/javascript", b"image/svg")
 # Calls whose JSON is never coded: a point read, one event, and one workflow read or commit.
 HOT = re.compile(r"/v1/(?:entities/[^/]+|entities/[^/]+/state|events|workflows/.+)")
@@ -157,7 +159,11 @@ def is_codable(path: str, headers: Headers) -> bool:
         return False
     if b"no-transform" in given.get(b"cache-control", b""):
         return False
-    return media.startswith(b"application/x-ndjson") or path == LOOKUP or HOT.fullmatch(path) is None
+    return media.startswith(b"application/x-ndjson") or not _is_hot(path)
+
+
+def _is_hot(path: str) -> bool:
+    return path != LOOKUP and HOT.fullmatch(path) is not None
 
 
 class ContentCoding:
@@ -195,6 +201,11 @@ class _Answer:
         if message["type"] == "http.response.start":
             if not self._is_candidate(message):
                 await self._send(message)
+            elif self._is_stream(message["headers"]):  # its head does not wait for its first line
+                if accepts_gzip(self._headers):
+                    self._code = _coder()
+                    message["headers"] = _coded_headers(message["headers"], None)
+                await self._send(message)
             else:
                 self._start = message
             return
@@ -216,13 +227,17 @@ class _Answer:
         status, headers = start["status"], start["headers"]
         if status == 304:
             given = b",".join(value for name, value in self._headers if name == b"if-none-match")
-            if SUFFIX in given:  # the client has the coded representation, and that is unchanged
+            if SUFFIX in given and not _is_hot(self._path):  # the client has the coded form, and that is unchanged
                 start["headers"] = [(n, coded_etag(v) if n == b"etag" else v) for n, v in headers]
             return False
         if status != 200 or not is_codable(self._path, headers):
             return False
         start["headers"] = _varying(headers)
         return True
+
+    def _is_stream(self, headers: Headers) -> bool:
+        given = dict(headers)
+        return given.get(b"content-type", b"").startswith(STREAMS) and b"content-length" not in given
 
 
 def _coder() -> Callable[[bytes, bool], bytes]:

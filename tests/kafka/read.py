@@ -1,6 +1,6 @@
 """Print the first messages of a topic, one a line, and wait for missing ones.
 
-    python kafka/read.py TOPIC COUNT [SERVERS]
+    python tests/kafka/read.py TOPIC COUNT [SERVERS]
 
 SERVERS is 127.0.0.1:9092 by default. No offset is committed: the same call prints the same messages again.
 """

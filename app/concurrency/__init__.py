@@ -1,0 +1,1 @@
+"""Work that runs at once: workers, lanes that join requests into batches, and the circuit breaker."""

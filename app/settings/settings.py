@@ -1,0 +1,410 @@
+"""All settings: environment variables with the prefix PQS_. Entry points read them once and pass them on."""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import platformdirs
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.domain.changes import Logging
+from app.errors import StartError
+from app.settings.secret_files import Secret, read_secret
+from app.settings.types import (
+    ALGORITHMS,
+    DAY,
+    SECRET_OPTION,
+    Address,
+    Algorithms,
+    BusKind,
+    ConsulAddress,
+    Duration,
+    File,
+    Foreign,
+    Gaps,
+    HostList,
+    IssuerAddress,
+    KafkaOptions,
+    KafkaSecurity,
+    LogFormat,
+    LogLevel,
+    OriginList,
+    Password,
+    Posture,
+    PublicUrl,
+    ScopesMap,
+    Servers,
+    Source,
+    Topic,
+    Topics,
+    Tracks,
+    Word,
+)
+
+PREFIX = "PQS_"
+OF_CLIENTS = {"PQS_TOKEN", "PQS_TOKEN_FILE"}  # variables of clients, `pqs load` among them, and not of the service
+MIB = 1024 * 1024  # bytes
+
+
+class Settings(BaseSettings):
+    """All settings. Durations are numbers of seconds, sizes numbers of bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="The address to listen on; `pqs load` sends to it.")
+    port: int = Field(
+        8000, ge=0, le=65_535, description="The port to listen on, 0 for a free one; `pqs load` sends to it."
+    )
+    workers: int = Field(1, ge=1, le=256, description="The number of processes that answer requests.")
+    database_url: Address | None = Field(
+        None,
+        description="The PostgreSQL, as postgresql://user@host/name. Without it the service starts its own.",
+    )
+    database_read_url: Address | None = Field(
+        None, description="A replica of that PostgreSQL, which answers lists, counts and scans."
+    )
+    data_dir: File = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("pqs")),
+        description="The folder in which the service's own PostgreSQL keeps its data.",
+    )
+    pool_size: int = Field(8, ge=1, le=1000, description="The most database connections that a process opens.")
+    statement_timeout: float = Field(
+        5.0, ge=0.001, le=3600, description="The seconds after which a statement is cancelled."
+    )
+    ack_timeout: Duration = Field(30.0, description="The seconds in which a node has to acknowledge.")
+    liveness_interval: Duration = Field(
+        60.0, description="The seconds in which a node has to send a heartbeat after its activation."
+    )
+    liveness_window: Duration = Field(90.0, description="The seconds in which a node has to send the next heartbeat.")
+    max_body: int = Field(
+        8 * MIB, ge=1024, le=1024 * MIB, description="The largest request body, in bytes; NDJSON may be longer."
+    )
+    body_memory: int = Field(
+        256 * MIB,
+        ge=1024,
+        le=1024 * 1024 * MIB,
+        description="How many bytes of request bodies a process holds at most, and never less than twice "
+        "PQS_MAX_BODY; one address has half of them.",
+    )
+    batching: bool = Field(True, description="Join concurrent single requests into one statement.")
+    sweep: bool = Field(
+        False,
+        description="Turn passed deadlines into events within the service. `pqs sweep` does so whatever this says.",
+    )
+    action_retention: Duration = Field(
+        7 * DAY, description="The seconds for which an action of a workflow is kept at least."
+    )
+    kafka: Servers | None = Field(None, description="Kafka's bootstrap servers, as host:port,host:port.")
+    bus: BusKind = Field(
+        default_factory=lambda given: BusKind.KAFKA if given.get("kafka") else BusKind.OFF,
+        description="The bus for outgoing events: kafka (the default if PQS_KAFKA is set), memory, or off (else).",
+    )
+    relay: bool = Field(
+        True, description="Send outgoing messages from within the service; otherwise run `pqs relay`."
+    )
+    topic_out: Topic = Field("registration-events", description="The topic to which registration events are sent.")
+    source: Source = Field(
+        "urn:pqs", description="The `source` of the CloudEvents that are sent: with the id it identifies an event."
+    )
+    topics_in: Topics | None = Field(
+        None,
+        description="The topics that `pqs consume` reads, as topic,topic; a pattern begins with ^, as ^nodes-.*. All "
+        "events of a node must be in one topic.",
+    )
+    tracks: Tracks = Field(
+        Tracks.STRICT,
+        description="What becomes of a message whose node stands on another partition: `strict` (a conflict), or "
+        "`follow` (the node moves there, if the message is not older than its last event).",
+    )
+    gaps: Gaps = Field(
+        Gaps.SKIP,
+        description="What `pqs consume` does when Kafka removed messages before they were read: skip or stop.",
+    )
+    foreign: Foreign = Field(
+        Foreign.SKIP,
+        description="What becomes of messages that are not events (without a value, or of a type that is not ours): "
+        "skip or dead_letter.",
+    )
+    consumer_id: Word | None = Field(
+        None, description="The static id of this consumer in its group: a restart within 10 s moves no partition."
+    )
+    max_skew: float = Field(
+        300.0,
+        ge=0,
+        le=10_000 * 365 * DAY,
+        description="How many seconds an event may be ahead of the database's clock.",
+    )
+    consumer_group: str = Field(
+        "pqs",
+        min_length=1,
+        max_length=249,
+        description="The consumer group of `pqs consume`; its members share the partitions.",
+    )
+    consul_url: ConsulAddress | None = Field(
+        None, description="The Consul agent, as http://host:8500, at which nodes are registered."
+    )
+    log_level: LogLevel = Field(LogLevel.INFO, description="How much is logged: debug, info, warning or error.")
+    log_format: LogFormat = Field(LogFormat.CONSOLE, description="The form of a log line: console or json.")
+
+    max_connections: int = Field(
+        10_000,
+        ge=8,
+        le=1_000_000,
+        description="How many clients' connections a process keeps open at most; one address has a quarter of them.",
+    )
+    public_url: PublicUrl | None = Field(
+        None,
+        description="Where a proxy serves this service, as https://host/prefix; for OpenAPI, and for its own pages.",
+    )
+    # Who is let in, and over which wires.
+    auth: Posture = Field(
+        Posture.LOOPBACK,
+        description="Who is let in: `loopback` (anybody on this machine; other addresses are refused), `required` "
+        "(callers with a key or token), `insecure` (anybody).",
+    )
+    allowed_hosts: HostList | None = Field(
+        None, description="The names in `Host` that are answered, as a.example,b.example; `*` for all."
+    )
+    cors_origins: OriginList | None = Field(
+        None, description="The origins whose pages may call the service, as https://a.example,https://b.example."
+    )
+    oidc_issuer: IssuerAddress | None = Field(
+        None, description="The OpenID Connect issuer whose tokens are accepted, to the letter; needs the extra oidc."
+    )
+    oidc_audience: Word | None = Field(None, description="The audience that its tokens must name.")
+    oidc_algorithms: Algorithms = Field(
+        ",".join(ALGORITHMS), description="The signature algorithms that are accepted, as RS256,ES256."
+    )
+    oidc_scopes_claim: Word = Field(
+        "scope", description="The claim with the scopes, text or list; dots lead into objects: realm_access.roles."
+    )
+    oidc_scopes_map: ScopesMap | None = Field(
+        None,
+        description="What the issuer's names grant, as name=scope,name=scope; no other name grants anything then.",
+    )
+    oidc_domains_claim: Word | None = Field(
+        None, description="The claim with the domains of a caller; without this setting a token covers all domains."
+    )
+    oidc_prefixes_claim: Word | None = Field(
+        None,
+        description="The claim with the workflow prefixes of a caller, `*` for all; without this setting a token "
+        "covers all workflows.",
+    )
+    oidc_leeway: float = Field(
+        30.0, ge=0, le=300, description="How many seconds the issuer's clock may differ from this one."
+    )
+    tls_cert: File | None = Field(
+        None, description="The service's certificate with its chain, a PEM file; taken over when it changes."
+    )
+    tls_key: File | None = Field(None, description="Its private key, a PEM file without a passphrase.")
+    tls_client_ca: File | None = Field(
+        None, description="The authorities of client certificates, a PEM file: clients must have one then."
+    )
+    database_url_file: File | None = Field(None, description="A file that holds PQS_DATABASE_URL.")
+    database_read_url_file: File | None = Field(None, description="A file that holds PQS_DATABASE_READ_URL.")
+    kafka_security: KafkaSecurity = Field(
+        KafkaSecurity.PLAINTEXT,
+        description="How connections to Kafka are protected: plaintext, ssl, sasl_plaintext or sasl_ssl.",
+    )
+    kafka_mechanism: Word | None = Field(
+        None, description="The SASL mechanism: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER or GSSAPI."
+    )
+    kafka_username: Word | None = Field(None, description="The user name for PLAIN and SCRAM.")
+    kafka_password: Password | None = Field(None, description="Its password; better in a file.")
+    kafka_password_file: File | None = Field(None, description="A file that holds PQS_KAFKA_PASSWORD.")
+    kafka_ca: File | None = Field(
+        None, description="The authorities of the brokers' certificates, a PEM file; else the system's."
+    )
+    kafka_cert: File | None = Field(None, description="The client certificate for Kafka, a PEM file.")
+    kafka_key: File | None = Field(None, description="Its private key, a PEM file.")
+    kafka_options: KafkaOptions | None = Field(
+        None, description="Further options of librdkafka, as name=value,name=value, for reading and writing."
+    )
+    kafka_options_file: File | None = Field(
+        None, description="A file that holds PQS_KAFKA_OPTIONS; it is read at the start."
+    )
+    consul_token: Password | None = Field(
+        None, description="The ACL token for Consul; without it CONSUL_HTTP_TOKEN counts. Better in a file."
+    )
+    consul_token_file: File | None = Field(None, description="A file that holds PQS_CONSUL_TOKEN.")
+    consul_ca: File | None = Field(
+        None,
+        description="The authorities of Consul's certificate, a PEM file; without it CONSUL_CACERT counts, else the "
+        "system's.",
+    )
+    consul_cert: File | None = Field(None, description="The client certificate for Consul, a PEM file.")
+    consul_key: File | None = Field(None, description="Its private key, a PEM file.")
+    consul_namespace: Word | None = Field(None, description="The namespace in which Consul registers nodes.")
+    consul_datacenter: Word | None = Field(None, description="Consul's datacenter, where it is not the agent's own.")
+
+    changes: Logging = Field(
+        Logging.TRANSITIONS,
+        description="The events that the change log has: transitions (of states, and triggers), all, or off.",
+    )
+    changes_rows: bool = Field(False, description="Log the whole row with each change.")
+    changes_keep: Duration = Field(7 * DAY, description="The seconds for which a change is kept at least.")
+    followers: int = Field(
+        10_000, ge=1, le=1_000_000, description="The most requests that follow the changes in one process."
+    )
+
+    @field_validator("bus")
+    @classmethod
+    def _kafka_has_servers(cls, bus: BusKind, info: ValidationInfo) -> BusKind:
+        if bus is BusKind.KAFKA and not info.data.get("kafka"):
+            raise ValueError("kafka needs PQS_KAFKA, the bootstrap servers")
+        return bus
+
+
+def read_settings(given: Mapping[str, object] | None = None) -> Settings:
+    """The settings: from `given` (unless None), then the environment, then the defaults.
+
+    Raises StartError, which names the variable, for an unknown name and for a value out of range.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | OF_CLIENTS
+    for name in os.environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            endings = [each.removeprefix(PREFIX) for each in known]
+            near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), endings, n=1)
+            hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+            raise StartError(f"there is no setting {name}{hint} (`pqs serve --help` lists them)")
+    try:
+        settings = Settings.model_validate(_with_secrets(given or {}))
+    except ValidationError as error:
+        wrong = [
+            f"{PREFIX}{str(each['loc'][0]).upper()}: {each['msg']}"
+            for each in error.errors()
+            if each["type"] != "default_factory_not_called"  # a consequence of another error
+        ]
+        raise StartError("; ".join(wrong).replace("Value error, ", "")) from None
+    if wrong := _contradictions(settings):
+        raise StartError("; ".join(wrong))
+    return settings
+
+
+# Settings that hold a secret. Each has a form with _FILE, and neither may be given beside the other.
+_TYPES = {
+    "database_url": Address,
+    "database_read_url": Address,
+    "kafka_password": Password,
+    "kafka_options": KafkaOptions,
+    "consul_token": Password,
+}
+SECRETS = tuple(_TYPES)
+
+
+def secret_of(settings: Settings, name: str) -> Secret:
+    """One of SECRETS, read again when its file changes. Raises StartError when the file cannot be read."""
+    value: SecretStr | None = getattr(settings, name)
+    check: Callable[[str], object] = TypeAdapter(_TYPES[name]).validate_python
+    return Secret(value.get_secret_value() if value else None, getattr(settings, f"{name}_file"), check)
+
+
+def secrets_in(given: Mapping[str, object]) -> list[str]:
+    """A warning for each secret among the options of a command line: everybody on the machine can read those."""
+    return [
+        f"--{name.replace('_', '-')} shows a secret to everybody on this machine; set {PREFIX}{name.upper()}_FILE"
+        for name in SECRETS
+        if given.get(name) is not None and _shows_a_secret(name, str(given[name]))
+    ]
+
+
+def _shows_a_secret(name: str, value: str) -> bool:
+    if name == "kafka_options":
+        return SECRET_OPTION.search(value) is not None
+    if not name.endswith("url"):
+        return True
+    with suppress(ValueError):
+        return urlsplit(value).password is not None or "password=" in value
+    return True
+
+
+def _with_secrets(given: Mapping[str, object]) -> dict[str, object]:
+    """What is given, with the content of each file that holds a secret. Raises StartError for a secret set twice."""
+    result = {name: value for name, value in given.items() if value is not None}
+    environment = {name.upper(): value for name, value in os.environ.items()}
+    for name in SECRETS:
+        file = f"{name}_file"
+        path = result.get(file, environment.get(PREFIX + file.upper()))
+        if path is None or path == "":
+            continue
+        if name in result or PREFIX + name.upper() in environment:
+            variable = PREFIX + name.upper()
+            raise StartError(f"{variable}: set it or {variable}_FILE, not both")
+        try:
+            result[name] = read_secret(Path(str(path)))
+        except StartError as error:
+            raise StartError(f"{PREFIX}{file.upper()}: {error}") from None
+    return result
+
+
+# A setting, and the one that it says nothing without.
+_NEEDS = (
+    ("oidc_issuer", "oidc_audience"),
+    ("oidc_audience", "oidc_issuer"),
+    ("oidc_scopes_map", "oidc_issuer"),
+    ("oidc_domains_claim", "oidc_issuer"),
+    ("oidc_prefixes_claim", "oidc_issuer"),
+    ("tls_cert", "tls_key"),
+    ("tls_key", "tls_cert"),
+    ("tls_client_ca", "tls_cert"),
+    ("kafka_username", "kafka_mechanism"),
+    ("kafka_password", "kafka_username"),
+    ("kafka_cert", "kafka_key"),
+    ("kafka_key", "kafka_cert"),
+    ("consul_cert", "consul_key"),
+    ("consul_key", "consul_cert"),
+    ("consul_token", "consul_url"),
+    ("consul_ca", "consul_url"),
+    ("consul_cert", "consul_url"),
+    ("consul_namespace", "consul_url"),
+    ("consul_datacenter", "consul_url"),
+)
+_WITH_PASSWORD = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}  # mechanisms of SASL
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """What does not go together, each with its variable."""
+    wrong = [
+        f"{PREFIX}{name.upper()} needs {PREFIX}{needed.upper()}"
+        for name, needed in _NEEDS
+        if getattr(settings, name) is not None and getattr(settings, needed) is None
+    ]
+    wrong += _kafka_contradictions(settings)
+    url = settings.consul_url.get_secret_value() if settings.consul_url else ""
+    if url.startswith("http:"):
+        wrong += [
+            f"{PREFIX}{name.upper()} needs an https address in PQS_CONSUL_URL"
+            for name in ("consul_ca", "consul_cert")
+            if getattr(settings, name) is not None
+        ]
+    return wrong
+
+
+def _kafka_contradictions(settings: Settings) -> list[str]:
+    security = settings.kafka_security
+    wrong = []
+    sasl, protected = security.startswith("sasl_"), security.endswith("ssl")
+    if sasl and settings.kafka_mechanism is None:
+        wrong.append(f"PQS_KAFKA_SECURITY={security} needs PQS_KAFKA_MECHANISM")
+    if not sasl and settings.kafka_mechanism is not None:
+        wrong.append(f"PQS_KAFKA_MECHANISM needs PQS_KAFKA_SECURITY=sasl_ssl or sasl_plaintext, not {security}")
+    if sasl and settings.kafka_mechanism in _WITH_PASSWORD and settings.kafka_password is None:
+        wrong.append(
+            f"PQS_KAFKA_MECHANISM={settings.kafka_mechanism} needs PQS_KAFKA_USERNAME and PQS_KAFKA_PASSWORD_FILE"
+        )
+    wrong += [
+        f"{PREFIX}{name.upper()} needs PQS_KAFKA_SECURITY=ssl or sasl_ssl, not {security}"
+        for name in ("kafka_ca", "kafka_cert")
+        if getattr(settings, name) is not None and not protected
+    ]
+    schemes = {server.partition("://")[0].lower() for server in (settings.kafka or "").split(",") if "://" in server}
+    wrong += [
+        f"PQS_KAFKA names {scheme}:// and PQS_KAFKA_SECURITY is {security}: set PQS_KAFKA_SECURITY={scheme}, or "
+        "leave the scheme out"
+        for scheme in sorted(schemes - {security.value})
+    ]
+    return wrong
