@@ -18,7 +18,8 @@ from app.projection.changes import ChangeLog
 from app.projection.entries import EntryBuilder
 from app.store import audit, erasure
 from app.store.audit import Act
-from app.store.database import Connection, Database, LostRaceError, refused_values
+from app.store.database import Connection, Database, LostRaceError
+from app.store.failures import refused_values
 from app.store.overdue import now
 from app.store.registrations import REGISTRATIONS
 from app.wire.answers import Erased
