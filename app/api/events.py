@@ -28,7 +28,13 @@ from app.domain.events import Event
 from app.domain.results import Outcome, Result
 from app.errors import Fault, InvalidInputError, PqsError, RefusedValuesError
 from app.inbound.lines import Outcomes, Report, take_lines
-from app.wire.answers import FORBIDDEN, INVALID, BatchAnswer, StreamSummary, Summary
+from app.wire.answers import (
+    FORBIDDEN,
+    INVALID,
+    BatchAnswer,
+    StreamSummary,
+    Summary,
+)
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.wire.events import correlated, read_event, read_events
 from app.wire.values import without_bom

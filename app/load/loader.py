@@ -19,7 +19,10 @@ from app.domain.results import Outcome
 from app.errors import StartError
 from app.load.early import Early, RefusedLines, why
 from app.load.source import InputLine, Source, chunks
-from app.wire.answers import FORBIDDEN, INVALID
+from app.wire.answers import (
+    FORBIDDEN,
+    INVALID,
+)
 from app.wire.events import MAX_LINE
 from pqs_client import (
     Client,
