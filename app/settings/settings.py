@@ -24,6 +24,7 @@ from app.settings.types import (
     BusKind,
     ConsulAddress,
     Duration,
+    EventSource,
     File,
     Foreign,
     Gaps,
@@ -39,7 +40,6 @@ from app.settings.types import (
     PublicUrl,
     ScopesMap,
     Servers,
-    Source,
     Topic,
     Topics,
     Tracks,
@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         True, description="Send outgoing messages from within the service; otherwise run `pqs relay`."
     )
     topic_out: Topic = Field("registration-events", description="The topic to which registration events are sent.")
-    source: Source = Field(
+    source: EventSource = Field(
         "urn:pqs", description="The `source` of the CloudEvents that are sent: with the id it identifies an event."
     )
     topics_in: Topics | None = Field(

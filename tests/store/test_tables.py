@@ -150,8 +150,8 @@ PARTITION: Row = {"last_applied_sequence": None, "last_applied_partition": "topi
         ("one_track", PARTITION | {"last_applied_sequence": 1}),
         ("one_track", PARTITION | {"last_applied_partition": None}),
         ("one_track", PARTITION | {"last_applied_offset": None}),
-        ("numbers_from_0", {"last_applied_sequence": -1}),
-        ("numbers_from_0", PARTITION | {"last_applied_offset": -1}),
+        ("numbers", {"last_applied_sequence": -1}),
+        ("numbers", PARTITION | {"last_applied_offset": -2}),
         ("tombstone_empty", {"forgotten_at": START}),
         ("tombstone_empty", {"forgotten_permanently": False}),
         ("tombstone_empty", TOMBSTONE | {"forgotten_permanently": None}),
@@ -192,7 +192,7 @@ async def test_no_check_goes_untested(connection: "asyncpg.Connection[asyncpg.Re
         "version_from_1",
         "capabilities_object",
         "one_track",
-        "numbers_from_0",
+        "numbers",
         "tombstone_empty",
     }
 
