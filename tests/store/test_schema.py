@@ -262,6 +262,7 @@ async def test_every_index_is_valid(database_url: str) -> None:
             f"{CHANGES}_by_entity",
             f"{CHANGES}_by_event",
             f"{FLOOR}_pkey",
+            f"{DEAD_LETTERS}_by_entity",
             f"{DEAD_LETTERS}_pkey",
             f"{DEAD_LETTERS}_place",
             f"{OUTBOX}_pkey",
