@@ -221,6 +221,9 @@ REFUSED: dict[str, Json] = {
     "retryDeadLetter 404": {"method": "POST", "url": "/v1/dead-letters/4711/retry"},
     "retryDeadLetter 409": {"method": "POST", "url": "/v1/dead-letters/2/retry"},
     "retryDeadLetter 422": {"method": "POST", "url": "/v1/dead-letters/3/retry"},
+    "dropWatermark 404": {"method": "DELETE", "url": "/v1/watermarks/nodes/7"},
+    "dropWatermark 409": {"method": "DELETE", "url": "/v1/watermarks/registrations/3"},
+    "dropWatermark 422": {"method": "DELETE", "url": "/v1/watermarks/registrations/third"},
     "deleteDeadLetter 404": {"method": "DELETE", "url": "/v1/dead-letters/4711"},
     "deleteDeadLetter 422": {"method": "DELETE", "url": "/v1/dead-letters/first"},
     "commitWorkflow 400": {"method": "PUT", "url": WORKFLOW, "content": "{", "headers": CREATING},
@@ -274,6 +277,7 @@ DOWN: dict[str, Json] = {
     "listDeadLetters 503": {"method": "GET", "url": READS["DeadLetterPage"]},
     "listAudit 503": {"method": "GET", "url": READS["AuditPage"]},
     "retryDeadLetter 503": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
+    "dropWatermark 503": {"method": "DELETE", "url": "/v1/watermarks/registrations/3"},
     "deleteDeadLetter 503": {"method": "DELETE", "url": "/v1/dead-letters/1"},
     "getHistory 503": {"method": "GET", "url": READS["EntityHistory"]},
     "getEvent 503": {"method": "GET", "url": READS["EventRecord"]},
@@ -354,6 +358,7 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
         " VALUE VALUES (4711, '2026-01-01T00:00:09Z', 'key:admin/a2b3c4d5e6', 'dead-letters.retry', 'dead letter 1',"
         " 'applied', '3f0c1a52-7d7e-4f2b-9c63-5f1f0c8f2f7d', '192.0.2.7')"
     )
+    await connection.execute("SELECT setval('audit_log_id_seq', 4711)")
     for offset, value, error in DEAD:
         await connection.execute(
             'INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error, created_at)'
@@ -386,6 +391,12 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     forgotten = (await client.post(f"/v1/entities/{THIRD}/forget", json=FORGET)).json()
     assert forgotten["erased"]["changes"] > 0, forgotten
     answers["ForgetAnswer"] = forgotten | {"forgotten_at": "2026-01-01T00:01:00Z"}  # it was the clock's
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(  # a partition that is read now
+        'INSERT INTO watermarks (topic, partition, "offset", updated_at, consumer)'
+        " VALUES ('registrations', 3, 4711, now(), 'host:4711:1f0e2d3c')"
+    )
+    await connection.close()
     evicted = await client.post(f"/v1/entities/{SIXTH}/deregister", json=DEREGISTER)
     answers["DeregisterAnswer"] = evicted.json()
     metrics = (await client.get("/metrics")).text.splitlines(keepends=True)

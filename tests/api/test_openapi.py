@@ -85,6 +85,7 @@ IDS = {
     ("/v1/workflows/{workflow_key}", "get"): "getWorkflow",
     ("/v1/workflows/{workflow_key}", "put"): "commitWorkflow",
     ("/v1/watermarks", "get"): "listWatermarks",
+    ("/v1/watermarks/{topic}/{partition}", "delete"): "dropWatermark",
     ("/v1/dead-letters", "get"): "listDeadLetters",
     ("/v1/audit", "get"): "listAudit",
     ("/v1/dead-letters/{id}/retry", "post"): "retryDeadLetter",
@@ -112,6 +113,7 @@ ERRORS = {
     "getWorkflow": {404, 412, 422, 503},
     "commitWorkflow": {400, 409, 412, 413, 415, 422, 428, 503},
     "listWatermarks": {422, 503},
+    "dropWatermark": {404, 409, 422, 503},
     "listDeadLetters": {400, 422, 503},
     "listAudit": {400, 422, 503},
     "retryDeadLetter": {400, 404, 409, 422, 503},
@@ -257,7 +259,8 @@ def test_only_what_is_removed_has_no_answer() -> None:
         operation["operationId"]: [status for status in operation["responses"] if status.startswith("2")]
         for _, _, operation in operations(document())
     }
-    assert good.pop("deleteDeadLetter") == ["204"]
+    for removal in ("deleteDeadLetter", "dropWatermark"):
+        assert good.pop(removal) == ["204"]
     assert [id_ for id_, statuses in good.items() if "200" not in statuses] == []
 
 

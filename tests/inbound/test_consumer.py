@@ -600,12 +600,13 @@ async def test_messages_behind_and_after_a_tombstone(kafka: Broker, topic: str, 
     place = Position(partition=f"{topic}-1", offset=2)
     act = Act(principal="test", action="entities.forget", target=str(NODE))
     await acts.forget((NODE, "registration"), place, ForgottenData(), check=lambda _: None, act=act)
+    soon = datetime.now(UTC) + timedelta(seconds=60)  # after the forget, and not ahead of the clock by too much
     waiting = [*life()[:2], event_json("registration.initiated", 9, entity_id=node(1)), *life()[2:]]
     later = [
         event_json("registration.initiated", 20),
-        event_json("registration.initiated", 21, occurred_at="2999-01-01T00:00:00Z"),
-        event_json("registration.forgotten", 22, occurred_at="2999-01-01T00:00:01Z"),
-        event_json("node.heartbeat", 23, occurred_at="2999-01-01T00:00:02Z"),
+        event_json("registration.initiated", 21, occurred_at=soon.isoformat()),
+        event_json("registration.forgotten", 22, occurred_at=(soon + timedelta(seconds=1)).isoformat()),
+        event_json("node.heartbeat", 23, occurred_at=(soon + timedelta(seconds=2)).isoformat()),
     ]
     produce(kafka, topic, waiting + later, partition=1)
     async with reading(kafka, topic, database_url, batch=3):

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from app.embedded.postgres import EmbeddedPostgres, running_url
-from tests.making import Json, event_json, life, node
+from tests.making import NODE, Json, event_json, life, node
 from tests.processes import PATIENCE, Service, command_lines, gone, postgres_pid, serving, starting, until
 
 NDJSON = {"content-type": "application/x-ndjson"}
@@ -341,7 +341,7 @@ def test_breaker_of_a_dead_worker_is_not_reported(tmp_path: Path) -> None:
         one, two = service.await_workers(2)
         with paused(two), client_of_the_others(service) as client:
             for _ in range(5):
-                assert client.get("/readyz").status_code == 503
+                assert client.get(f"/v1/entities/{NODE}").status_code == 503
             assert value_of(client, series) == 1
         os.kill(one, signal.SIGKILL)
         service.await_workers(2, without=one)
