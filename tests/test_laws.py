@@ -189,9 +189,9 @@ async def test_law_3_of_recorded_rows_the_one_of_the_highest_position_stays(
 async def test_law_3_holds_with_forgets_whose_times_rise_with_the_positions(
     projector: Projector, database: Database, drawn: tuple[list[Any], list[list[Any]]], by_position: bool
 ) -> None:
-    """A forget at the highest position leaves a tombstone, and a recorded row after it is the entity begun anew.
+    """A forget at the highest position leaves a tombstone; a recorded row after it begins the entity anew.
 
-    Unless it is permanent: what was before it is then the last that anybody hears.
+    A permanent forget is the exception, after which no event counts; so none of these forgets is permanent.
     """
     log, batches = drawn
     rising = {event.event_id: _risen(event, second) for second, event in enumerate(log)}
@@ -207,7 +207,7 @@ async def test_law_3_holds_with_forgets_whose_times_rise_with_the_positions(
 
 
 def _risen(event: Any, second: int) -> Any:
-    """The event at this second, and if it is a forget, one that is not for good."""
+    """The event at this second; a forget is made not permanent."""
     data = ForgottenData() if isinstance(event, Forgotten) else event.data
     return replace(event, occurred_at=START + timedelta(seconds=second), data=data)
 

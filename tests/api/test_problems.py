@@ -191,7 +191,7 @@ DOWN: dict[str, tuple[str, str, Json]] = {
 
 @pytest.mark.parametrize("case", DOWN)
 async def test_a_database_that_is_down_is_503(unreachable_url: str, case: str) -> None:
-    """Whatever needs the database is a 503 with `Retry-After`: as long again as the breaker has been open."""
+    """Without its database, each call that needs it is a 503 whose `Retry-After` fits the time of the outage."""
     method, path, sent = DOWN[case]
     async with service_on(unreachable_url) as client, asyncio.timeout(10):
         answer = await client.request(method, path, **sent)

@@ -47,13 +47,13 @@ FIELDS = {
 
 
 def test_there_are_fourteen_event_types() -> None:
-    """The types are those of the tables, each with a class of its own that goes by that name."""
+    """The event types are those of the tables, each with a class named after it."""
     assert list(EVENT_TYPES) == list(FIELDS)
     assert len(set(EVENT_CLASSES)) == len(EVENT_TYPES)
 
 
 def test_a_heartbeat_and_a_forget_are_both_facts_and_triggers() -> None:
-    """Eleven types are facts and five are triggers; what comes in is one of either."""
+    """Of the types eleven are facts and five are triggers: the heartbeat and the forget are both."""
     assert (len(FACT_CLASSES), len(TRIGGER_CLASSES)) == (11, 5)
     assert set(FACT_CLASSES) & set(TRIGGER_CLASSES) == {Forgotten, Heartbeat}
     assert set(EVENT_CLASSES) == {*FACT_CLASSES, *TRIGGER_CLASSES}

@@ -73,7 +73,7 @@ async def test_the_newest_and_a_mark_are_a_look_at_each_slice(filled: Database) 
 
 
 async def test_an_entitys_changes_are_found_to_be_erased(filled: Database) -> None:
-    """By the index of each slice, and not by reading the log."""
+    """An entity's changes are found for erasure by each slice's index, without scanning the log."""
     given: dict[str, object] = {"entity_id": node(1), "domain": "registration", "version": 2**62}
     plan = await filled.read(explain, erasure.EMPTY, given)
     assert "Seq Scan" not in kinds(plan)

@@ -591,9 +591,9 @@ async def test_the_settings_lead_to_a_consumer(kafka: Broker, topic: str, databa
 
 
 async def test_messages_behind_and_after_a_tombstone(kafka: Broker, topic: str, database_url: str) -> None:
-    """A tombstone made at a place keeps what waits up to there, and what began before the forget; then one may begin.
+    """A tombstone at a position stops waiting messages up to it and registrations from before it; a later one begins.
 
-    Nothing of it becomes a dead letter.
+    None of the messages becomes a dead letter.
     """
     database = patient_database(database_url)
     acts = Acts(database, EntryBuilder(), ChangeLog())

@@ -266,7 +266,7 @@ async def test_a_partition_that_lags_protects_its_nodes(
 
 
 async def mark(database: Database, partition: int, *, offset: int = 7, caught_up: float | None = 100) -> None:
-    """A watermark of the topic `nodes-eu`, caught up so many seconds ago."""
+    """A watermark of the topic `nodes-eu`, caught up this many seconds ago."""
     at = "NULL" if caught_up is None else f"'{ago(caught_up)}'"
     columns = 'topic, partition, "offset", caught_up_at, updated_at, consumer'
     await execute(
@@ -278,7 +278,7 @@ async def mark(database: Database, partition: int, *, offset: int = 7, caught_up
 async def test_a_partition_that_nobody_has_read_protects_its_topic(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """A new partition may hold the heartbeats of any node of its topic: none expires until it was read once."""
+    """A new partition may hold any node's heartbeats: no node of its topic expires until it has been read."""
     await register(projector, [node(1)], deadline, partition="nodes-eu-1")
     await mark(database, 1)
     await mark(database, 2, offset=-1, caught_up=None)
@@ -293,7 +293,7 @@ async def test_a_partition_that_nobody_has_read_protects_its_topic(
 async def test_where_nodes_follow_their_messages_each_partition_counts(
     scans: Database, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """With PQS_TRACKS=follow a node's messages may wait in any partition of its topic, so the slowest one counts."""
+    """With PQS_TRACKS=follow messages may wait in any partition of a node's topic, so the slowest one counts."""
     await register(projector, [node(1)], deadline, partition="nodes-eu-1")
     await mark(database, 1)
     await mark(database, 2, caught_up=3590)
@@ -307,7 +307,7 @@ async def test_where_nodes_follow_their_messages_each_partition_counts(
 async def test_a_row_before_a_topic_does_not_expire(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """A row that was moved before a topic's first message waits for that message."""
+    """A row moved before a topic's first message does not expire until that message."""
     await register(projector, [node(1)], deadline, partition="nodes-eu-*")
     await mark(database, 1)
     await walk(sweep, deadline)
@@ -318,7 +318,7 @@ async def test_a_row_before_a_topic_does_not_expire(
 async def test_a_dead_letter_protects_its_node(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """A node whose message could not be applied may be alive; what the relay could not send says nothing about it."""
+    """A node with a message that could not be applied does not expire; the relay's dead letters do not protect it."""
     await register(projector, [node(1), node(2)], deadline)
     for number, source in ((1, "consumer"), (2, "relay")):
         await execute(

@@ -529,7 +529,7 @@ class Direct:
         self.left += 1
 
     def abandon(self) -> None:
-        """Answer all the same."""
+        """Ignore that the client has left, and answer all the same."""
 
 
 async def test_direct_answers_keep_their_place(echo: Echo) -> None:

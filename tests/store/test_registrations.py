@@ -269,7 +269,7 @@ async def test_batches_that_share_rows_wait_for_each_other(database: Database) -
 
 
 async def test_a_save_changes_every_column(database: Database) -> None:
-    """An update writes each column but the key, to a value and back to null, and those of a tombstone as well."""
+    """An update writes each column but the key, to a value and back to null, those of a tombstone included."""
     sparse = row(FULL.entity_id, domain=FULL.domain)
     forget = event("registration.forgotten", 9, entity_id=FULL.entity_id, domain=FULL.domain)
     assert isinstance(forget, Forgotten)

@@ -198,7 +198,7 @@ async def test_no_check_goes_untested(connection: "asyncpg.Connection[asyncpg.Re
 
 
 async def test_a_tombstone_that_says_nothing_is_a_row(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """What the domain makes of a forgotten entity is accepted."""
+    """The table accepts the domain's tombstone of a forgotten entity."""
     await insert(connection, **TOMBSTONE)
 
 

@@ -42,14 +42,14 @@ async def test_a_watermark_moves_on_from_where_it_stands(database: Database) -> 
 
 
 async def test_a_topic_keeps_its_first_id(database: Database) -> None:
-    """The id that a topic has when it is first read is stored, once it is known, and does not change."""
+    """The first known id of a topic is stored, and does not change."""
     for told, stored in ((None, None), ("one", "one"), ("two", "one"), (None, "one")):
         found = await database.write(watermarks.find, [FoundPartition("nodes", 0, told)], "me")
         assert found["nodes", 0].topic_id == stored
 
 
 async def test_a_topic_that_is_read_anew_has_no_watermarks(database: Database) -> None:
-    """Restarting a topic removes its watermarks and no others."""
+    """Restarting a topic removes exactly its watermarks."""
     await database.write(
         watermarks.find, [FoundPartition("nodes", 0), FoundPartition("nodes", 1), FoundPartition("nodes-1", 0)], "me"
     )
@@ -58,7 +58,7 @@ async def test_a_topic_that_is_read_anew_has_no_watermarks(database: Database) -
 
 
 async def test_only_an_unused_watermark_is_dropped(database: Database) -> None:
-    """A watermark that was written lately is in use; an unknown one is not there."""
+    """A recently written watermark is in use and is not dropped; an unknown one is reported as missing."""
     await database.write(watermarks.find, [FoundPartition("nodes", 0)], "me")
     assert await database.write(watermarks.drop, "nodes", 0) is Drop.IN_USE
     assert await database.write(watermarks.drop, "nodes", 1) is Drop.UNKNOWN

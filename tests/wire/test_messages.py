@@ -111,6 +111,6 @@ def test_what_is_wrong_is_said(value: Any, headers: Any, error: type[Exception],
 def test_a_message_without_an_event_still_has_an_entity(
     value: bytes | None, key: bytes | None, entity_id: UUID | None
 ) -> None:
-    """The entity comes from the value as far as it can be read, else from the key."""
+    """The entity is read from the value as far as it can be parsed, or else from the key."""
     found = entity_of(KafkaMessage("nodes", 7, 42, key, value, []))
     assert found == entity_id
