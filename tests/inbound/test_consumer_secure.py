@@ -29,7 +29,7 @@ async def reading(way: Access, topic: str, url: str) -> AsyncIterator[None]:
 async def test_messages_come_by_every_listener(
     security: str, mechanism: str | None, kafka: Broker, topic: str, database_url: str, tmp_path: Path
 ) -> None:
-    """The rows of the topic arrive through each listener."""
+    """The topic's messages are applied through each listener."""
     produce(kafka, topic, life())
     async with reading(access(security, mechanism, tmp_path), topic, database_url):
         await until(database_url, *taken(5))

@@ -32,7 +32,7 @@ def test_a_peer_has_a_quarter() -> None:
 
 
 def test_a_full_process_keeps_a_reserve() -> None:
-    """When the process is full, every address can still open a connection for health checks."""
+    """A full process keeps a reserve of connections for health checks, open to every address."""
     budget = connections(400)
     given = [budget.admit(f"192.0.2.{number}") for number in range(400)]
     assert given == [OPEN] * (400 - RESERVE) + [HEALTH_ONLY] * RESERVE
