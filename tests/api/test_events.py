@@ -544,7 +544,7 @@ async def test_chunks_commit_one_by_one(client: httpx.AsyncClient) -> None:
 
 
 async def test_two_streams_of_the_same_entities_end_right(client: httpx.AsyncClient) -> None:
-    """Of two concurrent streams of the same events, one applies each event; the rows are as after one stream."""
+    """Two concurrent streams of the same events apply each event once; the rows are those of one stream."""
     nodes = [node(number) for number in range(500)]
     body = ndjson(event_json(type_, n, entity_id=id_) for n, type_ in enumerate(WAY_TO_ACTIVE, 1) for id_ in nodes)
     answers = await asyncio.gather(post_lines(client, body), post_lines(client, body))

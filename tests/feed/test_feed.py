@@ -66,7 +66,7 @@ async def test_from_the_beginning_page_by_page(feed: Feed, database: Database) -
 
 
 async def test_a_wait_ends_with_the_change(feed: Feed, database: Database) -> None:
-    """A waiting follower gets a change as soon as it is settled, and no earlier change."""
+    """A waiting follower gets a change as soon as it is settled, without the changes before it."""
     await write(database, [made(1)])
     with feed.following():
         task = asyncio.create_task(feed.page(Start.NOW, ANY, limit=10, wait=20))

@@ -389,7 +389,7 @@ async def test_a_row_that_cant_be_written_stops_nothing(
 
 
 async def test_sweeps_that_meet_share_the_work(projector: Projector, database: Database, scans: Database) -> None:
-    """Of four sweeps on the same rows in small pages, one makes each deadline's event and version."""
+    """Four sweeps on the same rows in small pages make one event and one version for each deadline."""
     nodes = [node(number) for number in range(300)]
     for deadline, half in ((Deadline.ACK, nodes[:150]), (Deadline.LIVENESS, nodes[150:])):
         await register(projector, half, deadline)
