@@ -1,4 +1,4 @@
-"""What keys cost: the hot calls of a service that asks for a key, against one that does not."""
+"""The cost of keys: the hot calls of a service that requires a key, compared with one that does not."""
 
 import http.client
 import sys
@@ -21,7 +21,7 @@ KEY_TIMEOUT = 60.0  # seconds
 
 
 def auth(bench: Bench) -> list[Row]:
-    """Lookups, heartbeats and commits, each with a key that is checked and without."""
+    """Lookups, heartbeats and commits, each with a checked key and without a key."""
     machine, source = bench.machine, bench.source
     key = _key(machine)
     with _serving(machine) as ports:
@@ -65,7 +65,7 @@ def _key(machine: Machine) -> str:
 
 @contextmanager
 def _serving(machine: Machine) -> Iterator[dict[str, int]]:
-    """The ports of both services. Raises LeftOutError when one that should ask for keys does not."""
+    """The ports of both services. Raises LeftOutError if the service that should require keys does not."""
     children: list[Child] = []
     ports: dict[str, int] = {}
     try:

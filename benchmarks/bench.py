@@ -51,14 +51,14 @@ class Bench:
         self.seconds = self.size.seconds
 
     def warm(self, contenders: Mapping[str, Callable[[], float]]) -> None:
-        """A short round that does not count. It opens connections, prepares statements and reads pages."""
+        """A short round that is not counted: it opens connections, prepares statements and reads pages."""
         self.seconds = WARM
         for measure in contenders.values():
             measure()
         self.seconds = self.size.seconds
 
     def turns(self, contenders: Mapping[str, Callable[[], float]], rounds: int = 0) -> dict[str, list[float]]:
-        """The measurements of each contender, by round. They take turns, in every second round in reverse."""
+        """The measurements of each contender, by round. They take turns, in reverse order every second round."""
         measured: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(rounds or self.size.rounds):
             order = list(contenders.items())
@@ -67,7 +67,7 @@ class Bench:
         return measured
 
     def written(self, write: Callable[[], Load]) -> float:
-        """The rate of a load of heartbeats, each of which must be found in the table after it."""
+        """The rate of a load of heartbeats; checks afterwards that each is in the table."""
         before = self._versions()
         load = write()
         found = self._versions() - before

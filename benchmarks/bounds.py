@@ -1,7 +1,7 @@
-"""What hostile input costs: time and memory for each kind, in one process, without a database.
+"""The cost of hostile input: time and memory for each kind, in one process, without a database.
 
-`python -m benchmarks.bounds` prints the rows of docs/explanation/security.md; a body has 8 MiB. Then come the rows of
-`bounds_edge.py`, about connections.
+`python -m benchmarks.bounds` prints the rows of docs/explanation/security.md, for bodies of 8 MiB, and then the rows
+of `bounds_edge.py`, about connections.
 """
 
 import subprocess
@@ -28,22 +28,22 @@ NODE = b"7a1c5f7e-9d53-4c58-8a3c-1f0e2d3c4b5a"
 
 
 def filled(before: bytes, unit: bytes, after: bytes) -> bytes:
-    """A body of SIZE bytes, of one unit again and again."""
+    """A body of SIZE bytes that repeats one unit."""
     return before + unit * ((SIZE - len(before) - len(after)) // len(unit)) + after
 
 
 def array(ids: list[UUID]) -> bytes:
-    """An array with an event for each id."""
+    """An array with one event for each id."""
     return b"[" + b",".join(EVENT % (str(each).encode(), b"") for each in ids) + b"]"
 
 
 def dry_run(body: bytes) -> None:
-    """Read an array and fold it, as a dry run does."""
+    """Read an array and fold it, as in a dry run."""
     fold(REGISTRATION, {}, read_events(body), Timing(), by_position=True)
 
 
 def keys() -> bytes:
-    """400,000 keys of capabilities."""
+    """Capabilities with 400,000 keys."""
     return b',"capabilities":{' + b",".join(b'"k%d":"%s"' % (n, b"v" * 8) for n in range(400_000)) + b"}"
 
 
@@ -89,7 +89,7 @@ def measure(case: str) -> None:
 
 
 def main() -> None:
-    """Measure each case in a process of its own: a peak is a process's."""
+    """Measure each case in a process of its own, as a peak is that of a process."""
     if len(sys.argv) > 1:
         measure(sys.argv[1])
         return

@@ -1,4 +1,4 @@
-"""What hostile connections cost a live service: its answer, the time until then, and the growth of its memory.
+"""The cost of hostile connections to a live service: its answer, the time until then, and its growth in memory.
 
 `python -m benchmarks.bounds` prints these rows after its own.
 """
@@ -48,11 +48,11 @@ class Target:
         self._port = port
 
     def connect(self) -> socket.socket:
-        """A connection to it."""
+        """A connection to the service."""
         return socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE)
 
     def post(self, body: bytes, **headers: str) -> int:
-        """The status of the answer to events."""
+        """The status that answers a POST of events."""
         connection = HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request("POST", "/v1/events", body, named)
@@ -84,7 +84,7 @@ def service() -> Iterator[Target]:
 
 
 def endless(target: Target, start: bytes, again: bytes) -> Said:
-    """Send what has no end, until the service is at its own."""
+    """Send endless input until the service ends the connection."""
     sent = 0
     with target.connect() as connection:
         with suppress(OSError):
@@ -97,7 +97,7 @@ def endless(target: Target, start: bytes, again: bytes) -> Said:
 
 
 def answer_of(connection: socket.socket) -> str:
-    """The status of what comes next, or how the connection ends."""
+    """The status of the next answer, or how the connection ends."""
     try:
         received = connection.recv(4096)
     except TimeoutError:
@@ -108,14 +108,14 @@ def answer_of(connection: socket.socket) -> str:
 
 
 def waits(target: Target, sent: bytes) -> Said:
-    """Send something, and nothing more."""
+    """Send some bytes, and then nothing."""
     with target.connect() as connection:
         connection.sendall(sent)
         return f"{len(sent)} bytes", answer_of(connection)
 
 
 def never_reads(target: Target) -> Said:
-    """Ask for much, and read nothing, until the connection is broken off."""
+    """Request much data and read nothing, until the connection is cut."""
     ask = b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n"
     with target.connect() as connection:
         connection.settimeout(1.0)
@@ -133,7 +133,7 @@ def never_reads(target: Target) -> Said:
 
 
 def silent(target: Target) -> Said:
-    """Many connections that say nothing, and what a request costs beside them."""
+    """Many silent connections, and the cost of a request beside them."""
     with ExitStack() as stack:
         for _ in range(SILENT):
             stack.enter_context(target.connect())
@@ -143,7 +143,7 @@ def silent(target: Target) -> Said:
 
 
 def slow_bodies(target: Target) -> Said:
-    """Bodies of 8 MiB whose last byte does not come."""
+    """Bodies of 8 MiB whose last byte never comes."""
     head = b"POST /v1/events HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     body = b" " * (8 * MIB - 1)
     with ExitStack() as stack:
@@ -161,7 +161,7 @@ def slow_bodies(target: Target) -> Said:
 
 
 def bomb(content: bytes, media: str) -> Callable[[Target], Said]:
-    """A gzip body that grows as much as gzip can make it."""
+    """A gzip body with the highest compression ratio that gzip allows."""
     coded = gzip.compress(content)
 
     def send(target: Target) -> Said:
@@ -171,7 +171,7 @@ def bomb(content: bytes, media: str) -> Callable[[Target], Said]:
 
 
 def cases() -> dict[str, Callable[[Target], Said]]:
-    """What is sent."""
+    """The cases to measure."""
     size = 100 * MIB
     return {
         **{f"{name} without end": partial(endless, start=raw[0], again=raw[1]) for name, raw in ENDLESS.items()},
@@ -188,7 +188,7 @@ def cases() -> dict[str, Callable[[Target], Said]]:
 
 
 def main() -> None:
-    """Print a row for each case; memory is the growth of the service's process, from where it stood."""
+    """Print a row for each case; memory is the growth of the service's process during it."""
     print("| sent | how much | answer | time | memory |\n| --- | --- | --- | --- | --- |", flush=True)
     made = cases()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

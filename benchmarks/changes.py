@@ -1,4 +1,4 @@
-"""Following: how soon a thousand followers are told, what ten thousand cost, and what the log costs its writers."""
+"""Following: how soon a thousand followers get a change, the cost of ten thousand, and the log's cost for writers."""
 
 import asyncio
 import json
@@ -32,12 +32,12 @@ DOMAIN = "followed"  # of what is written here
 
 
 def changes(bench: Bench) -> list[Row]:
-    """All of this."""
+    """All measurements of this file."""
     return [*_told(bench), *_idle(bench), _throughput(bench), *_writers(bench)]
 
 
 def _told(bench: Bench) -> list[Row]:
-    """How long after its POST began a change is with each of a thousand followers of one process."""
+    """The time from the start of a change's POST until each of a thousand followers of one process has it."""
     child, port = start_ours(bench.machine, MAIN, workers=1)
     try:
         child.answers(port, "/readyz")
@@ -93,7 +93,7 @@ async def _tell(port: int, count: int) -> list[list[float]]:
 
 
 def _idle(bench: Bench) -> list[Row]:
-    """What ten thousand followers without a change cost one process: its memory, and others' lookups."""
+    """The cost for one process of ten thousand followers without a change: its memory, and others' lookups."""
     machine = bench.machine
     count = IDLE if not bench.quick else IDLE // 10
     children = {name: start_ours(machine, MAIN, workers=1, PQS_MAX_CONNECTIONS=OPEN) for name in ("with", "without")}
@@ -139,7 +139,7 @@ def _idle(bench: Bench) -> list[Row]:
 
 
 def _throughput(bench: Bench) -> Row:
-    """How fast one follower reads a log."""
+    """The speed at which one follower reads a log."""
     child, port = start_ours(bench.machine, MAIN, workers=1)
     count = FED if not bench.quick else FED // 10
     try:
@@ -181,7 +181,7 @@ async def _read(port: int, after: str, count: int) -> float:
 
 
 def _writers(bench: Bench) -> list[Row]:
-    """Heartbeats and triggers with the log, and without it."""
+    """Heartbeats and triggers with the log and without it."""
     machine = bench.machine
     children = {name: start_ours(machine, MAIN, PQS_CHANGES=name) for name in ("transitions", "off")}
     rows = []

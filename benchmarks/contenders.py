@@ -1,6 +1,6 @@
 """The contenders: the service and its peers, with equal numbers of processes, on the same database.
 
-Before the measurements, all get the same requests, and their answers must mean the same.
+Before the measurements all contenders get the same requests, and their answers must mean the same.
 """
 
 import json
@@ -53,12 +53,12 @@ def need_node(machine: Machine) -> str:
 
 
 def knows_batching(machine: Machine) -> bool:
-    """Whether joining can be switched off."""
+    """Whether batching can be switched off."""
     return "PQS_BATCHING" in machine.run([sys.executable, "-m", "app", "serve", "--help"], timeout=60)
 
 
 def start_ours(machine: Machine, database: str, *, workers: int = WORKERS, **environment: str) -> tuple[Child, int]:
-    """The service, without an access log, like all contenders."""
+    """Start the service without an access log, like all contenders."""
     port = free_port()
     environment = {"PQS_DATABASE_URL": machine.url(database), "PQS_LOG_LEVEL": "warning"} | environment
     command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--workers", str(workers)]
@@ -88,7 +88,7 @@ def start(machine: Machine, name: str, database: str) -> tuple[Child, int]:
 def serving(
     machine: Machine, source: Source, database: str, names: list[str], notes: list[str]
 ) -> Iterator[dict[str, int]]:
-    """The ports of the contenders that started, by name, after a check that they answer alike."""
+    """The ports of the contenders that started, by name, after a check that their answers mean the same."""
     children: list[Child] = []
     ports: dict[str, int] = {}
     try:
@@ -110,7 +110,7 @@ def serving(
 
 
 def _check_alike(ports: dict[str, int], source: Source) -> None:
-    """Raise BenchmarkError unless all answer the lookup and the heartbeat alike, field by field."""
+    """Raise BenchmarkError unless all answers to the lookup and the heartbeat agree, field by field."""
     clients = {name: Client(port) for name, port in ports.items()}
     try:
         for place in range(COMPARED):
@@ -129,7 +129,7 @@ def _check_alike(ports: dict[str, int], source: Source) -> None:
 
 
 def _check_writes(clients: dict[str, Client], entity_id: str, version: int, source: Source) -> None:
-    """Check that each moves the row on, that all others see it, and that each detects repeats and late events."""
+    """Check that each contender's write is seen by all, and that each detects repeats and late events."""
     told: dict[str, dict[str, object]] = {}
     for name, client in clients.items():
         first = source.stamps(2)
@@ -176,7 +176,7 @@ def _same(what: str, answers: dict[str, dict[str, object]]) -> None:
 
 
 def _meaning(value: object) -> object:
-    """A time is the same in any spelling."""
+    """The value with times normalised, as a time means the same in any spelling."""
     if isinstance(value, str) and value[4:5] == "-" and "T" in value:
         return datetime.fromisoformat(value)
     return value

@@ -26,13 +26,13 @@ def growth(bench: Bench) -> list[Row]:
 
 
 def growth10m(bench: Bench) -> list[Row]:
-    """The same, and at ten million rows."""
+    """Latencies at a hundredth, a tenth and all of the rows, and at ten million rows."""
     largest = bench.size.rows * 10 if bench.quick else GROWTH_ROWS
     return _growth(bench, [bench.size.rows // 100, bench.size.rows // 10, bench.size.rows, largest])
 
 
 def _growth(bench: Bench, sizes: list[int]) -> list[Row]:
-    """The largest against the smallest."""
+    """The latency at the largest size relative to the smallest."""
     machine = bench.machine
     with ExitStack() as stack:
         databases = {rows: MAIN if rows == bench.size.rows else f"{MAIN}_{rows}" for rows in sizes}
@@ -85,7 +85,7 @@ def _measure(bench: Bench, clients: dict[int, Client], paths: dict[int, str]) ->
 
 
 def _paths(bench: Bench, client: Client, rows: int) -> dict[str, str]:
-    """The paths by their names in the table. Raises BenchmarkError if answers are smaller than planned."""
+    """The paths by their names in the table. Raises BenchmarkError if an answer is smaller than planned."""
     as_of = bench.as_of.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     paths = {"state counts": "/v1/state-counts"}
     for scan in ("ack", "liveness"):
@@ -105,7 +105,7 @@ def _paths(bench: Bench, client: Client, rows: int) -> dict[str, str]:
 
 
 def _middle(client: Client, path: str, before: int) -> str:
-    """The cursor after this many rows."""
+    """The cursor after this number of rows."""
     cursor = ""
     while before > 0:
         page = client.get(f"{path}&limit={min(before, PAGE)}{cursor and '&cursor=' + cursor}").json()

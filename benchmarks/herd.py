@@ -1,4 +1,4 @@
-"""Many connections that each wait for an answer, with almost no work of their own when it comes."""
+"""Many connections that each wait for an answer, with almost no work of their own when it arrives."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ run = uvloop.run
 
 
 class _Member(asyncio.Protocol):
-    """A connection; it notes when the first byte of an answer came."""
+    """A connection that records when the first byte of an answer arrived."""
 
     def __init__(self) -> None:
         self._forget()
@@ -29,21 +29,21 @@ class _Member(asyncio.Protocol):
         self._received = b""
 
     def send(self, request: bytes) -> None:
-        """Send a request; earlier answers are forgotten."""
+        """Send a request, and forget earlier answers."""
         self._forget()
         if self.transport is not None:
             self.transport.write(request)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is open."""
+        """Keep the open connection."""
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """A piece of an answer."""
+        """Record a piece of an answer."""
         self.on_data(data, time.time())
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """It is closed."""
+        """Note that the connection is closed."""
         if not self.answered.done():
             self.answered.set_exception(BenchmarkError("a waiting connection was closed"))
 
@@ -62,7 +62,7 @@ class Herd:
         self.members: list[_Member] = []
 
     async def open(self, count: int) -> None:
-        """Open so many more connections."""
+        """Open this many more connections."""
         loop = asyncio.get_running_loop()
         while count > 0:
             some = min(AT_ONCE, count)
@@ -74,12 +74,12 @@ class Herd:
             count -= some
 
     def send(self, request: bytes) -> None:
-        """Send a request on each; the answers of earlier ones are forgotten."""
+        """Send a request on each connection, and forget the answers to earlier ones."""
         for member in self.members:
             member.send(request)
 
     async def answers(self, within: float) -> list[tuple[float, bytes]]:
-        """When each was answered, in seconds since 1970, and with what; all of them within these seconds."""
+        """The time of each answer, in seconds since 1970, and its content; all must arrive within these seconds."""
         try:
             return list(await asyncio.wait_for(asyncio.gather(*(each.answered for each in self.members)), within))
         except TimeoutError:
@@ -87,7 +87,7 @@ class Herd:
             raise BenchmarkError(f"{left} of {len(self.members)} waits were not answered in {within:.0f} s") from None
 
     def close(self) -> None:
-        """Close all."""
+        """Close all connections."""
         for member in self.members:
             member.answered.cancel()
             if member.transport is not None:
@@ -95,7 +95,7 @@ class Herd:
 
 
 def get(path: str, *headers: str) -> bytes:
-    """A request."""
+    """A GET request in bytes."""
     lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
 

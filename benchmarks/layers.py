@@ -1,4 +1,4 @@
-"""The time of one lookup and of one event by layer: a profile of the process that answers."""
+"""The processor time of one lookup and of one event by layer: a profile of the answering process."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PATIENCE = 10.0  # seconds until the profile is written
 
 
 def layers(bench: Bench) -> list[Row]:
-    """Microseconds of processor time a request, by layer, of the service; and PostgreSQL's."""
+    """Microseconds of processor time per request, by layer of the service; and PostgreSQL's."""
     machine, rows = bench.machine, []
     port, path = free_port(), machine.folder / "profile.json"
     command: list[str | Path] = [
@@ -68,13 +68,13 @@ def _layers(bench: Bench, child: Child, port: int, path: Path, what: str, connec
 
 
 def _worked(pid: int) -> float:
-    """Seconds of processor time that a process has taken."""
+    """Seconds of processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def _worked_by(name: str) -> float:
-    """The same, for all present processes of that name."""
+    """Seconds of processor time used by all current processes of that name."""
     worked = 0.0
     for path in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):

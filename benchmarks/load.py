@@ -59,7 +59,7 @@ def wrk(
 
 
 def pgbench(machine: Machine, database: str, script: str, source: Source, *, clients: int, seconds: float) -> Load:
-    """The same, straight on the database: prepared statements, one transaction each."""
+    """The load directly on the database: prepared statements, one transaction each."""
     source.catch_up()
     whole = max(1, round(seconds))
     command: list[str | Path] = [binary("pgbench"), "--no-vacuum", "--protocol=prepared"]
@@ -75,7 +75,7 @@ def pgbench(machine: Machine, database: str, script: str, source: Source, *, cli
 
 
 def stream_in(port: int, lines: Iterable[bytes], length: int) -> dict[str, int]:
-    """Send lines of `length` bytes in all, in one request, and return their summary."""
+    """Send lines of `length` bytes in all in one request; returns their summary."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=STREAM_TIMEOUT)
     try:
         headers = {"Content-Type": NDJSON, "Content-Length": str(length)}
@@ -91,7 +91,7 @@ def stream_in(port: int, lines: Iterable[bytes], length: int) -> dict[str, int]:
 
 
 def stream_out(port: int) -> int:
-    """Read all rows as a stream, and return their number."""
+    """Read all rows as a stream; returns their number."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=STREAM_TIMEOUT)
     try:
         connection.request("GET", "/v1/entities", headers={"Accept": NDJSON})
@@ -107,7 +107,7 @@ def stream_out(port: int) -> int:
 
 
 class Answer(NamedTuple):
-    """One answer, and how long it took in milliseconds."""
+    """One answer, and its latency in milliseconds."""
 
     status: int
     etag: str | None
@@ -115,7 +115,7 @@ class Answer(NamedTuple):
     milliseconds: float
 
     def json(self) -> dict[str, object]:
-        """The body. Raises BenchmarkError when the status is not 200."""
+        """The body as JSON. Raises BenchmarkError if the status is not 200."""
         if self.status != 200:
             raise BenchmarkError(f"answered with {self.status}: {self.body[:500].decode()}")
         read: dict[str, object] = json.loads(self.body)

@@ -1,4 +1,4 @@
-"""The speed of the registration loop: triggers with a bus, input from Kafka, and deadlines that pass together."""
+"""The speed of the registration loop: triggers with a bus, input from Kafka, and simultaneous deadlines."""
 
 import asyncio
 import sys
@@ -58,7 +58,7 @@ ALIVE = "SELECT count(*) FROM registration_projections WHERE version = 5 AND cur
 
 
 def triggers(bench: Bench) -> list[Row]:
-    """Introspections, acks and deregistrations, which all have events to publish, with a bus and without."""
+    """Introspections, acks and deregistrations, which all publish events, with a bus and without."""
     machine, source = bench.machine, bench.source
     with some_broker() as broker:
         broker.create_topic("registration-events")
@@ -91,7 +91,7 @@ def triggers(bench: Bench) -> list[Row]:
 
 
 def _drained(machine: Machine, database: str = MAIN) -> None:
-    """Wait until the relays have sent everything, so that one round does not slow down the next."""
+    """Wait until the relays have sent everything, so that one round does not slow the next."""
     end = time.monotonic() + PATIENCE
     while machine.ask(database, "SELECT EXISTS (SELECT FROM outbox)"):
         if time.monotonic() > end:
@@ -107,7 +107,7 @@ def _follows(triggers: int) -> int:
 
 
 def consume(bench: Bench) -> list[Row]:
-    """One consumer that finds a full topic, against one NDJSON stream of as many such events."""
+    """One consumer on a full topic, compared with one NDJSON stream of as many such events."""
     machine, source = bench.machine, bench.source
     count = bench.size.stream_events // 2  # the built-in broker keeps 5 MB of a partition
     table.load(machine, CONSUMED, bench.size.rows, bench.as_of, partition=f"{TOPIC}-0")
@@ -137,7 +137,7 @@ class Consumer:
         self._sent = 0  # messages, in all
 
     def rate(self, events: Iterable[Event]) -> float:
-        """Fill the topic, start a consumer, and count from its first batch on. Every event must be applied."""
+        """Fill the topic, start a consumer, and measure from its first batch on; every event must be applied."""
         machine = self._machine
         versions = _number(machine, CONSUMED, VERSIONS)
         count = _produce(self._broker, events)
@@ -161,7 +161,7 @@ class Consumer:
         return rate
 
     async def _timed(self, before: int) -> float:
-        """Messages a second, from the first batch that is seen to the last."""
+        """Messages per second, from the first batch seen to the last."""
         connection = await asyncpg.connect(self._machine.url(CONSUMED))
         try:
             first, began = 0, 0.0
@@ -179,7 +179,7 @@ class Consumer:
 
 
 def _produce(broker: Broker, events: Iterable[Event]) -> int:
-    """Put events into the topic, and return how many there were."""
+    """Write events to the topic; returns their number."""
     producer = Producer({"bootstrap.servers": broker.servers, "compression.type": "lz4", "acks": "all"})
     sent = delivered = 0
 
@@ -204,7 +204,7 @@ def _produce(broker: Broker, events: Iterable[Event]) -> int:
 
 
 def deadlines(bench: Bench) -> list[Row]:
-    """As many deadlines as there are rows pass within one minute: what others wait then, and how long it takes."""
+    """All rows' deadlines pass within one minute: the latency of other requests meanwhile, and the time it takes."""
     machine, rows = bench.machine, bench.size.rows
     ahead = AHEAD / (10 if bench.quick else 1)
     passing = time.monotonic() + ahead
@@ -256,7 +256,7 @@ def deadlines(bench: Bench) -> list[Row]:
 
 
 def _waits(bench: Bench, port: int) -> dict[str, float]:
-    """What a few clients wait for lookups and triggers, in ms."""
+    """The latency in ms that a few clients see for lookups and triggers."""
     waits: dict[str, float] = {}
     for what in ("lookup", "trigger"):
         load = wrk(bench.machine, port, what, bench.source, connections=FEW, seconds=bench.seconds)

@@ -1,6 +1,6 @@
 """The machine of the benchmark: its PostgreSQL, its child processes, and their memory.
 
-All of them listen on the loopback or on a Unix socket, and have ended when `Machine.close` returns.
+The processes listen on the loopback interface or a Unix socket, and have ended when `Machine.close` returns.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class BenchmarkError(Exception):
 
 
 class Child:
-    """A process and its children, in a session of its own: only the benchmark itself gets Ctrl-C."""
+    """A process and its children, in a session of its own, so that only the benchmark itself gets Ctrl-C."""
 
     def __init__(self, command: Sequence[str | Path], log: Path, environment: dict[str, str]) -> None:
         self._log = log
@@ -66,7 +66,7 @@ class Child:
             )
 
     def answers(self, port: int, path: str) -> None:
-        """Wait until `path` is answered with 200. Raises BenchmarkError if the process ends, or never answers."""
+        """Wait until `path` answers 200. Raises BenchmarkError if the process ends or never answers."""
         end = time.monotonic() + START_TIMEOUT
         request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
         while time.monotonic() < end:
@@ -80,7 +80,7 @@ class Child:
         raise BenchmarkError(f"{self._log.stem} does not answer {path}:\n{self._tail()}")
 
     def rest(self) -> None:
-        """Wait until all its processes are idle: others may still start when the first one answers."""
+        """Wait until all its processes are idle: some may still be starting when the first one answers."""
         end = time.monotonic() + START_TIMEOUT
         worked = -1
         while time.monotonic() < end:
@@ -90,7 +90,7 @@ class Child:
             time.sleep(REST)
 
     def _worked(self) -> int:
-        """Ticks of processor time that the processes of its session have used."""
+        """Ticks of processor time used by the processes of its session."""
         ticks = 0
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
@@ -106,7 +106,7 @@ class Child:
         return found or [self.process.pid]
 
     def stop(self) -> None:
-        """End it, and every process that it left behind in its session."""
+        """End the process, and every process that it left in its session."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -153,7 +153,7 @@ class Machine:
         return parse_qs(urlsplit(self._url).query)["host"][0]
 
     def ask(self, database: str, query: str, *arguments: object) -> object:
-        """Run one statement and return the first value of its first row."""
+        """Run one statement; returns the first value of its first row."""
         return asyncio.run(self._ask(self.url(database), query, arguments))
 
     @staticmethod
@@ -176,7 +176,7 @@ class Machine:
         return child
 
     def run(self, command: Sequence[str | Path], *, timeout: float, **environment: str) -> str:
-        """Run a program to its end and return what it printed. Raises BenchmarkError when it fails."""
+        """Run a program to its end; returns its output. Raises BenchmarkError if it fails."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PQS_", "PG"))}
         try:
             done = subprocess.run(
@@ -201,7 +201,7 @@ class Machine:
 
 
 def free_port() -> int:
-    """A free port of the loopback, outside the kernel's range of ports for outgoing connections."""
+    """A free loopback port, outside the kernel's range of ports for outgoing connections."""
     while True:
         port = random.randrange(12_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -209,12 +209,12 @@ def free_port() -> int:
 
 
 def resident(pid: int, *, peak: bool = False) -> int:
-    """Bytes of memory that a process holds now, or the most since `reset_peak`."""
+    """Bytes of memory that a process holds now, or its peak since `reset_peak`."""
     name = "VmHWM:" if peak else "VmRSS:"
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition(name)[2].split()[0]) * 1024
 
 
 def reset_peak(pid: int) -> None:
-    """Begin a new count of a process's peak (proc(5), clear_refs)."""
+    """Restart the count of a process's peak memory (proc(5), clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")

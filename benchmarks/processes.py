@@ -1,4 +1,4 @@
-"""The needs of the processes: memory under streams, idle memory, and time to start."""
+"""The resources of the processes: memory under streams, idle memory, and start time."""
 
 import sys
 import threading
@@ -30,7 +30,7 @@ print("\\n".join(name for name in sys.modules if name.partition(".")[0] not in o
 
 
 def memory(bench: Bench) -> list[Row]:
-    """The workers' peak memory above their idle memory, while one stream comes in and all rows go out."""
+    """The workers' peak memory above idle, while one stream comes in and all rows go out."""
     count = bench.size.memory_events
     if "memory" in bench.named and not bench.quick:
         count = MEMORY_EVENTS
@@ -70,7 +70,7 @@ def _blocks(events: Iterator[Event]) -> Iterator[bytes]:
 
 
 def _length(bench: Bench, count: int) -> int:
-    """Bytes of a stream of `count` events: one in ten is a registration, and all of a kind are equally long."""
+    """Bytes of a stream of `count` events: one in ten is a registration, and each kind has one length."""
     [events] = bench.source.events(2)
     fresh, heartbeat = (len(event.json()) + 1 for event in events)
     registrations = -(-count // 10)
@@ -113,7 +113,7 @@ def _until_ready(bench: Bench, command: list[str], port: int, data_dir: Path) ->
 
 
 def idle(bench: Bench) -> list[Row]:
-    """Memory of an idle worker, and of a process that has only imported."""
+    """Memory of an idle worker, and of a process that has only done the imports."""
     machine = bench.machine
     dependencies = _dependencies(bench)
 
@@ -141,7 +141,7 @@ def _at_rest(child: Child, port: int) -> float:
 
 
 def _dependencies(bench: Bench) -> Path:
-    """A file with the names of the modules, in the order of their import."""
+    """A file with the names of the imported modules, in import order."""
     path = bench.machine.folder / "dependencies"
     if not path.exists():
         path.write_text(bench.machine.run([sys.executable, "-c", DEPENDENCIES], timeout=60))

@@ -35,7 +35,7 @@ Messages = list[tuple[UUID, bytes]]
 
 
 def relay(bench: Bench) -> list[Row]:
-    """One relay with a full outbox, against a producer with the same settings and the messages in memory."""
+    """One relay with a full outbox, compared with a producer with the same settings and the messages in memory."""
     machine, count = bench.machine, bench.size.stream_events
     machine.ask("postgres", f"CREATE DATABASE {DATABASE}")
     machine.pqs("migrate", database=DATABASE)
@@ -90,7 +90,7 @@ def _fill(bench: Bench, messages: Messages) -> None:
 
 
 def _relayed(bench: Bench, servers: str, count: int) -> float:
-    """Messages a second by `pqs relay`, from the first that is seen on the topic until the outbox is empty."""
+    """Messages per second by `pqs relay`, from the first one seen on the topic until the outbox is empty."""
     machine = bench.machine
     environment = {"PQS_DATABASE_URL": machine.url(DATABASE), "PQS_KAFKA": servers, "PQS_TOPIC_OUT": TOPIC}
     topic = Consumer({"bootstrap.servers": servers, "group.id": "bench", "log_level": 0})
@@ -119,7 +119,7 @@ def _messages_on(topic: Consumer) -> int:
 
 
 async def _produced(servers: str, messages: Messages) -> float:
-    """Seconds until the client holds none of the messages any more. Raises BenchmarkError after an error."""
+    """Seconds until the client has delivered all messages. Raises BenchmarkError after an error."""
     bus = KafkaBus(servers)
     producer = Producer(bus._settings)  # noqa: SLF001 - the same ones, whatever they become
     await bus.close()

@@ -1,7 +1,7 @@
 """The results of a run: the table, as text and as Markdown, and the two pictures.
 
-The figures of each part are kept in `docs/performance.json`, so that a part that is run on its own takes its place
-in the table. Within one part everything comes from one run; nothing is compared across parts.
+`docs/performance.json` keeps the figures of each part, so that a part run on its own replaces its figures in the
+table. All figures of one part come from one run; nothing is compared across parts.
 """
 
 import json
@@ -67,7 +67,7 @@ def compared(
     *,
     at_most: bool = False,
 ) -> Row:
-    """A row from two lists of measurements that were taken in turns."""
+    """A row from two lists of measurements taken in turns."""
     ratios = [mine / theirs for mine, theirs in zip(ours, other, strict=True)]
     return Row(
         what,
@@ -100,7 +100,7 @@ class Measured:
 
 
 def commit() -> str:
-    """The commit that is checked out, and whether files have changed since."""
+    """The checked-out commit, and whether files have changed since."""
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=10)
     return done.stdout.strip() or "no commit"
@@ -117,7 +117,7 @@ def as_text(rows: list[Row]) -> str:
 
 
 def write(folder: Path, parts: dict[str, Measured], notes: list[str], order: list[str]) -> None:
-    """Add the parts to the results of earlier runs, and write table and pictures from all of them."""
+    """Add the parts to the results of earlier runs, and write the table and the pictures from all of them."""
     kept = _read(folder / KEPT)
     for name, part in parts.items():
         if name not in kept or not part.reduced or kept[name].reduced:
@@ -177,7 +177,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
 
 
 def _bars(rows: list[Row]) -> str:
-    """The degree to which each target is met: a bar that reaches the line meets it. Longer is always better."""
+    """The degree to which each target is met: a bar that reaches the line meets it; longer is always better."""
     scale, step, most = 180, 26, 2.5
     labels = [f"{row.what} / {row.other_name}" for row in rows]
     left = max(map(_width, labels), default=0) + 20
@@ -201,7 +201,7 @@ def _bars(rows: list[Row]) -> str:
 
 
 def _width(text: str) -> int:
-    """An estimate of the width of a text in pixels, on the safe side."""
+    """An upper estimate of the width of a text in pixels."""
     return math.ceil(len(text) * LETTER)
 
 

@@ -59,12 +59,12 @@ WHERE schemaname = 'public' AND tablename = 'registration_projections' AND index
 
 
 def load(machine: Machine, database: str, rows: int, as_of: datetime, *, partition: str | None = None) -> None:
-    """Make a database of `rows` registrations, a multiple of 400.
+    """Create a database of `rows` registrations, a multiple of 400.
 
     They stand at sequence 5, or at the first offset of a partition.
 
-    The rows are loaded at the first revision, and later ones find them: whatever a revision keeps beside the rows,
-    such as counters, it has to fill anyhow.
+    The rows are loaded at the first revision, and later revisions find them: each revision has to fill whatever it
+    keeps beside the rows, such as counters, in any case.
     """
     machine.ask("postgres", f"CREATE DATABASE {database}")
     machine.pqs("migrate", "--to", REVISIONS[0], database=database)
@@ -93,7 +93,7 @@ class Event(NamedTuple):
 
     @property
     def event_id(self) -> str:
-        """An id that no other event has."""
+        """An event id of its own."""
         return f"{self.stamp * SCATTER % 2**32:08x}-0000-4000-9000-{self.stamp % 2**48:012x}"
 
     @property
@@ -102,7 +102,7 @@ class Event(NamedTuple):
         return f"{_second(self.stamp // 1_000_000)}.{self.stamp % 1_000_000:06d}Z"
 
     def json(self) -> str:
-        """The event as JSON. All heartbeats are equally long, and so are all registrations."""
+        """The event as JSON. All heartbeats have one length, and all registrations another."""
         type_, data = "node.heartbeat", ""
         if self.fresh:
             type_ = "registration.initiated"
@@ -119,7 +119,7 @@ def _second(seconds: int) -> str:
 
 
 class Source:
-    """The source of all events of a run: each is newer than its entity's row, whoever applied the last one."""
+    """The source of all events of a run: each is newer than its entity's row, whichever contender wrote it."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -134,7 +134,7 @@ class Source:
         return first
 
     def catch_up(self) -> None:
-        """Wait until the clock is past every stamp: for a load that takes its stamps from PostgreSQL's clock."""
+        """Wait until the clock has passed every stamp: for loads that take their stamps from PostgreSQL's clock."""
         while (ahead := self._stamp - time.time_ns() // 1000) >= 0:
             time.sleep((ahead + 1000) / 1_000_000)
 
@@ -155,6 +155,6 @@ class Source:
         return [lane(number) for number in range(lanes)]
 
     def known(self, place: int) -> str:
-        """The id of a living entity; `alive` consecutive places are all different."""
+        """The id of a living entity; `alive` consecutive places all differ."""
         number = place % self.alive * STEP % self.alive
         return entity(number // ALIVE * 100 + number % ALIVE)

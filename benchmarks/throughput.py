@@ -1,4 +1,4 @@
-"""Requests and events a second: lookup, post, ingest; and the cost of joining for a single client."""
+"""Requests and events per second: lookup, post, ingest; and the cost of batching for a single client."""
 
 import asyncio
 import threading
@@ -77,12 +77,12 @@ def post(bench: Bench) -> list[Row]:
 
 
 def ingest1(bench: Bench) -> list[Row]:
-    """One stream of lines against one connection that upserts the same rows."""
+    """One stream of lines, compared with one connection that upserts the same rows."""
     return _ingest(bench, "NDJSON ingest, one stream", 1)
 
 
 def ingest4(bench: Bench) -> list[Row]:
-    """Four streams against four connections."""
+    """Four streams, compared with four connections."""
     return _ingest(bench, f"NDJSON ingest, four streams, {WORKERS} workers", 4)
 
 
@@ -105,7 +105,7 @@ def _ingest(bench: Bench, what: str, lanes: int) -> list[Row]:
 
 
 def stream(port: int, lanes: Iterable[Iterable[Event]], count: int) -> float:
-    """Send a body a lane at once, and return how many seconds it took. Every event must be applied."""
+    """Send one body a lane concurrently; returns the seconds it took. Every event must be applied."""
     bodies = ["".join(f"{event.json()}\n" for event in lane).encode() for lane in lanes]
     applied: list[int] = []
 
@@ -125,7 +125,7 @@ def stream(port: int, lanes: Iterable[Iterable[Event]], count: int) -> float:
 
 
 def lone(bench: Bench) -> list[Row]:
-    """One client on one connection: what it waits (p50), with joining and without."""
+    """The latency (p50) of one client on one connection, with batching and without."""
     machine, source = bench.machine, bench.source
     if not knows_batching(machine):
         raise LeftOutError("lone is left out: this service has no setting PQS_BATCHING to switch joining off with")

@@ -1,4 +1,4 @@
-"""Reads that wait: a thousand of them on one deadline."""
+"""Reads that wait: a thousand of them for one deadline."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ ASKED = 50.0  # milliseconds after the deadline, p99
 
 
 def waiting(bench: Bench) -> list[Row]:
-    """A thousand requests that wait for the next ack deadline, of one process, and of as many as elsewhere."""
+    """A thousand requests wait for the next ack deadline, at one process and spread over several."""
     rows = []
     for workers in (1, WORKERS):
         child, port = start_ours(bench.machine, MAIN, workers=workers)
@@ -56,7 +56,7 @@ def waiting(bench: Bench) -> list[Row]:
 
 
 async def _rounds(bench: Bench, port: int) -> list[list[float]]:
-    """Of each round, how late the answers were, in milliseconds. A first one does not count."""
+    """The delays of the answers in each round, in milliseconds; a first round is not counted."""
     waits = Herd(port)
     try:
         await waits.open(WAITERS)
@@ -80,7 +80,7 @@ async def _round(waits: Herd, port: int) -> list[float]:
 
 
 def _register(client: Client, deadline: datetime) -> None:
-    """A node with this deadline."""
+    """Register a node with this deadline."""
     event = {
         "event_id": str(uuid.uuid4()),
         "type": "registration.recorded",

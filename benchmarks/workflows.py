@@ -1,4 +1,4 @@
-"""Commits a second: to many workflows, and to one that all clients change."""
+"""Commits per second: to many workflows, and to one that all clients change."""
 
 import asyncio
 import threading
@@ -27,14 +27,14 @@ EFFECT = {"effect_id": "bench", "timestamp": "2026-01-01T00:00:00Z"}
 
 
 def fill(machine: Machine) -> None:
-    """Have KEYS workflows, all at version 1."""
+    """Create KEYS workflows, all at version 1."""
     machine.ask(MAIN, "TRUNCATE workflow_state, workflow_actions")
     machine.ask(MAIN, FILL, KEYS)
     machine.ask(MAIN, "VACUUM (ANALYZE) workflow_state")
 
 
 def commit(bench: Bench) -> list[Row]:
-    """Commits without conflicts, each on the version before it, against the same UPDATE directly on the database."""
+    """Commits without conflicts, each on the version before it, compared with the same UPDATE on the database."""
     machine, source = bench.machine, bench.source
     with serving(machine, source, MAIN, ["ours"], bench.notes) as ports:
 
@@ -64,7 +64,7 @@ def commit(bench: Bench) -> list[Row]:
 
 
 def hotkey(bench: Bench) -> list[Row]:
-    """One workflow that many clients count up with `update`, against a single client. No increment is lost."""
+    """One workflow that many clients increment with `update`, compared with a single client; no increment is lost."""
     seconds = bench.size.seconds * HOT_SECONDS
     with serving(bench.machine, bench.source, MAIN, ["ours"], bench.notes) as ports:
         base_url = f"http://127.0.0.1:{ports['ours']}"
@@ -87,7 +87,7 @@ def hotkey(bench: Bench) -> list[Row]:
 
 
 async def _count_up(base_url: str, clients: int, seconds: float) -> float:
-    """Updates a second. Raises BenchmarkError unless the count has each of them exactly once."""
+    """Updates per second. Raises BenchmarkError unless the final count has each update exactly once."""
     key = f"hot-{time.time_ns()}"
     opened = [Client(base_url) for _ in range(clients)]
     for client in opened:

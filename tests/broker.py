@@ -1,8 +1,8 @@
-"""Kafka for tests: the broker that librdkafka has built in, and a real one where TEST_KAFKA names its servers.
+"""Kafka for tests: the broker built into librdkafka, or a real one if TEST_KAFKA names its servers.
 
-The built-in broker is what `test.mock.num.brokers` starts. It is started through librdkafka's own interface here
-(rdkafka_mock.h), which can also make topics, take the broker down, and have requests refused. It speaks Kafka's
-protocol on a port of 127.0.0.1, so other processes can use it as well.
+The built-in broker is the one that `test.mock.num.brokers` starts. Here it is started through librdkafka's own
+interface (rdkafka_mock.h), which can also create topics, take the broker down, and have requests refused. It speaks
+Kafka's protocol on a port of 127.0.0.1, so other processes can use it as well.
 """
 
 import ctypes
@@ -30,16 +30,16 @@ CLUSTER_AUTHORIZATION_FAILED = 31
 
 
 class Broker(Protocol):
-    """A Kafka to test with."""
+    """A Kafka for tests."""
 
     servers: str
 
     def create_topic(self, name: str, partitions: int = PARTITIONS) -> None:
-        """Make a topic."""
+        """Create a topic."""
 
 
 class RealBroker:
-    """A Kafka that runs already. Topics made here are removed at the end."""
+    """A running Kafka. Topics created here are removed at the end."""
 
     def __init__(self, servers: str) -> None:
         self.servers = servers
@@ -48,26 +48,26 @@ class RealBroker:
         self._give_out_producer_ids()
 
     def _give_out_producer_ids(self) -> None:
-        """Return when it does: the first that asks a new Kafka is told to try again, and says so in its log."""
+        """Wait until the Kafka gives out producer ids: a new one tells the first client to retry, and logs that."""
         self.create_topic(name := f"warm-{uuid4()}", 1)
         producer = Producer({"bootstrap.servers": self.servers, "enable.idempotence": True, "log_level": 0})
         producer.produce(name, b"")
         assert producer.flush(PATIENCE) == 0
 
     def create_topic(self, name: str, partitions: int = PARTITIONS) -> None:
-        """Make a topic."""
+        """Create a topic."""
         [made] = self._admin.create_topics([NewTopic(name, partitions, 1)]).values()
         made.result(PATIENCE)
         self._made.add(name)
 
     def close(self) -> None:
-        """Remove the topics that were made."""
+        """Remove the topics that were created here."""
         for removed in self._admin.delete_topics(sorted(self._made)).values() if self._made else ():
             removed.result(PATIENCE)
 
 
 class BuiltInBroker:
-    """librdkafka's built-in broker, in this process, on a thread of its own."""
+    """librdkafka's built-in broker, in this process, on its own thread."""
 
     def __init__(self) -> None:
         # The module is linked to the very librdkafka that is to be called, so its symbols are found through it.
@@ -87,11 +87,11 @@ class BuiltInBroker:
         self.servers: str = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
 
     def create_topic(self, name: str, partitions: int = PARTITIONS) -> None:
-        """Make a topic."""
+        """Create a topic."""
         assert self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1) == 0
 
     def go_down(self) -> None:
-        """Cut all connections and take no new ones. What the topics hold is kept."""
+        """Cut all connections and accept no new ones. The topics keep their content."""
         assert self._library.rd_kafka_mock_broker_set_down(self._cluster, BROKER_ID) == 0
 
     def come_up(self) -> None:
@@ -105,14 +105,14 @@ class BuiltInBroker:
         )
 
     def close(self) -> None:
-        """Stop it. What it held is gone."""
+        """Stop the broker, which loses its content."""
         self._library.rd_kafka_mock_cluster_destroy(self._cluster)
         self._library.rd_kafka_destroy(self._client)
 
 
 @contextmanager
 def built_in_broker() -> Iterator[BuiltInBroker]:
-    """A built-in broker of one's own, to be taken down and the like."""
+    """A built-in broker for one test, which may take it down."""
     broker = BuiltInBroker()
     try:
         yield broker
@@ -122,7 +122,7 @@ def built_in_broker() -> Iterator[BuiltInBroker]:
 
 @contextmanager
 def some_broker() -> Iterator[Broker]:
-    """The Kafka that TEST_KAFKA names, else a built-in broker."""
+    """The Kafka that TEST_KAFKA names, or else a built-in broker."""
     broker = RealBroker(os.environ["TEST_KAFKA"]) if "TEST_KAFKA" in os.environ else BuiltInBroker()
     try:
         yield broker
@@ -131,7 +131,7 @@ def some_broker() -> Iterator[Broker]:
 
 
 def produce_raw(broker: Broker, topic: str, value: bytes, header: bytes) -> None:
-    """Write a message to partition 0 with a header of any name, which the Python client does not do."""
+    """Write a message with a header of any name, which the Python client cannot do, to partition 0."""
     topic_, partition_, value_, flags, header_, end = 1, 3, 4, 7, 9, 0  # RD_KAFKA_VTYPE_ in rdkafka.h
     copy, size = 2, ctypes.c_size_t
     library = ctypes.CDLL(cimpl.__file__)
@@ -149,7 +149,7 @@ def produce_raw(broker: Broker, topic: str, value: bytes, header: bytes) -> None
 
 
 def read_topic(broker: Broker, topic: str, count: int | None = None) -> list[MemoryMessage]:
-    """The first `count` messages of a topic, or all that are there now, each partition in its order."""
+    """The first `count` messages of a topic, or all present ones, each partition in order."""
     settings = {"bootstrap.servers": broker.servers, "group.id": "tests", "enable.auto.commit": False, "log_level": 0}
     consumer = Consumer(settings)
     try:

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority of one's own, and what it signs."""
+"""Certificates for tests: an authority, and the certificates that it signs."""
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -29,18 +29,18 @@ class Authority:
 
     @property
     def pem(self) -> bytes:
-        """Its certificate."""
+        """The authority's certificate."""
         return self._certificate.public_bytes(Encoding.PEM)
 
     def write(self, folder: Path) -> Path:
-        """Its certificate, as a file."""
+        """Write the authority's certificate to a file."""
         folder.mkdir(exist_ok=True)
         file = folder / "ca.pem"
         file.write_bytes(self.pem)
         return file
 
     def issue(self, folder: Path, name: str, *, passphrase: bytes | None = None) -> tuple[Path, Path]:
-        """A certificate for 127.0.0.1 and localhost under a common name, and its key, as files."""
+        """A certificate for 127.0.0.1 and localhost with a common name, and its key, as files."""
         folder.mkdir(exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

@@ -1,6 +1,6 @@
-"""A real PostgreSQL for all tests, migrated for real, and a database as new for each test that asks for one.
+"""A real PostgreSQL for all tests, with the real migrations, and a fresh database for each test that asks for one.
 
-How a test comes by its database is in `databases.py`.
+`databases.py` provides the databases.
 """
 
 import asyncio
@@ -42,14 +42,14 @@ _running: list[tuple[EmbeddedPostgres, Path]] = []
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Half as many again as there are processors: tests wait for other processes, and for time to pass."""
+    """One and a half times the number of processors: tests wait for other processes, and for time to pass."""
     given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(given) if given else max(2, processors * 3 // 2)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the server once, in the process that starts the others. TEST_DATABASE_URL names one that runs already."""
+    """Start the server once, in the process that starts the others; TEST_DATABASE_URL names a running one instead."""
     # In the background, or by nohup, these are ignored, and so they would be in all that tests start.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -69,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Stop it, and leave nothing behind."""
+    """Stop the server, and leave nothing behind."""
     asyncio.run(drop_free())
     for server, folder in _running:
         server.stop()
@@ -79,7 +79,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Measure coverage in the tests of TRACED alone, their fixtures included."""
+    """Measure coverage only in the tests of TRACED, with their fixtures."""
     plugin = item.config.pluginmanager.get_plugin("_cov")
     controller = None if plugin is None else plugin.cov_controller
     if controller is None or any(item.path.is_relative_to(each) for each in TRACED_PATHS):
@@ -164,7 +164,7 @@ def kafka() -> Iterator[Broker]:
 
 @pytest.fixture
 def topic(kafka: Broker) -> str:
-    """A new topic of it, with four partitions."""
+    """A new topic with four partitions."""
     name = f"test-{uuid4().hex}"
     kafka.create_topic(name)
     return name

@@ -1,4 +1,4 @@
-"""Requests and answers by hand, and the service behind uvicorn, in this process, and without its hot calls.
+"""Requests and answers in bytes, and the service behind uvicorn, in process, and without the direct path.
 
 Every wait is bounded.
 """
@@ -48,7 +48,7 @@ LOOP = "asyncio", {"use_uvloop": sys.implementation.name == "cpython"}
 
 @dataclass(frozen=True)
 class Ask:
-    """A request, and whether it is answered without FastAPI."""
+    """A request, and whether the direct path answers it."""
 
     method: str
     target: str
@@ -59,13 +59,13 @@ class Ask:
     chunked: bool = False
 
     def fields(self) -> tuple[str, ...]:
-        """The headers, and that the body is JSON where they say nothing of it."""
+        """The headers, with a JSON content type unless they name another."""
         if self.body is None or any(header.lower().startswith("content-type:") for header in self.headers):
             return self.headers
         return ("Content-Type: application/json", *self.headers)
 
     def raw(self) -> bytes:
-        """What a client sends."""
+        """The bytes that a client sends."""
         lines = [f"{self.method} {self.target} HTTP/{self.version}", "Host: localhost", *self.fields()]
         body = self.body or b""
         if self.chunked:
@@ -99,7 +99,7 @@ class Answer(NamedTuple):
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """The header of that name."""
+        """The value of the header with that name."""
         return dict(self.headers).get(name)
 
 
@@ -109,19 +109,19 @@ def get(target: str, *headers: str, hot: bool = True) -> Ask:
 
 
 def post(body: object, *headers: str, hot: bool = True, chunked: bool = False) -> Ask:
-    """Events, as they are or as JSON."""
+    """A POST of events, given as bytes or as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Ask("POST", EVENTS, headers, content, hot=hot, chunked=chunked)
 
 
 def put(target: str, body: object, *headers: str, hot: bool = True, chunked: bool = False) -> Ask:
-    """A commit, as it is or as JSON."""
+    """A PUT of a commit, given as bytes or as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Ask("PUT", target, headers, content, hot=hot, chunked=chunked)
 
 
 def commit(number: int, **provenance: object) -> Json:
-    """A commit's body."""
+    """The body of a commit."""
     return {"state": {"n": number}, "provenance": PROVENANCE | provenance}
 
 
@@ -132,21 +132,21 @@ OTHER = Ask("GET", "/livez", hot=False)
 
 
 class Client:
-    """A connection, by hand."""
+    """A connection on which a test sends and reads bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self.writer = writer
 
     async def send(self, *pieces: bytes) -> None:
-        """Send pieces; the server has read each, as far as it reads, before the next one."""
+        """Send pieces; the server reads each, unless it has stopped reading, before the next one is sent."""
         for piece in pieces:
             self.writer.write(piece)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     async def send_all(self, data: bytes) -> None:
-        """Send, as fast as the server reads."""
+        """Send as fast as the server reads."""
         self.writer.write(data)
         await self.writer.drain()
 
@@ -175,7 +175,7 @@ class Client:
         return body
 
     async def read(self, most: int) -> bytes:
-        """So many bytes at most."""
+        """Read at most this many bytes."""
         return await self._reader.read(most)
 
     async def line(self) -> bytes:
@@ -184,21 +184,21 @@ class Client:
             return await self._reader.readline()
 
     async def rest(self) -> bytes:
-        """What comes until the server closes the connection."""
+        """Read until the server closes the connection."""
         async with asyncio.timeout(PATIENCE):
             return await self._reader.read()
 
     async def ask(self, ask: Ask) -> Answer:
-        """A request, and its answer."""
+        """Send a request and read its answer."""
         await self.send(ask.raw())
         return await self.answer(ask.method)
 
 
 class _Prompt(uvicorn.Server):
-    """uvicorn, which looks ten times as often whether it is to end."""
+    """A uvicorn that checks ten times as often whether it should stop."""
 
     async def main_loop(self) -> None:
-        """Tick until then."""
+        """Tick until the server should stop."""
         for tick in itertools.count():
             if await self.on_tick(tick):
                 return
@@ -206,7 +206,7 @@ class _Prompt(uvicorn.Server):
 
 
 class Listening:
-    """An application behind uvicorn with our protocol, in this loop."""
+    """An application behind uvicorn with our protocol, in this event loop."""
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ class Listening:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """As long as this lasts, it takes requests, and the kernel holds little of them and of its answers."""
+        """Serve requests within this context; the kernel buffers little of them and of their answers."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
@@ -259,7 +259,7 @@ class Listening:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Client]:
-        """A connection to it, which holds little of what is not read."""
+        """A connection to the application that buffers little of unread answers."""
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
         connection.connect(("127.0.0.1", self._port))
@@ -282,7 +282,7 @@ class Listening:
 
 
 class Plain:
-    """A service in this process, and clients of it: of the whole application, and of what FastAPI alone answers."""
+    """A service in this process with two clients: of the whole application, and of FastAPI only."""
 
     def __init__(self, url: str, *, max_body: int = LARGEST) -> None:
         self.url = url
@@ -298,12 +298,12 @@ class Plain:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """As long as this lasts, it takes requests."""
+        """Serve requests within this context."""
         async with self.app.router.lifespan_context(self.app):
             yield
 
     async def reset(self) -> None:
-        """Have one entity, and one workflow that has changed once."""
+        """Reset the database to one entity, and one workflow that has changed once."""
         if self.untouched:
             return
         async with connected(self.url) as connection:
@@ -315,19 +315,19 @@ class Plain:
             assert answer.status in {200, 201}, answer
 
     def counted(self) -> Counter[str]:
-        """What its metrics have counted, by name and labels."""
+        """The counts in the service's metrics, by name and labels."""
         lines = self.app.state.service.metrics.text().decode().splitlines()
         parts = [line.rpartition(" ") for line in lines if re.match(r"pqs_\w+_(total|count)\b", line)]
         return Counter({name: int(float(number)) for name, _, number in parts})
 
     def checked_out(self) -> int:
-        """How many connections to its database are in use."""
+        """The number of connections to the service's database in use."""
         database = self.app.state.service.database
         return int(database._pool.get_size() - database._pool.get_idle_size() - len(database._at_hand))
 
 
 class Served(Plain, Listening):
-    """The same behind uvicorn, in this loop."""
+    """The service behind uvicorn, in this event loop."""
 
     def __init__(self, url: str, *, keep_alive: int = KEEP_ALIVE, max_body: int = LARGEST) -> None:
         Plain.__init__(self, url, max_body=max_body)
@@ -345,7 +345,7 @@ class Served(Plain, Listening):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """As long as this lasts, it takes requests."""
+        """Serve requests within this context."""
         async with self.listening():
             yield
 
@@ -375,7 +375,7 @@ WAITING = (
 
 @asynccontextmanager
 async def locked(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """While this lasts, nobody reads or writes an entity. What is yielded waits until somebody tries to."""
+    """Lock the entities against reads and writes within this context; yields a wait for a blocked session."""
     async with connected(url) as connection, connection.transaction():
         await connection.execute(f"LOCK TABLE {TABLE}")
 

@@ -1,4 +1,4 @@
-"""A small Consul agent for tests: a real HTTP server that takes what the agent API documents, and nothing else.
+"""A small Consul agent for tests: a real HTTP server that accepts exactly what the agent API documents.
 
 https://developer.hashicorp.com/consul/api-docs/agent/service
 """
@@ -43,7 +43,7 @@ Json = dict[str, Any]
 
 
 class Agent:
-    """What the agent knows, and how it behaves."""
+    """The agent's services, and its configured behaviour."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -105,7 +105,7 @@ class Agent:
 
 @contextmanager
 def consul(tls: ssl.SSLContext | None = None) -> Iterator[Agent]:
-    """An agent that listens on a free port, by TLS where a context is given."""
+    """An agent on a free port, over TLS if a context is given."""
     agent = Agent()
 
     class Handler(BaseHTTPRequestHandler):
@@ -125,11 +125,11 @@ def consul(tls: ssl.SSLContext | None = None) -> Iterator[Agent]:
         do_GET = do_PUT = do_POST = do_DELETE = _answer  # noqa: N815 - the base class looks for these names
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
-            """A client that went away is no news."""
+            """Ignore clients that disconnect."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
         if tls is not None:  # the handshake is in the thread of the connection, with its first read

@@ -1,4 +1,4 @@
-"""Consumers for tests: in this process, and as processes of their own, on a Kafka that lets go of the dead soon."""
+"""Consumers for tests: in this process and in processes of their own, on a Kafka that drops dead members soon."""
 
 import asyncio
 import os
@@ -67,7 +67,7 @@ def consumer_on(
 
 @asynccontextmanager
 async def running(consumer: Consumer) -> AsyncIterator[None]:
-    """A consumer that reads while this lasts."""
+    """Run a consumer within this context."""
     stop = asyncio.Event()
     reading = asyncio.create_task(consumer.run(stop))
     try:
@@ -79,7 +79,7 @@ async def running(consumer: Consumer) -> AsyncIterator[None]:
 
 
 def patient_database(url: str) -> Database:
-    """A database that is asked again soon after it did not answer, as `pqs consume` has it."""
+    """A database that is retried soon after an outage, as in `pqs consume`."""
     breaker = CircuitBreaker(open_for=timedelta(seconds=0.1))
     return Database(url, pool_size=2, statement_timeout=timedelta(seconds=5), breaker=breaker)
 
@@ -94,7 +94,7 @@ def produce(
     timestamps: Iterable[int] | None = None,
     **more: Any,
 ) -> None:
-    """Write messages, by default to the partition of their entity and at this time; `timestamps` are milliseconds."""
+    """Write messages, by default to their entity's partition with the current time; `timestamps` are milliseconds."""
     failed: list[object] = []
     producer = Producer({"bootstrap.servers": broker.servers, "partitioner": "murmur2_random", "log_level": 0})
     for value, timestamp in zip(values, timestamps or repeat(NOW), strict=timestamps is not None):
@@ -117,7 +117,7 @@ def produce(
 
 
 async def until(url: str, query: str, expected: object) -> None:
-    """Wait until a query of one value gives what is expected."""
+    """Wait until a query of one value gives the expected value."""
     connection = await asyncpg.connect(url)
     found: object = None
     try:
@@ -131,7 +131,7 @@ async def until(url: str, query: str, expected: object) -> None:
 
 
 async def rows(url: str, query: str = ROWS) -> list[tuple[object, ...]]:
-    """What a query gives."""
+    """The rows of a query."""
     connection = await asyncpg.connect(url)
     try:
         return [tuple(row) for row in await connection.fetch(query)]
@@ -140,7 +140,7 @@ async def rows(url: str, query: str = ROWS) -> list[tuple[object, ...]]:
 
 
 def taken(count: int) -> tuple[str, int]:
-    """A query for how many messages are taken in, and that it is this many: `until(url, *taken(5))`."""
+    """A query for the number of consumed messages, and the number expected: `until(url, *taken(5))`."""
     return 'SELECT coalesce(sum("offset" + 1), 0)::bigint FROM watermarks', count
 
 
@@ -148,7 +148,7 @@ def taken(count: int) -> tuple[str, int]:
 def process(
     url: str, servers: str, topic: str, group: str, *, batch: int = MAX_BATCH
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A consumer as a process of its own; killed at the end."""
+    """A consumer in a process of its own, killed at the end."""
     command = [sys.executable, "-m", "tests.consuming", url, servers, topic, group, str(batch)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
         try:
@@ -159,7 +159,7 @@ def process(
 
 @contextmanager
 def command(*arguments: str, **settings: object) -> Iterator["subprocess.Popen[bytes]"]:
-    """`pqs` as a process of its own; killed at the end."""
+    """A `pqs` command in a process of its own, killed at the end."""
     with subprocess.Popen([*COMMAND, *arguments], env=environment(**settings), stdout=subprocess.PIPE) as child:
         try:
             yield child

@@ -1,7 +1,7 @@
-"""Databases for tests, on one PostgreSQL that runs: each is migrated and empty, as if it were new.
+"""Databases for tests, on one running PostgreSQL: each is migrated and empty, as if it were new.
 
-To make a database and to drop it takes longer than most tests. So the one that a test has left is emptied, and the
-next test of this process gets it; or it is dropped, when emptying it would not make it as it was.
+Creating and dropping a database takes longer than most tests. So a test's database is emptied and reused by the next
+test of the process, or dropped if emptying would not restore it.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ def on_server(url: str, database: str) -> str:
 
 
 async def make_template(url: str) -> None:
-    """Migrate, once, what every database is a copy of."""
+    """Migrate, once, the template from which every database is copied."""
     async with _connected(url) as connection:
         await connection.execute(f"DROP DATABASE IF EXISTS {TEMPLATE}")
         await connection.execute(f"CREATE DATABASE {TEMPLATE}")
@@ -86,7 +86,7 @@ async def make_template(url: str) -> None:
 
 @asynccontextmanager
 async def new_database() -> AsyncIterator[str]:
-    """The address of a migrated, empty database of one's own."""
+    """The address of a migrated, empty database for one user."""
     name, state = _free.pop() if _free else await _made()
     cleared = None
     try:
@@ -101,7 +101,7 @@ async def new_database() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def bare_database(options: str = "") -> AsyncIterator[str]:
-    """The address of a database of one's own that has no schema; `options` are those of CREATE DATABASE."""
+    """The address of a new database without a schema; `options` are those of CREATE DATABASE."""
     name = await _create(f"template0 {options}")
     try:
         yield _address(name)
@@ -110,7 +110,7 @@ async def bare_database(options: str = "") -> AsyncIterator[str]:
 
 
 async def drop_free() -> None:
-    """Leave no database behind, on a server that lives on."""
+    """Drop all free databases, on a server that outlives the tests."""
     while _free:
         name, _ = _free.pop()
         await _drop(name)
@@ -135,9 +135,9 @@ async def _drop(name: str) -> None:
 
 
 async def _cleared(name: str, state: State) -> State | None:
-    """Empty a database, and return its state; None where nobody may use it again.
+    """Empty a database, and return its state; None if it must not be reused.
 
-    That is where a session is still there, or something else than the tables' content was changed.
+    It must not if a session is still open, or if anything other than the tables' content has changed.
     """
     try:
         async with asyncio.timeout(PATIENCE), _connected(_address(name)) as connection:

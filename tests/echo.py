@@ -1,4 +1,4 @@
-"""An ASGI application that answers what it was asked, and misbehaves on request."""
+"""An ASGI application that echoes each request, and misbehaves on request."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass
 class Echo:
-    """An application that answers what it was asked, and does more on these paths."""
+    """An application that echoes each request, and has special behaviour on these paths."""
 
     asked: list[tuple[str, str, bytes]] = field(default_factory=list)  # method, path and query, body
     messages: list[str] = field(default_factory=list)  # types that `/gone` and `/wait` received
@@ -49,17 +49,17 @@ class Echo:
         await send({"type": "http.response.body", "body": body})
 
     async def _wait(self, _scope: Message, receive: Receive, send: Send) -> None:
-        """Answer when `go` is set, after having read."""
+        """Read the request, and answer when `go` is set."""
         await self._read(receive)
         await self.go.wait()
         await self._answer(send, b"waited")
 
     async def _refuse(self, _scope: Message, _receive: Receive, send: Send) -> None:
-        """Answer without having read."""
+        """Answer without reading the request."""
         await self._answer(send, b"refused", status=403)
 
     async def _pieces(self, _scope: Message, receive: Receive, send: Send) -> None:
-        """Answer in pieces of unknown number."""
+        """Answer in pieces, without a length."""
         await self._read(receive)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"Transfer-Encoding", b"x")]})
         for piece in (b"one", b"", b"two"):
@@ -67,18 +67,18 @@ class Echo:
         await send({"type": "http.response.body"})
 
     async def _long(self, _scope: Message, _receive: Receive, send: Send) -> None:
-        """Send without end."""
+        """Send an endless answer."""
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:
             await send({"type": "http.response.body", "body": bytes(1024), "more_body": True})
             self.sent += 1024
 
     async def _status(self, scope: Message, _receive: Receive, send: Send) -> None:
-        """Answer with that status, and a body where it may not have one."""
+        """Answer with the status in the path, and a body even where none is allowed."""
         await self._answer(send, b"body", status=int(scope["query_string"]))
 
     async def _gone(self, _scope: Message, receive: Receive, _send: Send) -> None:
-        """Wait for the client to leave."""
+        """Wait for the client to disconnect."""
         while (message := await receive())["type"] != "http.disconnect":
             self.messages.append(message["type"])
         self.messages.append(message["type"])
@@ -87,7 +87,7 @@ class Echo:
         raise ValueError("on fire")
 
     async def _forget(self, _scope: Message, _receive: Receive, _send: Send) -> None:
-        """Answer nothing."""
+        """Send no answer."""
 
     async def _start(self, _scope: Message, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})

@@ -1,4 +1,4 @@
-"""A second projection, leases on machines: with it the laws are tried on more than the one that is shipped."""
+"""A second projection, leases on machines, on which the laws are tested besides the shipped projection."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -23,7 +23,7 @@ TERM = timedelta(minutes=5)
 
 
 class LeaseState(StrEnum):
-    """Whether somebody holds the machine."""
+    """Whether the machine has a holder."""
 
     FREE = "free"
     HELD = "held"
@@ -49,7 +49,7 @@ class Lease(Struct, frozen=True, gc=False):
 
     @property
     def position(self) -> Position:
-        """Where the row stands in its source."""
+        """The row's position in its source."""
         return Position(
             sequence=self.last_applied_sequence,
             partition=self.last_applied_partition,
@@ -58,7 +58,7 @@ class Lease(Struct, frozen=True, gc=False):
 
 
 class NotedData(Data, frozen=True, kw_only=True):
-    """The whole row."""
+    """The columns of a whole row."""
 
     lease_state: LeaseState
     holder: str
@@ -66,29 +66,29 @@ class NotedData(Data, frozen=True, kw_only=True):
 
 
 class Noted(EventBase, frozen=True, kw_only=True, tag="lease.noted"):
-    """The row as another writer folded it."""
+    """A whole row, as another writer folded it."""
 
     data: NotedData
 
 
 class Renewed(EventBase, frozen=True, kw_only=True, tag="lease.renewed"):
-    """Who holds the machine goes on."""
+    """The holder of the machine renews its lease."""
 
 
 class Released(EventBase, frozen=True, kw_only=True, tag="lease.released"):
-    """Who held the machine has given it back."""
+    """The holder of the machine gives it back."""
 
 
 class Lapsed(EventBase, frozen=True, kw_only=True, tag="lease.lapsed"):
-    """The lease has ended, and nobody has renewed it."""
+    """The lease ends without a renewal."""
 
 
 class Asked(EventBase, frozen=True, kw_only=True, tag="machine.asked"):
-    """Somebody wants the machine: who holds it loses it."""
+    """A client asks for the machine: the current holder loses it."""
 
 
 def evolve(lease: Lease | None, event: Noted | Renewed | Released | Lapsed, _timing: Timing) -> Lease | Ignored:
-    """What an event makes of a lease."""
+    """The effect of an event on a lease."""
     if isinstance(event, Noted):
         place = (event.position.partition, event.position.offset, event.position.sequence)
         row = (event.data.lease_state, event.data.holder, event.data.ends_at, None, event.event_id, *place)
@@ -105,7 +105,7 @@ def evolve(lease: Lease | None, event: Noted | Renewed | Released | Lapsed, _tim
 
 
 def decide(lease: Lease | None, trigger: Asked, timing: Timing) -> Decision[Lease] | Ignored:
-    """A machine that is held is released and lent anew: two events."""
+    """A request for a held machine has two events: it is released and lent anew."""
     names = ("entity_id", "domain", "position", "occurred_at", "correlation_id")
     envelope = {name: getattr(trigger, name) for name in names}
     released = Released(event_id=uuid5(trigger.event_id, "released"), **envelope)
@@ -120,7 +120,7 @@ def decide(lease: Lease | None, trigger: Asked, timing: Timing) -> Decision[Leas
 
 
 def expire(lease: Lease, now: datetime) -> Decision[Lease] | Ignored:
-    """A lease whose end has passed lapses."""
+    """A lease past its end lapses."""
     if lease.lease_state is not LeaseState.HELD or lease.ends_at is None or lease.ends_at >= now:
         return Ignored("it has not ended")
     event = Lapsed(
@@ -181,6 +181,6 @@ LEASES = Store(LEASE, _metadata, counts="lease_counts")
 
 
 async def create_tables(connection: Connection) -> None:
-    """Make the tables of leases in a database."""
+    """Create the tables of leases in a database."""
     for statement in (CreateEnumType(_STATE), CreateTable(_leases), CreateTable(_counts)):
         await connection.execute(str(statement.compile(dialect=_DIALECT)))

@@ -1,13 +1,12 @@
-"""Whether what clients saw of one workflow can be told as one thing after the other; and a client that writes down
-what it saw.
+"""A check that clients' observations of one workflow are linearizable; and a client that records its observations.
 
-The check is the one of Wing and Gong (Testing and Verifying Concurrent Objects, 1993), with Lowe's memory of what was
-tried (Testing for Linearizability, 2017): each operation takes effect at one moment between its call and its answer,
-and every answer is the one that a single workflow gives at that moment. An operation without an answer may have taken
+The check is that of Wing and Gong (Testing and Verifying Concurrent Objects, 1993), with Lowe's memory of attempts
+(Testing for Linearizability, 2017): each operation takes effect at one moment between its call and its answer, and
+every answer is the one that a single workflow gives at that moment. An operation without an answer may have taken
 effect at any moment after its call, or never.
 
-As a program it is such a client: `python -m tests.linearizability SEED CLIENTS OPERATIONS KEYS URL…` asks services at
-random, and prints what it saw, a line for each operation.
+As a program it is such a client: `python -m tests.linearizability SEED CLIENTS OPERATIONS KEYS URL…` sends random
+requests to services, and prints its observations, one line for each operation.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ Actions = frozenset[tuple[str, int, str]]  # action id, the version that it made
 
 
 class Operation(Struct, frozen=True):
-    """What one client asked of one workflow, and what it was told.
+    """A client's request to a workflow, and the answer.
 
     A read has no `value`; a commit writes `value` where the workflow is at `expected`, 0 for no row. `answer` is one
     of `row`, `committed`, `replayed`, `conflict` (with `version` and `seen`, the row of the answer: 0 and "" for
@@ -48,7 +47,7 @@ class Operation(Struct, frozen=True):
 
 
 class _Workflow(NamedTuple):
-    """What one workflow is at one moment."""
+    """A workflow's content at one moment."""
 
     version: int = 0
     value: str = ""
@@ -56,7 +55,7 @@ class _Workflow(NamedTuple):
 
 
 def _after(workflow: _Workflow, asked: Operation) -> _Workflow | None:
-    """The workflow after the operation; None when it does not answer so, or when it would change nothing unseen."""
+    """The workflow after the operation; None if it would answer otherwise, or change nothing without an answer."""
     applied = next((each for each in workflow.actions if each[0] == asked.action), None) if asked.action else None
     after = workflow
     if not asked.value:
@@ -77,9 +76,9 @@ def _after(workflow: _Workflow, asked: Operation) -> _Workflow | None:
 
 
 def violation(history: Sequence[Operation]) -> Operation | None:
-    """None when a single workflow without a row at first could have given all these answers, each in its time.
+    """None if a single workflow, at first without a row, could have given all these answers, each in its time.
 
-    Else the operation at which every attempt to tell the history ends, the one that came furthest.
+    Otherwise the operation at which the attempt that came furthest ends.
     """
     operations = sorted(history, key=lambda each: each.begin)
     wanted = sum(1 << place for place, each in enumerate(operations) if each.end is not None)
@@ -106,7 +105,7 @@ def violation(history: Sequence[Operation]) -> Operation | None:
 
 
 def _next(operations: Sequence[Operation], done: int) -> Iterator[int]:
-    """The operations that may come next: those that were called before any other one had its answer."""
+    """The operations that may come next: those called before any other one was answered."""
     earliest_end = inf
     places = []
     first = (~done & (done + 1)).bit_length() - 1  # the lowest place that is not done
@@ -124,10 +123,10 @@ def _next(operations: Sequence[Operation], done: int) -> Iterator[int]:
 
 
 async def record(urls: Sequence[str], keys: Sequence[str], name: str, count: int) -> list[Operation]:
-    """What one client saw in this many operations. It is random, but for what other clients make of it.
+    """One client's observations in this many operations, which are random apart from other clients' effects.
 
-    Every commit has an action; some are sent again, as they were or with another value. A service that takes no
-    connections is left out from then on.
+    Every commit has an action; some are sent again, unchanged or with another value. A service that refuses
+    connections is no longer used.
     """
     random = Random(name)
     seen: list[Operation] = []
@@ -175,7 +174,7 @@ async def _send(client: httpx.AsyncClient, url: str, asked: Operation) -> httpx.
 
 
 def _read(asked: Operation, response: httpx.Response) -> Operation:
-    """The operation with its answer; without one where the service can't say."""
+    """The operation with its answer; without an answer if the service cannot give one."""
     if response.status_code == 503:
         return asked
     answer, row = "conflict", response.json()

@@ -32,17 +32,17 @@ def node(number: int) -> UUID:
 
 
 def at(seconds: float) -> str:
-    """A time, this many seconds after the start."""
+    """A time this many seconds after the start, as text."""
     return (START + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
 def when(seconds: float) -> datetime:
-    """A time, this many seconds after the start."""
+    """A time this many seconds after the start."""
     return START + timedelta(seconds=seconds)
 
 
 def event_json(type_: str, sequence: int, *, entity_id: UUID = NODE, data: Json | None = None, **fields: Any) -> Json:
-    """An event at a sequence, a second after the one before it. `fields` are laid over it."""
+    """An event at a sequence, one second after the event before it; `fields` override the usual ones."""
     event: Json = {
         "event_id": str(uuid5(entity_id, f"{fields.get('domain', '')} {sequence} {type_}")),
         "type": type_,
@@ -58,12 +58,12 @@ def event_json(type_: str, sequence: int, *, entity_id: UUID = NODE, data: Json 
 
 
 def event(type_: str, sequence: int, *, entity_id: UUID = NODE, data: Json | None = None, **fields: Any) -> Event:
-    """The same, read."""
+    """The event of `event_json`, read as a value."""
     return read_event(msgspec.json.encode(event_json(type_, sequence, entity_id=entity_id, data=data, **fields)))
 
 
 def life(entity_id: UUID = NODE, *, first: int = 1, **fields: Any) -> list[Json]:
-    """The events of a registration that goes well."""
+    """The events of a registration that succeeds."""
     return [
         event_json(type_, sequence, entity_id=entity_id, **fields)
         for sequence, type_ in enumerate(WAY_TO_ACTIVE, start=first)
@@ -71,7 +71,7 @@ def life(entity_id: UUID = NODE, *, first: int = 1, **fields: Any) -> list[Json]
 
 
 def row(state: RegistrationState, **changes: object) -> Registration:
-    """A row in which every column has a value that no event here would give it."""
+    """A row whose columns all have values that no event of the tests would give them."""
     full = Registration(
         entity_id=NODE,
         domain="registration",

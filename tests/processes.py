@@ -1,4 +1,4 @@
-"""The `pqs` command and the service as processes of their own. Every wait is bounded."""
+"""The `pqs` command and the service in processes of their own. Every wait is bounded."""
 
 import os
 import re
@@ -23,13 +23,13 @@ ANNOUNCED = re.compile(r"serving on (https?://\S+), docs on (\S+)\n(?:.*\n)*.*/v
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """This process's environment with these settings, and no others."""
+    """This process's environment with exactly these settings."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     return own | {PREFIX + name.upper(): str(value) for name, value in settings.items()}
 
 
 def pqs(*arguments: object, **settings: object) -> "subprocess.CompletedProcess[str]":
-    """Run the command to its end."""
+    """Run the `pqs` command to its end."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         env=environment(**settings),
@@ -41,7 +41,7 @@ def pqs(*arguments: object, **settings: object) -> "subprocess.CompletedProcess[
 
 
 def refusal(run: "subprocess.CompletedProcess[str]") -> str:
-    """The one line with which a command that could not start ended."""
+    """The one line printed by a command that could not start."""
     assert run.returncode == 1, run
     [line] = run.stderr.splitlines()
     assert line.startswith("pqs: ")
@@ -50,7 +50,7 @@ def refusal(run: "subprocess.CompletedProcess[str]") -> str:
 
 
 def until(condition: Callable[[], object], what: str, *, poll: float = POLL) -> None:
-    """Wait until the condition holds; `what` says what is waited for."""
+    """Wait until the condition holds; `what` names it in the failure."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"in vain: {what}"
@@ -64,13 +64,13 @@ def gone(pid: int) -> bool:
 
 
 def command_lines() -> list[str]:
-    """Every process: its number, its parent's number, and its command line."""
+    """Every process: its id, its parent's id, and its command line."""
     listing = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
     return subprocess.run(listing, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def postgres_pid(data_dir: Path) -> int:
-    """The number of the PostgreSQL that runs in a data directory."""
+    """The process id of the PostgreSQL that runs in a data directory."""
     return int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
 
 
@@ -98,16 +98,16 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """The number of the process that was started."""
+        """The id of the process that was started."""
         return self.process.pid
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """The service's log so far."""
         return self._log.read_text()
 
     def await_announcement(self) -> None:
-        """Wait for the address that it prints."""
+        """Wait until the service prints its address."""
         assert self.process.stdout is not None
         end = time.monotonic() + PATIENCE
         while (announced := ANNOUNCED.search(self.printed)) is None:
@@ -118,16 +118,16 @@ class Service:
         self.url = announced[1]
 
     def client(self) -> httpx.Client:
-        """A client of it."""
+        """A client of the service."""
         return httpx.Client(base_url=self.url, timeout=PATIENCE)
 
     def workers(self) -> list[int]:
-        """The numbers of its worker processes."""
+        """The ids of its worker processes."""
         processes = [line.split(maxsplit=2) for line in command_lines()]
         return [int(pid) for pid, parent, *args in processes if int(parent) == self.pid and "spawn_main" in str(args)]
 
     def await_workers(self, count: int, *, without: int | None = None) -> list[int]:
-        """Wait until this many workers answer, none of them the one that is named, and return their numbers."""
+        """Wait until this many workers answer, none of them the named one; returns their ids."""
         found: list[int] = []
 
         def are_there() -> bool:
@@ -139,7 +139,7 @@ class Service:
         return found
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the service alone, as a supervisor does."""
+        """Send a signal to the service's first process only, as a supervisor does."""
         self.process.send_signal(number)
 
     def press_ctrl_c(self) -> None:
@@ -148,13 +148,13 @@ class Service:
             os.killpg(self.pid, signal.SIGINT)
 
     def await_end(self) -> int:
-        """Wait until it has ended, and return its exit status."""
+        """Wait until the service has ended; returns its exit status."""
         rest, _ = self.process.communicate(timeout=PATIENCE)
         self.printed += rest.decode()
         return self.process.returncode
 
     def is_alone(self) -> bool:
-        """Whether nothing of its process group is left."""
+        """Whether no process of the service's group is left."""
         try:
             os.killpg(self.pid, 0)
         except ProcessLookupError:
@@ -164,7 +164,7 @@ class Service:
 
 @contextmanager
 def serving(folder: Path, *arguments: object, **settings: object) -> Iterator[Service]:
-    """A service that takes requests; at the end it is stopped, unless it has ended by then."""
+    """A service that accepts requests; it is stopped at the end unless it has ended."""
     with starting(folder, *arguments, **settings) as service:
         service.await_announcement()
         yield service
@@ -172,7 +172,7 @@ def serving(folder: Path, *arguments: object, **settings: object) -> Iterator[Se
 
 @contextmanager
 def starting(folder: Path, *arguments: object, **settings: object) -> Iterator[Service]:
-    """The same, not yet awaited."""
+    """A service that has been started and not yet awaited."""
     service = Service(folder, *arguments, **settings)
     with service.process:
         try:

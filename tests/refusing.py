@@ -1,4 +1,4 @@
-"""Databases with something of their own, by which PostgreSQL refuses what is a good event everywhere else."""
+"""Databases with an operator's own constraints, by which PostgreSQL refuses events that are valid elsewhere."""
 
 import random
 

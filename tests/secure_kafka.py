@@ -1,4 +1,4 @@
-"""The secure listeners of a real Kafka, by `tests/kafka/run --secure`: settings that get in, and its users."""
+"""The secure listeners of a real Kafka, started by `tests/kafka/run --secure`: working settings, and its users."""
 
 import os
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ REAUTHENTICATED = 6.0  # seconds after which every SASL client has proved again 
 
 @dataclass
 class Access:
-    """A way into the Kafka; `given` are the settings for it, `password` is the file with the password."""
+    """Access to the Kafka; `given` are its settings, `password` is the file with the password."""
 
     given: dict[str, str]
     password: Path
     mechanism: str | None
 
     def settings(self, **more: str) -> Settings:
-        """The settings, and more of them; an empty one is left out."""
+        """The settings with more settings added; an empty one is left out."""
         return read_settings({name: value for name, value in (self.given | more).items() if value})
 
     def rotate(self) -> None:
@@ -47,7 +47,7 @@ class Access:
 
 
 def access(security: str, mechanism: str | None, folder: Path) -> Access:
-    """A way in by a listener, for a user of its own."""
+    """Access through a listener, for a new user."""
     secure = Path(os.environ["TEST_KAFKA_SECURE"])
     given = {"kafka": os.environ[f"TEST_KAFKA_{security.upper()}"], "kafka_security": security}
     password = folder / "password"
@@ -67,7 +67,7 @@ def access(security: str, mechanism: str | None, folder: Path) -> Access:
 
 
 def set_password(user: str, mechanism: str, password: str) -> None:
-    """Have a SCRAM user with this password."""
+    """Set the password of a SCRAM user."""
     kind = ScramMechanism[mechanism.replace("-", "_")]
     change = UserScramCredentialUpsertion(user, ScramCredentialInfo(kind, 4096), password.encode())
     admin = AdminClient({"bootstrap.servers": os.environ["TEST_KAFKA"]})

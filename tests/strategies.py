@@ -1,6 +1,6 @@
-"""What property tests draw: logs of events, ways to read them, and JSON of any shape.
+"""Strategies of property tests: logs of events, ways to read them, and JSON of any shape.
 
-A log is made of choices, so that Hypothesis and a seeded `random.Random` make the same kind of log.
+A log is made of choices, so that Hypothesis and a seeded `random.Random` generate the same kind of log.
 """
 
 import json
@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 
 class Choose(Protocol):
-    """Picks one of the options, of which the first is the simplest."""
+    """Chooses one of the options, the first being the simplest."""
 
     def __call__(self, options: Sequence[T], /) -> T: ...
 
@@ -111,7 +111,7 @@ _OFTEN_NONE = (None, None, *TIMES)
 
 
 class Kind(NamedTuple):
-    """A projection, and how events for it are drawn."""
+    """A projection, and how to draw events for it."""
 
     projection: Projection[Any]
     store: Store[Any]
@@ -289,7 +289,7 @@ def logs(
 def seeded_log(
     random: Random, *, entities: int, length: int, linked: bool, kind: Kind = REGISTRATION_KIND
 ) -> list[Any]:
-    """A log as one seed makes it."""
+    """The log that one seed generates."""
 
     def choose(options: Sequence[T], /) -> T:
         return random.choice(options)
@@ -323,7 +323,7 @@ Batches = list[list[Any]]
 def reread_logs(
     draw: st.DrawFn, *, readers: int = 1, kind: Kind = REGISTRATION_KIND
 ) -> tuple[list[Any], list[Batches]]:
-    """A log, and how each reader reads it: with rewinds and repeats, never beginning beyond what it has read."""
+    """A log and each reader's reads of it: with rewinds and repeats, never starting beyond its own progress."""
     log = draw(logs(linked=draw(st.booleans()), kind=kind))
     return log, [draw(_readings(log)) for _ in range(readers)]
 
@@ -375,7 +375,7 @@ json_values: st.SearchStrategy[object] = st.recursive(
 
 @st.composite
 def spoilt_events(draw: st.DrawFn) -> bytes:
-    """JSON that is an event but for a few fields, at any level."""
+    """JSON of an event with a few wrong fields, at any level."""
     event = event_json(draw(st.sampled_from(["registration.initiated", "node.heartbeat"])), 1, entity_id=NODE)
     event.setdefault("data", {})
     for _ in range(draw(st.integers(0, 3))):
@@ -392,7 +392,7 @@ def spoilt_events(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def damaged_events(draw: st.DrawFn) -> bytes:
-    """The bytes of an event with a piece cut out, put in or overwritten."""
+    """The bytes of an event with a piece removed, inserted or overwritten."""
     body = draw(spoilt_events())
     start = draw(st.integers(0, len(body)))
     stop = draw(st.integers(start, min(start + 8, len(body))))

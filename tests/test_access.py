@@ -1,4 +1,4 @@
-"""Access as an operator meets it: starts that are refused, keys that end, and secrets that stay secret."""
+"""Access as an operator sees it: refused starts, keys that end, and secrets that stay secret."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ ENTITY = f"/v1/entities/{NODE}"
 
 
 def make_key(url: str, name: str, *more: str) -> str:
-    """A new key, as an operator makes it."""
+    """A new key, made as by an operator."""
     made = pqs("keys", "create", name, *EVERYTHING, *more, database_url=url)
     assert made.returncode == 0, made.stderr
     key = made.stdout.strip()
@@ -30,13 +30,13 @@ def make_key(url: str, name: str, *more: str) -> str:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 async def test_a_service_without_keys_is_refused_to_others(host: str, database_url: str) -> None:
-    """Without a word about keys, nothing listens beyond this machine; the refusal names the ways out."""
+    """Without access settings, the service does not listen beyond this machine; the refusal names the ways out."""
     line = refusal(pqs("serve", "--host", host, "--port", 0, database_url=database_url, allowed_hosts="*"))
     assert all(way in line for way in ("PQS_HOST", "PQS_AUTH=required", "PQS_AUTH=insecure"))
 
 
 async def test_an_open_service_warns_at_each_start(tmp_path: Path, database_url: str) -> None:
-    """What is open on purpose says so in its log."""
+    """A service that is deliberately open logs a warning at each start."""
     with serving(tmp_path, "--port", 0, database_url=database_url, auth="insecure") as service:
         assert "PQS_AUTH=insecure: whoever reaches 127.0.0.1" in service.log
         with service.client() as client:
@@ -44,7 +44,7 @@ async def test_an_open_service_warns_at_each_start(tmp_path: Path, database_url:
 
 
 async def test_the_first_words_of_a_service_that_asks_for_keys_work(tmp_path: Path, database_url: str) -> None:
-    """The commands that it prints make a key and send it; those of one that asks for none send none."""
+    """The printed commands make and send a key, or send none where no key is required, and work."""
     with serving(tmp_path, "--port", 0, database_url=database_url, auth="required") as service:
         made, *calls = re.findall(r"^  (.*)$", service.printed, re.MULTILINE)
         command = made.removeprefix("export PQS_TOKEN=$(pqs ").removesuffix(")").split()
@@ -63,7 +63,7 @@ async def test_the_first_words_of_a_service_that_asks_for_keys_work(tmp_path: Pa
 
 
 async def test_a_revocation_holds_everywhere_within_seconds(tmp_path: Path, database_url: str) -> None:
-    """Two services, one of two processes: a revoked key stops counting at all of them, on old connections too."""
+    """On two services, one with two processes, a revoked key stops counting everywhere, even on old connections."""
     key = make_key(database_url, "passing")
     header = {"Authorization": f"Bearer {key}"}
     first, second = tmp_path / "first", tmp_path / "second"
@@ -89,7 +89,7 @@ async def test_a_revocation_holds_everywhere_within_seconds(tmp_path: Path, data
 
 
 async def test_load_sends_the_token_of_a_file(tmp_path: Path, database_url: str) -> None:
-    """`pqs load --token-file` is let in; without it, 401 in one line that names the way."""
+    """`pqs load --token-file` works; without it a 401 is reported in one line that names the option."""
     made = pqs("keys", "create", "loader", "--scope", "events:write", "--domain", "*", database_url=database_url)
     file = tmp_path / "key"
     file.write_text(made.stdout)
@@ -116,7 +116,7 @@ async def test_load_sends_the_token_of_a_file(tmp_path: Path, database_url: str)
 
 
 async def test_an_open_stream_ends_with_its_key(tmp_path: Path, database_url: str) -> None:
-    """A stream that a key has begun delivers no change that came after the revocation, and ends."""
+    """A stream sends no change made after its key was revoked, and ends."""
     follower = {"Authorization": f"Bearer {make_key(database_url, 'follower')}", "Accept": "application/x-ndjson"}
     writer = {"Authorization": f"Bearer {make_key(database_url, 'writer', '--scope', 'events:write')}"}
     with (
@@ -135,15 +135,15 @@ async def test_an_open_stream_ends_with_its_key(tmp_path: Path, database_url: st
 
 
 def seen(secrets: dict[str, str], *texts: str) -> set[str]:
-    """The names of the secrets that a text shows, or the command line of any process."""
+    """The names of the secrets that appear in these texts, or in the command line of any process."""
     everything = "\n".join([*texts, *command_lines()])
     return {name for name, secret in secrets.items() if secret in everything}
 
 
 @pytest.mark.parametrize("form", ["value", "file"])
 async def test_no_secret_is_seen_anywhere(tmp_path: Path, database_url: str, form: str) -> None:
-    """Neither in the log at debug, nor in a process list, nor in an answer, while Kafka and Consul cannot be reached
-    and their errors are logged."""
+    """No secret is in the debug log, a process list or an answer, while Kafka and Consul cannot be reached and their
+    errors are logged."""
     words = ("database", "replica", "kafka", "options", "consul")
     secrets = {word: f"hunter2-{word}" for word in words}
     local = urlsplit(database_url)
@@ -203,7 +203,7 @@ async def test_no_secret_is_seen_anywhere(tmp_path: Path, database_url: str, for
 
 @pytest.mark.parametrize("command", ["serve", "consume", "relay", "sweep", "migrate"])
 async def test_a_start_that_fails_shows_no_secret(command: str) -> None:
-    """Although its database refuses, or its settings do not go together."""
+    """A start that fails, by its database or by contradictory settings, shows no secret."""
     given = {
         "database_url": "postgresql://u:hunter2-a@127.0.0.1:1/n",
         "kafka_password": "hunter2-b",

@@ -1,4 +1,4 @@
-"""The `pqs` command as a process: what it says, what it refuses, and what it does to a database."""
+"""The `pqs` command as a process: its output, its refusals, and its effect on a database."""
 
 import json
 import os
@@ -41,13 +41,13 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def psql(url: str, statement: str) -> str:
-    """What the wheel's psql answers."""
+    """The output of the wheel's psql."""
     command = [str(binary("psql")), "--no-psqlrc", "-At", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", statement]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
 
 def options(command: click.Command) -> list[click.Option]:
-    """A command's options."""
+    """The options of a command."""
     return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
 
 
@@ -55,7 +55,7 @@ def options(command: click.Command) -> list[click.Option]:
 
 
 def test_alone_it_shows_what_there_is() -> None:
-    """`pqs` alone names every command."""
+    """`pqs` without arguments names every command."""
     run = pqs()
     assert "Traceback" not in run.stderr
     for name in ("serve", "migrate", "load", "rebase", "db-url", "intents", "openapi"):
@@ -64,7 +64,7 @@ def test_alone_it_shows_what_there_is() -> None:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_and_option_has_help(name: str) -> None:
-    """Each command says what it does, and so does each of its options."""
+    """Each command and each of its options has a help text."""
     command = commands.get_command(click.Context(commands), name)
     assert command is not None
     assert command.help
@@ -96,7 +96,7 @@ def test_help_of_serve_lists_every_setting(name: str) -> None:
     ],
 )
 def test_wrong_setting_stops_the_start(name: str, value: str, said: str, tmp_path: Path) -> None:
-    """A setting that is unknown or wrong stops the start with status 1 and one line that names it."""
+    """An unknown or wrong setting stops the start with status 1 and one line that names it."""
     line = refusal(pqs("serve", **{"data_dir": tmp_path / "data", name: value}))
     assert line.startswith(said)
     assert not (tmp_path / "data").exists()
@@ -105,7 +105,7 @@ def test_wrong_setting_stops_the_start(name: str, value: str, said: str, tmp_pat
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_port_in_use(shared: bool, workers: int, tmp_path: Path) -> None:
-    """A port that is taken is said so at once, before PostgreSQL is started, also when others may share it."""
+    """A used port is reported at once, before PostgreSQL is started, even if the port may be shared."""
     with socket.create_server(("127.0.0.1", 0), reuse_port=shared) as taken:
         port = taken.getsockname()[1]
         line = refusal(pqs("serve", port=port, workers=workers, data_dir=tmp_path / "data"))
@@ -124,7 +124,7 @@ def test_data_of_another_version(tmp_path: Path) -> None:
 
 
 def test_no_write_permission(data_dir: Path) -> None:
-    """A data directory that can't be written to is refused with the path and the reason."""
+    """A data directory that is not writable is refused with the path and the reason."""
     data_dir.chmod(0o555)
     command = [sys.executable, "-c", WITHOUT_RIGHTS, *COMMAND, "serve"]
     run = subprocess.run(
@@ -145,7 +145,7 @@ def test_no_write_permission(data_dir: Path) -> None:
 
 
 def test_commands_beside_a_running_service(data_dir: Path, tmp_path: Path) -> None:
-    """`db-url` and `migrate` come to the PostgreSQL of the service that runs; a second service there is refused."""
+    """`db-url` and `migrate` use the running service's PostgreSQL; a second service on it is refused."""
     with serving(tmp_path, data_dir=data_dir) as service:
         run = pqs("db-url", data_dir=data_dir)
         assert (run.returncode, run.stderr) == (0, "")
@@ -157,14 +157,14 @@ def test_commands_beside_a_running_service(data_dir: Path, tmp_path: Path) -> No
 
 
 async def test_openapi_is_the_live_document(client: httpx.AsyncClient) -> None:
-    """`pqs openapi` prints what a service serves, and needs none."""
+    """`pqs openapi` prints the document that a service serves, without needing one."""
     run = pqs("openapi")
     assert run.returncode == 0
     assert json.loads(run.stdout) == (await client.get("/openapi.json")).json()
 
 
 def test_db_url_without_a_service(tmp_path: Path) -> None:
-    """Without a running service there is no address, and that is said."""
+    """Without a running service, `db-url` reports that there is no address."""
     run = CliRunner().invoke(commands, ["db-url", "--data-dir", str(tmp_path)])
     assert run.exit_code == 1
     assert run.stderr == f"pqs: no PostgreSQL runs in {tmp_path} now; `pqs serve` starts it\n"
@@ -172,7 +172,7 @@ def test_db_url_without_a_service(tmp_path: Path) -> None:
 
 
 def test_db_url_of_an_external_database() -> None:
-    """A database that is set is what is printed."""
+    """`db-url` prints the address of a configured database."""
     run = CliRunner().invoke(commands, ["db-url", "--database-url", "postgresql+asyncpg://u:p@h/n"])
     assert run.output == "postgresql://u:p@h/n\n"
 
@@ -181,7 +181,7 @@ def test_db_url_of_an_external_database() -> None:
 
 
 def test_database_behind_and_ahead(empty_database_url: str, tmp_path: Path) -> None:
-    """On a database of another revision the service starts, is not ready and says why, and changes nothing in it."""
+    """On a database of another revision the service starts, says why it is not ready, and changes nothing in it."""
     with serving(tmp_path, database_url=empty_database_url) as service, service.client() as client:
         answer = client.get("/readyz")
         assert answer.status_code == 503
@@ -213,7 +213,7 @@ def role(empty_database_url: str) -> Iterator[str]:
 
 
 def test_role_without_rights(role: str, empty_database_url: str, tmp_path: Path) -> None:
-    """A role that may not create tables, or not write them, is told so by `pqs migrate`, `readyz` and every call."""
+    """A role that may not create or write tables is reported by `pqs migrate`, `readyz` and every call."""
     line = refusal(pqs("migrate", database_url=role))
     assert "permission denied for schema public" in line
     pqs("migrate", database_url=empty_database_url)
@@ -241,13 +241,13 @@ def test_role_without_rights(role: str, empty_database_url: str, tmp_path: Path)
 
 
 def test_migration_of_a_foreign_database(empty_database_url: str) -> None:
-    """A table of ours that somebody else has made is in the way, and the command says so in one line."""
+    """If a table with one of our names exists already, the command reports it in one line."""
     psql(empty_database_url, "CREATE TABLE registration_projections (id int)")
     assert "already exists" in refusal(pqs("migrate", database_url=empty_database_url))
 
 
 def test_database_down(tmp_path: Path) -> None:
-    """Without its database the service is alive and not ready; no command and no log line shows the password."""
+    """Without its database the service is alive and not ready; no command or log line shows the password."""
     with serving(tmp_path, database_url=NOWHERE, log_level="debug") as service, service.client() as client:
         assert client.get("/livez").status_code == 200
         for _ in range(6):  # the last one meets an open breaker
@@ -261,7 +261,7 @@ def test_database_down(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["migrate"], ["rebase", str(NODE), "--sequence", "1"]])
 def test_command_on_a_database_that_is_down(arguments: list[str]) -> None:
-    """A command whose database does not answer says so, without a traceback and without the password."""
+    """A command reports a database that does not answer, without a traceback and without the password."""
     run = pqs(*arguments, database_url=NOWHERE)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == "pqs: the database does not answer"
@@ -270,7 +270,7 @@ def test_command_on_a_database_that_is_down(arguments: list[str]) -> None:
 
 
 def test_migrate_up_and_down(empty_database_url: str) -> None:
-    """Two migrations at once end well, a third does nothing; `--to base` leaves no table, and it goes up again."""
+    """Two migrations at once succeed, a third does nothing; `--to base` drops all tables, and up works again."""
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(pqs, "migrate", database_url=empty_database_url) for _ in range(2)]
         said = sorted(run.result().stdout for run in runs)
@@ -288,7 +288,7 @@ def test_migrate_up_and_down(empty_database_url: str) -> None:
 
 
 def audited(url: str) -> list[dict[str, object]]:
-    """The audit log as an operator reads it, newest first; each entry is of whoever runs these tests."""
+    """The audit log as an operator reads it, newest first; each entry names the user who runs these tests."""
     run = pqs("audit", "-o", "ndjson", database_url=url)
     assert run.returncode == 0, run.stderr
     acts = [json.loads(line) for line in run.stdout.splitlines()]
@@ -300,7 +300,7 @@ def audited(url: str) -> list[dict[str, object]]:
 
 
 def test_rebase_both_ways(database_url: str, tmp_path: Path) -> None:
-    """Beside a running service an entity moves to a partition and back, and the events of each track apply."""
+    """Beside a running service an entity moves to a partition and back, and events of each track apply."""
     offset = {"partition": "topic-3", "offset": 41}
     with serving(tmp_path, database_url=database_url) as service, service.client() as client:
 
@@ -335,7 +335,7 @@ def test_rebase_both_ways(database_url: str, tmp_path: Path) -> None:
 
 
 def test_rebase_while_no_service_runs(data_dir: Path) -> None:
-    """With the service stopped, `rebase` starts its PostgreSQL for itself, and stops it again."""
+    """If the service is stopped, `rebase` starts and stops the service's PostgreSQL itself."""
     assert pqs("migrate", data_dir=data_dir).stdout == f"the schema moved from base to {HEAD}\n"
     run = pqs("rebase", NODE, "--sequence", 7, data_dir=data_dir)
     assert run.returncode == 1
@@ -345,7 +345,7 @@ def test_rebase_while_no_service_runs(data_dir: Path) -> None:
 
 
 def test_rebase_of_an_entity_in_a_domain(database_url: str) -> None:
-    """An entity is found in the domain that is named."""
+    """`rebase` finds the entity in the domain given."""
     insert = """INSERT INTO registration_projections (entity_id, domain, current_state, node_type, node_version,
         capabilities, last_applied_event_id, last_applied_sequence, registered_at, updated_at, version)
         VALUES ('{}', 'other', 'active', 'compute', '1.0.0', '{{}}', '{}', 7, now(), now(), 1)"""
@@ -369,7 +369,7 @@ def test_rebase_of_an_entity_in_a_domain(database_url: str) -> None:
     ],
 )
 def test_rebase_to_no_place(arguments: list[str], said: str) -> None:
-    """Options that do not name one place on one track are refused before any database is asked."""
+    """Options that do not give one position on one track are refused before a database is used."""
     run = CliRunner().invoke(commands, ["rebase", str(NODE), *arguments], env={"PQS_DATABASE_URL": NOWHERE})
     assert run.exit_code == 2
     assert said in run.output
@@ -377,7 +377,7 @@ def test_rebase_to_no_place(arguments: list[str], said: str) -> None:
 
 @pytest.mark.parametrize("option", ["--partition", "--domain"])
 def test_rebase_with_bytes_that_are_no_text(option: str) -> None:
-    """A name that is not UTF-8 is refused before any database is looked for."""
+    """A name that is not UTF-8 is refused before a database is used."""
     run = subprocess.run(
         [*COMMAND, "rebase", str(NODE), "--offset", "1", "--partition", "p", option, b"\xff"],
         env=environment(database_url=NOWHERE),
@@ -391,33 +391,33 @@ def test_rebase_with_bytes_that_are_no_text(option: str) -> None:
 
 @pytest.mark.parametrize("arguments", [["rebase", str(NODE), "--sequence", "1"]])
 def test_command_where_no_database_is(tmp_path: Path, arguments: list[str]) -> None:
-    """A mistyped data directory is said to be empty, and stays so."""
+    """A mistyped data directory is reported as empty, and stays empty."""
     line = refusal(pqs(*arguments, data_dir=tmp_path / "mistyped"))
     assert "there is no database in" in line
     assert not (tmp_path / "mistyped").exists()
 
 
 def test_foreign_directory_is_left_alone(tmp_path: Path) -> None:
-    """A directory that holds other files is refused, and nothing is made in it."""
+    """A directory with foreign files is refused, and nothing is created in it."""
     (tmp_path / "photo.jpg").touch()
     assert "photo.jpg" in refusal(pqs("serve", port=0, data_dir=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
 def test_empty_data_directory_is_no_path() -> None:
-    """An empty PQS_DATA_DIR is not taken for the current directory."""
+    """An empty PQS_DATA_DIR does not mean the current directory."""
     assert "PQS_DATA_DIR" in refusal(pqs("serve", port=0, data_dir=""))
 
 
 def test_rebase_of_no_uuid() -> None:
-    """An entity id that is no UUID is refused."""
+    """An entity id that is not a UUID is refused."""
     run = CliRunner().invoke(commands, ["rebase", "node-1", "--sequence", "1"])
     assert run.exit_code == 2
     assert "'node-1' is not a valid UUID" in run.output
 
 
 def test_environment_is_left_alone() -> None:
-    """None of these tests ran under settings of this machine's own."""
+    """These tests run without settings from this machine's environment."""
     assert not [name for name in os.environ if name.startswith("PQS_")]
 
 
@@ -433,7 +433,7 @@ def test_environment_is_left_alone() -> None:
     ids=["without Consul", "with Consul"],
 )
 def test_intents_shows_who_carries_out_what(options: list[str], consul: str) -> None:
-    """A line for each intent: its name, its handler, and what that needs; without it, that it is off."""
+    """`intents` prints each intent with its handler and the handler's requirements, or that it is off."""
     run = CliRunner().invoke(commands, ["intents", *options])
     assert run.exit_code == 0, run.output
     assert run.output.splitlines() == [
@@ -469,7 +469,7 @@ print("modules:", *sys.modules)
     ids=["help", "completion script", "completion of a command"],
 )
 def test_help_and_completion_import_no_command(arguments: list[str], more: dict[str, str]) -> None:
-    """Of this project they import the command's own package alone, and little beside click."""
+    """Help and completion import only the command's own package from this project, and little beside click."""
 
     def imported(*command: str) -> set[str]:
         run = subprocess.run(
@@ -491,7 +491,7 @@ def test_help_and_completion_import_no_command(arguments: list[str], more: dict[
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_summary_is_the_first_sentence_of_the_commands_help(name: str) -> None:
-    """The lines of `pqs --help`, which imports no command, are what the commands say themselves."""
+    """`pqs --help`, which imports no command, shows the first sentence of each command's own help."""
     command = commands.get_command(click.Context(commands), name)
     assert command is not None
     assert command.help is not None
@@ -500,7 +500,7 @@ def test_summary_is_the_first_sentence_of_the_commands_help(name: str) -> None:
 
 
 def test_unknown_command_is_a_usage_error() -> None:
-    """A name that is not a command's ends with status 2."""
+    """An unknown command ends with status 2."""
     run = CliRunner().invoke(commands, ["sevre"])
     assert run.exit_code == 2
     assert "No such command 'sevre'" in run.output

@@ -1,4 +1,4 @@
-"""A test's database is as new, whatever an earlier test did to the one that it had."""
+"""A test's database is like new, whatever an earlier test did to it."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -50,14 +50,14 @@ REST = (
 
 @pytest.fixture(autouse=True)
 async def none_is_free(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """The first database of a test here is really new."""
+    """Make the first database of each test here really new."""
     monkeypatch.setattr(databases, "_free", [])
     yield
     await databases.drop_free()
 
 
 async def seen(url: str) -> list[object]:
-    """What a test could see of its database."""
+    """Everything that a test could observe of its database."""
     connection = await asyncpg.connect(url)
     try:
         rest = [[tuple(row) for row in await connection.fetch(query)] for query in REST]
@@ -68,7 +68,7 @@ async def seen(url: str) -> list[object]:
 
 
 async def change(url: str, *statements: str) -> None:
-    """Do this to a database, each in a transaction of its own."""
+    """Apply these changes to a database, each in its own transaction."""
     connection = await asyncpg.connect(url)
     try:
         for statement in statements:
@@ -78,7 +78,7 @@ async def change(url: str, *statements: str) -> None:
 
 
 async def exists(url: str) -> bool:
-    """Whether a database is there."""
+    """Whether a database exists."""
     connection = await asyncpg.connect(on_server(url, "postgres"))
     try:
         name = urlsplit(url).path[1:]
@@ -101,7 +101,7 @@ async def exists(url: str) -> bool:
     ids=["nothing", "rows", "rows rolled back", "rows deleted", "rows changed", "a session's own", "vacuum"],
 )
 async def test_rows_are_gone_and_the_database_is_used_again(statements: list[str]) -> None:
-    """Whatever was written to the tables, the next test gets the same database, and can't tell it from a new one."""
+    """Whatever was written to the tables, the next test gets the same database, like new."""
     async with new_database() as url:
         await change(url, *statements)
     async with new_database() as again, new_database() as new:
@@ -134,21 +134,21 @@ async def test_rows_are_gone_and_the_database_is_used_again(statements: list[str
     ],
 )
 async def test_a_database_that_is_no_longer_as_it_was_is_dropped(statement: str) -> None:
-    """What emptying the tables does not bring back is seen, and nobody gets that database again."""
+    """A database with changes beyond its tables' content is detected and never reused."""
     async with new_database() as url:
         await change(url, statement)
     assert not await exists(url)
 
 
 async def test_a_database_that_lets_nobody_in_is_dropped() -> None:
-    """One that can't be looked at is not used again."""
+    """A database that cannot be inspected is not reused."""
     async with new_database() as url:
         await change(on_server(url, "postgres"), f"ALTER DATABASE {urlsplit(url).path[1:]} ALLOW_CONNECTIONS false")
     assert not await exists(url)
 
 
 async def test_a_session_that_stays_costs_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody gets a database in which somebody else could still write."""
+    """A database in which a session is still open is not reused."""
     monkeypatch.setattr(databases, "PATIENCE", 0.2)
     async with new_database() as url:
         left_open = await asyncpg.connect(url)
@@ -157,7 +157,7 @@ async def test_a_session_that_stays_costs_the_database(monkeypatch: pytest.Monke
 
 
 async def test_an_error_costs_the_database() -> None:
-    """Where the end of a test is not known, neither is what still goes on in its database."""
+    """A database whose test ended by an error is not reused, as work in it may still go on."""
     with pytest.raises(ArithmeticError):
         async with new_database() as url:
             raise ArithmeticError
@@ -165,6 +165,6 @@ async def test_an_error_costs_the_database() -> None:
 
 
 async def test_two_at_once_are_two() -> None:
-    """A database has one user at a time."""
+    """Two users at once get two databases."""
     async with new_database() as one, new_database() as two:
         assert one != two

@@ -1,4 +1,4 @@
-"""The page about the house names every package, on the floors that the import rules give them."""
+"""The page about the house lists every package, on the floors given by the import rules."""
 
 import re
 import tomllib
@@ -10,7 +10,7 @@ NAME = re.compile(r"`(\w+)(?:/|\.py)?`")
 
 
 def test_every_package_has_a_row() -> None:
-    """The first table names every package and module of `app/`, except the entry point `__main__`."""
+    """The first table lists every package and module of `app/`, except the entry point `__main__`."""
     rows = PAGE[PAGE.index("| package |") : PAGE.index("Imports run one way")]
     named = {name for row in rows.splitlines() if row.startswith("| `") for name in NAME.findall(row.split("|")[1])}
     found = {

@@ -1,4 +1,4 @@
-"""`pqs keys` and `pqs audit`, as they are typed."""
+"""`pqs keys` and `pqs audit`, run as commands."""
 
 import asyncio
 import json
@@ -22,23 +22,23 @@ READER = ("--scope", "entities:read", "--domain", "registration")
 
 
 class Typing:
-    """Commands on one database."""
+    """Runs commands on one database."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def __call__(self, *words: str) -> Result:
-        """What a command said."""
+        """The result of a command."""
         return CliRunner().invoke(commands, [*words, f"--database-url={self.url}"])
 
     def done(self, *words: str) -> str:
-        """What a command printed that went well."""
+        """The output of a command that succeeded."""
         run = self(*words)
         assert run.exit_code == 0, run.output
         return run.stdout
 
     def lines(self, *words: str) -> list[dict[str, Any]]:
-        """The lines of JSON that a command printed."""
+        """The JSON lines that a command printed."""
         return [json.loads(line) for line in self.done(*words, "-o", "ndjson").splitlines()]
 
     def stored(self) -> list[StoredKey]:
@@ -54,7 +54,7 @@ class Typing:
         return asyncio.run(read())
 
     def lets_in(self, key: str) -> bool:
-        """Whether a key is a live one."""
+        """Whether a key is live."""
 
         async def read() -> bool:
             database = Database(self.url, pool_size=1, statement_timeout=timedelta(seconds=5))
@@ -68,7 +68,7 @@ class Typing:
 
 @pytest.fixture
 def pqs(database_url: str) -> Typing:
-    """A database of its own."""
+    """Commands on a database of their own."""
     return Typing(database_url)
 
 
@@ -76,7 +76,7 @@ pytestmark = pytest.mark.usefixtures("anyio_backend")
 
 
 def test_a_key_is_made_and_shown_once(pqs: Typing) -> None:
-    """The key alone is on standard output; the database has what was asked for, and not the secret."""
+    """Only the key is on standard output; the database has the requested rights, and not the secret."""
     run = pqs(
         "keys", "create", "orchestrator", "--scope", "events:write", "--scope", "workflows:read", "--domain", "a",
         "--domain", "b", "--workflow-prefix", "team/", "--expires", "30d", "--rate", "100", "--burst", "300",
@@ -98,7 +98,7 @@ def test_a_key_is_made_and_shown_once(pqs: Typing) -> None:
 
 
 def test_a_key_lives_90_days_unless_told_otherwise(pqs: Typing) -> None:
-    """And the star is every domain, and every workflow."""
+    """By default a key lives 90 days; `*` covers every domain and every workflow."""
     pqs.done("keys", "create", "k", "--scope", "operations:read", "--scope", "workflows:write", "--domain", "*",
              "--workflow-prefix", "*")  # fmt: skip
     [stored] = pqs.stored()
@@ -125,7 +125,7 @@ def test_a_key_lives_90_days_unless_told_otherwise(pqs: Typing) -> None:
     ids=str,
 )
 def test_a_key_that_makes_no_sense_is_refused(pqs: Typing, words: tuple[str, ...], said: str) -> None:
-    """Before anything is written."""
+    """Contradictory or invalid options are refused before anything is written."""
     run = pqs("keys", "create", *words)
     assert run.exit_code == 2
     assert said in run.output
@@ -133,7 +133,7 @@ def test_a_key_that_makes_no_sense_is_refused(pqs: Typing, words: tuple[str, ...
 
 
 def test_a_rotation_is_two_live_keys(pqs: Typing) -> None:
-    """The successor has the same rights; the old one ends after the overlap; a third one is refused."""
+    """The new key has the same rights; the old one ends after the overlap; a third one is refused."""
     old = pqs.done("keys", "create", "k", *READER, "--rate", "5").strip()
     assert pqs("keys", "create", "k", *READER).output == (
         "pqs: there is a live key k; `pqs keys rotate k` creates its successor\n"
@@ -156,7 +156,7 @@ def test_a_rotation_is_two_live_keys(pqs: Typing) -> None:
 
 
 def test_a_key_is_revoked_by_its_name(pqs: Typing) -> None:
-    """All live ones of the name end; a name without a live key is an error."""
+    """Revoking ends all live keys of the name; a name without a live key is an error."""
     one = pqs.done("keys", "create", "k", *READER).strip()
     two = pqs.done("keys", "rotate", "k").strip()
     other = pqs.done("keys", "create", "other", *READER).strip()
@@ -171,7 +171,7 @@ def test_a_key_is_revoked_by_its_name(pqs: Typing) -> None:
 
 
 def test_keys_are_listed(pqs: Typing) -> None:
-    """The live ones, or all; as a table or as lines of JSON."""
+    """The list has the live keys, or all, as a table or as JSON lines."""
     pqs.done("keys", "create", "gone", *READER)
     pqs.done("keys", "revoke", "gone")
     pqs.done("keys", "create", "here", *READER)
@@ -186,7 +186,7 @@ def test_keys_are_listed(pqs: Typing) -> None:
 
 
 def test_every_change_is_in_the_audit_log(pqs: Typing) -> None:
-    """Newest first, in pages; what was refused is not there."""
+    """The audit log has every change, newest first, in pages, and no refused change."""
     key = AccessKey(pqs.done("keys", "create", "k", *READER).strip())
     pqs("keys", "create", "k", *READER)
     successor = AccessKey(pqs.done("keys", "rotate", "k").strip())
@@ -205,7 +205,7 @@ def test_every_change_is_in_the_audit_log(pqs: Typing) -> None:
 
 
 def test_quotas_are_set_and_ended(pqs: Typing) -> None:
-    """And listed, with what is in use."""
+    """Quotas are set, removed, and listed with their use."""
     assert pqs.done("keys", "quota").split() == ["prefix", "used", "quota"]
     assert pqs.done("keys", "quota", "team/", "1000").splitlines()[1].split() == ["team/", "0", "1000"]
     assert pqs.done("keys", "quota", "*", "5000").splitlines()[1].split() == ["*", "0", "5000"]
@@ -218,13 +218,13 @@ def test_quotas_are_set_and_ended(pqs: Typing) -> None:
 
 @pytest.mark.parametrize("command", [*keys.commands.values(), audit], ids=lambda command: str(command.name))
 def test_every_command_and_option_has_help(command: click.Command) -> None:
-    """Each says what it does."""
+    """Each command and option has a help text."""
     assert command.help
     assert all(option.help for option in command.params if isinstance(option, click.Option))
 
 
 def test_a_secret_on_the_command_line_is_warned_of() -> None:
-    """On standard error, without the secret, and with the setting to use."""
+    """A secret on the command line causes a warning that names the setting to use and does not show the secret."""
     run = CliRunner().invoke(commands, ["audit", "--database-url=postgresql://u:hunter2@127.0.0.1:1/nowhere"])
     assert run.exit_code == 1
     assert "--database-url shows a secret to everybody on this machine; set PQS_DATABASE_URL_FILE" in run.stderr

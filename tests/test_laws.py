@@ -1,7 +1,7 @@
 """The four laws of order, on a real PostgreSQL: a log ends in the same rows however it is read.
 
 One database serves all examples; each pass over a log writes to a domain of its own, and rows are compared as
-PostgreSQL prints them, the domain apart.
+PostgreSQL prints them, without the domain.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ PATIENCE = 120.0  # seconds; only a test that fails waits that long
 
 
 def of_each(draw: Callable[[Kind], st.SearchStrategy[T]]) -> st.SearchStrategy[dict[str, T]]:
-    """What is drawn for each of the projections, by its name: an example has both, and a test takes its own."""
+    """One draw for each projection, by name: an example has all of them, and a test takes its own."""
     return st.fixed_dictionaries({name: draw(kind) for name, kind in KINDS.items()})
 
 
@@ -76,7 +76,7 @@ async def rows(database: Database, kind: Kind, domain: str) -> dict[str, str]:
 
 
 async def one_pass(projector: Projector, database: Database, kind: Kind, log: Sequence[EventBase]) -> dict[str, str]:
-    """The rows that the log gives, read once, in order, event by event: what every law compares with."""
+    """The rows after one ordered pass, event by event, with which every law compares."""
     domain = str(uuid4())
     for event in in_domain(log, domain):
         await projector.persist([event])
@@ -84,7 +84,7 @@ async def one_pass(projector: Projector, database: Database, kind: Kind, log: Se
 
 
 async def until_done(projector: Projector, batches: Sequence[Sequence[EventBase]], *, by_position: bool) -> None:
-    """Send the batches, and those events that are early again until none is."""
+    """Send the batches, and early events again until none is early."""
     async with asyncio.timeout(PATIENCE):
         while batches:
             early: list[EventBase] = []
@@ -101,7 +101,7 @@ async def until_done(projector: Projector, batches: Sequence[Sequence[EventBase]
 async def test_one_pass_counts_every_event_once(
     projector: Projector, database: Database, kind: Kind, drawn: dict[str, Any]
 ) -> None:
-    """Applied or ignored, each fact of a log is one version of its entity's row, which stands at the last."""
+    """Each fact of a log, applied or ignored, is one version of its entity's row, which stands at the last fact."""
     log = drawn[kind.projection.name]
     numbers = {str(event.entity_id): event.position.number for event in log}
     counts = {key: sum(str(event.entity_id) == key for event in log) for key in numbers}
@@ -115,7 +115,7 @@ async def test_one_pass_counts_every_event_once(
 async def test_one_pass_counts_what_follows_from_a_trigger_in_its_place(
     projector: Projector, database: Database, kind: Kind, drawn: dict[str, Any]
 ) -> None:
-    """A trigger is as many versions as its answer names events, and one when it names none."""
+    """A trigger is as many versions as its answer has events, or one if it has none."""
     log = drawn[kind.projection.name]
     domain = str(uuid4())
     versions = Counter[str]()
@@ -133,7 +133,7 @@ async def test_one_pass_counts_what_follows_from_a_trigger_in_its_place(
 async def test_law_1_a_log_read_with_rewinds_and_repeats_ends_in_the_rows_of_one_pass(
     projector: Projector, database: Database, kind: Kind, drawn: dict[str, Any], by_position: bool
 ) -> None:
-    """However often a reader falls back, and however its batches are cut and folded, nothing in a row differs."""
+    """However often a reader rewinds, and however batches are cut and folded, the rows are the same."""
     log, [batches] = drawn[kind.projection.name]
     domain = str(uuid4())
     for batch in batches:
@@ -146,7 +146,7 @@ async def test_law_1_a_log_read_with_rewinds_and_repeats_ends_in_the_rows_of_one
 async def test_law_1_holds_for_single_events_that_are_joined(
     projector: Projector, database: Database, kind: Kind, drawn: dict[str, Any]
 ) -> None:
-    """Sent one by one and all at once, events are joined into transactions of any size, and the rows are the same."""
+    """Single events sent concurrently are joined into transactions of any size, and the rows are the same."""
     log, [batches] = drawn[kind.projection.name]
     domain, writer = str(uuid4()), Writer(projector, joining=True)
     await asyncio.gather(*(writer.ask(event) for batch in batches for event in in_domain(batch, domain)))
@@ -159,7 +159,7 @@ async def test_law_1_holds_for_single_events_that_are_joined(
 async def test_law_2_events_that_name_what_came_before_may_come_in_any_order(
     projector: Projector, database: Database, kind: Kind, drawn: dict[str, Any], by_position: bool
 ) -> None:
-    """Sent in any permutation and batches, and again while they are early, they end in the rows of one pass."""
+    """Events with `previous`, in any order and batches, and resent while early, give the rows of one pass."""
     log, batches = drawn[kind.projection.name]
     domain = str(uuid4())
     await until_done(projector, [in_domain(batch, domain) for batch in batches], by_position=by_position)
@@ -173,7 +173,7 @@ async def test_law_2_events_that_name_what_came_before_may_come_in_any_order(
 async def test_law_3_of_recorded_rows_the_one_of_the_highest_position_stays(
     projector: Projector, database: Database, kind: Kind, drawn: dict[str, Any], by_position: bool
 ) -> None:
-    """In any permutation the last write wins, and only the version tells how many came before it."""
+    """Of recorded rows in any order the highest position stays; only the version shows how many preceded it."""
     log, batches = drawn[kind.projection.name]
     domain = str(uuid4())
     for batch in batches:
@@ -189,9 +189,9 @@ async def test_law_3_of_recorded_rows_the_one_of_the_highest_position_stays(
 async def test_law_3_holds_with_forgets_whose_times_rise_with_the_positions(
     projector: Projector, database: Database, drawn: tuple[list[Any], list[list[Any]]], by_position: bool
 ) -> None:
-    """A forget at the highest position leaves a tombstone, and a recorded row after it is the entity begun anew.
+    """A forget at the highest position leaves a tombstone; a recorded row after it begins the entity anew.
 
-    Unless it is permanent: what was before it is then the last that anybody hears.
+    A permanent forget is the exception, after which no event counts; so none of these forgets is permanent.
     """
     log, batches = drawn
     rising = {event.event_id: _risen(event, second) for second, event in enumerate(log)}
@@ -207,13 +207,13 @@ async def test_law_3_holds_with_forgets_whose_times_rise_with_the_positions(
 
 
 def _risen(event: Any, second: int) -> Any:
-    """The event at this second, and if it is a forget, one that is not for good."""
+    """The event at this second; a forget is made not permanent."""
     data = ForgottenData() if isinstance(event, Forgotten) else event.data
     return replace(event, occurred_at=START + timedelta(seconds=second), data=data)
 
 
 def without_version(row: str) -> dict[str, object]:
-    """The row but for its version."""
+    """The row without its version."""
     columns: dict[str, object] = msgspec.json.decode(row)
     return {name: value for name, value in columns.items() if name != "version"}
 
@@ -223,7 +223,7 @@ def without_version(row: str) -> dict[str, object]:
 async def test_law_4_no_reader_sees_a_version_or_a_position_go_down(
     projector: Projector, database: Database, kind: Kind, drawn: dict[str, Any]
 ) -> None:
-    """Readers that ask again and again while two writers read one log, each with its rewinds, see it only grow."""
+    """While two writers read one log with rewinds, polling readers see versions and positions only rise."""
     log, ways = drawn[kind.projection.name]
     domain = str(uuid4())
     entities = {event.entity_id for event in log}
@@ -265,21 +265,21 @@ _start: Barrier
 
 
 def join_writers(start: Barrier) -> None:
-    """What a writer process does first."""
+    """Initialise a writer process."""
     global _start  # noqa: PLW0603 - a process pool hands things to its processes in this way alone
     _start = start
 
 
 @pytest.fixture(scope="module")
 def writers() -> Iterator[ProcessPoolExecutor]:
-    """Two processes, in which nothing of this one is."""
+    """Two processes that share no state with this one."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context, initializer=join_writers, initargs=(context.Barrier(2),)) as pool:
         yield pool
 
 
 def write_in_a_process(url: str, name: str, batches: list[list[bytes]]) -> int:
-    """Take batches in when the other process does, and what is early again; return how many events moved a row."""
+    """Apply batches along with the other process, and early events again; returns how many events moved a row."""
 
     async def write() -> int:
         database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=10))
@@ -307,7 +307,7 @@ def write_in_a_process(url: str, name: str, batches: list[list[bytes]]) -> int:
 
 
 def slices(random: Random, log: Sequence[EventBase]) -> list[list[EventBase]]:
-    """Most of the log in overlapping slices, shuffled within and among each other, and some of them twice."""
+    """Most of the log in overlapping slices, shuffled in themselves and among each other, some of them twice."""
     cut = [list(log[start : start + 15]) for start in range(0, len(log), 10) if random.random() < 0.8]
     cut += random.sample(cut, len(cut) // 3)
     for part in cut:
@@ -320,7 +320,7 @@ def slices(random: Random, log: Sequence[EventBase]) -> list[list[EventBase]]:
 async def test_two_writers_in_two_processes_end_in_the_rows_of_one_pass(
     projector: Projector, database: Database, kind: Kind, database_url: str, writers: ProcessPoolExecutor, seed: int
 ) -> None:
-    """Overlapping, shuffled, repeated slices of one log, sent by both at once, give the rows of one ordered pass."""
+    """Overlapping, shuffled, repeated slices of a log, sent by two processes at once, give the rows of one pass."""
     random = Random(seed)
     log = seeded_log(random, entities=8, length=120, linked=True, kind=kind)
     domain = str(uuid4())

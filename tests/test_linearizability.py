@@ -1,4 +1,4 @@
-"""Workflows behave as one register each, whatever is killed; and the check that says so finds what is wrong."""
+"""Workflows are linearizable despite kills of services; and the check of that finds planted violations."""
 
 import asyncio
 import signal
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.usefixtures("anyio_backend")
 def commit(
     begin: float, end: float | None, expected: int, value: str, answer: str = "", version: int = 0, **more: str
 ) -> Operation:
-    """A commit of `value`, and what it was told."""
+    """A commit of `value`, and its answer."""
     seen = more.pop("seen", value if answer in {"committed", "replayed"} else "")
     return Operation("k", begin, end, value, expected, more.pop("action", ""), answer, version, seen)
 
 
 def read(begin: float, end: float | None, version: int, seen: str) -> Operation:
-    """A read, and the row that it saw."""
+    """A read, and the row it returned."""
     return Operation("k", begin, end, answer="row", version=version, seen=seen)
 
 
@@ -123,7 +123,7 @@ BAD: dict[str, list[Operation]] = {
 
 @pytest.mark.parametrize("case", GOOD)
 def test_what_a_workflow_may_answer(case: str) -> None:
-    """A history that can be told as one thing after the other has no violation."""
+    """A linearizable history has no violation."""
     assert violation(GOOD[case]) is None
 
 
@@ -142,7 +142,7 @@ CLIENTS, OPERATIONS, KEYS = 4, 120, 3  # in each of two processes
 
 @contextmanager
 def recording(urls: Sequence[str]) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Two processes of clients that ask these services and write down what they see."""
+    """Two processes of clients that send requests to these services and record the answers."""
     with ExitStack() as stack:
         clients = []
         for seed in ("one", "two"):
@@ -158,7 +158,7 @@ def recording(urls: Sequence[str]) -> Iterator[list["subprocess.Popen[bytes]"]]:
 
 
 def histories(clients: Sequence["subprocess.Popen[bytes]"]) -> dict[str, list[Operation]]:
-    """What the clients saw, by key."""
+    """The clients' observations, by key."""
     seen = defaultdict(list)
     for client in clients:
         printed, _ = client.communicate(timeout=3 * PATIENCE)
@@ -183,7 +183,7 @@ def query(url: str, statement: str) -> list[tuple[object, ...]]:
 
 
 def kill(service: Service) -> None:
-    """End a service without a goodbye."""
+    """End a service with SIGKILL."""
     service.signal(signal.SIGKILL)
     service.await_end()
 
@@ -201,8 +201,8 @@ CUT = (
 
 @pytest.mark.parametrize("killing", [False, True], ids=["all live on", "services and backends are killed"])
 def test_real_histories_are_linearizable(killing: bool, database_url: str, tmp_path: Path) -> None:
-    """What clients of several services see of a workflow can be told as one thing after the other; versions of each
-    are 1, 2, 3, … without gap or repeat, and each has its action."""
+    """What clients of several services observe of a workflow is linearizable; versions of each are 1, 2, 3, … without
+    gap or repeat, and each has its action."""
     with ExitStack() as stack:
         services = [
             stack.enter_context(serving(tmp_path, database_url=database_url, log_level="error"))

@@ -1,4 +1,4 @@
-"""`pqs load`: what is read, what is sent, and what is told of it."""
+"""`pqs load`: its input, its requests, and its reports."""
 
 import asyncio
 import gzip
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("anyio_backend")
 
 
 class Door:
-    """An application in front of the service: each request goes to the next of `script`, and after it to the service.
+    """An application in front of the service: requests go to the entries of `script` in turn, then to the service.
 
     `bodies` are the lines of each request.
     """
@@ -81,7 +81,7 @@ async def read(receive: Receive) -> bytes:
 
 
 def receiving(body: bytes) -> Receive:
-    """A client that sends this, and then waits."""
+    """A `receive` function of a client that sends this, and then waits."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:
@@ -117,7 +117,7 @@ def unavailable(committed_lines: int = 0, *, retry_after: int = 1) -> App:
 
 
 def silently(service: App, lines: int | None = None) -> App:
-    """The service takes in the first lines of a request, all by default; its answer breaks off on the way."""
+    """The service applies the first lines of a request, by default all; its answer breaks off."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await taking_in(service, scope, receive, lines)
@@ -127,7 +127,7 @@ def silently(service: App, lines: int | None = None) -> App:
 
 
 def partly(service: App, lines: int) -> App:
-    """The service takes in the first lines of a request, and says so in a 503."""
+    """The service applies the first lines of a request, and reports them in a 503."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await taking_in(service, scope, receive, lines)
@@ -137,7 +137,7 @@ def partly(service: App, lines: int) -> App:
 
 
 async def taking_in(service: App, scope: Scope, receive: Receive, lines: int | None) -> None:
-    """Hand the first lines of a request to the service, and forget the answer."""
+    """Pass the first lines of a request to the service, and drop the answer."""
 
     async def forget(_message: Message) -> None:
         pass
@@ -172,7 +172,7 @@ def service(settings: Settings) -> App:
 
 
 def run(*arguments: str | Path) -> Result:
-    """`pqs load` in this process, without the lines of progress that there are on a slow machine."""
+    """Run `pqs load` in this process, without the progress lines that a slow machine would cause."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "PLAIN_LINE", 3600.0)
         return CliRunner().invoke(pqs, ["load", *map(str, arguments)])
@@ -180,7 +180,7 @@ def run(*arguments: str | Path) -> Result:
 
 @contextmanager
 def loading(url: str, **options: Callable[[float], None]) -> Iterator[Loader]:
-    """A loader of its own, that does not wait unless told."""
+    """A loader that does not wait between attempts unless told to."""
     note: Callable[[float], None] = options.get("wait", lambda _seconds: None)
 
     async def wait(seconds: float) -> None:
@@ -190,7 +190,7 @@ def loading(url: str, **options: Callable[[float], None]) -> Iterator[Loader]:
 
 
 def written(path: Path, lines: list[bytes]) -> Path:
-    """A file of these lines; the name says how it is packed."""
+    """A file of these lines, packed as its name says."""
     content = b"\n".join(lines) + b"\n"
     match path.suffix:
         case ".gz":
@@ -209,7 +209,7 @@ def encoded(events: list[Json]) -> list[bytes]:
 
 
 def chain(number: int, domain: str = "registration") -> list[Json]:
-    """The events of a registration that goes well, each but the first with the one before it."""
+    """The events of a registration that succeeds, each but the first with its `previous`."""
     events = life(node(number), domain=domain)
     for event in events[1:]:
         event["position"]["previous"] = event["position"]["sequence"] - 1
@@ -217,7 +217,7 @@ def chain(number: int, domain: str = "registration") -> list[Json]:
 
 
 def counted(text: str) -> dict[str, int]:
-    """The numbers of the report."""
+    """The numbers in the report."""
     line = next(line for line in text.splitlines() if " received: " in line)
     received, _, rest = line.partition(" received: ")
     numbers = {"received": int(received.replace(",", ""))}
@@ -256,7 +256,7 @@ def rows(url: str, domain: str = "registration") -> list[Json]:
 def test_lines_keep_their_numbers(
     content: bytes, lines: list[tuple[int, bytes | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blank lines are skipped and counted, a last line needs no end, and one over the limit has no content."""
+    """Blank lines are skipped and counted, the last line needs no line end, and an overlong line has no content."""
     monkeypatch.setattr(sources, "MAX_LINE", 8)
     file = tmp_path / "events"
     file.write_bytes(content)
@@ -274,7 +274,7 @@ def test_lines_keep_their_numbers(
     ],
 )
 def test_packed_files_are_unpacked(name: str, pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    """gzip and xz are known by the file's name and by its first bytes, and the whole of the file is read."""
+    """gzip and xz are recognised by the file's name and first bytes, and the whole file is read."""
     lines = [b"%d\n" % number for number in range(5000)]
     (tmp_path / name).write_bytes(pack(b"".join(lines)))
     with closing(Source(str(tmp_path / name))) as source:
@@ -283,7 +283,7 @@ def test_packed_files_are_unpacked(name: str, pack: Callable[[bytes], bytes], tm
 
 
 def damaged(packed: bytes) -> bytes:
-    """The same with other bytes in the middle."""
+    """The data with other bytes in the middle."""
     half = len(packed) // 2
     return packed[:half] + bytes(byte ^ 0x55 for byte in packed[half : half + 40]) + packed[half + 40 :]
 
@@ -332,7 +332,7 @@ def test_unreadable_file_is_named(name: str, content: bytes | None, reason: str,
     ],
 )
 def test_requests_are_bounded(sizes: list[int | None], expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request ends at its number of lines or of bytes, and every line is in one, in order."""
+    """A request ends at its limit of lines or bytes, and every line is in one request, in order."""
     monkeypatch.setattr(sources, "CHUNK_LINES", 4)
     monkeypatch.setattr(sources, "CHUNK_BYTES", 100)
     lines = [InputLine(number, None if size is None else b"x" * size) for number, size in enumerate(sizes)]
@@ -343,7 +343,7 @@ def test_requests_are_bounded(sizes: list[int | None], expected: list[int], monk
 
 @pytest.mark.parametrize("seed", range(3))
 def test_early_lines_wait_in_order(seed: int) -> None:
-    """Early lines come back by domain, entity and position, whole, with their numbers in the input."""
+    """Early lines come back unchanged, by domain, entity and position, with their line numbers."""
     places = [
         (domain, node(number), position)
         for domain in ("a", "b")
@@ -368,7 +368,7 @@ def test_early_lines_wait_in_order(seed: int) -> None:
 
 
 def test_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the temporary file cannot take the early lines, the load ends with a message."""
+    """If the temporary file for early lines cannot be written, the load ends with a message."""
     monkeypatch.setattr(tempfile, "TemporaryFile", partial(Path("/dev/full").open, "wb"))
     with closing(Early()) as early:
         early.add(
@@ -383,7 +383,7 @@ def test_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    """Of many lines the first are listed, by number and in whatever order they came, and the rest is counted."""
+    """Of many lines the first are listed, by number and in any order of arrival, and the rest are counted."""
     numbers = list(range(1, 1001))
     random.Random(1).shuffle(numbers)
     halves = RefusedLines(), RefusedLines()
@@ -396,7 +396,7 @@ def test_long_lists_are_cut() -> None:
 
 
 def test_listed_reasons_do_not_act_on_the_terminal() -> None:
-    """Control characters of an event's own words are written out."""
+    """Control characters in an event's text are printed escaped."""
     refused = RefusedLines()
     refused.add(1, "conflict: partition \x1b[31m\n\x07")
     assert refused.report() == [r"line 1: conflict: partition \x1b[31m\n\x07"]
@@ -411,12 +411,12 @@ def test_listed_reasons_do_not_act_on_the_terminal() -> None:
     ],
 )
 def test_address_of_the_service(host: str, port: int, url: str) -> None:
-    """The service's address is made of host and port, an IPv6 address in brackets."""
+    """The service's address consists of host and port, an IPv6 address in brackets."""
     assert service_url(host, port) == url
 
 
 def test_address_of_a_service_with_a_certificate() -> None:
-    """Where the service speaks TLS, its address begins with https."""
+    """If the service speaks TLS, its address begins with https."""
     assert service_url("127.0.0.1", 8000, tls=True) == "https://127.0.0.1:8000"
     assert service_url("::1", 1, tls=True) == "https://[::1]:1"
 
@@ -433,19 +433,19 @@ def test_report_counts_every_outcome() -> None:
 
 
 class Terminal(io.StringIO):
-    """Text that is for a terminal."""
+    """A text stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def fileno(self) -> int:
-        """It has no size that could be asked for."""
+        """Raises an error: this terminal has no size."""
         raise OSError
 
 
 def shown(stream: io.StringIO, share: float | None) -> str:
-    """What is shown of 12 seconds, in which eight chunks a second are answered."""
+    """The progress shown in 12 seconds with eight chunks a second."""
     now = 0.0
     progress = Progress(stream, lambda: now)
     with loading("http://localhost") as loader:
@@ -483,7 +483,7 @@ def test_plain_progress_is_a_line_a_second(share: float | None, last: str) -> No
 def test_terminal_progress_is_drawn_in_place(
     share: float | None, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a terminal one line is drawn over and over, no wider than the terminal, and cleared at the end."""
+    """A terminal shows one line, redrawn in place, no wider than the terminal, and cleared at the end."""
     monkeypatch.setenv("TERM", "xterm")
     text = shown(Terminal(), share)
     assert "\n" not in text
@@ -495,7 +495,7 @@ def test_terminal_progress_is_drawn_in_place(
 
 
 def test_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal that says it is dumb gets lines."""
+    """A dumb terminal gets plain lines."""
     monkeypatch.setenv("TERM", "dumb")
     assert "\r" not in shown(Terminal(), 1.0)
 
@@ -505,7 +505,7 @@ def test_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", ["events.ndjson", "events.ndjson.gz", "events.ndjson.xz"])
 def test_load_and_load_again(name: str, service: App, tmp_path: Path) -> None:
-    """Events in order are all applied; loaded again, none is, and the status is 0 both times."""
+    """Ordered events all apply; loaded again none applies; the status is 0 both times."""
     file = written(tmp_path / name, encoded([event for number in range(300) for event in chain(number)]))
     door = Door(service)
     with serving(door) as url:
@@ -518,7 +518,7 @@ def test_load_and_load_again(name: str, service: App, tmp_path: Path) -> None:
 
 
 def test_shuffled_lines_need_one_more_pass(service: App, tmp_path: Path) -> None:
-    """Shuffled events are sent again once, sorted, and each counts with its last outcome."""
+    """Shuffled events are sent again once, sorted, and each counts with its final outcome."""
     events = [event for domain in ("a", "b") for number in range(20) for event in chain(number, domain=domain)]
     lines = encoded(events)
     random.Random(7).shuffle(lines)
@@ -538,7 +538,7 @@ def test_shuffled_lines_need_one_more_pass(service: App, tmp_path: Path) -> None
 
 
 def test_lines_that_stay_early_are_listed(service: App, tmp_path: Path) -> None:
-    """Passes go on while one helps; what is early after the last is listed, and the status is 1."""
+    """Passes repeat while they help; lines that stay early are listed, and the status is 1."""
     whole, torn = chain(1), chain(2)
     lines = encoded([*reversed(whole), *torn[2:], torn[0]])
     door = Door(service)
@@ -555,7 +555,7 @@ def test_lines_that_stay_early_are_listed(service: App, tmp_path: Path) -> None:
 def test_invalid_and_conflicting_lines_are_listed(
     service: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lines that can't be taken in are listed by their number in the input, in whatever request they were."""
+    """Invalid and conflicting lines are listed by their number in the input, whichever request they were in."""
     monkeypatch.setattr(sources, "CHUNK_LINES", 3)
     begins = event_json("registration.initiated", 1)
     other = event_json("registration.initiated", 1, event_id=str(node(9)))
@@ -588,7 +588,7 @@ def test_invalid_and_conflicting_lines_are_listed(
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
 def test_empty_file_is_no_mistake(content: bytes, tmp_path: Path) -> None:
-    """A file without events reports none received, with status 0."""
+    """A file without events reports zero received, with status 0."""
     file = tmp_path / "events"
     file.write_bytes(content)
     result = run(file, "--port", "1")
@@ -596,7 +596,7 @@ def test_empty_file_is_no_mistake(content: bytes, tmp_path: Path) -> None:
 
 
 def test_torn_file_reports_what_was_sent(service: App, tmp_path: Path) -> None:
-    """When the input breaks off, what was sent before is reported, and the message names the line."""
+    """If the input breaks off, the report covers the lines sent, and the message names the line."""
     lines = encoded([event for number in range(1200) for event in chain(number)])
     packed = gzip.compress(b"\n".join(lines))
     file = tmp_path / "events.gz"
@@ -618,7 +618,7 @@ def events_file(tmp_path: Path, count: int = 4) -> Path:
 
 
 def test_service_that_is_down_is_named(tmp_path: Path) -> None:
-    """Nobody listens: the message has the address and what to do, at once."""
+    """If nothing listens, the message names the address and what to do, at once."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     result = run(events_file(tmp_path), "--port", str(port))
@@ -631,14 +631,14 @@ def test_service_that_is_down_is_named(tmp_path: Path) -> None:
     "url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://[::1", "http://a..b"]
 )
 def test_bad_address_is_refused(url: str, tmp_path: Path) -> None:
-    """An address that is not a URL, and a service that is down, get different messages."""
+    """An address that is not a URL is refused with a message of its own, not that of a service that is down."""
     result = run(events_file(tmp_path), "--url", url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"pqs: {url} is not the address of a service")
 
 
 def test_password_in_the_address_is_not_printed(tmp_path: Path) -> None:
-    """Messages name the service without the password that --url may hold."""
+    """Messages name the service without a password in --url."""
     with serving(answering(403, b"")) as url:
         result = run(events_file(tmp_path), "--url", url.replace("//", "//user:secret@"))
     assert f"{url} answered 403 Forbidden" in result.stderr
@@ -646,7 +646,7 @@ def test_password_in_the_address_is_not_printed(tmp_path: Path) -> None:
 
 
 def test_refused_request_is_explained(service: App, tmp_path: Path) -> None:
-    """A status that waiting does not help ends the load with the problem's title and detail."""
+    """A permanent error status ends the load with the problem's title and detail."""
     with serving(service) as url:
         result = run(events_file(tmp_path), "--url", f"{url}/elsewhere")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -669,7 +669,7 @@ def test_refused_request_is_explained(service: App, tmp_path: Path) -> None:
     ],
 )
 def test_other_servers_are_not_believed(body: bytes, tmp_path: Path) -> None:
-    """A 200 that does not account for every line sent is no answer of this service."""
+    """A 200 that does not account for every line sent is reported as another server's answer."""
     with serving(answering(200, body)) as url:
         result = run(events_file(tmp_path), "--url", url)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -677,7 +677,7 @@ def test_other_servers_are_not_believed(body: bytes, tmp_path: Path) -> None:
 
 
 def test_503_is_waited_for(service: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that was refused in passing is sent again after Retry-After, and every count is right."""
+    """A temporarily refused request is sent again after Retry-After, and every count is right."""
     monkeypatch.setattr(sources, "CHUNK_LINES", 2)
     waits: list[float] = []
     door = Door(service, service, unavailable(retry_after=3), unavailable(retry_after=3600))
@@ -692,7 +692,7 @@ def test_503_is_waited_for(service: App, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_lost_answer_is_told(service: App, tmp_path: Path) -> None:
-    """A request whose answer breaks off is sent again; lines that were in already count as such, and that is said."""
+    """A request whose answer breaks off is sent again; lines stored before count as such and are reported."""
     lines = encoded([*chain(1)[:2], event_json("registration.initiated", 1, entity_id=node(2))])
     door = Door(service, silently(service))
     file = written(tmp_path / "events", lines)
@@ -704,7 +704,7 @@ def test_lost_answer_is_told(service: App, tmp_path: Path) -> None:
 
 
 def test_partly_committed_request_loses_no_line(service: App, tmp_path: Path) -> None:
-    """Early and invalid lines in the part of a failed request that was committed are still taken care of."""
+    """Early and invalid lines in the committed part of a failed request are still handled."""
     one, two = chain(1), chain(2)
     lines = [*encoded([one[1]]), b"not JSON", *encoded([two[0], two[1], one[0]])]
     door = Door(service, partly(service, 3))
@@ -719,7 +719,7 @@ def test_partly_committed_request_loses_no_line(service: App, tmp_path: Path) ->
 
 
 def test_lasting_503_is_given_up(tmp_path: Path) -> None:
-    """After TRIES attempts without progress the load ends. It has waited longer than a breaker stays open."""
+    """After TRIES attempts without progress, longer than a breaker stays open, the load ends."""
     waits: list[float] = []
     door = Door(unavailable(1), *[unavailable()] * 3, *[unavailable(1)] * 2)
     with (
@@ -759,7 +759,7 @@ def test_packed_pipe_is_loaded(service: App) -> None:
 
 
 def test_pipe_is_loaded_into_the_service_of_the_environment(database_url: str, tmp_path: Path) -> None:
-    """`-` reads a pipe, and PQS_HOST and PQS_PORT say where `pqs serve` listens."""
+    """`-` reads a pipe, and PQS_HOST and PQS_PORT give the service's address."""
     with processes.serving(tmp_path, database_url=database_url) as served:
         host, _, port = served.url.removeprefix("http://").partition(":")
         done = subprocess.run(
@@ -777,7 +777,7 @@ def test_pipe_is_loaded_into_the_service_of_the_environment(database_url: str, t
 
 
 def test_terminal_shows_a_bar(service: App, tmp_path: Path) -> None:
-    """On a terminal there is a bar with share, rate and outcomes while the report stays clean."""
+    """A terminal shows a bar with share, rate and outcomes, and the report stays free of it."""
     ours, theirs = pty.openpty()
     with serving(service) as url, os.fdopen(ours, "rb", buffering=0) as screen:
         process = subprocess.Popen(
@@ -801,7 +801,7 @@ def test_terminal_shows_a_bar(service: App, tmp_path: Path) -> None:
 
 
 def test_interrupted_load_says_how_far_it_came(service: App, tmp_path: Path) -> None:
-    """Ctrl-C ends with status 130, the report, and how many lines are in."""
+    """Ctrl-C ends the load with status 130, the report, and the number of committed lines."""
     reached, ended = threading.Event(), threading.Event()
 
     async def hang(_scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -829,7 +829,7 @@ def test_interrupted_load_says_how_far_it_came(service: App, tmp_path: Path) -> 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the failure record of Los Alamos is not here")
 def test_real_failures_load_once(service: App, tmp_path: Path) -> None:
-    """The first years of real node failures are applied in order, all of them; loaded again, none is."""
+    """The first years of real node failures all apply, in order; loaded again, none applies."""
     with subprocess.Popen([sys.executable, DATA / "lanl_events.py"], stdout=subprocess.PIPE) as converter:
         assert converter.stdout is not None
         lines = list(islice(converter.stdout, 3000))

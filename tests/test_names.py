@@ -1,4 +1,4 @@
-"""One name, one meaning: a stranger who has met a name knows what it is elsewhere."""
+"""One name, one meaning: a name that a reader has met means the same elsewhere."""
 
 import ast
 from collections import defaultdict
@@ -83,12 +83,12 @@ def shared() -> dict[str, set[str]]:
 
 
 def test_a_name_is_defined_once() -> None:
-    """No two modules define the same class, alias or imported constant; ALLOWED has the exceptions and why."""
+    """No two modules define the same class, alias or imported constant; ALLOWED lists exceptions with reasons."""
     found = {name: homes for name, homes in shared().items() if name not in ALLOWED}
     assert found == {}
 
 
 @pytest.mark.parametrize("name", ALLOWED)
 def test_an_exception_is_needed(name: str) -> None:
-    """An entry of ALLOWED whose name is defined once must go."""
+    """Each name in ALLOWED is still defined more than once."""
     assert name in shared()

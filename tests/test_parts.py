@@ -1,4 +1,4 @@
-"""The parts, and the contract of the workers among them."""
+"""The parts, and the contract of their workers."""
 
 import asyncio
 import subprocess
@@ -44,7 +44,7 @@ def pruner(parts: Parts) -> Worker:
 
 
 def settings() -> Settings:
-    """Settings of every worker, with nobody at the other end of any."""
+    """Settings that enable every worker, with nothing listening at any address."""
     return read_settings(
         {"kafka": "127.0.0.1:1", "topics_in": "nodes", "consul_url": "http://127.0.0.1:1", "statement_timeout": 1}
     )
@@ -54,7 +54,7 @@ def settings() -> Settings:
 async def test_a_worker_stops_soon_while_nothing_answers(
     build: Callable[[Parts], Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose database does not answer goes on; once it is to stop, it returns and raises nothing."""
+    """A worker without its database goes on; when stopped, it returns soon and raises nothing."""
     monkeypatch.setattr("app.workflows.PRUNE_LEAST", 0.01)
     async with Parts(settings(), NOWHERE) as parts:
         stop = asyncio.Event()
@@ -67,7 +67,7 @@ async def test_a_worker_stops_soon_while_nothing_answers(
 
 
 class Failing(Worker):
-    """A worker with a fault of its own."""
+    """A worker that raises an error of its own."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Fail."""
@@ -75,13 +75,13 @@ class Failing(Worker):
 
 
 async def test_a_worker_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A worker that ends by an error does not do so in silence, and does not take its service with it."""
+    """A worker that ends by an error is logged, and does not end its service."""
     async with working(Failing()):
         await asyncio.sleep(0.01)
     assert caplog.messages == ["a worker has ended: a bug"]
 
 
 def test_the_parts_need_no_web_framework_and_no_file() -> None:
-    """To import them reads no file beside their code, and a worker's process never imports FastAPI."""
+    """Importing the parts reads only their code, and a worker's process never imports FastAPI."""
     run = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout == "[] False\n"

@@ -1,4 +1,4 @@
-"""README.md and the tutorial say what is so: their lines are typed, and their answers compared."""
+"""README.md and the tutorial are true: their commands are run, and the answers compared."""
 
 import os
 import re
@@ -54,9 +54,9 @@ def service(data_dir: Path, *options: str) -> Iterator[str]:
 
 
 def walk(page: Path, places: dict[str, str]) -> None:
-    """Type every command of a page from its top, in one shell, and compare what they print with what it shows.
+    """Run every command of a page from its top in one shell, and compare the output with the page.
 
-    `places` is what the page says, and what stands for it here.
+    `places` maps texts of the page to their replacements here.
     """
     text = page.read_text(encoding="utf-8")
     steps = STEP.findall(text)
@@ -77,7 +77,7 @@ def walk(page: Path, places: dict[str, str]) -> None:
 
 
 def test_the_readme_answers_as_it_says(data_dir: Path) -> None:
-    """Every command, typed from the top in one shell at a new service, prints what the page shows; so its example."""
+    """The README's commands, run in one shell on a new service, print the answers shown; its example does too."""
     with service(data_dir) as address:
         walk(README, {ADDRESS: address})
         run_example(address)
@@ -86,7 +86,7 @@ def test_the_readme_answers_as_it_says(data_dir: Path) -> None:
 @pytest.mark.usefixtures("anyio_backend")  # these tests are no coroutines, and use databases of their own
 @pytest.mark.parametrize("page", TYPED, ids=lambda page: page.stem)
 def test_a_walk_answers_as_it_says(data_dir: Path, database_url: str, page: Path) -> None:
-    """The same of the tutorial's pages, on an empty database of a PostgreSQL that runs."""
+    """The commands of the tutorial's pages print the answers shown, on an empty database of a running PostgreSQL."""
     with service(data_dir, f"--database-url={database_url}") as address:
         walk(page, {ADDRESS: address})
 
@@ -95,7 +95,7 @@ def test_a_walk_answers_as_it_says(data_dir: Path, database_url: str, page: Path
 def test_the_registration_loop_goes_round_as_it_says(
     data_dir: Path, database_url: str, kafka: Broker, topic: str
 ) -> None:
-    """The walk of the registration loop, with its sweep and a Kafka, prints what its page shows."""
+    """The walk of the registration loop, with its sweep and a Kafka, prints the answers shown."""
     options = (f"--database-url={database_url}", "--sweep=true", f"--kafka={kafka.servers}", f"--topic-out={topic}")
     with service(data_dir, *options) as address:
         places = {ADDRESS: address, KAFKA: kafka.servers, "registration-events": topic, PYTHON: sys.executable}
@@ -103,7 +103,7 @@ def test_the_registration_loop_goes_round_as_it_says(
 
 
 def run_example(address: str) -> None:
-    """Run the README's Python example against the service at `address`, and compare what it prints."""
+    """Run the README's Python example against the service at `address`, and compare its output."""
     [(program, shown)] = EXAMPLE.findall(README.read_text(encoding="utf-8"))
     program = program.replace("127.0.0.1:8000", address)
     run = subprocess.run(
@@ -113,7 +113,7 @@ def run_example(address: str) -> None:
 
 
 def test_the_data_comes_back_as_the_page_says(data_dir: Path) -> None:
-    """The commands of the page about data empty the embedded database, and bring a backup back."""
+    """The commands of the page about data empty the embedded database and restore a backup."""
     page = (ROOT / "docs" / "how-to" / "data.md").read_text(encoding="utf-8")
     path, look, truncate, dump, restore, verify = (
         next(line.strip() for line in page.splitlines() if line.startswith(f"    {beginning}"))
@@ -160,7 +160,7 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link of a page names a file that is there, and a heading of it where it names one."""
+    """Every relative link of a page leads to an existing file, and to an existing heading if it names one."""
     text = page.read_text(encoding="utf-8")
     missing = []
     for target, anchor in LINK.findall(CODE.sub("", FENCE.sub("", text))):
@@ -177,7 +177,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_code_names_pages_that_are_there() -> None:
-    """Every page of docs/ that a docstring or a comment names is there."""
+    """Every page of docs/ that a docstring or comment names exists."""
     files = [path for folder in ("app", "clients", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")]
     named = {(path.name, name) for path in files for name in PAGE.findall(path.read_text(encoding="utf-8"))}
     assert [each for each in sorted(named) if not (ROOT / each[1]).exists()] == []

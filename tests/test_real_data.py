@@ -58,7 +58,7 @@ with httpx.Client(base_url=url, timeout=30) as client:
 
 @pytest.fixture(scope="session")
 def lines(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> list[bytes]:
-    """The events, a JSON object a line, in the order of a log. The script runs once for all test processes."""
+    """The events as JSON lines, in log order; the script runs once for all test processes."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder if worker_id == "master" else folder.parent
     events = folder / "lanl.ndjson"
@@ -78,13 +78,13 @@ async def other_database_url() -> AsyncIterator[str]:
 
 
 class Answer(Struct):
-    """What is needed of the answer about a line."""
+    """The fields used of a line's answer."""
 
     line: int
 
 
 class Place(Struct):
-    """What is needed of an event to put it in order."""
+    """The fields of an event that decide its order."""
 
     entity_id: str
     position: Position
@@ -95,7 +95,7 @@ READ_PLACE = msgspec.json.Decoder(Place).decode
 
 
 def send(client: httpx.Client, lines: list[bytes]) -> tuple[Json, list[bytes]]:
-    """Stream lines to the service; its summary, and those lines that were not applied."""
+    """Stream lines to the service; returns its summary and the lines that were not applied."""
     pieces = (b"".join(lines[start : start + PIECE]) for start in range(0, len(lines), PIECE))
     answer = client.post("/v1/events", content=pieces, headers=NDJSON).raise_for_status()
     *answers, last = answer.content.splitlines()
@@ -110,7 +110,7 @@ def by_entity_and_position(line: bytes) -> tuple[str, int]:
 
 
 def occurred_at(line: bytes) -> datetime:
-    """When an event was; the lines are in this order."""
+    """The time of an event, by which the lines are ordered."""
     return datetime.fromisoformat(json.loads(line)["occurred_at"])
 
 
@@ -122,7 +122,7 @@ def table(url: str) -> str:
 
 
 def counted(client: httpx.Client) -> dict[str, int]:
-    """The states that any entity is in, and how many are."""
+    """The non-empty states, and the number of entities in each."""
     counts: dict[str, int] = client.get("/v1/state-counts").raise_for_status().json()["counts"]
     return {state: count for state, count in counts.items() if count}
 
@@ -130,7 +130,7 @@ def counted(client: httpx.Client) -> dict[str, int]:
 def test_whole_log_in_order_again_and_shuffled(
     lines: list[bytes], database_url: str, other_database_url: str, tmp_path: Path
 ) -> None:
-    """Every event applies once; sent again none does; shuffled, with early ones again, the rows are the same."""
+    """Each event applies once; resent, none does; shuffled, with early ones resent, the rows are the same."""
     with serving(tmp_path, database_url=database_url, log_level="warning") as service, service.client() as client:
         assert send(client, lines) == ({"received": EVENTS, "applied": EVENTS}, [])
         assert counted(client) == {"active": NODES}
@@ -154,17 +154,17 @@ def test_whole_log_in_order_again_and_shuffled(
 
 
 def time_of(text: str) -> datetime:
-    """A time of the csv file, which has no seconds and no zone."""
+    """A time of the csv file, without seconds and zone."""
     month, day, year, hour, minute = map(int, re.split(r"[/ :]", text))
     return datetime(year, month, day, hour, minute, tzinfo=UTC)
 
 
 def states_by_failures(moment: datetime) -> dict[str, int]:
-    """How many nodes are in each state at a moment, from the failures alone.
+    """The number of nodes in each state at a moment, computed from the failures only.
 
     A node registers, in five steps a second apart, one day before its first failure, and whenever a failure is
-    fixed. A failure lasts a minute at least, and one that begins up to a minute after the end of others goes on
-    from them.
+    fixed. A failure lasts at least a minute, and one that begins up to a minute after the end of others continues
+    them.
     """
     steps = ("pending_registration", "accepted", "awaiting_ack", "ack_received", "active")
     failures: dict[tuple[str, str], list[tuple[datetime, datetime]]] = defaultdict(list)
@@ -193,7 +193,7 @@ def states_by_failures(moment: datetime) -> dict[str, int]:
 
 @contextmanager
 def writing(url: str, nodes: list[str], log: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that sends heartbeats for these nodes, and writes down for which."""
+    """Another process that sends heartbeats for these nodes, and records which."""
     command = [sys.executable, "-c", WRITER, url]
     with (
         log.open("w") as output,
@@ -209,7 +209,7 @@ def writing(url: str, nodes: list[str], log: Path) -> Iterator["subprocess.Popen
 
 
 def test_one_moment_of_the_log(lines: list[bytes], database_url: str, tmp_path: Path) -> None:
-    """Up to 2003 the counts are those of the failures, and an overdue scan among writes misses and repeats nobody."""
+    """Up to 2003 the counts match the failures, and an overdue scan during writes misses and repeats no node."""
     past = lines[: bisect_right(lines, MOMENT, key=occurred_at)]
     with serving(tmp_path, database_url=database_url, log_level="warning") as service, service.client() as client:
         assert send(client, past) == ({"received": len(past), "applied": len(past)}, [])

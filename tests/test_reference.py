@@ -1,4 +1,4 @@
-"""The generated blocks of docs/reference are what the code says now; `make docs` writes them."""
+"""The generated blocks of docs/reference match the code; `make docs` regenerates them."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ PROBLEM_TYPE = re.compile(r"urn:pqs:problem:[a-z-]+")
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_generated_block_is_what_the_code_says(page: Path) -> None:
-    """Each page is what `make docs` would write."""
+    """Each page equals the output of `make docs`."""
     text = page.read_text(encoding="utf-8")
     assert text == filled(text), "run `make docs`, and read the diff"
 
@@ -34,7 +34,7 @@ def test_every_event_type_has_a_section() -> None:
 
 
 def test_every_problem_type_is_explained() -> None:
-    """The page about errors has every problem type that the service answers, and no other."""
+    """The page about errors has exactly the problem types that the service answers."""
     answered = {name for path in ROOT.glob("app/**/*.py") for name in PROBLEM_TYPE.findall(path.read_text("utf-8"))}
     said = set(PROBLEM_TYPE.findall((ROOT / "docs" / "reference" / "errors.md").read_text("utf-8")))
     assert said == answered
@@ -42,7 +42,7 @@ def test_every_problem_type_is_explained() -> None:
 
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=lambda picture: picture.name)
 def test_no_picture_cuts_its_labels(picture: Path) -> None:
-    """Every text of a picture lies within it, with seven pixels for each letter of the usual size."""
+    """Every text of a picture fits in it, at seven pixels a letter of the usual size."""
     drawing = picture.read_text(encoding="utf-8")
     ElementTree.fromstring(drawing)
     wide = re.findall(r'viewBox="0 0 (\d+) \d+"', drawing)[0]

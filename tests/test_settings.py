@@ -1,4 +1,4 @@
-"""Settings: where they come from, and which are refused."""
+"""Settings: their sources, and refused values."""
 
 import os
 from pathlib import Path
@@ -48,7 +48,7 @@ ADDRESS = "postgresql://user:password@host:5432/name was expected"
 
 
 def test_defaults() -> None:
-    """Without anything set, the service is for one machine, with a PostgreSQL of its own."""
+    """By default the service is for one machine, with its own PostgreSQL."""
     settings = read_settings()
     assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
     assert settings.database_url is None
@@ -62,7 +62,7 @@ def test_defaults() -> None:
 
 
 def test_every_number_has_its_ends_in_the_table() -> None:
-    """The table above has a line for each setting that is a number."""
+    """The table above has a line for each numeric setting."""
     numbers = {
         name
         for name, field in Settings.model_fields.items()
@@ -73,7 +73,7 @@ def test_every_number_has_its_ends_in_the_table() -> None:
 
 @pytest.mark.parametrize(("name", "value"), WITHIN)
 def test_number_within_its_range(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lowest and the highest value of a number are taken from its variable."""
+    """The lowest and the highest value of a numeric setting are accepted from its variable."""
     monkeypatch.setenv(PREFIX + name.upper(), value)
     assert getattr(read_settings(), name) == float(value)
 
@@ -92,7 +92,7 @@ def test_number_within_its_range(name: str, value: str, monkeypatch: pytest.Monk
     ],
 )
 def test_wrong_value_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value that is out of range, or none at all, is refused in one line that names its variable."""
+    """A value out of range, or not a number, is refused in one line that names its variable."""
     monkeypatch.setenv(PREFIX + name.upper(), value)
     with pytest.raises(StartError) as refused:
         read_settings()
@@ -101,7 +101,7 @@ def test_wrong_value_is_refused(name: str, value: str, monkeypatch: pytest.Monke
 
 
 def test_every_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two values that are wrong are named together."""
+    """One message names both of two wrong values."""
     monkeypatch.setenv("PQS_PORT", "70000")
     monkeypatch.setenv("PQS_WORKERS", "0")
     with pytest.raises(StartError, match=r"PQS_PORT: .*; PQS_WORKERS: "):
@@ -117,7 +117,7 @@ def test_every_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_unknown_name_is_refused(name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable with the prefix that is no setting is refused by name, with the nearest one that is."""
+    """An unknown variable with our prefix is refused, with the nearest known setting."""
     monkeypatch.setenv(name, "1")
     with pytest.raises(StartError) as refused:
         read_settings()
@@ -125,7 +125,7 @@ def test_unknown_name_is_refused(name: str, hint: str, monkeypatch: pytest.Monke
 
 
 def test_option_before_variable_before_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is given counts before the environment, and an option that was not given counts as nothing."""
+    """A given option overrides the environment; an option that is not given does not."""
     monkeypatch.setenv("PQS_PORT", "1")
     monkeypatch.setenv("PQS_DATA_DIR", str(tmp_path))
     settings = read_settings({"port": "2", "data_dir": None})
@@ -145,12 +145,12 @@ def test_option_before_variable_before_default(monkeypatch: pytest.MonkeyPatch, 
     ],
 )
 def test_database_address(name: str, url: str) -> None:
-    """A libpq address is taken as it is."""
+    """A libpq address is accepted unchanged."""
     assert getattr(read_settings({name: url}), name).get_secret_value() == url
 
 
 def test_address_with_a_driver_becomes_one_for_psql() -> None:
-    """The address as SQLAlchemy writes it is taken as well, and handed on as psql wants it."""
+    """A SQLAlchemy address is accepted too, and converted to psql's form."""
     url = read_settings({"database_url": "postgresql+asyncpg://u:p@h/n"}).database_url
     assert url is not None
     assert url.get_secret_value() == "postgresql://u:p@h/n"
@@ -169,7 +169,7 @@ def test_address_with_a_driver_becomes_one_for_psql() -> None:
     ],
 )
 def test_wrong_address_is_refused_without_its_password(url: str) -> None:
-    """What is no address of a PostgreSQL is refused with an example, and not repeated: it may hold a password."""
+    """Text that is not a PostgreSQL address is refused with an example, and not repeated: it may hold a password."""
     with pytest.raises(StartError) as refused:
         read_settings({"database_url": url})
     assert str(refused.value).startswith("PQS_DATABASE_URL: ")
@@ -178,7 +178,7 @@ def test_wrong_address_is_refused_without_its_password(url: str) -> None:
 
 
 def test_password_is_not_shown() -> None:
-    """The settings as text do not show a password."""
+    """The text form of the settings shows no password."""
     settings = read_settings(
         {"database_url": "postgresql://u:hunter2@h/n", "database_read_url": "postgres://u:hunter2@h"}
     )
@@ -200,19 +200,19 @@ def test_password_is_not_shown() -> None:
     ],
 )
 def test_the_bus_is_kafka_where_kafka_is_named(given: dict[str, str], bus: str) -> None:
-    """Without PQS_BUS it is `kafka` when PQS_KAFKA is set, else `off`."""
+    """Without PQS_BUS, the bus is `kafka` if PQS_KAFKA is set, and otherwise `off`."""
     assert read_settings(given).bus == bus
 
 
 def test_kafka_needs_servers() -> None:
-    """PQS_BUS=kafka alone is refused, with what is missing."""
+    """PQS_BUS=kafka without servers is refused, and the message names the missing setting."""
     with pytest.raises(StartError, match=r"^PQS_BUS: kafka needs PQS_KAFKA, the bootstrap servers$"):
         read_settings({"bus": "kafka"})
 
 
 @pytest.mark.parametrize("topic", ["", "a b", "a/b", "x" * 250])
 def test_a_topic_has_a_name_that_kafka_takes(topic: str) -> None:
-    """Letters, digits, dot, underscore and hyphen, at most 249."""
+    """A topic's name may have letters, digits, dots, underscores and hyphens, at most 249 in all."""
     assert read_settings({"topic_out": "a.B_c-9" + "x" * 242}).topic_out.startswith("a.B_c-9")
     with pytest.raises(StartError, match=r"^PQS_TOPIC_OUT: "):
         read_settings({"topic_out": topic})
@@ -220,7 +220,7 @@ def test_a_topic_has_a_name_that_kafka_takes(topic: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://localhost:8500", "https://consul.example/prefix", "http://[::1]:8500/"])
 def test_consul_is_an_http_address(url: str) -> None:
-    """It is kept without a slash at its end, and not shown."""
+    """Consul's address is stored without a trailing slash, and is not shown."""
     consul_url = read_settings({"consul_url": url}).consul_url
     assert consul_url is not None
     assert consul_url.get_secret_value() == url.rstrip("/")
@@ -229,7 +229,7 @@ def test_consul_is_an_http_address(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["https://user:secret@consul.example", "http://secret@localhost:8500"])
 def test_user_information_in_consuls_address_is_refused(url: str) -> None:
-    """The message names the setting for a token, and shows nothing of the address."""
+    """Credentials in Consul's address are refused by a message that names the token's setting and hides them."""
     with pytest.raises(StartError, match=r"^PQS_CONSUL_URL: user information .* PQS_CONSUL_TOKEN_FILE$") as refused:
         read_settings({"consul_url": url})
     assert "secret" not in str(refused.value)
@@ -239,7 +239,7 @@ def test_user_information_in_consuls_address_is_refused(url: str) -> None:
     "url", ["", "localhost:8500", "ftp://secret@host", "http://", "http://secret:x@h?a=b", "http://[secret"]
 )
 def test_what_is_no_http_address_is_refused_without_being_shown(url: str) -> None:
-    """The message says what was expected, and nothing of what was given."""
+    """The message names the expected form, and shows nothing of the value."""
     with pytest.raises(StartError, match=r"^PQS_CONSUL_URL: an address such as http://") as refused:
         read_settings({"consul_url": url})
     assert "secret" not in str(refused.value)
@@ -249,7 +249,7 @@ def test_what_is_no_http_address_is_refused_without_being_shown(url: str) -> Non
 
 
 def test_access_is_for_this_machine_by_default() -> None:
-    """Nothing has to be set up on loopback, and nothing is open beyond it."""
+    """By default loopback needs no setup, and nothing is open beyond it."""
     settings = read_settings()
     assert settings.auth is Posture.LOOPBACK
     assert settings.oidc_issuer is None
@@ -284,7 +284,7 @@ CONSUL = {"consul_url": "https://consul.example:8501"}
     ids=str,
 )
 def test_access_settings_that_go_together(given: dict[str, str]) -> None:
-    """They are taken as they are."""
+    """Consistent access settings are accepted unchanged."""
     settings = read_settings(given)
     assert all(
         str(value) in str(getattr(settings, name)) or "**" in str(getattr(settings, name))
@@ -332,7 +332,7 @@ def test_access_settings_that_go_together(given: dict[str, str]) -> None:
     ids=str,
 )
 def test_access_settings_that_contradict_each_other(given: dict[str, str], said: str) -> None:
-    """They are refused in one line that begins with the variable, and shows no secret."""
+    """Contradictory access settings are refused in one line that begins with the variable and shows no secret."""
     with pytest.raises(StartError) as refused:
         read_settings(given)
     assert str(refused.value).startswith(said)
@@ -341,7 +341,7 @@ def test_access_settings_that_contradict_each_other(given: dict[str, str], said:
 
 
 def test_options_of_kafka_are_refused_without_being_shown() -> None:
-    """They may hold a password."""
+    """Refused options of Kafka are not shown, as they may hold a password."""
     with pytest.raises(StartError) as refused:
         read_settings({"kafka_options": "ssl.key.password=hunter2,,"})
     assert "hunter2" not in str(refused.value)
@@ -362,7 +362,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_may_be_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The file's content counts as the setting, less its line end, and is not shown."""
+    """The content of the file, without its line end, is the setting's value, and is not shown."""
     file = tmp_path / "secret"
     file.write_text(VALUES[name] + "\n")
     monkeypatch.setenv(f"{PREFIX}{name.upper()}_FILE", str(file))
@@ -373,7 +373,7 @@ def test_a_secret_may_be_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_in_a_file_is_read_again_when_it_changes(name: str, tmp_path: Path) -> None:
-    """What is written later counts from then on; a file that is gone leaves the last content in force."""
+    """A changed file counts from then on; if the file is gone, its last content still counts."""
     file = tmp_path / "secret"
     file.write_text(VALUES[name])
     secret = secret_of(read_settings({f"{name}_file": str(file), **BESIDE.get(name, {})}), name)
@@ -390,7 +390,7 @@ def test_a_secret_in_a_file_is_read_again_when_it_changes(name: str, tmp_path: P
 def test_a_file_that_holds_something_else_than_before_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last address stays in force, with one warning that shows nothing of the file."""
+    """If the file no longer holds an address the last one counts, with a warning that shows nothing of the file."""
     file = tmp_path / "address"
     file.write_text("postgresql://pqs@127.0.0.1/one\n")
     secret = secret_of(read_settings({"database_url_file": str(file)}), "database_url")
@@ -404,7 +404,7 @@ def test_a_file_that_holds_something_else_than_before_changes_nothing(
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_is_set_once(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A value and a file together are refused: it would be a guess which one counts."""
+    """A value and a file for one setting are refused, as it is unclear which counts."""
     file = tmp_path / "secret"
     file.write_text(VALUES[name])
     monkeypatch.setenv(f"{PREFIX}{name.upper()}", VALUES[name])
@@ -423,7 +423,7 @@ def test_a_secret_is_set_once(name: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
     ],
 )
 def test_a_file_without_a_secret_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
-    """The line names the variable and the file."""
+    """A file without a secret is refused in a line that names the variable and the file."""
     file = tmp_path / "secret"
     if content is not None:
         file.write_bytes(content)
@@ -432,7 +432,7 @@ def test_a_file_without_a_secret_is_refused(content: bytes | None, said: str, tm
 
 
 def test_secrets_on_a_command_line_are_warned_of() -> None:
-    """Each is named, with the setting to use; an address without a password is none."""
+    """Each secret on a command line is named with the setting to use; an address without a password is not one."""
     given = {"database_url": "postgresql://h/n", "database_read_url": "postgresql://u:p@h/n", "consul_token": "t"}
     assert [line.partition(" ")[0] for line in secrets_in(given)] == ["--database-read-url", "--consul-token"]
     assert secrets_in({"kafka_password": None}) == []
@@ -455,7 +455,7 @@ def test_secrets_on_a_command_line_are_warned_of() -> None:
     ],
 )
 def test_options_of_kafka_on_a_command_line_are_warned_of(options: str, *, warned: bool) -> None:
-    """Where one of them is a secret by its name."""
+    """Options of Kafka on a command line cause a warning if one is a secret by its name."""
     said = secrets_in({"kafka_options": options})
     line = "--kafka-options shows a secret to everybody on this machine; set PQS_KAFKA_OPTIONS_FILE"
     assert said == ([line] if warned else [])
@@ -465,7 +465,7 @@ def test_options_of_kafka_on_a_command_line_are_warned_of(options: str, *, warne
 def test_a_secret_in_a_file_does_not_get_into_the_environment(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Worker processes are told the file, and read it themselves."""
+    """Worker processes get the file's name, and read the file themselves."""
     file = tmp_path / "secret"
     file.write_text(VALUES[name])
     monkeypatch.setattr("os.environ", {})

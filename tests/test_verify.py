@@ -15,14 +15,14 @@ WELL = "the state counts equal a full count\n"
 
 
 async def verified(url: str) -> tuple[int, str]:
-    """The command's status and what it printed."""
+    """The exit status and the output of the command."""
     run = await asyncio.to_thread(pqs, "verify", database_url=url)
     assert run.stderr == ""
     return run.returncode, run.stdout
 
 
 async def change(url: str, statement: str) -> None:
-    """Change the counters behind the service's back."""
+    """Change the counters directly in the database."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(statement)
@@ -32,7 +32,7 @@ async def change(url: str, statement: str) -> None:
 
 @pytest.fixture
 async def counted_url(database_url: str, projector: Projector) -> str:
-    """The address of a database in which two nodes are pending and one is accepted, and one is pending elsewhere."""
+    """The address of a database with two nodes pending and one accepted, and one pending in another domain."""
     await projector.persist([event("registration.initiated", 1, entity_id=node(number)) for number in range(3)])
     await projector.persist([event("registration.accepted", 2, entity_id=node(0))])
     await projector.persist([event("registration.initiated", 1, domain="edge")])
@@ -40,17 +40,17 @@ async def counted_url(database_url: str, projector: Projector) -> str:
 
 
 async def test_all_is_well(counted_url: str) -> None:
-    """Status 0, and a line that says so."""
+    """If all counts are right the status is 0, and one line says so."""
     assert await verified(counted_url) == (0, WELL)
 
 
 async def test_no_rows_and_no_counters(database_url: str) -> None:
-    """An empty database is well."""
+    """An empty database passes."""
     assert await verified(database_url) == (0, WELL)
 
 
 async def test_it_says_what_differs(counted_url: str) -> None:
-    """Status 1, and a line for each counter that differs: too high, missing, and for rows that there are none of."""
+    """Wrong counts give status 1, and a line each: a count too high, a count missing, a count without rows."""
     await change(counted_url, f"UPDATE {COUNTS} SET count = count + 1000 WHERE current_state = 'accepted'")
     await change(counted_url, f"DELETE FROM {COUNTS} WHERE domain = 'edge'")
     await change(
@@ -70,7 +70,7 @@ async def test_it_says_what_differs(counted_url: str) -> None:
 
 
 async def test_a_schema_without_counters(empty_database_url: str) -> None:
-    """A database that is behind is refused in one line, with status 1."""
+    """A database at an older revision is refused in one line, with status 1."""
     await migrated(empty_database_url, "0001")
     run = await asyncio.to_thread(pqs, "verify", database_url=empty_database_url)
     assert "schema" in refusal(run)

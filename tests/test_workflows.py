@@ -1,4 +1,4 @@
-"""WorkflowStore: compare-and-swap, actions that are applied once, what can't be kept, and old actions."""
+"""WorkflowStore: compare-and-swap, actions that apply once, refused values, and removal of old actions."""
 
 import asyncio
 from collections import Counter
@@ -38,14 +38,14 @@ def by(action_id: str, **more: object) -> Json:
 
 @pytest.fixture(params=[True, False], ids=["joined", "alone"])
 async def store(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[WorkflowStore]:
-    """A store that joins what comes at once, and one that does not."""
+    """A store that joins concurrent calls, and one that does not."""
     store = WorkflowStore(database, joining=request.param)
     yield store
     await store.close()
 
 
 async def committed(store: WorkflowStore, key: str, expected: int | None, state: Json, **more: Any) -> Workflow:
-    """The row after a commit that must get through."""
+    """The row after a commit that must succeed."""
     outcome = await store.try_commit(key, expected, state, more.pop("provenance", PROVENANCE), **more)
     assert isinstance(outcome, Committed)
     assert not outcome.replayed
@@ -56,12 +56,12 @@ async def committed(store: WorkflowStore, key: str, expected: int | None, state:
 
 
 async def used(database: Database) -> list[int]:
-    """What each quota says is in use."""
+    """The use of each quota."""
     return [each.used_bytes for each in await database.read(quotas.get_all)]
 
 
 async def test_commits_are_charged_to_the_quotas_of_their_prefixes(store: WorkflowStore, database: Database) -> None:
-    """What grows, what shrinks, what is created, and what is repeated; a state over the quota is not stored."""
+    """Growth, shrinkage, creation and replays are charged right; a state over the quota is not stored."""
     await database.write(quotas.set_quota, "team/", 100)
     await committed(store, "team/a", None, {"x": "y" * 41}, provenance=by("one"))
     assert await used(database) == [50]
@@ -81,7 +81,7 @@ async def test_commits_are_charged_to_the_quotas_of_their_prefixes(store: Workfl
 
 
 async def test_one_commit_over_the_quota_fails_alone(store: WorkflowStore, database: Database) -> None:
-    """Those that were joined with it are stored."""
+    """If one commit of a batch exceeds its quota, the others are stored."""
     await database.write(quotas.set_quota, "team/", 100)
     keys = [f"other/{number}" for number in range(10)]
     asked = [store.try_commit(key, None, {"n": 1}, PROVENANCE) for key in keys]
@@ -92,7 +92,7 @@ async def test_one_commit_over_the_quota_fails_alone(store: WorkflowStore, datab
 
 
 async def test_many_writers_at_once_are_all_charged(store: WorkflowStore, database: Database) -> None:
-    """What is in use is the sum of what is stored, whoever wins."""
+    """With many writers, a quota's use is the size of what is stored, whoever wins."""
     await database.write(quotas.set_quota, "", 10_000_000)
 
     async def add(number: int) -> None:
@@ -111,7 +111,7 @@ async def test_many_writers_at_once_are_all_charged(store: WorkflowStore, databa
 
 
 async def test_a_quota_that_is_set_later_is_found(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within the time for which a look counts; until then no commit looks, and none waits."""
+    """A new quota counts once the last check for quotas is out of date; until then commits do not check."""
     monkeypatch.setattr(module, "QUOTA_LOOK", 0.05)
     watch = QuotaWatch(database)
     store = WorkflowStore(database, watch=watch)
@@ -126,7 +126,7 @@ async def test_a_quota_that_is_set_later_is_found(database: Database, monkeypatc
 
 
 async def test_a_commit_over_the_quota_is_a_413(settings: Settings, database: Database) -> None:
-    """It says which prefix, and how much it may take up."""
+    """A commit over the quota is a 413 that names the prefix and its limit."""
     await database.write(quotas.set_quota, "team/", 100)
     async with application(settings) as client:
         answer = await client.put(
@@ -147,7 +147,7 @@ async def test_a_commit_over_the_quota_is_a_413(settings: Settings, database: Da
 
 @pytest.mark.parametrize("nothing", [None, 0])
 async def test_a_workflow_is_created_once(store: WorkflowStore, nothing: int | None) -> None:
-    """A commit on no row makes version 1; the second one is told of the first."""
+    """A commit without a row makes version 1; a second one gets the first one's row."""
     assert await store.get_state("a") is None
     row = await committed(store, "a", nothing, {"n": 1})
     assert row == Workflow("a", 1, {"n": 1}, row.updated_at, 1, PROVENANCE)
@@ -156,7 +156,7 @@ async def test_a_workflow_is_created_once(store: WorkflowStore, nothing: int | N
 
 
 async def test_a_version_follows_the_one_that_was_read(store: WorkflowStore) -> None:
-    """A commit on the present version makes the next one, whole; on any other it changes nothing."""
+    """A commit on the current version makes the next version; on any other version it changes nothing."""
     await committed(store, "a", None, {"n": 1})
     row = await committed(store, "a", 1, {"m": [None, {}]}, schema_version=2, provenance=PROVENANCE | {"x": 1})
     assert row == Workflow("a", 2, {"m": [None, {}]}, row.updated_at, 2, PROVENANCE | {"x": 1})
@@ -167,7 +167,7 @@ async def test_a_version_follows_the_one_that_was_read(store: WorkflowStore) -> 
 
 
 async def test_a_commit_on_a_workflow_that_is_not_there(store: WorkflowStore) -> None:
-    """A version that was expected, and no row, is a conflict without a row."""
+    """A commit that expects a version of a missing workflow is a conflict without a row."""
     outcome = await store.try_commit("a", 1, {"n": 1}, PROVENANCE)
     assert outcome == StateConflict(1, None)
     assert isinstance(outcome, StateConflict)
@@ -175,7 +175,7 @@ async def test_a_commit_on_a_workflow_that_is_not_there(store: WorkflowStore) ->
 
 
 async def test_updated_at_is_the_databases_clock(store: WorkflowStore) -> None:
-    """`updated_at` is the moment of the commit, in UTC, and does not go back from one version to the next."""
+    """`updated_at` is the time of the commit in UTC, and never decreases from one version to the next."""
     rows = [await committed(store, "a", version, {"n": 1}) for version in range(20)]
     times = [row.updated_at for row in rows]
     assert times == sorted(times)
@@ -185,7 +185,7 @@ async def test_updated_at_is_the_databases_clock(store: WorkflowStore) -> None:
 
 @pytest.mark.parametrize("expected", [0, 1])
 async def test_one_of_many_at_once_gets_through(store: WorkflowStore, expected: int) -> None:
-    """Of 40 commits at once on one version one gets through, and all others are told of its row."""
+    """Of 40 concurrent commits on one version one succeeds, and all others get its row."""
     if expected:
         await committed(store, "a", None, {"n": -1})
     outcomes = await asyncio.gather(
@@ -197,7 +197,7 @@ async def test_one_of_many_at_once_gets_through(store: WorkflowStore, expected: 
 
 
 async def test_every_increment_lands_once(database: Database) -> None:
-    """Ten writers, on two stores, who read, add one and commit until they get through, lose nothing."""
+    """Ten writers on two stores that read, add one and retry until they succeed lose no increment."""
     stores = [WorkflowStore(database), WorkflowStore(database)]
 
     async def add(store: WorkflowStore, times: int) -> None:
@@ -216,7 +216,7 @@ async def test_every_increment_lands_once(database: Database) -> None:
 
 
 async def test_workflows_at_once_do_not_mix(store: WorkflowStore) -> None:
-    """Commits of 60 workflows at once, new and known ones, each get their own row."""
+    """Concurrent commits of 60 workflows, new and known, each get their own row."""
     keys = [f"workflow {number}" for number in range(60)]
     await asyncio.gather(*(committed(store, key, None, {"key": ""}) for key in keys[::2]))
     rows = await asyncio.gather(
@@ -228,7 +228,7 @@ async def test_workflows_at_once_do_not_mix(store: WorkflowStore) -> None:
 
 
 async def test_batches_that_share_workflows_do_not_lock_each_other_out(database: Database) -> None:
-    """Two stores that create and change the same workflows in opposite orders each get through or are told why."""
+    """Two stores that write the same workflows in opposite orders do not deadlock: each succeeds or conflicts."""
     stores = [WorkflowStore(database), WorkflowStore(database)]
     keys = [f"workflow {number}" for number in range(40)]
     async with asyncio.timeout(30):
@@ -247,7 +247,7 @@ async def test_batches_that_share_workflows_do_not_lock_each_other_out(database:
 
 
 async def test_an_action_is_applied_once(store: WorkflowStore) -> None:
-    """An action that is sent again answers as it did then, whatever has become of the row and is expected now."""
+    """A repeated action gets its first answer, whatever the row is now and whatever version is expected."""
     first = await committed(store, "a", None, {"n": 1}, provenance=by("x"))
     second = await committed(store, "a", 1, {"n": 2}, provenance=by("y"), schema_version=3)
     third = await committed(store, "a", 2, {"n": 3})
@@ -259,7 +259,7 @@ async def test_an_action_is_applied_once(store: WorkflowStore) -> None:
 
 
 async def test_an_action_that_is_sent_again_may_say_another_time(store: WorkflowStore) -> None:
-    """What counts is state and schema version; the answer has the provenance of then."""
+    """A repeated action needs the same state and schema version only; its answer has the first provenance."""
     first = await committed(store, "a", None, {"b": 1, "a": 2}, provenance=by("x"))
     again = await store.try_commit("a", None, {"a": 2, "b": 1}, by("x", timestamp="2026-02-02T00:00:00+01:00"))
     assert again == Committed(first, replayed=True)
@@ -269,7 +269,7 @@ async def test_an_action_that_is_sent_again_may_say_another_time(store: Workflow
     ("state", "schema_version"), [({"n": 2}, 1), ({"n": 1}, 2), ({"n": "1"}, 1), ({"n": 1, "m": None}, 1)]
 )
 async def test_an_action_with_another_state(store: WorkflowStore, state: Json, schema_version: int) -> None:
-    """The same action with another state or schema version is refused, and the version that it made is named."""
+    """The same action with another state or schema version is refused, with the version that it made."""
     await committed(store, "a", None, {"n": 0})
     row = await committed(store, "a", 1, {"n": 1}, provenance=by("x"))
     for expected in (1, 2, 7):
@@ -280,14 +280,14 @@ async def test_an_action_with_another_state(store: WorkflowStore, state: Json, s
 
 
 async def test_an_action_that_was_not_applied_may_be_sent_again(store: WorkflowStore) -> None:
-    """A conflict leaves no record: the action is applied when it is sent with the version that is there."""
+    """A conflict does not record its action, which applies when sent again on the current version."""
     row = await committed(store, "a", None, {"n": 1})
     assert await store.try_commit("a", 7, {"n": 2}, by("x")) == StateConflict(7, row)
     assert (await committed(store, "a", 1, {"n": 3}, provenance=by("x"))).version == 2
 
 
 async def test_an_action_is_of_one_workflow(store: WorkflowStore) -> None:
-    """Two workflows may have actions of the same id; no action id, and null, are no action."""
+    """Two workflows may use the same action id; without an action id, or with null, there is no action."""
     for key in ("a", "b"):
         assert (await committed(store, key, None, {"n": 1}, provenance=by("x"))).version == 1
     for expected in (1, 2):
@@ -297,7 +297,7 @@ async def test_an_action_is_of_one_workflow(store: WorkflowStore) -> None:
 
 @pytest.mark.parametrize("expected", [0, 1])
 async def test_an_action_that_is_sent_many_times_at_once(store: WorkflowStore, expected: int) -> None:
-    """Of 50 equal commits at once one is applied, and 49 get the same answer."""
+    """Of 50 equal concurrent commits one is applied, and the other 49 get its answer."""
     if expected:
         await committed(store, "a", None, {"n": 0})
     outcomes = await asyncio.gather(*(store.try_commit("a", expected, {"n": 1}, by("x")) for _ in range(50)))
@@ -310,7 +310,7 @@ async def test_an_action_that_is_sent_many_times_at_once(store: WorkflowStore, e
 
 
 async def test_an_action_that_is_sent_at_once_with_two_states(store: WorkflowStore) -> None:
-    """Of two states that one action is sent with at once, one is applied, and all that have the other are refused."""
+    """If one action is sent concurrently with two states, one applies and all commits with the other are refused."""
     outcomes = await asyncio.gather(
         *(store.try_commit("a", None, {"n": number % 2}, by("x")) for number in range(20)), return_exceptions=True
     )
@@ -322,7 +322,7 @@ async def test_an_action_that_is_sent_at_once_with_two_states(store: WorkflowSto
 @pytest.mark.usefixtures("anyio_backend")
 @pytest.mark.parametrize("expected", [0, 1])
 def test_an_action_that_is_sent_to_two_processes_at_once(expected: int, database_url: str, tmp_path: Path) -> None:
-    """Of 50 equal PUTs to two services one is applied; all get its answer, 49 of them marked as replayed."""
+    """Of 50 equal PUTs to two services one applies; all get its answer, 49 of them marked as replayed."""
     body = {"state": {"step": "paid"}, "provenance": by("pay")}
     headers = {"If-Match": '"1"'} if expected else {"If-None-Match": "*"}
     with serving(tmp_path, database_url=database_url) as one, serving(tmp_path, database_url=database_url) as two:
@@ -349,7 +349,7 @@ def test_an_action_that_is_sent_to_two_processes_at_once(expected: int, database
 
 
 def nested(levels: int) -> Json:
-    """Objects in one another."""
+    """Objects nested this deep."""
     return {"in": nested(levels - 1)} if levels > 1 else {}
 
 
@@ -393,7 +393,7 @@ REFUSED: dict[str, tuple[str, Json]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_what_can_not_be_kept_is_refused(database: Database, case: str) -> None:
-    """What PostgreSQL or the contract can't hold is refused before any statement, and the field is named."""
+    """Values that PostgreSQL or the contract cannot hold are refused before any statement, with the field's name."""
     pointer, changes = REFUSED[case]
     given = {"workflow_key": "a", "expected_version": None, "state": {"n": 1}, "provenance": PROVENANCE, **changes}
     store = WorkflowStore(database)
@@ -403,7 +403,7 @@ async def test_what_can_not_be_kept_is_refused(database: Database, case: str) ->
 
 
 async def test_everything_that_is_wrong_is_named(database: Database) -> None:
-    """One error names all the fields that are wrong."""
+    """One error names all wrong fields."""
     with pytest.raises(InvalidInputError) as refused:
         await WorkflowStore(database).try_commit("a", None, {}, {"effect_id": 1}, schema_version=0)
     assert [fault.pointer for fault in refused.value.faults] == [
@@ -424,7 +424,7 @@ async def test_everything_that_is_wrong_is_named(database: Database) -> None:
     ids=["large", "deep", "text", "numbers"],
 )
 async def test_what_is_kept_comes_back(store: WorkflowStore, state: Json) -> None:
-    """States at the bounds come back as they were sent, and so do keys of the longest kind."""
+    """States at the limits, and the longest keys, are read as they were written."""
     key = "\N{GRINNING FACE}" * 255
     row = await committed(store, key, None, state, provenance=by("\N{GRINNING FACE}" * 255))
     assert row.state == state
@@ -439,7 +439,7 @@ WEEK = timedelta(days=7)
 
 
 async def actions(database: Database) -> list[str]:
-    """The actions that are remembered."""
+    """The recorded actions."""
     rows = await database.read(
         lambda connection: connection.fetch("SELECT action_id FROM workflow_actions ORDER BY 1")
     )
@@ -447,7 +447,7 @@ async def actions(database: Database) -> list[str]:
 
 
 async def test_old_actions_are_removed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is older than the retention is removed in batches, and no younger one; the workflows stay."""
+    """Actions older than the retention are removed in batches, younger ones and all workflows stay."""
     monkeypatch.setattr(statements, "PRUNE_ROWS", 2)
     monkeypatch.setattr("app.workflows.PRUNE_ROWS", 2)
     store, pruner = WorkflowStore(database), Pruner(database, WEEK)
@@ -465,7 +465,7 @@ async def test_old_actions_are_removed(database: Database, monkeypatch: pytest.M
 
 
 async def test_one_session_at_a_time_removes_actions(database_url: str, database: Database) -> None:
-    """While another session removes actions, nothing is removed and nobody waits."""
+    """While another session removes actions, a removal does nothing and does not wait."""
     await committed(WorkflowStore(database), "a", None, {"n": 1}, provenance=by("x"))
     await database.write(lambda connection: connection.execute(AGE))
     other = await asyncpg.connect(database_url)
@@ -479,7 +479,7 @@ async def test_one_session_at_a_time_removes_actions(database_url: str, database
 
 
 async def test_removing_does_not_wait_and_nobody_waits_for_it(database_url: str, database: Database) -> None:
-    """An action that another session holds is left alone; commits and replays go on while actions are removed."""
+    """A removal skips actions that another session holds; commits and replays continue during it."""
     store = WorkflowStore(database)
     row = await committed(store, "a", None, {"n": 1}, provenance=by("x"))
     await committed(store, "b", None, {"n": 1}, provenance=by("y"))
@@ -504,7 +504,7 @@ async def test_removing_does_not_wait_and_nobody_waits_for_it(database_url: str,
 
 
 async def test_the_pruner_goes_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It removes what has become old, from time to time; a database that fails once is asked again."""
+    """The pruner removes old actions periodically, and tries again after a failure of the database."""
     monkeypatch.setattr("app.workflows.PRUNE_LEAST", 0.01)
     await committed(WorkflowStore(database), "a", None, {"n": 1}, provenance=by("x"))
     failing = Database("postgresql://nobody@127.0.0.1:1/nothing", pool_size=1, statement_timeout=WEEK)

@@ -1,4 +1,4 @@
-"""A process that imports what the service imports, starts its PostgreSQL if told to, says that it is up, and waits.
+"""A process that imports the service's imports, starts PostgreSQL if told to, reports that it is up, and waits.
 
 Arguments: a file of module names, a port, and optionally a data directory.
 """
@@ -13,7 +13,7 @@ from types import FrameType
 
 
 def main(modules: str, port: str, *data_dir: str) -> None:
-    """Import, start and wait, until SIGTERM."""
+    """Import, start and wait for SIGTERM."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit

@@ -1,7 +1,7 @@
-"""`pqs serve` with a sampling profiler in it: SIGUSR1 starts it, SIGUSR2 ends it and writes what it saw.
+"""`pqs serve` with a sampling profiler: SIGUSR1 starts it, SIGUSR2 stops it and writes its samples.
 
-The timer counts the processor time of this process. A sample belongs to the layer of the innermost Python function
-that is part of one: what a C function does is its caller's.
+The timer counts this process's processor time. A sample belongs to the layer of the innermost Python function that is
+part of a layer: time in a C function counts for its caller.
 """
 
 import json
@@ -30,7 +30,7 @@ LAYERS = (  # parts of a file's path, and its layer; the first match counts
 
 
 def main() -> None:
-    """Serve; the first argument is the file to write, the others are those of `pqs`."""
+    """Serve; the first argument is the file to write, the rest are those of `pqs`."""
     path, *arguments = sys.argv[1:]
     seen: Counter[str] = Counter()
 

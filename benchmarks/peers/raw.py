@@ -1,6 +1,6 @@
-"""The peer *raw*: asyncpg connections that upsert rows by arrays, 1,000 a statement, with no HTTP and no checks.
+"""The peer *raw*: asyncpg connections that upsert rows by arrays, 1,000 a statement, without HTTP and checks.
 
-The rows are made before the clock starts, so that only the upserts are measured.
+The rows are prepared before the clock starts, so that only the upserts are measured.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ Arrays = list[list[object]]
 
 
 async def measure(url: str, lanes: list[Iterable[Event]]) -> float:
-    """Upsert the rows of the events, with one connection a lane, and return the duration in seconds."""
+    """Upsert the events' rows with one connection a lane; returns the duration in seconds."""
     connections = [await asyncpg.connect(url) for _ in lanes]
     try:
         columns: dict[str, str] = {row["name"]: row["type"] for row in await connections[0].fetch(COLUMNS)}
@@ -62,7 +62,7 @@ async def _upsert(upsert: "asyncpg.prepared_stmt.PreparedStatement[asyncpg.Recor
 async def _arrays(
     connection: "asyncpg.Connection[asyncpg.Record]", columns: list[str], events: Iterable[Event]
 ) -> list[Arrays]:
-    """The rows after the events, in batches, as one array a column."""
+    """The rows after the events, in batches of one array for each column."""
     batches: list[Arrays] = []
     while batch := list(islice(events, STATEMENT_ROWS)):
         known = await connection.fetch(

@@ -1,4 +1,4 @@
-"""A small OpenID Connect issuer for tests: a real HTTP server whose keys and faults a test sets."""
+"""A small OpenID Connect issuer for tests: a real HTTP server with keys and faults that a test sets."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ def rsa_key(bits: int = 2048) -> rsa.RSAPrivateKey:
 
 
 class Signer:
-    """A key that signs, and how it is listed."""
+    """A signing key, and its entry in the issuer's list of keys."""
 
     def __init__(self, kid: str | None, algorithm: str, key: Any = None, **listed: object) -> None:
         self.kid, self.algorithm = kid, algorithm
@@ -44,19 +44,19 @@ class Signer:
         self.jwk = public | ({} if kid is None else {"kid": kid}) | listed
 
     def sign(self, claims: Json, **header: object) -> bytes:
-        """A token."""
+        """A token signed with this key."""
         named = {} if self.kid is None else {"kid": self.kid}
         return jwt.encode(claims, self.key, self.algorithm, headers=named | header).encode()
 
 
 def by_hand(header: Json, claims: Json, signature: bytes = b"x") -> bytes:
-    """A token that no library would make."""
+    """A token that no library would produce."""
     parts = (json.dumps(header).encode(), json.dumps(claims).encode(), signature)
     return b".".join(urlsafe_b64encode(part).rstrip(b"=") for part in parts)
 
 
 class Issuing:
-    """What the issuer answers with. `requests` counts fetches of keys."""
+    """The issuer's answers. `requests` counts fetches of its keys."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -69,7 +69,7 @@ class Issuing:
         self.delay = 0.0  # seconds
 
     def claims(self, **changes: object) -> Json:
-        """The claims of a good token, but for `changes`; one that is None is left out."""
+        """The claims of a valid token with `changes`; a claim that is None is left out."""
         now = int(time.time())
         claims = {
             "iss": self.url,
@@ -82,7 +82,7 @@ class Issuing:
         return {name: value for name, value in (claims | changes).items() if value is not None}
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """The answer to a request."""
+        """The answer to a request for a path."""
         if path == ABOUT:
             about = {"issuer": self.url, "jwks_uri": self.url.removesuffix("/realm") + JWKS} | self.about
             return 200, {}, json.dumps(about).encode()
@@ -96,7 +96,7 @@ class Issuing:
 
 @contextmanager
 def issuing() -> Iterator[Issuing]:
-    """An issuer that listens on a free port."""
+    """An issuer on a free port."""
     issuer = Issuing()
 
     class Handler(BaseHTTPRequestHandler):
@@ -112,11 +112,11 @@ def issuing() -> Iterator[Issuing]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
-            """A client that went away is no news."""
+            """Ignore clients that disconnect."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
         issuer.url = f"http://127.0.0.1:{server.server_address[1]}/realm"

@@ -1,4 +1,4 @@
-"""What the tests of access share."""
+"""Builders shared by the tests of access."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ async def new_key(
     rate: float | None = 5.0,
     burst: float | None = 7.0,
 ) -> AccessKey:
-    """A live key, which may read the entities of one domain unless told otherwise."""
+    """A valid key, by default with the right to read the entities of one domain."""
     key = make(os.urandom)
     stored = StoredKey(
         id=key.id,
@@ -44,7 +44,7 @@ async def new_key(
 
 
 async def change(database: Database, work: Callable[[Connection], Awaitable[None]]) -> None:
-    """Change keys, as a whole."""
+    """Change keys in one transaction."""
 
     async def do(connection: Connection) -> None:
         await keys.change(connection)

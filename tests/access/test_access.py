@@ -1,4 +1,4 @@
-"""Access as a whole: built from settings, read once before the first request, and run until it is stopped."""
+"""Access as a whole: built from settings, loaded once before the first request, and run until it is stopped."""
 
 import asyncio
 import builtins
@@ -27,7 +27,7 @@ def issuer() -> Iterator[Issuing]:
 
 @pytest.mark.parametrize("posture", ["loopback", "insecure"])
 async def test_without_keys_nothing_runs(posture: str) -> None:
-    """Everybody is let in, and `run` only waits to be stopped."""
+    """Without keys every caller is let in, and `run` only waits for the stop."""
     access = Access(read_settings({"auth": posture}), "postgresql://127.0.0.1:1/x")
     stop = asyncio.Event()
     running = asyncio.create_task(access.run(stop))
@@ -40,7 +40,7 @@ async def test_without_keys_nothing_runs(posture: str) -> None:
 
 
 async def test_keys_and_tokens_are_followed(database: Database, database_url: str, issuer: Issuing) -> None:
-    """Both let their owners in, and a revocation arrives."""
+    """Keys and tokens both let their owners in, and a revocation takes effect."""
     key = await new_key(database)
     settings = read_settings({"auth": "required", "oidc_issuer": issuer.url, "oidc_audience": AUDIENCE})
     access = Access(settings, database_url)
@@ -60,14 +60,14 @@ async def test_keys_and_tokens_are_followed(database: Database, database_url: st
 
 
 async def test_a_start_without_the_database_is_possible() -> None:
-    """Keys are read when it is there."""
+    """A start without the database raises no error, and no key is known until keys can be loaded."""
     access = Access(read_settings({"auth": "required"}), "postgresql://127.0.0.1:1/x")
     await access.refresh()
     assert not isinstance(access.guard.known(b"Bearer pqs_x"), Principal)
 
 
 def test_an_issuer_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without PyJWT the start is refused, and says what to install."""
+    """With an issuer set and PyJWT missing, the start is refused and the message names the package to install."""
     load = builtins.__import__
 
     def without(name: str, *rest: object, **more: object) -> object:

@@ -1,4 +1,4 @@
-"""Keys in memory: how fast a change arrives, what an unknown key costs, and what counts without the database."""
+"""Keys in memory: the delay of a change, the cost of an unknown key, and the copy's validity without the database."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ REVOKED_WITHIN = 5.0  # seconds, the promise
 
 
 async def until(condition: Callable[[], bool]) -> float:
-    """Wait for a condition, and return how many seconds that took."""
+    """Wait for a condition; returns the seconds it took."""
     began = time.monotonic()
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
@@ -31,7 +31,7 @@ async def until(condition: Callable[[], bool]) -> float:
 
 
 async def test_a_key_is_known_with_its_grant(database: Database, database_url: str) -> None:
-    """Scopes of this service, domains, prefixes, limits, and an end; a scope that it does not know is left out."""
+    """A cached key has its scopes, domains, prefixes, limits and expiry; scopes unknown to us are left out."""
     key = await new_key(database, "orchestrator")
     cache = KeyCache(database_url)
     await cache.refresh()
@@ -50,7 +50,7 @@ async def test_a_key_is_known_with_its_grant(database: Database, database_url: s
 async def test_a_revocation_holds_everywhere(
     database: Database, database_url: str, notified: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two caches on one database, as two hosts have them, know of a new key and of its end within five seconds."""
+    """Two caches on one database, as two hosts have them, learn of a new key and of its end within five seconds."""
     if not notified:  # as behind a pooler, which hands no notification on
         monkeypatch.setattr("app.access.cache.listening", deaf)
     caches = [KeyCache(database_url, poll=timedelta(hours=1) if notified else timedelta(seconds=2)) for _ in range(2)]
@@ -68,12 +68,12 @@ async def test_a_revocation_holds_everywhere(
 def deaf(
     url: str, channel: str, heard: Callable[[], None], *, patience: timedelta
 ) -> AbstractAsyncContextManager[Connection]:
-    """A connection that hears nothing of the keys."""
+    """A connection that receives no notifications about keys."""
     return listening(url, f"not_{channel}", heard, patience=patience)
 
 
 def known(cache: KeyCache) -> bool:
-    """Whether the cache has looked at its database."""
+    """Whether the cache has read its database."""
     try:
         cache.find(b"")
     except UnavailableError:
@@ -82,7 +82,7 @@ def known(cache: KeyCache) -> bool:
 
 
 async def test_an_unknown_key_asks_nobody(database: Database, database_url: str) -> None:
-    """Thousands of keys that nobody has cost not one statement."""
+    """Lookups of thousands of unknown keys execute no SQL statement."""
     cache = KeyCache(database_url)
     await cache.refresh()
     statements = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
@@ -104,7 +104,7 @@ async def test_an_unknown_key_asks_nobody(database: Database, database_url: str)
 
 
 async def test_without_the_database_the_last_copy_counts_for_a_minute(database: Database, database_url: str) -> None:
-    """Then nobody can say whether a key is still good, and the error says so: it is no refusal of the key."""
+    """After a minute without the database the validity of a key is unknown; the error says so and refuses no key."""
     now = [1000.0]
     key = await new_key(database)
     cache = KeyCache(database_url, clock=lambda: now[0])
@@ -123,7 +123,7 @@ async def test_without_the_database_the_last_copy_counts_for_a_minute(database: 
 async def test_a_broken_connection_is_made_anew(
     database: Database, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The cache says so once, keeps its copy meanwhile, and follows again."""
+    """After its connection breaks, the cache logs it once, keeps its copy meanwhile, and follows again."""
     caplog.set_level(logging.INFO, "app.access.cache")
     key = await new_key(database)
     async with running(KeyCache(database_url, poll=timedelta(milliseconds=20))) as cache:
@@ -139,7 +139,7 @@ async def test_a_broken_connection_is_made_anew(
 
 
 async def test_after_a_failover_keys_are_read_anew(database: Database, database_url: str) -> None:
-    """A database that has lost commits may have counted others to the same revision."""
+    """After a failover keys are read anew, even at the same revision: the database may have lost commits."""
     key = await new_key(database)
     async with running(KeyCache(database_url, poll=timedelta(milliseconds=20))) as cache:
         await until(lambda: known(cache) and cache.find(key.digest) is not None)
@@ -150,7 +150,7 @@ async def test_after_a_failover_keys_are_read_anew(database: Database, database_
 
 
 async def test_a_database_that_is_not_there_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
-    """A start without it is possible; no key is known then, and no password is logged."""
+    """The cache starts without a database, then knows no key, and logs no password."""
     caplog.set_level(logging.INFO)
     async with running(KeyCache("postgresql://u:hunter2@127.0.0.1:1/nowhere")) as cache:
         await until(lambda: "keys cannot be read" in caplog.text)
@@ -159,7 +159,7 @@ async def test_a_database_that_is_not_there_is_waited_for(caplog: pytest.LogCapt
 
 
 async def test_the_day_of_use_is_noted(database: Database, database_url: str) -> None:
-    """Of the keys that were used, at the end at the latest."""
+    """The day of the last use is stored for keys that were used, at the latest when the cache stops."""
     used, unused = await new_key(database, "used"), await new_key(database, "unused")
     async with running(KeyCache(database_url)) as cache:
         await until(lambda: known(cache) and cache.find(used.digest) is not None)

@@ -1,4 +1,4 @@
-"""The front: from header fields to a principal, or to the refusal with what it has to carry."""
+"""The guard: from header fields to a principal, or to a refusal with its required headers."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ INVALID = 'Bearer realm="pqs", error="invalid_token"'
 
 
 async def guarded(database_url: str) -> Guard:
-    """A guard that asks for keys, and knows those of the database."""
+    """A guard that requires keys, and knows those of the database."""
     cache = KeyCache(database_url)
     await cache.refresh()
     return Guard(Posture.REQUIRED, cache)
@@ -37,7 +37,7 @@ def bearer(key: AccessKey | str, scheme: str = "Bearer") -> list[tuple[bytes, by
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
 async def test_a_key_lets_its_owner_in(database: Database, database_url: str, scheme: str) -> None:
-    """Whatever the case of the scheme (RFC 9110, section 11.1)."""
+    """A valid key lets its owner in, whatever the case of the scheme (RFC 9110, section 11.1)."""
     key = await new_key(database, "orchestrator")
     guard = await guarded(database_url)
     found = await guard.authenticate(bearer(key, scheme))
@@ -47,7 +47,7 @@ async def test_a_key_lets_its_owner_in(database: Database, database_url: str, sc
 
 
 async def test_without_a_key_nobody_is_let_in(database_url: str) -> None:
-    """401, and the field that says how to come in (RFC 6750, section 3)."""
+    """A request without a key gets a 401 with `WWW-Authenticate`, which names the scheme (RFC 6750, section 3)."""
     guard = await guarded(database_url)
     for refused in (await guard.authenticate([(b"host", b"service")]), guard.known(None)):
         assert isinstance(refused, UnauthenticatedError)
@@ -71,7 +71,7 @@ async def test_without_a_key_nobody_is_let_in(database_url: str) -> None:
     ],
 )
 async def test_a_bad_token_is_refused(database_url: str, authorization: bytes, said: str) -> None:
-    """With `invalid_token`, and without a word of it."""
+    """A bad token is refused with `invalid_token`, and no part of it is repeated."""
     guard = await guarded(database_url)
     refused = await guard.authenticate([(b"authorization", authorization)])
     assert isinstance(refused, UnauthenticatedError)
@@ -81,7 +81,7 @@ async def test_a_bad_token_is_refused(database_url: str, authorization: bytes, s
 
 
 async def test_a_key_that_is_over_is_refused(database: Database, database_url: str) -> None:
-    """One that expired in memory, one that was revoked, one that never was, and one with another one's id."""
+    """An expired, a revoked, an unknown key, and a key with another key's id are each refused."""
     expired, revoked, good = [await new_key(database) for _ in range(3)]
     cache = KeyCache(database_url)
     await cache.refresh()
@@ -103,7 +103,7 @@ async def test_a_key_that_is_over_is_refused(database: Database, database_url: s
 
 
 def from_parts(id_: str, text: str) -> AccessKey:
-    """A well-formed key with the id of one and the secret of another."""
+    """A well-formed key with the id of one key and the secret of another."""
     from zlib import crc32  # noqa: PLC0415
 
     body = f"pqs_{id_}_{text[15:58]}"
@@ -111,7 +111,7 @@ def from_parts(id_: str, text: str) -> AccessKey:
 
 
 async def test_a_key_that_was_found_is_looked_at_again(database: Database, database_url: str) -> None:
-    """Whoever keeps a key is told at once when it has expired, was revoked, or nobody can tell any more."""
+    """A key found earlier stops counting once it has expired, is revoked, or cannot be verified any more."""
     kept, revoked = [await new_key(database) for _ in range(2)]
     cache = KeyCache(database_url)
     await cache.refresh()
@@ -142,13 +142,13 @@ async def test_a_key_that_was_found_is_looked_at_again(database: Database, datab
 
 @pytest.mark.parametrize("authorization", [None, b"", b"Bearer x", b"Bearer a.b.c", b"Bearer pqs_x", b"Basic eA=="])
 async def test_what_is_no_key_is_not_kept(database_url: str, authorization: bytes | None) -> None:
-    """Neither a token of an issuer nor nothing; and no service that is open keeps one."""
+    """A connection keeps neither an issuer's token nor an absent key, and keeps no key of a service without keys."""
     assert (await guarded(database_url)).key_in(authorization) is None
     assert Guard(Posture.LOOPBACK).key_in(authorization) is None
 
 
 async def test_what_is_said_while_nobody_can_tell(database: Database, database_url: str) -> None:
-    """A key is neither good nor bad while the database is away: that is an outage, and not the caller's fault."""
+    """While the database is away a key is neither valid nor invalid: the error is an outage, not a refusal."""
     key = await new_key(database)
     guard = Guard(Posture.REQUIRED, KeyCache(database_url))
     assert isinstance(await guard.authenticate(bearer(key)), UnavailableError)
@@ -157,7 +157,7 @@ async def test_what_is_said_while_nobody_can_tell(database: Database, database_u
 
 @pytest.mark.parametrize("query", [b"access_token=x", b"domain=a&access_token=x"])
 async def test_a_token_in_the_query_is_refused(database: Database, database_url: str, query: bytes) -> None:
-    """Even beside a good key: a URL is written to logs."""
+    """A token in the query is refused even beside a valid key: URLs are written to logs."""
     key = await new_key(database)
     guard = await guarded(database_url)
     refused = await guard.authenticate(bearer(key), query)
@@ -167,7 +167,7 @@ async def test_a_token_in_the_query_is_refused(database: Database, database_url:
 
 
 async def test_two_authorizations_are_none(database: Database, database_url: str) -> None:
-    """Whoever is in front may have looked at the other one."""
+    """Two Authorization fields are refused: a proxy in front may have checked the other one."""
     key = await new_key(database)
     guard = await guarded(database_url)
     assert isinstance(await guard.authenticate(bearer(key) + bearer(key)), UnauthenticatedError)
@@ -175,7 +175,7 @@ async def test_two_authorizations_are_none(database: Database, database_url: str
 
 @pytest.mark.parametrize("posture", [Posture.LOOPBACK, Posture.INSECURE])
 async def test_without_keys_everybody_is_let_in(posture: Posture) -> None:
-    """Whatever the header says."""
+    """Without keys every caller is let in, whatever the header says."""
     guard = Guard(posture)
     for headers in ([], bearer("hunter2"), bearer("pqs_x") * 2):
         assert await guard.authenticate(headers, b"access_token=x") is ANYONE
@@ -184,7 +184,7 @@ async def test_without_keys_everybody_is_let_in(posture: Posture) -> None:
 
 @pytest.mark.parametrize("name", [b"forwarded", b"x-forwarded-for", b"x-forwarded-proto"])
 async def test_a_proxy_in_front_of_a_trusting_service_is_refused(database_url: str, name: bytes) -> None:
-    """403 on loopback, where everybody would look like this machine; no matter in the other postures."""
+    """On loopback a proxied request is a 403, as every caller would look local; other postures accept it."""
     refused = await Guard(Posture.LOOPBACK).authenticate([(name, b"for=192.0.2.1")])
     assert isinstance(refused, ForbiddenError)
     assert (refused.status, refused.type) == (403, "urn:pqs:problem:forbidden")
@@ -194,7 +194,7 @@ async def test_a_proxy_in_front_of_a_trusting_service_is_refused(database_url: s
 
 
 def test_a_guard_needs_keys() -> None:
-    """There is no posture in which it asks for keys that it cannot know."""
+    """A guard cannot be built in a posture that requires keys without a source of keys."""
     with pytest.raises(ValueError, match="has to know them"):
         Guard(Posture.REQUIRED)
 
@@ -202,7 +202,7 @@ def test_a_guard_needs_keys() -> None:
 async def test_nothing_of_a_token_is_logged(
     database: Database, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At no level, and in no error or repr."""
+    """No part of a token is logged, at any level, or appears in an error or a repr."""
     caplog.set_level(logging.DEBUG)
     key = await new_key(database)
     guard = await guarded(database_url)

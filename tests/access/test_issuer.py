@@ -1,4 +1,4 @@
-"""The keys of an issuer: rotation, storms of unknown key ids, outages, and answers that are not to be believed."""
+"""The keys of an issuer: rotation, storms of unknown key ids, outages, and untrustworthy answers."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ class Clock:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """Seconds."""
+        """The clock's time in seconds."""
         return self.now
 
 
@@ -39,7 +39,7 @@ def endpoint() -> Iterator[Issuing]:
 
 
 async def test_a_new_key_is_found_when_it_is_used(endpoint: Issuing) -> None:
-    """After a rotation the unknown id causes a fetch, and the new key counts beside the old one."""
+    """After a rotation the unknown key id causes a fetch, and the new key counts beside the old one."""
     issuer = Issuer(endpoint.url)
     assert await issuer.refresh()
     endpoint.signers.append(Signer("two", "EdDSA"))
@@ -51,7 +51,7 @@ async def test_a_new_key_is_found_when_it_is_used(endpoint: Issuing) -> None:
 
 
 async def test_a_storm_of_unknown_ids_causes_one_fetch_in_30_seconds(endpoint: Issuing) -> None:
-    """However many ask, at once or one after the other."""
+    """Unknown key ids, at once or one after the other, cause one fetch in 30 seconds."""
     clock = Clock()
     issuer = Issuer(endpoint.url, clock=clock)
     await asyncio.gather(*(issuer.ask() for _ in range(100)))
@@ -66,7 +66,7 @@ async def test_a_storm_of_unknown_ids_causes_one_fetch_in_30_seconds(endpoint: I
 
 
 async def test_the_last_good_set_serves_for_a_day(endpoint: Issuing) -> None:
-    """While the issuer fails; then its keys do not count until it answers again."""
+    """While the issuer fails, its last keys count for a day, and then not until it answers again."""
     clock = Clock()
     issuer = Issuer(endpoint.url, clock=clock)
     assert not issuer.is_known
@@ -103,7 +103,7 @@ async def test_an_answer_that_is_not_to_be_believed(
     said: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is logged once, and the last keys stay in force."""
+    """An untrustworthy answer is logged once, and the last keys stay valid."""
     issuer = Issuer(endpoint.url)
     await issuer.refresh()
     endpoint.body, endpoint.headers, endpoint.status = body, headers, status
@@ -127,7 +127,7 @@ async def test_an_answer_that_is_not_to_be_believed(
 async def test_a_discovery_document_that_does_not_count(
     endpoint: Issuing, about: dict[str, object], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its issuer has to be the one that was asked, and its keys are fetched over https, or on loopback."""
+    """A discovery document counts only if it names the issuer that was asked and a key URL on https or loopback."""
     endpoint.about = about
     assert await Issuer(endpoint.url).refresh() is False
     assert said in caplog.text
@@ -137,7 +137,7 @@ async def test_a_discovery_document_that_does_not_count(
 async def test_an_issuer_that_does_not_answer_is_given_up(
     endpoint: Issuing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Within the time that a fetch has as a whole."""
+    """A fetch from an issuer that does not answer ends within the fetch's total time."""
     monkeypatch.setattr("app.access.issuer.PATIENCE", timedelta(milliseconds=50))
     endpoint.delay = 0.5
     assert await Issuer(endpoint.url).refresh() is False
@@ -146,7 +146,7 @@ async def test_an_issuer_that_does_not_answer_is_given_up(
 
 
 async def test_an_empty_set_is_a_set(endpoint: Issuing) -> None:
-    """An issuer that lists no key has withdrawn all of them."""
+    """An issuer that lists no key has withdrawn all its keys."""
     issuer = Issuer(endpoint.url)
     await issuer.refresh()
     endpoint.signers = []
@@ -160,7 +160,7 @@ async def test_an_empty_set_is_a_set(endpoint: Issuing) -> None:
     ids=str,
 )
 async def test_keys_that_cannot_be_read_are_left_out(endpoint: Issuing, jwk: dict[str, object]) -> None:
-    """The others of the set count."""
+    """Unreadable keys of a set are skipped, and its other keys count."""
     broken = Signer("broken", "ES256")
     broken.jwk = jwk
     endpoint.signers.insert(0, broken)
@@ -171,7 +171,7 @@ async def test_keys_that_cannot_be_read_are_left_out(endpoint: Issuing, jwk: dic
 
 
 async def test_keys_are_kept_fresh(endpoint: Issuing, caplog: pytest.LogCaptureFixture) -> None:
-    """They are fetched again and again, through an outage, which is logged at its beginning and end."""
+    """Keys are fetched periodically, through an outage too, which is logged at its beginning and at its end."""
     caplog.set_level(logging.INFO, "app.access.issuer")
     issuer = Issuer(endpoint.url, every=timedelta(milliseconds=10))
     stop = asyncio.Event()
@@ -201,5 +201,5 @@ async def test_keys_are_kept_fresh(endpoint: Issuing, caplog: pytest.LogCaptureF
     ],
 )
 def test_what_is_protected(url: str, expected: bool) -> None:
-    """https, or http that does not leave this machine."""
+    """A URL is protected if it is https, or http that does not leave this machine."""
     assert is_protected(url) is expected

@@ -1,4 +1,4 @@
-"""The form of a key: made, read back, and refused when one character is wrong."""
+"""The form of a key: made, read back, and refused if one character is wrong."""
 
 import os
 import re
@@ -14,7 +14,7 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 
 
 def from_bytes(content: bytes) -> AccessKey:
-    """The key that this randomness gives: 7 bytes for the id, 32 for the secret."""
+    """The key made from this randomness: 7 bytes for the id, 32 for the secret."""
     parts = iter((content[:7], content[7:]))
     return make(lambda length: next(parts))
 
@@ -24,7 +24,7 @@ KEYS = st.binary(min_size=39, max_size=39).map(from_bytes)
 
 @given(KEYS)
 def test_a_key_is_read_back(key: AccessKey) -> None:
-    """It has its form, and gives its id and the digest of its secret, on both ways."""
+    """A key has the documented form; both ways of reading give its id and the digest of its secret."""
     text = key.text.encode()
     assert re.fullmatch(r"pqs_[a-z2-7]{10}_[A-Za-z0-9_-]{43}_[0-9a-f]{8}", key.text)
     assert len(text) == LENGTH
@@ -35,7 +35,7 @@ def test_a_key_is_read_back(key: AccessKey) -> None:
 
 @given(KEYS, st.integers(0, LENGTH - 1), st.sampled_from(CHARACTERS))
 def test_one_wrong_character_is_noticed(key: AccessKey, place: int, character: str) -> None:
-    """Whatever character is in whatever place: it is the right one, or this is not a key."""
+    """A key with any one character replaced by another one is not accepted as a key."""
     typed = key.text[:place] + character + key.text[place + 1 :]
     assert (parse(typed.encode()) is not None) is (typed == key.text)
     assert (digest_of(typed.encode()) is not None) is (typed == key.text)
@@ -43,7 +43,7 @@ def test_one_wrong_character_is_noticed(key: AccessKey, place: int, character: s
 
 @given(KEYS, st.integers(0, LENGTH - 2))
 def test_two_exchanged_characters_are_noticed(key: AccessKey, place: int) -> None:
-    """So is what is typed in the wrong order."""
+    """A key with two characters exchanged is not accepted as a key."""
     text = key.text
     typed = text[:place] + text[place + 1] + text[place] + text[place + 2 :]
     assert (parse(typed.encode()) is not None) is (typed == text)
@@ -51,14 +51,14 @@ def test_two_exchanged_characters_are_noticed(key: AccessKey, place: int) -> Non
 
 @given(st.one_of(st.binary(max_size=200), st.binary(min_size=LENGTH, max_size=LENGTH)))
 def test_anything_else_is_not_a_key(text: bytes) -> None:
-    """Any bytes are refused without an error."""
+    """Arbitrary bytes are refused without an exception."""
     assert parse(text) is None
     assert digest_of(text) is None
 
 
 @given(KEYS)
 def test_a_key_has_one_form(key: AccessKey) -> None:
-    """Nothing before, after, in upper case, or in another encoding of the same bits counts."""
+    """A key with a prefix, a suffix, upper case or another encoding of the same bits is refused."""
     text = key.text.encode()
     for other in (
         text + b"\n",
@@ -74,14 +74,14 @@ def test_a_key_has_one_form(key: AccessKey) -> None:
 
 
 def test_keys_differ() -> None:
-    """Two keys have neither the id nor the secret in common."""
+    """Two keys share neither their id nor their secret."""
     keys = [make(os.urandom) for _ in range(1000)]
     assert len({key.id for key in keys}) == len({key.digest for key in keys}) == 1000
     assert {len(key.id) for key in keys} == {ID_LENGTH}
 
 
 def test_a_key_is_not_shown() -> None:
-    """Its text is in `text`, and nowhere else; the error about something that is not a key repeats nothing of it."""
+    """A key's text is in `text` only; the error about a malformed key repeats no part of it."""
     key = make(os.urandom)
     assert key.text[15:58] not in f"{key!r} {key} {[key]}"
     with pytest.raises(ValueError, match=r"^this is not a key$"):

@@ -1,4 +1,4 @@
-"""Limits: what a principal may do in which time, and what is said past it."""
+"""Rate limits: the calls that a principal may make in a time, and the answer past the limit."""
 
 from datetime import timedelta
 
@@ -18,7 +18,7 @@ class Clock:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """Seconds."""
+        """The clock's time in seconds."""
         return self.now
 
 
@@ -28,7 +28,7 @@ def caller(name: str = "key:a", *, rate: float | None = 10, burst: float | None 
 
 
 def test_a_burst_and_then_the_rate() -> None:
-    """A full bucket has the burst; after it, as much comes through as the rate gives."""
+    """A full bucket allows the burst; after it, calls pass at the rate."""
     clock = Clock()
     bucket = Limits(clock=clock)
     assert [bucket.take(caller()) for _ in range(20)] == [None] * 20
@@ -38,7 +38,7 @@ def test_a_burst_and_then_the_rate() -> None:
 
 
 def test_what_is_said_past_the_limit() -> None:
-    """429 with Retry-After in whole seconds, and what the rate-limit fields say."""
+    """Past the limit: 429 with Retry-After in whole seconds and the rate-limit fields."""
     clock = Clock()
     bucket = Limits(clock=clock)
     assert bucket.take(caller(), 15) is None
@@ -56,7 +56,7 @@ def test_what_is_said_past_the_limit() -> None:
 
 
 def test_what_is_refused_costs_nothing() -> None:
-    """A caller that goes on trying is not punished for it."""
+    """Refused calls cost nothing, so a caller that keeps trying is not punished."""
     clock = Clock()
     bucket = Limits(clock=clock)
     bucket.take(caller(), 20)
@@ -67,7 +67,7 @@ def test_what_is_refused_costs_nothing() -> None:
 
 
 def test_principals_have_buckets_of_their_own() -> None:
-    """One that has used up its own is no concern of another one; nobody limits a service without keys."""
+    """Each principal has its own bucket; a service without keys limits no caller."""
     bucket = Limits(rate=1, burst=1, clock=Clock())
     assert bucket.take(caller("a", rate=None, burst=None)) is None
     assert bucket.take(caller("a", rate=None, burst=None)) is not None
@@ -76,7 +76,7 @@ def test_principals_have_buckets_of_their_own() -> None:
 
 
 def test_a_heavy_call_is_possible() -> None:
-    """One that weighs more than the burst takes the whole bucket, when it is full."""
+    """A call that costs more than the burst passes when the bucket is full, and empties it."""
     clock = Clock()
     bucket = Limits(clock=clock)
     assert bucket.take(caller(), 5000) is None
@@ -87,12 +87,12 @@ def test_a_heavy_call_is_possible() -> None:
 
 @pytest.mark.parametrize(("items", "weight"), [(0, 1), (1, 1), (100, 1), (150, 1.5), (10_000, 100)])
 def test_the_weight_of_an_array(items: int, weight: float) -> None:
-    """A hundredth of a unit for each item, and a call at least."""
+    """An array costs a hundredth of a unit for each item, and at least one call."""
     assert weight_of_array(items) == weight
 
 
 def test_the_number_of_buckets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full ones are forgotten, which changes nothing; then the oldest."""
+    """Above the bound, full buckets are dropped, which changes no limit, and then the oldest ones."""
     monkeypatch.setattr(limits, "BUCKETS", 10)
     clock = Clock()
     bucket = Limits(clock=clock)
@@ -113,7 +113,7 @@ def test_the_number_of_buckets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     st.lists(st.tuples(st.floats(0, 5), st.floats(1, 50)), max_size=60),
 )
 def test_nobody_gets_more_than_granted(rate: float, burst: float, calls: list[tuple[float, float]]) -> None:
-    """In any time, at most the burst and what the rate gives in that time."""
+    """In any time span, a principal gets at most the burst plus the rate times that span."""
     clock = Clock()
     bucket = Limits(clock=clock)
     used = 0.0

@@ -1,4 +1,4 @@
-"""The posture of a start: where a service that asks nobody for a key may listen."""
+"""The posture of a start: the addresses on which a service without keys may listen."""
 
 import logging
 import socket
@@ -32,20 +32,20 @@ WAYS_OUT = ("PQS_HOST", "PQS_AUTH=required", "PQS_AUTH=insecure")
     ],
 )
 def test_an_address_is_loopback_or_not(address: str, expected: bool) -> None:
-    """IPv4, IPv6 and one in the other; what is no address is not."""
+    """Loopback is recognised in IPv4, IPv6 and IPv4 within IPv6; text that is not an address is not loopback."""
     assert is_loopback_address(address) is expected
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
 @pytest.mark.parametrize("posture", list(Posture))
 def test_loopback_needs_no_key(host: str, posture: Posture) -> None:
-    """Every posture may listen there."""
+    """Every posture may listen on loopback."""
     check_host(posture, host, 0)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "::ffff:192.0.2.1"])
 def test_beyond_loopback_the_start_is_refused(host: str) -> None:
-    """The one line names the three ways out; with either of the other postures the start is allowed."""
+    """Beyond loopback the start is refused by a line with the three ways out; both other postures may start."""
     with pytest.raises(StartError) as refused:
         check_host(Posture.LOOPBACK, host, 8000)
     assert all(way in str(refused.value) for way in WAYS_OUT)
@@ -55,7 +55,7 @@ def test_beyond_loopback_the_start_is_refused(host: str) -> None:
 
 
 def test_all_addresses_of_a_name_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that stands for this machine and for another address is refused."""
+    """A host name that stands for both this machine and another address is refused."""
 
     def getaddrinfo(*_: object, **__: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
         return [(2, 1, 6, "", ("127.0.0.1", 0)), (2, 1, 6, "", ("192.0.2.1", 0))]
@@ -66,7 +66,7 @@ def test_all_addresses_of_a_name_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sockets_that_listen_already_are_checked(tmp_path: Path) -> None:
-    """A Unix socket is within this machine; what listens for all addresses is not."""
+    """Of inherited sockets, a Unix socket is within this machine; a socket for all addresses is not."""
     with socket.socket(socket.AF_UNIX) as unix, socket.socket() as inner, socket.socket() as outer:
         unix.bind(str(tmp_path / "s"))
         inner.bind(("127.0.0.1", 0))
@@ -78,7 +78,7 @@ def test_sockets_that_listen_already_are_checked(tmp_path: Path) -> None:
 
 
 def test_an_open_service_warns_at_each_start(caplog: pytest.LogCaptureFixture) -> None:
-    """In one line that names the address."""
+    """A service without keys beyond loopback logs one warning at each start, with its address."""
     caplog.set_level(logging.WARNING)
     check_host(Posture.INSECURE, "0.0.0.0", 8000)
     check_host(Posture.REQUIRED, "0.0.0.0", 8000)
@@ -106,7 +106,7 @@ def test_an_open_service_warns_at_each_start(caplog: pytest.LogCaptureFixture) -
     ],
 )
 def test_which_ends_of_a_connection_are_beyond_this_machine(end: str | None, *, expected: bool) -> None:
-    """Addresses that other machines have; names and paths say nothing."""
+    """Addresses of other machines are beyond this machine; names and paths are not."""
     assert is_beyond(end) is expected
 
 
@@ -121,5 +121,5 @@ def test_which_ends_of_a_connection_are_beyond_this_machine(end: str | None, *, 
     ],
 )
 def test_which_fields_say_that_a_proxy_is_in_front(name: bytes, expected: bool) -> None:
-    """Forwarded (RFC 7239) and all that begin with X-Forwarded-."""
+    """Forwarded (RFC 7239) and each field that begins with X-Forwarded- show that a proxy is in front."""
     assert is_forwarding(name) is expected

@@ -1,4 +1,4 @@
-"""Rights: what a grant covers, and what is said of a call that it does not cover."""
+"""Rights: the calls that a grant covers, and the refusal of a call that it does not cover."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,13 +18,13 @@ def holder(grant: Grant) -> Principal:
 
 @given(st.frozensets(SCOPES), SCOPES)
 def test_a_scope_is_granted_or_not(scopes: frozenset[Scope], scope: Scope) -> None:
-    """No scope includes another."""
+    """A scope is granted only by its own name: no scope includes another."""
     assert (rights.scope(holder(Grant(scopes)), scope) is None) is (scope in scopes)
 
 
 @given(st.frozensets(NAMES), NAMES)
 def test_a_domain_is_covered_by_its_name(domains: frozenset[str], domain: str) -> None:
-    """To the letter, or by the star."""
+    """A domain is covered by its exact name or by `*`."""
     grant = Grant(frozenset(Scope), domains)
     covered = domain in domains or "*" in domains
     assert grant.allows_domain(domain) is covered
@@ -33,7 +33,7 @@ def test_a_domain_is_covered_by_its_name(domains: frozenset[str], domain: str) -
 
 @given(st.lists(st.text(max_size=3)).map(tuple), NAMES)
 def test_a_workflow_is_covered_by_a_beginning(prefixes: tuple[str, ...], key: str) -> None:
-    """A key is covered when it begins with one of the prefixes; without any, none is."""
+    """A workflow is covered if its key begins with one of the prefixes; without prefixes, no workflow is."""
     grant = Grant(frozenset(Scope), prefixes=prefixes)
     covered = any(key[: len(prefix)] == prefix for prefix in prefixes)
     assert grant.allows_key(key) is covered
@@ -41,7 +41,7 @@ def test_a_workflow_is_covered_by_a_beginning(prefixes: tuple[str, ...], key: st
 
 
 def test_nothing_is_granted_by_leaving_it_out() -> None:
-    """A grant with scopes and nothing else covers no domain and no workflow."""
+    """A grant that has only scopes covers no domain and no workflow."""
     grant = Grant(frozenset(Scope))
     assert not grant.allows_domain("registration")
     assert not grant.allows_every_domain()
@@ -49,19 +49,19 @@ def test_nothing_is_granted_by_leaving_it_out() -> None:
 
 
 def test_only_the_star_covers_every_domain() -> None:
-    """The names of all domains of today are not all domains."""
+    """Only `*` covers every domain; a list of all current domains does not."""
     assert not READER.allows_every_domain()
     assert Grant(frozenset(), frozenset({EVERY_DOMAIN})).allows_every_domain()
     assert Grant(frozenset(), prefixes=(EVERY_KEY,)).allows_key("any")
 
 
 def test_what_is_no_scope_grants_nothing() -> None:
-    """Names that this service does not know are passed over, whatever their case."""
+    """Scope names unknown to the service, or in another case, grant nothing."""
     assert scopes_of(["entities:read", "openid", "ENTITIES:WRITE", "*", ""]) == {Scope.ENTITIES_READ}
 
 
 def test_the_refusal_names_the_scope() -> None:
-    """RFC 6750: `insufficient_scope`, and the scope that would do; no row has been looked for."""
+    """A refusal has `insufficient_scope` (RFC 6750) and the scope needed, and is made before any row is read."""
     for refusal in (
         rights.scope(holder(READER), Scope.EVENTS_WRITE),
         rights.domain(holder(READER), Scope.EVENTS_WRITE, "a"),
@@ -80,7 +80,7 @@ def test_the_refusal_names_the_scope() -> None:
 
 
 def test_anyone_may_do_everything() -> None:
-    """The caller of a service that asks nobody for a key."""
+    """The caller of a service without keys has all rights."""
     for scope in Scope:
         assert rights.every_domain(ANYONE, scope) is None
         assert rights.workflow(ANYONE, scope, "any") is None

@@ -1,4 +1,4 @@
-"""Tokens of a real provider, by its authorization code flow: what it lists, signs and says is taken as it is."""
+"""Tokens of a real provider, by its authorization code flow; its documents, keys and tokens are used unchanged."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ USER = {"sub": "ops", "email": "ops@example.org", "realm": {"roles": ["viewer", 
 
 @contextmanager
 def providing() -> Iterator[str]:
-    """The address of a provider, in a process of its own."""
+    """The address of a provider in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -58,7 +58,7 @@ def provider() -> Iterator[str]:
 
 
 async def id_token(provider: str, subject: str) -> str:
-    """The ID token of somebody who logs in."""
+    """The ID token of a user who logs in."""
     async with httpx.AsyncClient(base_url=provider, trust_env=False) as client:
         asked = {"client_id": CLIENT, "redirect_uri": BACK, "response_type": "code", "scope": "openid email"}
         allowed = await client.post("/oauth2/authorize", params=asked, data={"sub": subject})
@@ -73,13 +73,13 @@ async def id_token(provider: str, subject: str) -> str:
 
 
 def guard(provider: str, **given: str) -> Guard:
-    """A guard for the tokens of that provider."""
+    """A guard that accepts tokens of that provider."""
     settings = read_settings({"oidc_issuer": provider, "oidc_audience": CLIENT, **given})
     return Guard(Posture.REQUIRED, KeyCache("postgresql://127.0.0.1:1/x"), verifier_of(settings)[0])
 
 
 async def test_who_logs_in_at_the_provider_is_let_in(provider: str) -> None:
-    """With the rights that the map gives to the roles of the token, in the domains that it lists."""
+    """A user who logs in has the rights mapped from the token's roles, in the domains that the token lists."""
     subject = guard(
         provider,
         oidc_scopes_claim="realm.roles",
@@ -96,7 +96,7 @@ async def test_who_logs_in_at_the_provider_is_let_in(provider: str) -> None:
 
 
 async def test_a_token_for_another_client_is_refused(provider: str) -> None:
-    """The audience is not this service."""
+    """A token with the audience of another client is refused."""
     subject = guard(provider, oidc_audience="another")
     token = await id_token(provider, "ops")
     refused = await subject.authenticate([(b"authorization", f"Bearer {token}".encode())])
@@ -105,7 +105,7 @@ async def test_a_token_for_another_client_is_refused(provider: str) -> None:
 
 
 async def test_a_token_of_another_provider_is_refused(provider: str) -> None:
-    """Although it looks the same."""
+    """A token of another provider is refused, although it has the same form."""
     with providing() as other:
         token = await id_token(other, "ops")
     refused = await guard(provider).authenticate([(b"authorization", f"Bearer {token}".encode())])

@@ -1,4 +1,4 @@
-"""Tokens of an OpenID issuer: which count, what they grant, and which are refused; against a real HTTP server."""
+"""Tokens of an OpenID issuer: which are valid, which rights they grant, which are refused; on a real HTTP server."""
 
 import asyncio
 import hmac
@@ -31,19 +31,19 @@ ALL = frozenset(ALGORITHMS)
 
 
 class Clock:
-    """Seconds since 1970, or of a monotonic clock, that a test moves."""
+    """A wall clock (seconds since 1970) or a monotonic clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = time.time()
 
     def __call__(self) -> float:
-        """The time."""
+        """The clock's time."""
         return self.now
 
 
 @pytest.fixture(scope="module")
 def signers() -> dict[str, Signer]:
-    """A key for each algorithm: RSA keys take long to make."""
+    """A key for each algorithm, made once, as RSA keys take long to make."""
     return {algorithm: Signer(f"key {algorithm}", algorithm) for algorithm in ALGORITHMS}
 
 
@@ -56,14 +56,14 @@ def issuer(signers: dict[str, Signer]) -> Iterator[Issuing]:
 
 
 def verifier(issuer: Issuing, clock: Clock | None = None, **terms: Any) -> TokenVerifier:
-    """A verifier for that issuer, which has not asked it for anything yet."""
+    """A verifier for that issuer, which has not fetched anything yet."""
     clock = clock or Clock()
     given = {"audience": AUDIENCE, "algorithms": ALL} | terms
     return TokenVerifier(Issuer(issuer.url, clock=clock), TokenTerms(**given), now=clock)
 
 
 async def refusal(subject: TokenVerifier, token: bytes) -> str:
-    """What is said of a token that is refused; it is not remembered."""
+    """The reason for which a token is refused; also checks that the token is not remembered."""
     with pytest.raises(UnauthenticatedError) as refused:
         await subject.verify(token)
     assert refused.value.headers == {"WWW-Authenticate": 'Bearer realm="pqs", error="invalid_token"'}
@@ -76,7 +76,7 @@ async def refusal(subject: TokenVerifier, token: bytes) -> str:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 async def test_a_token_lets_its_subject_in(issuer: Issuing, signers: dict[str, Signer], algorithm: str) -> None:
-    """By each algorithm; what is no scope of this service grants nothing."""
+    """A valid token of each algorithm lets its subject in; scopes unknown to the service grant nothing."""
     subject = verifier(issuer)
     token = signers[algorithm].sign(issuer.claims())
     assert subject.known(token) is None
@@ -105,14 +105,14 @@ async def test_a_token_lets_its_subject_in(issuer: Issuing, signers: dict[str, S
 async def test_scopes_are_text_or_a_list_at_a_path(
     issuer: Issuing, signers: dict[str, Signer], claims: dict[str, object], path: str, expected: list[Scope]
 ) -> None:
-    """Wherever the issuer has them; of another form they grant nothing."""
+    """Scopes are text or a list at the configured path of claims; in another form they grant nothing."""
     subject = verifier(issuer, scopes_claim=path)
     principal = await subject.verify(signers["ES256"].sign(issuer.claims(**claims)))
     assert principal.grant.scopes == set(expected)
 
 
 async def test_scopes_may_be_mapped(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """Then the issuer's names grant what is set for them, and a name of this service's grants nothing."""
+    """With a map, the issuer's names grant the scopes set for them, and the service's own names grant nothing."""
     given = {
         "oidc_issuer": issuer.url,
         "oidc_audience": AUDIENCE,
@@ -138,7 +138,7 @@ async def test_scopes_may_be_mapped(issuer: Issuing, signers: dict[str, Signer])
 async def test_domains_are_in_their_claim(
     issuer: Issuing, signers: dict[str, Signer], claims: dict[str, object], expected: set[str]
 ) -> None:
-    """Where a claim is set and a token does not have it, it covers no domain."""
+    """If a claim for domains is set and a token lacks it, the token covers no domain."""
     subject = verifier(issuer, domains_claim="d")
     principal = await subject.verify(signers["ES256"].sign(issuer.claims(**claims)))
     assert principal.grant.domains == expected
@@ -159,7 +159,7 @@ async def test_domains_are_in_their_claim(
 async def test_workflow_prefixes_are_in_their_claim(
     issuer: Issuing, signers: dict[str, Signer], claims: dict[str, object], expected: tuple[str, ...]
 ) -> None:
-    """Where a claim is set and a token does not have it, it covers no workflow; an empty name grants nothing."""
+    """If a claim for prefixes is set, a token without it covers no workflow, and an empty prefix grants nothing."""
     given = {"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE, "oidc_prefixes_claim": "p"}
     subject = TokenVerifier(Issuer(issuer.url), terms_of(read_settings(given)))
     principal = await subject.verify(signers["ES256"].sign(issuer.claims(**claims)))
@@ -169,13 +169,13 @@ async def test_workflow_prefixes_are_in_their_claim(
 
 
 async def test_one_of_several_audiences_will_do(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """The list must contain this one."""
+    """A token with several audiences is valid if one of them is this service."""
     token = signers["ES256"].sign(issuer.claims(aud=["another", AUDIENCE]))
     assert isinstance(await verifier(issuer).verify(token), Principal)
 
 
 async def test_without_a_key_id_the_only_key_counts(issuer: Issuing) -> None:
-    """One key for the algorithm will do; of two, nobody can say which."""
+    """A token without a key id is valid if one key has its algorithm; with two such keys it is refused."""
     nameless = Signer(None, "ES256")
     token = nameless.sign(issuer.claims())
     issuer.signers = [Signer("rsa", "RS256"), nameless]
@@ -189,7 +189,7 @@ async def test_without_a_key_id_the_only_key_counts(issuer: Issuing) -> None:
 
 @pytest.mark.parametrize("name", ["exp", "iss", "aud", "sub"])
 async def test_what_must_be_present(issuer: Issuing, signers: dict[str, Signer], name: str) -> None:
-    """A token without it is refused, and the reason names it."""
+    """A token without a required claim is refused, and the reason names the claim."""
     said = await refusal(verifier(issuer), signers["ES256"].sign(issuer.claims(**{name: None})))
     assert name in said
 
@@ -215,7 +215,7 @@ async def test_what_must_be_present(issuer: Issuing, signers: dict[str, Signer],
 async def test_claims_that_do_not_count(
     issuer: Issuing, signers: dict[str, Signer], claims: dict[str, Any], said: str
 ) -> None:
-    """Signed by the right key, and still refused."""
+    """A token with wrong claims is refused although the right key signed it."""
     whole = issuer.claims() | claims
     header = {"alg": "ES256", "kid": signers["ES256"].kid}
     signed = by_hand(header, whole).rpartition(b".")[0]
@@ -227,7 +227,7 @@ async def test_claims_that_do_not_count(
 async def test_an_end_beyond_all_calendars_is_far_away(
     issuer: Issuing, signers: dict[str, Signer], exp: float
 ) -> None:
-    """A number that no clock reaches breaks nothing."""
+    """An expiry beyond every calendar date is accepted without an error."""
     clock = Clock()
     subject = verifier(issuer, clock)
     try:
@@ -237,7 +237,7 @@ async def test_an_end_beyond_all_calendars_is_far_away(
 
 
 async def test_clocks_may_differ_by_the_leeway(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """30 seconds after its end, or before its beginning, a token counts; a second more, and it does not."""
+    """A token is valid up to 30 seconds before its beginning and after its end, and no longer."""
     clock = Clock()
     subject = verifier(issuer, clock)
     now = int(clock.now)
@@ -250,7 +250,7 @@ async def test_clocks_may_differ_by_the_leeway(issuer: Issuing, signers: dict[st
 
 
 async def test_another_algorithm_than_the_keys_is_refused(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """A public key is no secret for HMAC; `none` signs nothing; an algorithm belongs to a type of key."""
+    """A token is refused if its algorithm does not fit its key's type: HMAC with a public key, `none`, another."""
     subject = verifier(issuer)
     public = signers["RS256"].key.public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -269,7 +269,7 @@ async def test_another_algorithm_than_the_keys_is_refused(issuer: Issuing, signe
 
 
 async def test_an_algorithm_that_is_not_set_is_refused(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """Although the key is the issuer's, and the signature right."""
+    """A token with an algorithm outside the setting is refused, although key and signature are right."""
     subject = verifier(issuer, algorithms=frozenset({"EdDSA"}))
     assert "algorithm" in await refusal(subject, signers["RS256"].sign(issuer.claims()))
     assert isinstance(await subject.verify(signers["EdDSA"].sign(issuer.claims())), Principal)
@@ -281,14 +281,14 @@ async def test_an_algorithm_that_is_not_set_is_refused(issuer: Issuing, signers:
     ids=str,
 )
 async def test_a_key_for_something_else_does_not_count(issuer: Issuing, listed: dict[str, object]) -> None:
-    """A key is used for what the issuer lists it for."""
+    """A key that the issuer lists for another use or algorithm does not count."""
     signer = Signer("k", "RS256", **listed)
     issuer.signers = [signer, Signer("other", "ES256")]
     assert "does not list" in await refusal(verifier(issuer), signer.sign(issuer.claims()))
 
 
 async def test_a_weak_key_does_not_count(issuer: Issuing) -> None:
-    """RSA has 2,048 bits at least (RFC 7518)."""
+    """An RSA key below 2,048 bits does not count (RFC 7518)."""
     from tests.access.issuing import rsa_key  # noqa: PLC0415
 
     weak = Signer("k", "RS256", rsa_key(1024))
@@ -299,7 +299,7 @@ async def test_a_weak_key_does_not_count(issuer: Issuing) -> None:
 
 
 async def test_a_wrong_signature_is_refused(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """One of another key under the same id, one of other claims, and one that was cut."""
+    """A signature by another key of the same id, over other claims, or truncated is refused."""
     subject = verifier(issuer)
     for algorithm, signer in signers.items():
         forged = Signer(signer.kid, algorithm).sign(issuer.claims())
@@ -314,13 +314,13 @@ async def test_a_wrong_signature_is_refused(issuer: Issuing, signers: dict[str, 
 async def test_critical_header_fields_are_refused(
     issuer: Issuing, signers: dict[str, Signer], extra: dict[str, object]
 ) -> None:
-    """This service knows none (RFC 7515, section 4.1.11)."""
+    """A token with critical header fields is refused, as the service knows none (RFC 7515, section 4.1.11)."""
     token = by_hand({"alg": "ES256", "kid": signers["ES256"].kid} | extra, issuer.claims())
     assert "critical" in await refusal(verifier(issuer), token)
 
 
 async def test_keys_in_the_header_do_not_count(issuer: Issuing) -> None:
-    """Nor do addresses of keys: nobody fetches what a token names."""
+    """Keys or key URLs in a token's header are ignored: the service fetches nothing that a token names."""
     attacker = Signer("mine", "RS256")
     header = {"jwk": attacker.jwk, "jku": "http://127.0.0.1:1/keys", "x5u": "http://127.0.0.1:1/"}
     assert "does not list" in await refusal(verifier(issuer), attacker.sign(issuer.claims(), **header))
@@ -342,12 +342,12 @@ async def test_keys_in_the_header_do_not_count(issuer: Issuing) -> None:
     ids=lambda token: token[:12].decode(),
 )
 async def test_what_is_no_token_is_refused(issuer: Issuing, token: bytes) -> None:
-    """Without an error of another kind."""
+    """Text that is not a token is refused without any other exception."""
     assert await refusal(verifier(issuer), token)
 
 
 async def test_a_token_has_8_kib_at_most(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """A longer one is refused before anything is done with it."""
+    """A token above 8 KiB is refused before it is parsed."""
     subject = verifier(issuer)
     assert "longer than 8,192 bytes" in await refusal(subject, signers["RS256"].sign(issuer.claims(more="x" * 7000)))
     assert issuer.requests == 0
@@ -358,7 +358,7 @@ async def test_a_token_has_8_kib_at_most(issuer: Issuing, signers: dict[str, Sig
 
 
 async def test_a_token_is_remembered_for_five_minutes_at_most(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """Or until it ends."""
+    """A verified token is remembered for five minutes, or until it expires if that is sooner."""
     clock = Clock()
     subject = verifier(issuer, clock)
     token = signers["ES256"].sign(issuer.claims())
@@ -376,7 +376,7 @@ async def test_a_token_is_remembered_for_five_minutes_at_most(issuer: Issuing, s
 async def test_the_number_of_tokens_is_bounded(
     issuer: Issuing, signers: dict[str, Signer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest goes first, and is verified again."""
+    """The number of remembered tokens is bounded; the oldest is dropped first, and verified again when used."""
     monkeypatch.setattr(tokens, "REMEMBERED", 3)
     subject = verifier(issuer)
     made = [signers["EdDSA"].sign(issuer.claims(sub=f"n{number}")) for number in range(5)]
@@ -386,7 +386,7 @@ async def test_the_number_of_tokens_is_bounded(
 
 
 async def test_keys_that_vanish_stop_counting_at_once(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """With the fetch that no longer finds them; tokens by other keys stay remembered, whatever a key is called."""
+    """Once a fetch lacks a key, its tokens are refused; tokens of other keys stay remembered, whatever the ids."""
     endpoint = Issuer(issuer.url)
     subject = TokenVerifier(endpoint, TokenTerms(audience=AUDIENCE, algorithms=ALL))
     leaked, good = signers["RS256"].sign(issuer.claims()), signers["ES256"].sign(issuer.claims())
@@ -403,7 +403,7 @@ async def test_keys_that_vanish_stop_counting_at_once(issuer: Issuing, signers: 
 
 
 async def test_the_guard_knows_tokens_beside_keys(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """The first time it has to wait; from then on it knows at once."""
+    """The guard accepts tokens and keys; the first use of a token waits for its verification, later ones do not."""
     guard = Guard(Posture.REQUIRED, KeyCache("postgresql://127.0.0.1:1/x"), verifier(issuer))
     authorization = b"Bearer " + signers["ES256"].sign(issuer.claims())
     assert guard.known(authorization) is None
@@ -418,7 +418,7 @@ async def test_the_guard_knows_tokens_beside_keys(issuer: Issuing, signers: dict
 
 
 async def test_many_at_once_cause_one_fetch(issuer: Issuing, signers: dict[str, Signer]) -> None:
-    """Whoever comes meanwhile waits for the same one."""
+    """Tokens that arrive during a fetch of keys wait for it and cause no second one."""
     issuer.delay = 0.05
     subject = verifier(issuer)
     made = [signers["EdDSA"].sign(issuer.claims(sub=f"n{number}")) for number in range(20)]
@@ -428,7 +428,7 @@ async def test_many_at_once_cause_one_fetch(issuer: Issuing, signers: dict[str, 
 
 
 def test_terms_are_those_that_are_set() -> None:
-    """By default: every algorithm but HMAC, the claim `scope`, every domain, 30 seconds."""
+    """The defaults allow every algorithm but HMAC, the claim `scope`, every domain, and 30 seconds of leeway."""
     settings = read_settings({"oidc_issuer": "https://i.example", "oidc_audience": "a"})
     assert terms_of(settings) == TokenTerms(audience="a", algorithms=ALL)
     other = terms_of(

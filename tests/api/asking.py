@@ -1,4 +1,4 @@
-"""Requests to an ASGI application, by its messages: to the rooms around FastAPI, one at a time."""
+"""Requests to an ASGI application, written as its messages, for tests of one layer around FastAPI at a time."""
 
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
@@ -9,40 +9,40 @@ from app.api.asgi import App, Headers
 
 @dataclass
 class Answered:
-    """What an application sent."""
+    """An application's answer."""
 
     messages: list[MutableMapping[str, Any]] = field(default_factory=list)
     scope: dict[str, Any] = field(default_factory=dict)
 
     @property
     def status(self) -> int:
-        """The status."""
+        """The status of the answer."""
         return int(self.messages[0]["status"])
 
     @property
     def headers(self) -> Headers:
-        """The headers."""
+        """The headers of the answer."""
         return [(bytes(name), bytes(value)) for name, value in self.messages[0]["headers"]]
 
     @property
     def bodies(self) -> list[bytes]:
-        """The pieces of the body."""
+        """The body in the pieces in which the application sent it."""
         return [bytes(message.get("body", b"")) for message in self.messages[1:]]
 
     @property
     def body(self) -> bytes:
-        """The body."""
+        """The whole body."""
         return b"".join(self.bodies)
 
     def header(self, name: str) -> str | None:
-        """The header of that name."""
+        """The value of the header with that name."""
         return next((value.decode() for key, value in self.headers if key == name.encode()), None)
 
 
 async def ask(
     app: App, method: str, target: str, headers: Iterable[tuple[str, str]] = (), body: Iterable[bytes] = (b"",)
 ) -> Answered:
-    """One request; the body comes in these pieces, and after it the client is gone."""
+    """Send one request with its body in these pieces; after the last piece the client disconnects."""
     path, _, query = target.partition("?")
     pieces = list(body)
     messages: list[MutableMapping[str, Any]] = [

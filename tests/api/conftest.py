@@ -18,21 +18,21 @@ from tests.databases import new_database
 
 @asynccontextmanager
 async def service_on(database_url: str, **given: object) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a service on that database; `given` are more of its settings."""
+    """A client of a service on that database; `given` holds further settings."""
     async with application(read_settings({"database_url": database_url, "pool_size": 4, **given})) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 async def shared() -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a service that the tests of a module share: for those that are refused, or only read."""
+    """A client of a service that all tests of a module share: for tests whose requests are refused or only read."""
     async with new_database() as url, service_on(url) as client:
         yield client
 
 
 @pytest.fixture
 def unreachable_url() -> Iterator[str]:
-    """The address of a database that nobody listens at."""
+    """The address of a database at which nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening: connections are refused for as long as this lives
         yield f"postgresql://nobody@127.0.0.1:{taken.getsockname()[1]}/nothing"
@@ -51,19 +51,19 @@ class Access(logging.Handler):
         self._lines.put_nowait((correlation_id.get(), said["method"], said["path"], said["status"]))
 
     def forget(self) -> None:
-        """Drop the lines that are not fetched yet."""
+        """Drop the lines that no test has fetched yet."""
         while not self._lines.empty():
             self._lines.get_nowait()
 
     async def next(self) -> tuple[str | None, str, str, int]:
-        """The next line that is not fetched yet."""
+        """The oldest line that no test has fetched yet."""
         async with asyncio.timeout(PATIENCE):
             return await self._lines.get()
 
 
 @pytest.fixture(scope="module")
 async def served() -> AsyncIterator[Served]:
-    """The service behind uvicorn that the tests of a module share."""
+    """A service behind uvicorn, shared by the tests of a module."""
     async with new_database() as url:
         served = Served(url)
         async with served.running():
@@ -72,7 +72,7 @@ async def served() -> AsyncIterator[Served]:
 
 @pytest.fixture(scope="module")
 async def plain() -> AsyncIterator[Plain]:
-    """The service within the process that they share."""
+    """A service within the test process, shared by the tests of a module."""
     async with new_database() as url:
         plain = Plain(url)
         async with plain.running():
@@ -81,7 +81,7 @@ async def plain() -> AsyncIterator[Plain]:
 
 @pytest.fixture
 async def hot(served: Served) -> Served:
-    """The service behind uvicorn, with one entity, one workflow, and no connection."""
+    """The service behind uvicorn, with one entity and one workflow, and without an open connection."""
     await served.has_no_connection()
     await served.reset()
     served.untouched = False
@@ -91,7 +91,7 @@ async def hot(served: Served) -> Served:
 
 @pytest.fixture
 async def in_process(plain: Plain) -> Plain:
-    """The service within the process, with the same."""
+    """The service within the test process, with one entity and one workflow."""
     await plain.reset()
     plain.untouched = False
     return plain
@@ -106,7 +106,7 @@ async def raw(hot: Served) -> AsyncIterator[Client]:
 
 @pytest.fixture
 def access(hot: Served, caplog: pytest.LogCaptureFixture) -> Iterator[Access]:
-    """The access log, from when the service is as it should be."""
+    """The access log, empty, from the moment the service is idle."""
     handler = Access()
     logger = logging.getLogger("app.access")
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Who may call what: every operation of the document with every kind of caller, on both ways through the service."""
+"""Rights to make calls: every operation of the document with every kind of caller, on both paths of the service."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ FILTERED = {"listWorkflows", "getEvent"}
 
 @dataclass
 class Guarded:
-    """A service that asks for keys, and the keys."""
+    """A service that requires keys, and the keys."""
 
     url: str
     app: main.Application
@@ -94,12 +94,12 @@ async def guarded() -> AsyncIterator[Guarded]:
 
 
 def unknown_key() -> str:
-    """A key of the right form that nobody has made."""
+    """A well-formed key that the service never issued."""
     return make(bytes).text
 
 
 def bearer(service: Guarded, name: str) -> dict[str, str]:
-    """The header of a caller with this key."""
+    """The header of a caller that sends this key."""
     return {"Authorization": f"Bearer {service.keys[name]}"}
 
 
@@ -109,7 +109,7 @@ OPERATIONS = {
 
 
 def needed(operation: Json) -> str | None:
-    """The scope that the document names; None for an open operation."""
+    """The scope that the document names for an operation; None for an open one."""
     security = operation["security"]
     if not security:
         return None
@@ -118,7 +118,7 @@ def needed(operation: Json) -> str | None:
 
 
 def expected(operation: Json, caller: str) -> int | None:
-    """The status that a caller gets by the document; None for one that is let in."""
+    """The status that the document promises this caller; None if the caller is let in."""
     scope = needed(operation)
     if scope is None or caller == "right":
         return None
@@ -133,7 +133,7 @@ def expected(operation: Json, caller: str) -> int | None:
 @pytest.mark.parametrize("way", ["hot", "usual"])
 @pytest.mark.parametrize("operation_id", sorted(OPERATIONS))
 async def test_a_call_is_for_those_with_its_right(guarded: Guarded, operation_id: str, way: str) -> None:
-    """Each kind of caller gets the status that follows from the declared scope, as the contract words it."""
+    """Each kind of caller gets the status that follows from the call's declared scope, worded as in the contract."""
     path, method, operation = OPERATIONS[operation_id]
     for placeholder, value in FILLED.items():
         path = path.replace(placeholder, value)
@@ -153,7 +153,7 @@ async def test_a_call_is_for_those_with_its_right(guarded: Guarded, operation_id
 
 
 def check_refusal(answer: httpx.Response, caller: str, scope: str | None) -> None:
-    """Whether a refusal is worded as RFC 6750 and the contract say."""
+    """Check that a refusal is worded as RFC 6750 and the contract require."""
     problem = answer.json()
     said = answer.headers["www-authenticate"]
     assert answer.headers["content-type"] == "application/problem+json"
@@ -168,14 +168,14 @@ def check_refusal(answer: httpx.Response, caller: str, scope: str | None) -> Non
 
 
 def test_every_route_declares_what_it_needs(guarded: Guarded) -> None:
-    """A route without a scope, or with two, is a mistake; the open ones are those that the door lets everybody to."""
+    """Each route declares exactly one scope; the routes without a scope are exactly the open paths of the guard."""
     found = {route.path_format: needs for route, needs in declared(guarded.app)}
     assert [path for path, needs in found.items() if len(needs) != 1] == []
     assert {path for path, [needs] in found.items() if needs.scope is None} == OPEN_PATHS
 
 
 def test_the_document_names_the_schemes() -> None:
-    """The document has the scheme of keys, and with an issuer that of OpenID Connect as well."""
+    """The document lists the security scheme for keys and, where an issuer is set, the one of OpenID Connect too."""
     assert list(document()["components"]["securitySchemes"]) == ["key"]
     with_issuer = read_settings(
         {"database_url": "postgresql:///", "oidc_issuer": "https://id.example/realm", "oidc_audience": "pqs"}
@@ -188,14 +188,14 @@ def test_the_document_names_the_schemes() -> None:
 
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/nothing", "/v1/entities/lookup"])
 async def test_what_is_no_operation_needs_a_caller(guarded: Guarded, path: str) -> None:
-    """Pages and unknown paths are for those with a key, whatever its rights."""
+    """Pages and unknown paths require a valid key, whatever its scopes."""
     assert (await guarded.hot.get(path)).status_code == 401
     key = bearer(guarded, "right entities:read")
     assert (await guarded.hot.get(path, headers=key)).status_code in {200, 404, 405}
 
 
 async def test_readiness_is_told_bare(guarded: Guarded) -> None:
-    """Everybody hears that the service is ready; the revision is for operators. A bad key changes nothing."""
+    """Everybody learns whether the service is ready; only operators see the revision. Invalid keys change nothing."""
     assert (await guarded.hot.get("/readyz")).json() == {"status": "ready"}
     assert (await guarded.hot.get("/readyz", headers=bearer(guarded, "unknown"))).json() == {"status": "ready"}
     told = await guarded.hot.get("/readyz", headers=bearer(guarded, "right operations:read"))
@@ -203,7 +203,7 @@ async def test_readiness_is_told_bare(guarded: Guarded) -> None:
 
 
 async def test_a_token_in_the_query_is_refused(guarded: Guarded) -> None:
-    """A URL is written to logs: a token there is no token, beside a good key as well."""
+    """A token in the query string never counts, even beside a valid key: URLs are written to logs."""
     url = f"/v1/state-counts?access_token={guarded.keys['everything']}"
     answer = await guarded.hot.get(url, headers=bearer(guarded, "everything"))
     assert answer.status_code == 401
@@ -211,7 +211,7 @@ async def test_a_token_in_the_query_is_refused(guarded: Guarded) -> None:
 
 
 async def test_two_authorizations_are_refused(guarded: Guarded) -> None:
-    """Of two Authorization fields nobody can say which counts."""
+    """A request with two Authorization fields is refused, as it is unclear which one counts."""
     one = ("Authorization", f"Bearer {guarded.keys['everything']}")
     for client in (guarded.hot, guarded.usual):
         assert (await client.get(f"/v1/entities/{NODE}", headers=[one, one])).status_code == 401
@@ -226,7 +226,7 @@ ELSEWHERE = [
 @pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("way", ["hot", "usual"])
 async def test_an_array_of_foreign_domains_is_refused_whole(guarded: Guarded, way: str, dry_run: bool) -> None:
-    """One event of another domain: 403 with its pointer, and nothing is applied."""
+    """An array with one event of a foreign domain gets 403 with that event's pointer, and no event is applied."""
     client: httpx.AsyncClient = getattr(guarded, way)
     url = "/v1/events" + ("?dry_run=true" if dry_run else "")
     answer = await client.post(url, json=ELSEWHERE, headers=bearer(guarded, "team"))
@@ -237,7 +237,7 @@ async def test_an_array_of_foreign_domains_is_refused_whole(guarded: Guarded, wa
 
 
 async def test_a_line_of_a_foreign_domain_is_left_out(guarded: Guarded) -> None:
-    """In a stream the outcome of such a line is `forbidden`, and the others are applied."""
+    """In a stream, a line of a foreign domain has the outcome `forbidden`; the other lines are applied."""
     events = [each | {"entity_id": str(node(8))} for each in ELSEWHERE]
     lines = "".join(json.dumps(each) + "\n" for each in events)
     headers = bearer(guarded, "team") | {"Content-Type": NDJSON}
@@ -266,7 +266,7 @@ def cloudevent(domain: str) -> Json:
 
 @pytest.mark.parametrize("mode", ["structured", "batch", "binary"])
 async def test_a_cloudevent_of_a_foreign_domain_is_refused(guarded: Guarded, mode: str) -> None:
-    """In each mode of CloudEvents the domain counts."""
+    """A CloudEvent of a foreign domain is refused in each mode of CloudEvents."""
     event = cloudevent("elsewhere")
     body: Any = event
     headers = {"Content-Type": "application/cloudevents+json"}
@@ -298,7 +298,7 @@ async def test_a_cloudevent_of_a_foreign_domain_is_refused(guarded: Guarded, mod
     ],
 )
 async def test_a_foreign_domain_is_not_read(guarded: Guarded, path: str) -> None:
-    """403 for a domain that holds rows as for one that holds none, before a cursor is looked at."""
+    """A read of a foreign domain gets 403 whether or not the domain holds rows, and before its cursor is checked."""
     sign = "&" if "?" in path else "?"
     for domain in ("elsewhere", "nowhere"):
         answer = await guarded.hot.get(f"{path}{sign}domain={domain}", headers=bearer(guarded, "team"))
@@ -308,7 +308,7 @@ async def test_a_foreign_domain_is_not_read(guarded: Guarded, path: str) -> None
 
 
 async def test_a_list_of_workflows_has_those_of_the_prefixes(guarded: Guarded) -> None:
-    """A caller sees its own workflows in the list, page by page, and no others."""
+    """A caller finds only the workflows of its own prefixes in the list, page by page."""
 
     async def listed(name: str) -> list[str]:
         path, found = "/v1/workflows?limit=1", []
@@ -324,7 +324,7 @@ async def test_a_list_of_workflows_has_those_of_the_prefixes(guarded: Guarded) -
 
 @pytest.mark.parametrize("way", ["hot", "usual"])
 async def test_a_fast_caller_is_told_to_wait(way: str) -> None:
-    """Past the burst: 429, with the seconds to wait and what the limit is. Arrays and lookups count by their size."""
+    """Past its burst a caller gets 429 with the wait and its limit. Arrays and lookups cost by their size."""
     async with new_database() as url:
         database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=5))
         slow = EVERYTHING | {"rate": 0.001, "burst": 2.0}
@@ -378,7 +378,7 @@ WEIGHTS: list[tuple[str, str, Json, float]] = [
 async def test_a_call_weighs_what_it_costs(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch, method: str, path: str, more: Json, weight: float
 ) -> None:
-    """A point call and a list that an index finds one unit, an array and a lookup by their size, a walk 20."""
+    """A point call or an indexed list costs one unit, an array or a lookup its size, a full scan 20."""
     limits = guarded.app.state.service.access.limits
     taken: list[float] = []
     take = limits.take
@@ -397,7 +397,7 @@ async def test_a_call_weighs_what_it_costs(
 
 
 async def test_a_list_of_some_prefixes_weighs_as_a_walk(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may read many more workflows than it returns."""
+    """A list of workflows by prefixes costs as much as a full scan: it may read many more rows than it returns."""
     limits = guarded.app.state.service.access.limits
     taken: list[float] = []
     monkeypatch.setattr(limits, "take", lambda _principal, weight=1.0: taken.append(weight))
@@ -406,7 +406,7 @@ async def test_a_list_of_some_prefixes_weighs_as_a_walk(guarded: Guarded, monkey
 
 
 async def test_a_proxy_in_front_is_refused_on_loopback(shared: httpx.AsyncClient) -> None:
-    """A service that trusts this machine does not answer to a proxy, on any path, hot or not."""
+    """A service in the posture `loopback` refuses requests through a proxy, on hot paths and all others."""
     for path in (f"/v1/entities/{NODE}", "/livez", "/nothing"):
         for name in ("X-Forwarded-For", "Forwarded", "X-Forwarded-Proto"):
             answer = await shared.get(path, headers={name: "192.0.2.1"})
@@ -419,8 +419,8 @@ async def test_a_proxy_in_front_is_refused_on_loopback(shared: httpx.AsyncClient
     [("192.0.2.7", "192.0.2.1"), ("::", "::1"), ("127.0.0.1", "192.0.2.1"), ("10.1.1.1", "10.1.1.1")],
 )
 async def test_no_server_opens_a_trusting_service_to_others(database_url: str, server: str, client: str) -> None:
-    """Another ASGI server than our own may listen anywhere: requests from beyond this machine get 403 on every path,
-    hot or not, where nobody is asked for a key."""
+    """Other ASGI servers than our own may listen on any address. Where no key is required, requests from other
+    machines get 403 on every path, hot or not."""
     app = main.create_app(read_settings({"database_url": database_url, "pool_size": 1}))
 
     async def reached(scope: Any, receive: Any, send: Any) -> None:
@@ -437,13 +437,13 @@ async def test_no_server_opens_a_trusting_service_to_others(database_url: str, s
 
 
 async def test_a_proxy_in_front_is_welcome_where_keys_are_asked_for(guarded: Guarded) -> None:
-    """With keys, it does not matter who passes a request on."""
+    """Where keys are required, requests through a proxy are accepted."""
     headers = bearer(guarded, "everything") | {"X-Forwarded-For": "192.0.2.1"}
     assert (await guarded.hot.get(f"/v1/entities/{NODE}", headers=headers)).status_code == 200
 
 
 async def test_no_secret_is_logged_or_answered(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
-    """At debug, no part of a secret is in the log, and none in an answer; the caller's name is."""
+    """Even at debug level, neither the log nor an answer has any part of a secret; the log has the caller's name."""
     with caplog.at_level(logging.DEBUG):
         for name in ("everything", "mistyped", "unknown", "expired", "revoked", "wrong scope entities:read"):
             for client in (guarded.hot, guarded.usual):
@@ -461,7 +461,7 @@ async def test_no_secret_is_logged_or_answered(guarded: Guarded, caplog: pytest.
 async def test_the_log_has_caller_and_peer(
     guarded: Guarded, caplog: pytest.LogCaptureFixture, method: str, path: str, body: Json | None
 ) -> None:
-    """Of hot calls as of all others: who called, and from which address."""
+    """The access log names the caller and its address, for hot calls and for all others."""
     for client in (guarded.hot, guarded.usual):
         caplog.clear()
         with caplog.at_level(logging.INFO, "app.access"):
@@ -473,18 +473,18 @@ async def test_the_log_has_caller_and_peer(
 
 
 def secret_of(key: str) -> str:
-    """The part of a key that nobody may see."""
+    """The secret part of a key."""
     return key[15:58]
 
 
 async def test_a_preflight_needs_no_key(guarded: Guarded) -> None:
-    """A browser asks before it sends a key: OPTIONS is answered, and says nothing but the methods."""
+    """Browsers send preflights without a key: OPTIONS is answered without one, and tells only the methods."""
     answer = await guarded.hot.options("/v1/events")
     assert (answer.status_code, answer.headers["allow"]) == (204, "OPTIONS, POST")
 
 
 async def test_acts_are_in_the_audit_log(guarded: Guarded) -> None:
-    """A dead letter that is retried or removed is written down with who did it, and the list is paged."""
+    """Each retry or removal of a dead letter is in the audit log with its caller, and the log is read in pages."""
     database = Database(guarded.url, pool_size=1, statement_timeout=timedelta(seconds=5))
     pool = guarded.app.state.service.database
     await database.close()

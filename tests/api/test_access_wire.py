@@ -1,4 +1,4 @@
-"""What an attacker tries over a connection: rights borrowed from a request before, from another field, or by form."""
+"""Attacks over a connection: rights taken from an earlier request or another field, or by an odd form of request."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ HOST = "Host: localhost"
 
 @dataclass
 class Attacked:
-    """A service with a row and a workflow, the key that covers them, and a key for another domain and prefix."""
+    """A service with a row and a workflow, a key that covers both, and a key for another domain and prefix."""
 
     service: Listening
     app: Any
@@ -40,7 +40,7 @@ class Attacked:
 
 @pytest.fixture(scope="module")
 async def attacked() -> AsyncIterator[Attacked]:
-    """A service in the posture `required`, over real connections."""
+    """A service in the posture `required`, reached over real connections."""
     async with new_database() as url:
         database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=5))
         given: Json = {"scopes": tuple(Scope), "rate": None, "burst": None}
@@ -62,7 +62,7 @@ async def attacked() -> AsyncIterator[Attacked]:
 def request(
     method: str, target: str, key: str | None, body: object = None, *fields: str, media: str = "application/json"
 ) -> bytes:
-    """A request as a client sends it."""
+    """A request in bytes, as a client sends it."""
     lines = [f"{method} {target} HTTP/1.1", HOST, *fields]
     if key is not None:
         lines.append(f"Authorization: Bearer {key}")
@@ -74,7 +74,7 @@ def request(
 
 
 async def status(client: Client, sent: bytes) -> int:
-    """The status of the answer, which shows nothing of the row unless it is 200."""
+    """The status of the answer; also checks that no answer but a 200 shows anything of the row."""
     await client.send(sent)
     answer = await client.answer()
     assert answer.status in {200, 201} or SECRET.encode() not in answer.body
@@ -83,7 +83,7 @@ async def status(client: Client, sent: bytes) -> int:
 
 @pytest.mark.parametrize("ahead", [ENTITY, f"{ENTITY}?domain=registration", WORKFLOW])
 async def test_nobody_borrows_the_key_of_a_request_before(attacked: Attacked, ahead: str) -> None:
-    """Behind good requests of its connection, in one packet, each request is judged by its own fields."""
+    """Each request is judged by its own fields, even in one packet behind authorized requests of its connection."""
     good = request("GET", ahead, attacked.full)
     event = event_json("registration.initiated", 1, entity_id=node(9))
     mistyped = attacked.full[:-1] + ("0" if attacked.full[-1] != "0" else "1")
@@ -108,7 +108,7 @@ async def test_nobody_borrows_the_key_of_a_request_before(attacked: Attacked, ah
 
 
 async def test_a_key_counts_only_where_it_belongs(attacked: Attacked) -> None:
-    """In one Authorization field of the request's head, and nowhere else; no odd form of a request helps."""
+    """A key counts only in a single Authorization field of the request's head, whatever odd form the request has."""
     key, target = attacked.full, ENTITY
     bearer = f"Authorization: Bearer {key}"
     trailer = f"2\r\n[]\r\n0\r\n{bearer}\r\n\r\n".encode()
@@ -180,8 +180,8 @@ THEIRS = EVENT | {"domain": "registration"}
 async def test_no_form_of_an_event_gets_around_its_domain(
     attacked: Attacked, body: object, media: str, fields: tuple[str, ...]
 ) -> None:
-    """Whatever form says so: an event of a domain that the key does not cover is refused, dry or not, and no event
-    beside it is written."""
+    """An event of a domain that the key does not cover is refused in every form, dry run or not, and none of the
+    events sent with it is written."""
     async with attacked.service.connect() as client:
         for target in ("/v1/events", "/v1/events?dry_run=true"):
             sent = request("POST", target, attacked.foreign, body, *fields, media=media)
@@ -193,7 +193,7 @@ async def test_no_form_of_an_event_gets_around_its_domain(
 
 
 async def test_a_cursor_of_another_domain_opens_nothing(attacked: Attacked) -> None:
-    """What a caller with more rights got does not widen those of one with fewer."""
+    """A cursor issued to a caller with more rights does not extend the rights of a caller with fewer."""
     async with attacked.service.connect() as client:
         await client.send(request("GET", "/v1/changes?after=start&limit=1", attacked.full))
         feed = json.loads((await client.answer()).body)["next"]
@@ -218,7 +218,7 @@ async def test_a_cursor_of_another_domain_opens_nothing(attacked: Attacked) -> N
 
 
 async def test_a_connection_keeps_the_key_that_was_found(attacked: Attacked, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its digest is made once, although other fields change; another key is looked up."""
+    """A connection computes a key's digest once, even if other fields change; it looks a different key up."""
     made: list[bytes] = []
 
     def watched(text: bytes) -> bytes | None:
@@ -242,7 +242,7 @@ async def test_a_connection_keeps_the_key_that_was_found(attacked: Attacked, mon
 async def test_a_refused_request_is_logged_with_its_peer(
     attacked: Attacked, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that cannot be read, too."""
+    """Even a request that cannot be parsed is logged with its client's address."""
     with caplog.at_level(logging.INFO, "app.access"):
         async with attacked.service.connect() as client:
             assert await status(client, b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n") == 501

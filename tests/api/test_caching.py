@@ -1,4 +1,4 @@
-"""What answers say to caches and browsers."""
+"""Caching headers and page policies of answers, for caches and browsers."""
 
 import pytest
 
@@ -18,7 +18,7 @@ JSON: Headers = [(b"content-type", b"application/json")]
     ],
 )
 def test_every_answer_says_whether_it_may_be_kept(headers: Headers, expected: bytes) -> None:
-    """Beside an ETag an answer may be kept and is asked about each time; without one it is not kept."""
+    """An answer with an ETag may be cached and is revalidated each time; an answer without one is not cached."""
     lacking = dict(caching(headers))
     assert lacking == {
         b"cache-control": expected,
@@ -29,7 +29,7 @@ def test_every_answer_says_whether_it_may_be_kept(headers: Headers, expected: by
 
 
 def test_what_an_answer_says_itself_stays() -> None:
-    """A page's own lifetime and policy are not touched."""
+    """The lifetime and policy that a page sets itself are left unchanged."""
     own: Headers = [
         (b"cache-control", b"max-age=60"),
         (b"content-security-policy", b"default-src 'self'"),
@@ -39,7 +39,7 @@ def test_what_an_answer_says_itself_stays() -> None:
 
 
 def test_a_page_of_ours_has_the_policy_that_it_brings() -> None:
-    """HTML is only sent by pages of the service; a policy of nothing would leave them blank."""
+    """Only pages of the service send HTML, and keep their own policy: the default would leave them blank."""
     assert dict(caching([(b"content-type", b"text/html; charset=utf-8")])).keys() == {
         b"cache-control",
         b"x-content-type-options",

@@ -1,4 +1,4 @@
-"""GET /v1/changes: long polls, lines, server-sent events, snapshots, and what is refused."""
+"""GET /v1/changes: long polls, NDJSON lines, server-sent events, snapshots and refusals."""
 
 import asyncio
 import json
@@ -38,14 +38,14 @@ FIELDS = {
 
 
 async def follow(client: httpx.AsyncClient, **query: Any) -> dict[str, Any]:
-    """A page."""
+    """One page of changes."""
     answer = await client.get(CHANGES, params=query)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
 async def test_a_registration_is_followed(client: httpx.AsyncClient) -> None:
-    """Each change with its state before and after, in order, and nothing after the last."""
+    """Each change comes with its state before and after, in order; nothing comes after the last change."""
     assert (await follow(client))["items"] == []
     assert (await client.post("/v1/events", json=life())).status_code == 200
     page = await follow(client)
@@ -66,7 +66,7 @@ async def test_a_registration_is_followed(client: httpx.AsyncClient) -> None:
 
 
 async def test_triggers_are_logged_and_heartbeats_are_not(client: httpx.AsyncClient) -> None:
-    """A trigger has one change, an ignored one too; a heartbeat and an ignored fact have none."""
+    """Each trigger logs one change, even if ignored; a heartbeat or an ignored fact logs none."""
     sent = ["node.introspected", "node.registration_acked", "node.heartbeat", "node.registration_acked"]
     for sequence, type_ in enumerate([*sent, "registration.accepted"], start=1):
         await client.post("/v1/events", json=event_json(type_, sequence))
@@ -80,7 +80,7 @@ async def test_triggers_are_logged_and_heartbeats_are_not(client: httpx.AsyncCli
 
 
 async def test_all_events_are_logged_where_that_is_set(database_url: str) -> None:
-    """With rows, too: each change has the row after it."""
+    """Where logging of all events and rows is on, each change carries the row after it."""
     async with service_on(database_url, changes="all", changes_rows=True) as client:
         await client.post("/v1/events", json=[*life(), event_json("node.heartbeat", 6)])
         items = (await follow(client, include="row"))["items"]
@@ -95,7 +95,7 @@ async def test_all_events_are_logged_where_that_is_set(database_url: str) -> Non
 
 
 async def test_a_poll_waits_for_the_next_change(client: httpx.AsyncClient) -> None:
-    """It is answered at once when something comes, and else at the end of its wait."""
+    """A long poll is answered at the next change, or else when its wait ends."""
     waiting = asyncio.create_task(follow(client, after="now", wait=20))
     await asyncio.sleep(0.3)
     began = time.monotonic()
@@ -108,7 +108,7 @@ async def test_a_poll_waits_for_the_next_change(client: httpx.AsyncClient) -> No
 
 
 async def test_filters_of_the_query(client: httpx.AsyncClient) -> None:
-    """By entity, state (before or after), node type and event type; another domain is apart."""
+    """Changes are filtered by entity, state (before or after), node type and event type; domains are separate."""
     await client.post("/v1/events", json=[*life(node(1)), *life(node(2), domain="edge")])
     queries: list[tuple[dict[str, Any], int]] = [
         ({"domain": "edge"}, 5),
@@ -126,7 +126,7 @@ async def test_filters_of_the_query(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_snapshot_is_followed_by_next_alone(client: httpx.AsyncClient) -> None:
-    """Rows by key in pages, then what came since."""
+    """Following `next` gives all rows by key in pages, and then the changes made since."""
     await client.post("/v1/events", json=[event for number in range(5) for event in life(node(number))])
     page = await follow(client, snapshot="true", limit=2)
     rows = list(page["items"])
@@ -155,14 +155,14 @@ async def test_a_snapshot_is_followed_by_next_alone(client: httpx.AsyncClient) -
     ],
 )
 async def test_what_is_wrong_with_a_query(shared: httpx.AsyncClient, query: dict[str, Any], pointer: str) -> None:
-    """422, and where; rows are refused where they are not logged."""
+    """A wrong parameter gets 422 with its place; rows are refused where the log does not hold them."""
     answer = await shared.get(CHANGES, params=query)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == pointer
 
 
 async def test_tokens_that_are_damaged_or_gone(client: httpx.AsyncClient, database_url: str) -> None:
-    """400 for a damaged one; 410 for one of another past, with the ways to begin anew; in any media type."""
+    """A damaged token gets 400; a token of a lost history gets 410 with the ways to restart, in any media type."""
     await client.post("/v1/events", json=life())
     token = (await follow(client, limit=2))["next"]
     accepts = [{"Accept": each} for each in ("application/json", "application/x-ndjson", "text/event-stream")]
@@ -189,7 +189,7 @@ async def test_tokens_that_are_damaged_or_gone(client: httpx.AsyncClient, databa
 
 
 async def test_a_log_that_is_off(database_url: str) -> None:
-    """501; nothing is written."""
+    """Where the log is off, the call gets 501 and no change is written."""
     async with service_on(database_url, changes="off") as client:
         await client.post("/v1/events", json=life())
         answer = await client.get(CHANGES)
@@ -200,7 +200,7 @@ async def test_a_log_that_is_off(database_url: str) -> None:
 
 
 async def test_too_many_followers(database_url: str) -> None:
-    """503 beyond PQS_FOLLOWERS, and room again when one has gone."""
+    """Followers beyond PQS_FOLLOWERS get 503, until a follower leaves."""
     async with service_on(database_url, followers=1) as client:
         waiting = asyncio.create_task(follow(client, after="now", wait=1))
         await asyncio.sleep(0.3)
@@ -211,7 +211,7 @@ async def test_too_many_followers(database_url: str) -> None:
 
 
 async def test_a_passed_deadline_and_a_rebase_are_logged(database_url: str) -> None:
-    """The sweep's changes are `swept`, with the service's own event."""
+    """Changes made by the sweep are marked `swept` and carry the service's own event."""
     async with service_on(database_url, sweep=True) as client:
         past = event_json("node.introspected", 1, occurred_at="2026-01-01T00:00:00Z")
         await client.post("/v1/events", json=past)
@@ -230,14 +230,14 @@ async def test_a_passed_deadline_and_a_rebase_are_logged(database_url: str) -> N
 async def served(
     tmp_path: Path, database_url: str, **settings: object
 ) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
-    """A service as a process, and a client of it."""
+    """A service in a process of its own, and a client of it."""
     with serving(tmp_path, database_url=database_url, **settings) as service:
         async with httpx.AsyncClient(base_url=service.url, timeout=20) as client:
             yield service, client
 
 
 async def events_of(lines: AsyncIterator[str], count: int) -> list[dict[str, str]]:
-    """So many server-sent events."""
+    """The next server-sent events of a stream, as many as asked for."""
     events: list[dict[str, str]] = []
     event: dict[str, str] = {}
     async for line in lines:
@@ -253,7 +253,7 @@ async def events_of(lines: AsyncIterator[str], count: int) -> list[dict[str, str
 
 
 async def test_server_sent_events(tmp_path: Path, database_url: str) -> None:
-    """A place at once, changes as they come, on from the last id; and an end at once when the service stops."""
+    """A stream sends its position at once, then each change, resumes from the last id, and ends with the service."""
     async with served(tmp_path, database_url) as (service, client):
         accept = {"Accept": "text/event-stream"}
         async with client.stream("GET", CHANGES, params={"after": "now"}, headers=accept) as stream:
@@ -279,7 +279,7 @@ async def test_server_sent_events(tmp_path: Path, database_url: str) -> None:
 
 
 async def test_lines(tmp_path: Path, database_url: str) -> None:
-    """A snapshot and what follows, a line each with its own token; from any of them it goes on."""
+    """A snapshot and the changes after it come as lines, each with a token from which a client can resume."""
     async with served(tmp_path, database_url) as (_, client):
         await client.post("/v1/events", json=life())
         accept = {"Accept": "application/x-ndjson"}
@@ -305,7 +305,7 @@ async def all_of(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
 
 
 async def test_who_hangs_up_is_no_follower_any_more(tmp_path: Path, database_url: str) -> None:
-    """A poll and a stream that are cut leave room at once."""
+    """A poll or a stream whose client disconnects frees its place at once."""
     async with served(tmp_path, database_url, followers=1) as (_, client):
         for headers in ({}, {"Accept": "text/event-stream"}):
             with pytest.raises(TimeoutError):
@@ -316,7 +316,7 @@ async def test_who_hangs_up_is_no_follower_any_more(tmp_path: Path, database_url
 
 
 async def test_two_processes_follow_each_other(tmp_path: Path, database_url: str) -> None:
-    """A change that one process commits is told by the other well before its next look."""
+    """A follower hears of a change committed by another process well before its own next poll of the database."""
     async with served(tmp_path, database_url) as (_, one):
         folder = tmp_path / "other"
         folder.mkdir()

@@ -1,7 +1,7 @@
-"""Ids that a client chooses so that they collide: no dictionary is keyed by them.
+"""Ids that a client chooses so that their hashes collide: no dictionary is keyed by ids.
 
 The hash of a UUID is its number modulo 2^61-1, so ids that differ by multiples of it share one, and a dictionary of n
-of them costs n² comparisons. Here UUIDs cannot be hashed at all, and every call that takes ids still answers.
+such ids costs n² comparisons. Here hashing a UUID raises an error, and every call that takes ids still answers.
 """
 
 from uuid import UUID
@@ -24,7 +24,7 @@ class HashedError(AssertionError):
 
 @pytest.fixture
 def unhashable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """UUIDs whose hash nobody may ask for."""
+    """UUIDs whose hash raises an error."""
     assert len({hash(each) for each in COLLIDING}) == 1
 
     def refuse(_self: UUID) -> int:
@@ -35,7 +35,7 @@ def unhashable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unhashable")
 async def test_no_id_is_the_key_of_a_dictionary(shared: httpx.AsyncClient) -> None:
-    """Arrays, dry runs, streams, single events, triggers, lookups and reads answer without the hash of a UUID."""
+    """Arrays, dry runs, streams, single events, triggers, lookups and reads are answered without hashing a UUID."""
     first, *others = COLLIDING
     events = [event_json("registration.initiated", 1, entity_id=each) for each in others]
     array = msgspec.json.encode(events)

@@ -1,4 +1,4 @@
-"""Events that are ahead of the database's clock, in every form of input."""
+"""Events ahead of the database's clock, in every form of input."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -12,19 +12,19 @@ AHEAD = timedelta(minutes=6)  # more than PQS_MAX_SKEW
 
 
 def initiated(by: timedelta, number: int = 1) -> Json:
-    """The begin of a registration whose node's clock is ahead by so much."""
+    """An event that begins a registration, with the time ahead of the clock by this much."""
     at = (datetime.now(UTC) + by).isoformat()
     return event_json("registration.initiated", 1, entity_id=node(number), occurred_at=at)
 
 
 @pytest.fixture(params=["direct", "usual"])
 def path(request: pytest.FixtureRequest) -> str:
-    """The address to which a single event goes without FastAPI, and one to which it goes by way of it."""
+    """An address for single events on the direct path, and one on FastAPI's path."""
     return "/v1/events" if request.param == "direct" else "/v1/events?dry_run=false"
 
 
 async def test_an_event_that_is_ahead_is_refused(client: httpx.AsyncClient, path: str) -> None:
-    """The answer is a 422 that names the field and the setting, and nothing is written."""
+    """An event ahead of the clock is a 422 that names the field and the setting, and writes nothing."""
     answer = await client.post(path, json=initiated(AHEAD))
     assert answer.status_code == 422
     [error] = answer.json()["errors"]
@@ -34,13 +34,13 @@ async def test_an_event_that_is_ahead_is_refused(client: httpx.AsyncClient, path
 
 
 async def test_an_event_that_is_a_little_ahead_is_taken(client: httpx.AsyncClient, path: str) -> None:
-    """Clocks differ: what is within the setting is applied."""
+    """An event ahead by no more than the setting is applied, as clocks differ."""
     answer = await client.post(path, json=initiated(timedelta(minutes=4)))
     assert answer.json()["outcome"] == "applied"
 
 
 async def test_a_heartbeat_that_is_ahead_is_refused(client: httpx.AsyncClient) -> None:
-    """The time that a heartbeat carries in its data counts as well."""
+    """A heartbeat is also refused for a time in its data that is ahead of the clock."""
     ahead = (datetime.now(UTC) + AHEAD).isoformat()
     await client.post("/v1/events", json=life())
     answer = await client.post("/v1/events", json=event_json("node.heartbeat", 9, data={"heartbeat_at": ahead}))
@@ -49,7 +49,7 @@ async def test_a_heartbeat_that_is_ahead_is_refused(client: httpx.AsyncClient) -
 
 
 async def test_an_array_names_its_events_that_are_ahead(client: httpx.AsyncClient) -> None:
-    """Each event of an array that is ahead is named by its index, and nothing of the array is applied."""
+    """Each event of an array that is ahead is named by its index, and no event of the array is applied."""
     events = [initiated(timedelta(0), 1), initiated(AHEAD, 2), initiated(timedelta(0), 3), initiated(AHEAD, 4)]
     answer = await client.post("/v1/events", json=events)
     assert answer.status_code == 422
@@ -58,7 +58,7 @@ async def test_an_array_names_its_events_that_are_ahead(client: httpx.AsyncClien
 
 
 async def test_a_line_that_is_ahead_is_invalid(client: httpx.AsyncClient) -> None:
-    """In a stream only the lines that are ahead are left out."""
+    """Of a stream, only the lines ahead of the clock are refused."""
     lines = "\n".join(httpx.Request("POST", "/", json=each).content.decode() for each in (initiated(AHEAD), *life()))
     answer = await client.post("/v1/events", content=lines, headers={"Content-Type": "application/x-ndjson"})
     invalid, summary = answer.text.splitlines()
@@ -68,12 +68,12 @@ async def test_a_line_that_is_ahead_is_invalid(client: httpx.AsyncClient) -> Non
 
 
 async def test_a_dry_run_is_refused_too(client: httpx.AsyncClient) -> None:
-    """A dry run answers what the event would get."""
+    """A dry run of an event ahead of the clock is refused like the event."""
     assert (await client.post("/v1/events?dry_run=true", json=initiated(AHEAD))).status_code == 422
 
 
 async def test_the_last_year_is_taken_where_that_is_set(database_url: str) -> None:
-    """The setting may allow everything."""
+    """With a large enough setting, an event of the last possible year is applied."""
     async with service_on(database_url, max_skew=3e11) as client:
         answer = await client.post(
             "/v1/events", json=initiated(timedelta(0)) | {"occurred_at": "9998-12-31T23:59:59Z"}

@@ -17,7 +17,7 @@ BOTH_MODES = pytest.mark.parametrize("write", [to_structured_event, to_binary_ev
 
 
 def cloudevent(type_: str, sequence: int, data: object = None, **attributes: Any) -> CloudEvent:
-    """An event of a node, as the SDK makes it. `attributes` are laid over the usual ones."""
+    """A node's event as the SDK makes it; `attributes` override the usual ones."""
     if data is None and type_ == "registration.initiated":
         data = {"node_type": "compute"}
     usual = {
@@ -34,13 +34,13 @@ def cloudevent(type_: str, sequence: int, data: object = None, **attributes: Any
 
 
 async def post(client: httpx.AsyncClient, message: HTTPMessage, **options: Any) -> httpx.Response:
-    """Send what the SDK wrote."""
+    """Send a request that the SDK wrote."""
     return await client.post("/v1/events", content=message.body, headers=message.headers, **options)
 
 
 @BOTH_MODES
 async def test_a_registration_may_come_as_cloudevents(client: httpx.AsyncClient, write: Any) -> None:
-    """A node's way to active, sent by the SDK in one mode, ends as it does in our own form."""
+    """A node's events up to `active`, sent by the SDK in one mode, give the same row as in our own form."""
     for sequence, type_ in enumerate(WAY_TO_ACTIVE, start=1):
         answer = await post(client, write(cloudevent(type_, sequence)))
         assert (answer.status_code, answer.json()["outcome"]) == (200, "applied"), answer.text
@@ -50,7 +50,7 @@ async def test_a_registration_may_come_as_cloudevents(client: httpx.AsyncClient,
 
 
 async def test_a_batch_is_an_array(client: httpx.AsyncClient) -> None:
-    """Events in batched mode are folded in the order of positions, in one transaction, and answered in theirs."""
+    """Events in batched mode are folded by position in one transaction, and answered in the order sent."""
     written = [to_structured_event(cloudevent(WAY_TO_ACTIVE[sequence - 1], sequence)).body for sequence in (3, 1, 2)]
     body = b"[" + b",".join(written) + b"]"
     answer = (await client.post("/v1/events", content=body, headers={"Content-Type": BATCH})).json()
@@ -59,7 +59,7 @@ async def test_a_batch_is_an_array(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_batch_of_one_is_answered_as_a_batch(client: httpx.AsyncClient) -> None:
-    """What comes in an array is answered by a summary, however little it is."""
+    """An array gets a summary as its answer, even with one event."""
     body = b"[" + to_structured_event(cloudevent("registration.initiated", 1)).body + b"]"
     answer = await client.post("/v1/events", content=body, headers={"Content-Type": BATCH})
     assert answer.json()["summary"]["received"] == 1
@@ -67,7 +67,7 @@ async def test_a_batch_of_one_is_answered_as_a_batch(client: httpx.AsyncClient) 
 
 @BOTH_MODES
 async def test_extensions_of_ours_are_taken_in(client: httpx.AsyncClient, write: Any) -> None:
-    """Domain, previous and correlation id arrive, in any script; what else the event carries is ignored."""
+    """Domain, previous and correlation id are read from extensions, in any script; other extensions are ignored."""
     correlation_id = str(uuid4())
     more = {"domain": "Räume 100%", "correlationid": correlation_id, "traceparent": "00-0af7-b7ad-01"}
     answer = await post(client, write(cloudevent("registration.initiated", 1, **more)))
@@ -80,7 +80,7 @@ async def test_extensions_of_ours_are_taken_in(client: httpx.AsyncClient, write:
 
 @BOTH_MODES
 async def test_the_same_event_again_is_a_duplicate(client: httpx.AsyncClient, write: Any) -> None:
-    """A CloudEvent that is sent again is recognised, in whichever form it comes the second time."""
+    """A CloudEvent sent again is a duplicate, in whichever mode it comes the second time."""
     event = cloudevent("registration.initiated", 1)
     await post(client, write(event))
     ours = {
@@ -96,7 +96,7 @@ async def test_the_same_event_again_is_a_duplicate(client: httpx.AsyncClient, wr
 
 
 async def test_data_in_bytes_is_the_same_data(client: httpx.AsyncClient) -> None:
-    """What the SDK was given as bytes travels as `data_base64`, and is taken for the JSON that it is."""
+    """Data given to the SDK as bytes travels as `data_base64` and is read as the JSON that it holds."""
     message = to_structured_event(cloudevent("registration.initiated", 1, b'{"node_type": "storage"}'))
     assert b"data_base64" in message.body
     await post(client, message)
@@ -105,14 +105,14 @@ async def test_data_in_bytes_is_the_same_data(client: httpx.AsyncClient) -> None
 
 @BOTH_MODES
 async def test_a_dry_run_writes_nothing(client: httpx.AsyncClient, write: Any) -> None:
-    """A CloudEvent can be tried like any event."""
+    """A dry run of a CloudEvent gives its outcome and writes nothing."""
     message = write(cloudevent("registration.initiated", 1))
     assert (await post(client, message, params={"dry_run": True})).json()["outcome"] == "applied"
     assert (await client.get(f"/v1/entities/{NODE}")).status_code == 404
 
 
 async def test_headers_are_ignored_beside_a_structured_event(shared: httpx.AsyncClient) -> None:
-    """The content type decides the mode (HTTP binding, section 3): `ce-` headers say nothing beside an envelope."""
+    """The content type decides the mode (HTTP binding, section 3): a structured event's `ce-` headers are ignored."""
     message = to_structured_event(cloudevent("registration.initiated", 1, subject=str(uuid4())))
     headers = {**message.headers, "ce-id": "ignored"}
     answer = await shared.post("/v1/events", content=message.body, headers=headers)
@@ -155,7 +155,7 @@ async def test_what_is_wrong_is_a_problem(
     status: int,
     pointers: list[str] | None,
 ) -> None:
-    """CloudEvents that cannot be read, or are wrong, are refused as other events are, with pointers to the fault."""
+    """Unreadable or invalid CloudEvents are refused as other events are, with pointers to the fault."""
     answer = await shared.post("/v1/events", content=body, headers={"Content-Type": content_type, **headers})
     problem = json.loads(answer.text)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")

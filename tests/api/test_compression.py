@@ -35,7 +35,7 @@ GZIP = [("Accept-Encoding", "gzip, deflate, br")]
 
 
 def receiving(pieces: Iterable[bytes]) -> Decoded:
-    """What decodes a body that comes in these pieces."""
+    """A decoder of a body that arrives in these pieces."""
     messages = iter([*pieces, None])
 
     async def receive() -> MutableMapping[str, Any]:
@@ -46,7 +46,7 @@ def receiving(pieces: Iterable[bytes]) -> Decoded:
 
 
 async def decoded(pieces: Iterable[bytes]) -> bytes:
-    """A whole body, decoded. No piece of it is larger than those that are held."""
+    """The whole decoded body; also checks that no decoded piece is larger than PIECE."""
     receive, body = receiving(pieces), b""
     while True:
         message = await receive()
@@ -57,19 +57,19 @@ async def decoded(pieces: Iterable[bytes]) -> bytes:
 
 
 def cut(data: bytes, size: int) -> list[bytes]:
-    """Data in pieces."""
+    """Data cut into pieces."""
     return [data[place : place + size] for place in range(0, len(data), size)]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**9])
 @pytest.mark.parametrize("body", [b"", b"x", TEXT, NOISE], ids=["nothing", "a byte", "text", "noise"])
 async def test_a_body_is_decoded(body: bytes, size: int) -> None:
-    """However it is cut up, the body is what was coded."""
+    """However the body is cut into pieces, decoding gives the original bytes."""
     assert await decoded(cut(gzip.compress(body), size)) == body
 
 
 async def test_members_follow_each_other() -> None:
-    """A gzip body may have several members, which are one text, as `cat a.gz b.gz` makes it."""
+    """A gzip body may have several members, as `cat a.gz b.gz` makes it; they decode to one text."""
     for size in (1, 10**9):
         assert (
             await decoded(cut(gzip.compress(b"one,") + gzip.compress(b"two") + gzip.compress(b""), size))
@@ -78,7 +78,7 @@ async def test_members_follow_each_other() -> None:
 
 
 async def test_a_body_without_bytes_is_empty() -> None:
-    """No body at all is one, whatever its coding."""
+    """A body without bytes decodes to an empty body, whatever its coding."""
     assert await decoded([]) == b""
 
 
@@ -95,14 +95,14 @@ async def test_a_body_without_bytes_is_empty() -> None:
     ],
 )
 async def test_what_is_not_gzip_is_unreadable(body: bytes) -> None:
-    """A body that is not gzip, is cut off, or has a wrong sum, is refused."""
+    """A body that is not gzip, is truncated or has a wrong checksum is refused."""
     for size in (1, 10**9):
         with pytest.raises(UnreadableError):
             await decoded(cut(body, size))
 
 
 async def test_a_client_that_is_gone_is_told_of() -> None:
-    """A disconnect comes through as it is."""
+    """A disconnect of the client is passed on unchanged."""
 
     async def receive() -> MutableMapping[str, Any]:
         return {"type": "http.disconnect"}
@@ -111,7 +111,7 @@ async def test_a_client_that_is_gone_is_told_of() -> None:
 
 
 async def test_after_the_body_comes_what_comes() -> None:
-    """Who listens on after the body, for the client to leave, waits for that."""
+    """An application that goes on receiving after the body gets the client's disconnect."""
     messages: list[MutableMapping[str, Any]] = [
         {"type": "http.request", "body": gzip.compress(b"x"), "more_body": False},
         {"type": "http.disconnect"},
@@ -125,7 +125,7 @@ async def test_after_the_body_comes_what_comes() -> None:
 
 
 async def test_a_bomb_is_refused() -> None:
-    """A body that grows a thousand times is refused soon after it has grown past what is free."""
+    """A body that decodes to a thousand times its size is refused soon after it exceeds the free room."""
     receive = receiving(cut(gzip.compress(bytes(10 * FREE_BYTES)), 1000))
     sizes: list[int] = []
 
@@ -152,7 +152,7 @@ async def test_a_bomb_is_refused() -> None:
     ],
 )
 def test_codings_that_are_read(values: list[str], coded: bool) -> None:
-    """gzip by both of its names, and identity, which is none."""
+    """The service reads gzip, by both of its names, and identity, which means no coding."""
     assert is_coded([(b"content-encoding", value.encode()) for value in values]) is coded
 
 
@@ -160,7 +160,7 @@ def test_codings_that_are_read(values: list[str], coded: bool) -> None:
     "values", [["br"], ["deflate"], ["gzip, gzip"], ["gzip", "gzip"], ["zstd"], ["gzip;q=1"], ["aes128gcm, gzip"]]
 )
 def test_codings_that_are_not(values: list[str]) -> None:
-    """Any other coding, and two on top of each other, are refused."""
+    """Any other coding, or two codings on top of each other, is refused."""
     with pytest.raises(UnsupportedCodingError):
         is_coded([(b"content-encoding", value.encode()) for value in values])
 
@@ -173,7 +173,7 @@ LARGE = b'{"items":[' + b",".join(b'"%d"' % number for number in range(20_000)) 
 
 @app.post("/v1/events")
 async def echo(request: Request) -> Response:
-    """The body, as it was read."""
+    """The request's body, as the application read it."""
     body = await read_body(request, 10**6)
     told = {
         "X-Length": request.headers.get("content-length", ""),
@@ -201,7 +201,7 @@ async def listed(
 
 @app.get("/v1/same")
 async def same() -> Response:
-    """What has not changed."""
+    """A 304 answer."""
     return Response(status_code=304, headers={"ETag": '"7"'})
 
 
@@ -209,12 +209,12 @@ CODING = ContentCoding(app)
 
 
 async def got(target: str, headers: Iterable[tuple[str, str]] = GZIP) -> Answered:
-    """The answer to a question."""
+    """The answer to a GET."""
     return await ask(CODING, "GET", target, headers)
 
 
 async def test_a_coded_body_reaches_the_application_decoded() -> None:
-    """The application sees a body without a coding, and without the length of the coded one."""
+    """The application sees a decoded body, without the coding's header or the coded length."""
     coded = gzip.compress(TEXT, mtime=0)
     headers = [("Content-Encoding", "gzip"), ("Content-Length", str(len(coded))), ("Content-Type", "text/csv")]
     answer = await ask(CODING, "POST", "/v1/events", headers, cut(coded, 100))
@@ -222,14 +222,14 @@ async def test_a_coded_body_reaches_the_application_decoded() -> None:
 
 
 async def test_the_bound_of_a_body_counts_decoded_bytes() -> None:
-    """A body that is small as it is sent, and too large when it is decoded, is too large."""
+    """A body that is small when coded and too large when decoded is refused as too large."""
     with pytest.raises(TooLargeError):
         await ask(CODING, "POST", "/v1/events", [("Content-Encoding", "gzip")], [gzip.compress(bytes(10**6 + 1))])
 
 
 @pytest.mark.parametrize("size", [1025, 10**6])
 async def test_a_list_is_coded(size: int) -> None:
-    """A body over 1 KiB comes coded to whoever accepts that, with its length, and says that it varies."""
+    """A body over 1 KiB is gzipped for a client that accepts gzip, with its length and a `Vary` header."""
     answer = await got(f"/v1/entities?size={size}")
     assert gzip.decompress(answer.body) == LARGE[:size]
     assert (answer.header("content-encoding"), answer.header("vary")) == ("gzip", "Accept, Accept-Encoding")
@@ -237,7 +237,7 @@ async def test_a_list_is_coded(size: int) -> None:
 
 
 async def test_a_stream_is_coded_piece_by_piece() -> None:
-    """Each piece of a stream can be read as soon as it is sent."""
+    """Each piece of a gzipped stream can be decoded as soon as it is sent."""
     answer = await got(f"/v1/entities?size=2000&stream=1&media={NDJSON}")
     assert (answer.header("content-encoding"), answer.header("content-length")) == ("gzip", None)
     reader = zlib.decompressobj(31)
@@ -247,7 +247,7 @@ async def test_a_stream_is_coded_piece_by_piece() -> None:
 
 @pytest.mark.parametrize("media", [NDJSON, "text/event-stream"])
 async def test_a_stream_is_coded_from_its_beginning(media: str) -> None:
-    """Its head does not wait for its first piece, which may be small; each piece can be read when it is sent."""
+    """A gzipped stream's head does not wait for a large first piece; each piece can be decoded when it is sent."""
     answer = await got(f"/v1/entities?size=10&stream=1&media={media}")
     assert (answer.header("content-encoding"), answer.header("vary")) == ("gzip", "Accept, Accept-Encoding")
     reader = zlib.decompressobj(31)
@@ -257,7 +257,7 @@ async def test_a_stream_is_coded_from_its_beginning(media: str) -> None:
 
 @pytest.mark.parametrize("headers", [GZIP, []], ids=["coded", "plain"])
 async def test_the_head_of_a_stream_does_not_wait_for_its_first_piece(headers: list[tuple[str, str]]) -> None:
-    """Who follows what seldom changes is told at once that it follows."""
+    """A follower gets the head of its stream at once, even if changes are rare."""
     sent: list[str] = []
 
     async def silent(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -287,7 +287,7 @@ async def test_the_head_of_a_stream_does_not_wait_for_its_first_piece(headers: l
     ],
 )
 async def test_an_answer_that_is_not_coded_varies_too(target: str, headers: list[tuple[str, str]]) -> None:
-    """A small answer, or one for a client that does not accept gzip, is as it was; a cache hears that it varies."""
+    """A small answer, or one for a client that does not accept gzip, is unchanged but for `Vary`, for caches."""
     answer = await got(target, headers)
     assert LARGE.startswith(answer.body)
     assert (answer.header("content-encoding"), answer.header("vary")) == (None, "Accept, Accept-Encoding")
@@ -295,7 +295,7 @@ async def test_an_answer_that_is_not_coded_varies_too(target: str, headers: list
 
 @pytest.mark.parametrize("target", ["/v1/entities/7a1c5f7e", "/v1/entities?media=application/octet-stream"])
 async def test_hot_calls_and_other_types_are_never_coded(target: str) -> None:
-    """A point read is never coded, nor is what is not text; neither says that it varies by coding."""
+    """Point reads and types that are not text are never gzipped, and have no `Vary` for the coding."""
     answer = await got(target)
     assert (answer.body, answer.header("content-encoding"), answer.header("vary")) == (LARGE[: 10**6], None, "Accept")
 
@@ -318,13 +318,13 @@ async def test_hot_calls_and_other_types_are_never_coded(target: str) -> None:
     ],
 )
 def test_what_may_be_coded(path: str, media: bytes, expected: bool) -> None:
-    """Lists, streams and documents may; the hot calls, problems and pictures may not."""
+    """Lists, streams and documents may be gzipped; hot calls, problems and pictures may not."""
     assert is_codable(path, [(b"content-type", media)]) is expected
 
 
 @pytest.mark.parametrize("header", [(b"content-encoding", b"br"), (b"cache-control", b"public, no-transform")])
 def test_what_is_coded_or_must_stay_is_left_alone(header: tuple[bytes, bytes]) -> None:
-    """An answer with a coding of its own is not coded twice; one that must not be transformed is not."""
+    """An answer that already has a coding, or must not be transformed, is not gzipped."""
     assert not is_codable("/v1/entities", [(b"content-type", b"application/json"), header])
 
 
@@ -346,13 +346,13 @@ def test_what_is_coded_or_must_stay_is_left_alone(header: tuple[bytes, bytes]) -
     ],
 )
 def test_who_accepts_gzip(fields: list[str], expected: bool) -> None:
-    """gzip by name or by `*`, unless its weight is zero."""
+    """A client accepts gzip if it names gzip or `*` with a weight above zero."""
     headers: Headers = [(b"accept-encoding", field.encode()) for field in fields]
     assert accepts_gzip(headers) is expected
 
 
 async def test_a_coded_answer_has_a_tag_of_its_own() -> None:
-    """A strong tag names one sequence of bytes; a weak one names both."""
+    """A gzipped answer has a strong tag of its own; a weak tag names both forms."""
     assert (await got("/v1/entities?etag=%227%22")).header("etag") == '"7-gzip"'
     assert (await got("/v1/entities?etag=W/%227%22")).header("etag") == 'W/"7"'
     assert (await got("/v1/entities?etag=%227%22", [])).header("etag") == '"7"'
@@ -362,12 +362,12 @@ async def test_a_coded_answer_has_a_tag_of_its_own() -> None:
     ("given", "answered"), [('"7-gzip"', '"7-gzip"'), ('"6", "7-gzip"', '"7-gzip"'), ('"7"', '"7"'), ("*", '"7"')]
 )
 async def test_what_has_not_changed_keeps_its_tag(given: str, answered: str) -> None:
-    """A 304 has the tag of the representation that the client has."""
+    """A 304 has the tag of the form that the client holds."""
     assert (await got("/v1/same", [("If-None-Match", given)])).header("etag") == answered
 
 
 def test_conditions_take_one_tag_for_the_other() -> None:
-    """In a condition, the tag of the coded representation stands for that of the plain one."""
+    """In a condition, the tag of the gzipped form counts as the tag of the plain one."""
     assert coded_etag(b'"7"') == b'"7-gzip"'
     assert plain_etags(b'"7-gzip", W/"8-gzip", "9"') == b'"7", W/"8", "9"'
     assert plain_etags(b"*") == b"*"

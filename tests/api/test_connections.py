@@ -1,4 +1,4 @@
-"""Connections to the service: many requests on one, clients that hang up or do not read, and the end."""
+"""Connections to the service: many requests on one, clients that hang up or do not read, and the service's stop."""
 
 import asyncio
 import logging
@@ -45,7 +45,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture(scope="module")
 async def idle() -> AsyncIterator[Served]:
-    """A service that keeps no idle connection."""
+    """A service that closes idle connections at once."""
     async with new_database() as url:
         served = Served(url, keep_alive=0)
         async with served.running():
@@ -90,28 +90,28 @@ CONVERSATION: list[tuple[Ask, int]] = [
 
 
 def with_id(ask: Ask, number: int) -> Ask:
-    """The same with a correlation id."""
+    """The same request with a correlation id."""
     return replace(ask, headers=(*ask.headers, ID + str(node(number))))
 
 
 def by_heads_and_bodies(requests: list[bytes]) -> list[bytes]:
-    """Requests in two pieces each: up to the end of the headers, and the rest."""
+    """Each request cut in two pieces: its head and its body."""
     ends = [each.index(b"\r\n\r\n") + 4 for each in requests]
     return [part for each, end in zip(requests, ends, strict=True) for part in (each[:end], each[end:])]
 
 
 def byte_by_byte(requests: list[bytes]) -> list[bytes]:
-    """Requests in pieces of one byte."""
+    """The requests cut into single bytes."""
     return [bytes([byte]) for each in requests for byte in each]
 
 
 def at_once(requests: list[bytes]) -> list[bytes]:
-    """Requests in one piece."""
+    """All requests in one piece."""
     return [b"".join(requests)]
 
 
 def one_by_one(requests: list[bytes]) -> list[bytes]:
-    """Requests as they are."""
+    """Each request in a piece of its own."""
     return requests
 
 
@@ -120,7 +120,7 @@ Cut = Callable[[list[bytes]], list[bytes]]
 
 @pytest.mark.parametrize("cut", [at_once, one_by_one, by_heads_and_bodies, byte_by_byte])
 async def test_requests_are_answered_in_order(hot: Served, raw: Client, access: Access, cut: Cut) -> None:
-    """However requests arrive, their answers come in their order; each id is on its own answer and log line."""
+    """However requests are cut, answers come in their order, with the right id on each answer and log line."""
     asks = [with_id(ask, number) for number, (ask, _) in enumerate(CONVERSATION)]
     await raw.send(*cut([ask.raw() for ask in asks]))
     answers = [await raw.answer() for _ in asks]
@@ -140,7 +140,7 @@ async def test_requests_are_answered_in_order(hot: Served, raw: Client, access: 
 
 
 async def test_an_id_ends_with_its_request(raw: Client, caplog: pytest.LogCaptureFixture) -> None:
-    """What is logged of a connection after an answer does not carry the id of that answer's request."""
+    """Log records written after an answer do not carry the correlation id of that answer's request."""
     seen: list[str | None] = []
 
     def look(_record: logging.LogRecord) -> bool:
@@ -156,7 +156,7 @@ async def test_an_id_ends_with_its_request(raw: Client, caplog: pytest.LogCaptur
 
 
 async def test_many_bad_requests_behind_one(hot: Served, raw: Client) -> None:
-    """Any number of requests may wait for the one before them, also when each is answered without the database."""
+    """Any number of requests may wait behind one, even if each is answered without the database."""
     async with locked(hot.url) as met:
         await raw.send(get(ENTITY).raw())
         await met()
@@ -188,7 +188,7 @@ Ending = Callable[[Client], None]
 async def test_a_client_that_leaves_in_its_body(
     hot: Served, raw: Client, access: Access, case: str, ending: Ending
 ) -> None:
-    """It is counted and logged as 499, with its id; nothing is written, and no connection stays checked out."""
+    """A request whose client leaves inside the body is counted and logged as 499 with its id. It writes nothing."""
     ask = with_id(ASKS[case], 7)
     before = hot.counted()
     await raw.send(ask.raw()[:-1])
@@ -208,7 +208,7 @@ async def test_a_client_that_leaves_in_its_body(
 async def test_a_client_that_leaves_before_its_answer(
     hot: Served, raw: Client, access: Access, caplog: pytest.LogCaptureFixture, case: str, ending: Ending
 ) -> None:
-    """What it asked for is done all the same, quietly, and no connection stays checked out."""
+    """If a client leaves before its answer, its request completes without a warning and frees its connection."""
     ask = ASKS[case]
     async with locked(hot.url) as met:
         await raw.send(ask.raw())
@@ -224,7 +224,7 @@ async def test_a_client_that_leaves_before_its_answer(
 async def test_a_client_that_crashes_with_more_to_come(
     hot: Served, raw: Client, access: Access, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of several requests the first is done to its end, and the others, which nobody began, are not."""
+    """If a client crashes after several requests, the first is completed and the others, not begun, are dropped."""
     async with locked(hot.url) as met:
         await raw.send(post(HEARTBEAT).raw() + get(WORKFLOW).raw() + put(WORKFLOW, NEXT, MATCH).raw())
         await met()
@@ -238,7 +238,7 @@ async def test_a_client_that_crashes_with_more_to_come(
 
 @pytest.mark.parametrize("case", ["an entity", "an event", "a workflow", "a list", "an event with a charset"])
 async def test_a_client_that_sends_no_more(hot: Served, raw: Client, case: str) -> None:
-    """A client that shuts its sending side down gets the answers to all that it has sent whole; then it is over."""
+    """A client that shuts down its sending side gets the answers to all complete requests, then the end."""
     async with locked(hot.url) as met:
         await raw.send(post(HEARTBEAT | {"event_id": GIVEN}).raw() + ASKS[case].raw() + get(WORKFLOW).raw() + b"GET")
         raw.writer.write_eof()
@@ -255,7 +255,7 @@ HELD = HIGH_WATER + 256 * 1024  # bytes of them that the server takes in at most
 
 @pytest.mark.parametrize("ask", [get(ENTITY, PAD), post(b"", PAD), get(WORKFLOW, PAD)], ids=["get", "bad", "task"])
 async def test_a_client_that_does_not_read(hot: Served, raw: Client, ask: Ask) -> None:
-    """Nothing is read from a client that does not read, past a bound; when it reads, every answer is there."""
+    """Past a bound, the service stops reading from a client that does not read; later no answer is missing."""
     sending = asyncio.create_task(raw.send_all(ask.raw() * FLOOD))
     await until(lambda: hot.ways)
     server = hot.protocol
@@ -272,7 +272,7 @@ async def test_a_client_that_does_not_read(hot: Served, raw: Client, ask: Ask) -
 
 @ENDINGS
 async def test_a_client_that_leaves_without_reading(hot: Served, raw: Client, ending: Ending) -> None:
-    """Nothing waits any longer for a client to read that is gone."""
+    """When a client leaves without reading, nothing in the service goes on waiting for it."""
     sending = asyncio.create_task(raw.send_all(get(ENTITY, PAD).raw() * FLOOD))
     await until(lambda: hot.ways and hot.protocol._drained is not None)
     ending(raw)
@@ -287,7 +287,7 @@ async def test_a_client_that_leaves_without_reading(hot: Served, raw: Client, en
 
 @pytest.mark.parametrize("case", KINDS)
 async def test_a_connection_is_closed_when_asked(hot: Served, raw: Client, case: str) -> None:
-    """`Connection: close` is answered, said back, and done, and what is sent after it is not looked at."""
+    """`Connection: close` is answered and repeated, the connection closes, and bytes sent after it are ignored."""
     ask = ASKS[case]
     last = replace(ask, headers=(*ask.headers, "Connection: close"))
     await raw.send(last.raw() + put(WORKFLOW, NEXT, MATCH).raw())
@@ -298,14 +298,14 @@ async def test_a_connection_is_closed_when_asked(hot: Served, raw: Client, case:
 
 @pytest.mark.parametrize("case", KINDS)
 async def test_an_idle_connection_is_closed(idle: Served, case: str) -> None:
-    """After an answer a connection is kept for a time, and then closed."""
+    """After an answer an idle connection stays open for a time, and then closes."""
     async with idle.connect() as raw:
         await raw.ask(ASKS[case])
         assert await raw.rest() == b""
 
 
 async def test_a_busy_connection_is_not_idle(idle: Served) -> None:
-    """The time begins when nothing is left to be answered."""
+    """The idle time begins only when no request on the connection awaits an answer."""
     async with idle.connect() as raw:
         async with locked(idle.url) as met:
             await raw.send(post(b"").raw() + post(b"").raw() + get(f"/v1/entities/{node(404)}").raw())
@@ -320,7 +320,7 @@ async def test_a_busy_connection_is_not_idle(idle: Served) -> None:
 
 @pytest.mark.parametrize("case", ["an entity", "an event", "an array"])
 async def test_a_stop_waits_for_an_answer(database_url: str, case: str) -> None:
-    """A service that is stopped answers what it has begun, says that it closes, and ends."""
+    """A service that stops completes the answers it has begun, with `Connection: close`, and ends."""
     served = Served(database_url)
     async with served.running(), served.connect() as raw, served.connect() as other:
         await other.ask(get(WORKFLOW))

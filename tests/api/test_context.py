@@ -1,4 +1,4 @@
-"""What every request passes through: correlation ids, the log, metrics, and the rest of a refused body."""
+"""Layers around every request: correlation ids, the log, metrics, and draining of refused bodies."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ async def test_the_clients_id_is_given_back(shared: httpx.AsyncClient, case: str
 
 @pytest.mark.parametrize("case", CALLS)
 async def test_an_id_is_made_where_none_is_sent(shared: httpx.AsyncClient, case: str) -> None:
-    """Every answer without one has a correlation id of its own."""
+    """If the client sends no correlation id, every answer carries a new one."""
     method, path = CALLS[case]
     made = {(await shared.request(method, path)).headers[HEADER] for _ in range(2)}
     assert len({UUID(id_) for id_ in made}) == 2
@@ -50,7 +50,7 @@ async def test_an_id_is_made_where_none_is_sent(shared: httpx.AsyncClient, case:
 @pytest.mark.parametrize("case", CALLS)
 @pytest.mark.parametrize("id_", ["17", f"{GIVEN}0", "Root=1-67891233-abcdef012345678912345678"])
 async def test_an_id_of_any_form_is_given_back(shared: httpx.AsyncClient, case: str, id_: str) -> None:
-    """An id that is not a UUID, as gateways make them, comes back unchanged, and refuses nothing."""
+    """A correlation id that is not a UUID, as gateways make them, comes back unchanged, and refuses nothing."""
     method, path = CALLS[case]
     answer = await shared.request(method, path, headers={HEADER: id_})
     assert answer.headers.get_list(HEADER) == [id_]
@@ -60,20 +60,20 @@ async def test_an_id_of_any_form_is_given_back(shared: httpx.AsyncClient, case: 
 @pytest.mark.parametrize("case", CALLS)
 @pytest.mark.parametrize("id_", ["", "ä", "x" * 129])
 async def test_an_id_that_is_not_printable_is_replaced(shared: httpx.AsyncClient, case: str, id_: str) -> None:
-    """What is empty, too long or not ASCII is replaced by a new UUID."""
+    """A correlation id that is empty, too long or not ASCII is replaced by a new UUID."""
     method, path = CALLS[case]
     answer = await shared.request(method, path, headers=[(HEADER.encode(), id_.encode())])
     assert str(UUID(answer.headers[HEADER])) == answer.headers[HEADER]
 
 
 async def stored(client: httpx.AsyncClient, number: int) -> str | None:
-    """The correlation id that a row has."""
+    """The correlation id in a row."""
     row: Json = (await client.get(f"/v1/entities/{node(number)}")).json()
     return None if row["correlation_id"] is None else str(row["correlation_id"])
 
 
 def body_of(events: list[Json], form: str) -> tuple[str, str]:
-    """Events as a body, and its content type."""
+    """Events as a request body, with its content type."""
     if form == "object":
         return json.dumps(events[0]), "application/json"
     if form == "array":
@@ -86,7 +86,7 @@ FORMS = pytest.mark.parametrize("form", ["object", "array", "lines"])
 
 @FORMS
 async def test_the_clients_id_is_stored_when_the_event_has_none(client: httpx.AsyncClient, form: str) -> None:
-    """The id of the request becomes that of all its events, and several may share it."""
+    """Events without a correlation id are stored with the request's id, which several events may share."""
     events = [event_json("registration.initiated", 1, entity_id=node(number)) for number in range(2)]
     body, media = body_of(events, form)
     await client.post("/v1/events", content=body, headers={"Content-Type": media, HEADER: GIVEN.upper()})
@@ -105,14 +105,14 @@ async def test_an_events_own_id_comes_first(client: httpx.AsyncClient, form: str
 
 @FORMS
 async def test_a_made_id_is_never_stored(client: httpx.AsyncClient, form: str) -> None:
-    """Without an id in the event or in the request the row has none."""
+    """If neither the event nor the request has a correlation id, the row has none."""
     body, media = body_of([event_json("registration.initiated", 1, entity_id=node(0))], form)
     await client.post("/v1/events", content=body, headers={"Content-Type": media})
     assert await stored(client, 0) is None
 
 
 async def test_the_id_is_logged(shared: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    """A request's line in the log has its method, path and status, and is written while its id is current."""
+    """The log line of a request has its method, path and status, and carries the request's correlation id."""
     seen: list[tuple[str | None, object]] = []
     access = logging.getLogger("app.access")
 
@@ -134,7 +134,7 @@ async def test_the_id_is_logged(shared: httpx.AsyncClient, caplog: pytest.LogCap
     [("/v1/events", "text/csv"), ("/v1/events?dry=1", "application/json"), ("/v1/nodes", "application/json")],
 )
 async def test_a_refused_body_is_read_to_its_end(shared: httpx.AsyncClient, path: str, media: str) -> None:
-    """What is refused without looking at its body is answered after the body has been read."""
+    """A request refused before its body is read is answered after the body has been drained."""
     read = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -149,7 +149,7 @@ async def test_a_refused_body_is_read_to_its_end(shared: httpx.AsyncClient, path
 
 
 async def test_a_refused_body_is_read_up_to_a_bound(shared: httpx.AsyncClient) -> None:
-    """A refused body without an end is not read forever: the answer then ends the connection."""
+    """An endless refused body is drained up to a bound; then the answer closes the connection."""
     read = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -164,7 +164,7 @@ async def test_a_refused_body_is_read_up_to_a_bound(shared: httpx.AsyncClient) -
 
 
 async def test_a_client_that_waits_for_leave_is_refused_at_once(shared: httpx.AsyncClient) -> None:
-    """A body that is announced by `Expect: 100-continue` is not asked for when the request is refused anyway."""
+    """A request that is refused anyway gets no `100 Continue` in reply to its `Expect`."""
     read = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -179,14 +179,14 @@ async def test_a_client_that_waits_for_leave_is_refused_at_once(shared: httpx.As
 
 
 async def test_a_path_forges_no_line_of_the_log(shared: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    """Line breaks and control characters of a path are logged as they were sent, escaped."""
+    """Line breaks and control characters in a path are logged escaped, as the client sent them."""
     with caplog.at_level("INFO", "app.access"):
         await shared.get("/v1/x%0aINFO%20forged%1b%5b31m")
     assert caplog.messages[-1].startswith("GET /v1/x%0AINFO%20forged%1B%5B31m 404 ")
 
 
 async def test_two_ids_are_made_for_two_requests(shared: httpx.AsyncClient) -> None:
-    """An id that a client made up for itself is not remembered for the next request."""
+    """A client's correlation id is not reused for the next request."""
     mine = str(uuid4())
     await shared.get("/livez", headers={HEADER: mine})
     assert (await shared.get("/livez")).headers[HEADER] != mine

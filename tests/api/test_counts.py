@@ -10,7 +10,7 @@ PATH = "/v1/state-counts"
 
 
 async def test_counts_have_all_states(shared: httpx.AsyncClient) -> None:
-    """Each of the eight states is there, in their order, the empty ones with 0."""
+    """Counts list the eight states in their order, empty states with 0."""
     answer = await shared.get(f"{PATH}?domain=nothing")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     assert list(answer.json()) == ["domain", "counts", "total"]
@@ -19,7 +19,7 @@ async def test_counts_have_all_states(shared: httpx.AsyncClient) -> None:
 
 
 async def test_counts_are_of_one_domain(shared: httpx.AsyncClient) -> None:
-    """Counts say how many rows of the domain, `registration` by default, are in each state, and their sum."""
+    """Counts give the rows in each state of one domain (`registration` by default), and their sum."""
     events = [event for number in range(5) for event in life(node(number))[: number + 1]]
     events.append(event_json("registration.rejected", 2, entity_id=node(0)))
     events.append(event_json("registration.initiated", 1, entity_id=node(0), domain="other"))
@@ -43,7 +43,7 @@ async def test_counts_are_of_one_domain(shared: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("query", ["domain=", "state=active", f"domain={'d' * 129}", "domain=a%00"])
 async def test_a_bad_parameter_is_422(shared: httpx.AsyncClient, query: str) -> None:
-    """Counts know `domain` and no other parameter."""
+    """Counts accept the parameter `domain` and no other."""
     answer = await shared.get(f"{PATH}?{query}")
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == f"#/query/{query.partition('=')[0]}"

@@ -1,4 +1,4 @@
-"""Forged cursors: anything may be in one, correctly encoded, and is answered 400 or like an honest one."""
+"""Forged cursors: whatever a correctly encoded cursor holds, the answer is a 400 or an ordinary page."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -71,7 +71,7 @@ _PLACES = (
 async def test_a_forged_place_is_never_an_error_of_the_service(
     shared: httpx.AsyncClient, path: str, place: Any
 ) -> None:
-    """Its checksum is right, its content is whatever somebody put there: 400, or a page."""
+    """A forged cursor with a right checksum gets a 400 or a page, whatever its content."""
     try:
         cursor = write_cursor(place, LISTS[path])
     except (UnicodeEncodeError, msgspec.EncodeError):
@@ -84,7 +84,7 @@ async def test_a_forged_place_is_never_an_error_of_the_service(
 
 @pytest.mark.parametrize("path", LISTS)
 async def test_a_deep_place_is_a_damaged_cursor(shared: httpx.AsyncClient, path: str) -> None:
-    """However deep it is."""
+    """A cursor with nested content is refused as damaged, however deep the nesting."""
     place = msgspec.Raw(b"[" * 10_000 + b"]" * 10_000)
     answer = await shared.get(path, params={"cursor": write_cursor(place, LISTS[path])})
     assert (answer.status_code, answer.json()["detail"]) == (400, "the cursor is damaged")

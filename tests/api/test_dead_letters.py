@@ -1,4 +1,4 @@
-"""Watermarks and dead letters over HTTP: listed, tried again, removed."""
+"""Watermarks and dead letters over HTTP: listed, retried, removed."""
 
 import asyncio
 from base64 import b64encode
@@ -27,7 +27,7 @@ INITIATED = event_json("registration.initiated", 1)
 
 
 def letter(offset: int | None, value: Json | bytes | None, **fields: Any) -> Letter:
-    """A message that could not be taken in."""
+    """A message that could not be applied."""
     encoded = msgspec.json.encode(value) if isinstance(value, dict) else value
     place: Json = {"topic": "nodes", "partition": 3, "offset": offset, "key": b"key", "headers": []}
     return Letter(**{**place, "value": encoded, "error": "unreadable", **fields})
@@ -38,7 +38,7 @@ Add = Callable[..., Awaitable[None]]
 
 @pytest.fixture
 def add(database: Database) -> Add:
-    """Puts letters among the dead ones."""
+    """Store letters as dead letters."""
 
     async def add(*letters: Letter) -> None:
         async def work(connection: Connection) -> None:
@@ -56,7 +56,7 @@ async def listed(client: httpx.AsyncClient) -> list[Json]:
 
 
 async def test_a_dead_letter_is_shown_as_it_was(client: httpx.AsyncClient, add: Add) -> None:
-    """Place, error, key, value and headers are there; bytes that are no text come in base64."""
+    """A dead letter shows position, error, key, value and headers; bytes that are not text come in base64."""
     await add(letter(7, b"\xff\0", headers=[("a", b"text"), ("b", b"\xfe"), ("c", None)], error="bad\0 \ud800"))
     [shown] = await listed(client)
     assert shown.pop("created_at")
@@ -80,7 +80,7 @@ async def test_a_dead_letter_is_shown_as_it_was(client: httpx.AsyncClient, add: 
 
 
 async def test_pages_lead_to_the_end(client: httpx.AsyncClient, add: Add) -> None:
-    """Links lead through all of them once, oldest first, and pages end before they are too large."""
+    """Links lead through all dead letters once, oldest first; a page ends early rather than become too large."""
     await add(*(letter(offset, b"x" * (dead_letters.PAGE_BYTES // 2)) for offset in range(5)))
     url, offsets, pages = f"{LIST}?limit=3", list[int](), 0
     while url:
@@ -93,7 +93,7 @@ async def test_pages_lead_to_the_end(client: httpx.AsyncClient, add: Add) -> Non
 
 
 async def test_a_message_is_kept_once(client: httpx.AsyncClient, add: Add) -> None:
-    """One that is read again, because its partition was, is there already; one without a place is always new."""
+    """A message that is read again with its partition is stored once; one without a position is always new."""
     out = letter(None, b"", partition=None, source=RELAY)
     await add(letter(7, b"x"), letter(7, b"x"), out, out)
     await add(letter(7, b"x"))
@@ -112,7 +112,7 @@ async def test_a_message_is_kept_once(client: httpx.AsyncClient, add: Add) -> No
 async def test_what_is_in_is_removed(
     client: httpx.AsyncClient, add: Add, before: tuple[tuple[str, int, str | None], ...], outcome: str
 ) -> None:
-    """A retry takes the event in at the place where it was read, answers as a POST does, and removes the letter."""
+    """A successful retry applies the event at its original position, answers like a POST, and removes the letter."""
     for type_, offset, other in before:
         event = event_json(type_, 1, position={"partition": "nodes-3", "offset": offset})
         await client.post("/v1/events", json=event | ({"event_id": str(node(99))} if other else {}))
@@ -124,7 +124,7 @@ async def test_what_is_in_is_removed(
 
 
 async def test_what_conflicts_stays(client: httpx.AsyncClient, add: Add) -> None:
-    """A conflict is a 409 with the fields of an event's, and the letter is still there; after a rebase it gets in."""
+    """A retry that conflicts gets the 409 of an event and keeps the letter; after a rebase the retry succeeds."""
     await client.post("/v1/events", json=INITIATED)
     await add(letter(7, event_json("registration.accepted", 2)))
     answer = await client.post(f"{LIST}/1/retry")
@@ -146,7 +146,7 @@ async def test_what_conflicts_stays(client: httpx.AsyncClient, add: Add) -> None
 async def test_what_still_cannot_be_read_stays(
     client: httpx.AsyncClient, add: Add, letter_: Letter, status: int
 ) -> None:
-    """An unreadable message is a problem and stays."""
+    """A retry of an unreadable message gets a problem, and the letter stays."""
     await add(letter_)
     answer = await client.post(f"{LIST}/1/retry")
     assert (answer.status_code, answer.json()["status"]) == (status, status)
@@ -156,7 +156,7 @@ async def test_what_still_cannot_be_read_stays(
 async def test_what_was_to_go_out_waits_in_the_outbox_again(
     client: httpx.AsyncClient, add: Add, database: Database
 ) -> None:
-    """Its destination, entity and envelope are what they were, and it is no dead letter any more."""
+    """A retried outgoing message is back in the outbox, with destination, entity and envelope; its letter is gone."""
     value = envelope(domain="other").to_json()
     await add(letter(None, value, topic="effect:consul", partition=None, source=RELAY))
     answers = await asyncio.gather(*(client.post(f"{LIST}/1/retry") for _ in range(4)))
@@ -173,7 +173,7 @@ async def test_what_was_to_go_out_waits_in_the_outbox_again(
 async def test_a_message_that_goes_out_again_wakes_the_relay(
     add: Add, database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is sent at once, not when the relay looks the next time."""
+    """A retried outgoing message is sent at once, not at the relay's next poll."""
     monkeypatch.setattr(relay, "POLL", PATIENCE)
     refused = letter(None, envelope().to_json(), topic="topic:registration-events", partition=None, source=RELAY)
     await add(refused, refused)
@@ -186,7 +186,7 @@ async def test_a_message_that_goes_out_again_wakes_the_relay(
 
 
 async def test_what_postgresql_still_refuses_stays(client: httpx.AsyncClient, add: Add, database: Database) -> None:
-    """A retry that a constraint is against is a 422 without PostgreSQL's words; without the constraint it gets in."""
+    """A retry that violates a constraint is a 422 without PostgreSQL's words; without the constraint it works."""
 
     async def execute(statement: str) -> None:
         await database.write(lambda connection: connection.execute(statement))
@@ -202,7 +202,7 @@ async def test_what_postgresql_still_refuses_stays(client: httpx.AsyncClient, ad
 
 
 async def test_headers_count_in_a_retry_too(client: httpx.AsyncClient, add: Add) -> None:
-    """A CloudEvent in binary mode is read by the headers that were kept."""
+    """A retry reads a CloudEvent in binary mode by the headers stored with it."""
     attributes = {
         "specversion": "1.0",
         "id": str(node(1)),
@@ -217,7 +217,7 @@ async def test_headers_count_in_a_retry_too(client: httpx.AsyncClient, add: Add)
 
 
 async def test_a_dead_letter_can_be_removed(client: httpx.AsyncClient, add: Add) -> None:
-    """DELETE removes one, and says when there is none any more."""
+    """DELETE removes a dead letter; a second DELETE is a 404."""
     await add(letter(7, b"{"))
     answer = await client.delete(f"{LIST}/1")
     assert (answer.status_code, answer.content) == (204, b"")
@@ -227,14 +227,14 @@ async def test_a_dead_letter_can_be_removed(client: httpx.AsyncClient, add: Add)
 
 @pytest.mark.parametrize("id_", ["0", "x", str(MAX_NUMBER + 1)])
 async def test_what_is_no_id_is_refused(shared: httpx.AsyncClient, id_: str) -> None:
-    """An id is a number from 1 to 2^63-1."""
+    """An id that is not a number from 1 to 2^63-1 is refused."""
     for answer in (await shared.delete(f"{LIST}/{id_}"), await shared.post(f"{LIST}/{id_}/retry")):
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["pointer"] == "#/path/id"
 
 
 async def test_watermarks_are_listed(client: httpx.AsyncClient, database: Database) -> None:
-    """Each partition has its offset, and the later one of the two times by which everything is in."""
+    """Each partition lists its offset, and as `as_of` the later of its two times."""
 
     async def work(connection: Connection) -> None:
         advances = [

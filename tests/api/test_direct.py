@@ -1,4 +1,4 @@
-"""The hot calls: the answers that are made without FastAPI are those that FastAPI makes."""
+"""The hot calls: the direct path, without FastAPI, gives the same answers as FastAPI."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 def padded(size: int, body: object) -> bytes:
-    """A body of so many bytes."""
+    """A body of this many bytes."""
     return json.dumps(body).encode().rjust(size)
 
 
@@ -206,7 +206,7 @@ ITS_OWN = {"date", "x-correlation-id", "connection", "transfer-encoding"}  # hea
 
 
 class Seen(NamedTuple):
-    """What there is to see of one request. Left out is what differs from one to the next."""
+    """Everything observable about one request, except values that differ each time."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -216,7 +216,7 @@ class Seen(NamedTuple):
 
 
 async def see(service: Plain, access: Access, asking: Awaitable[Answer]) -> Seen:
-    """Send a request, and look at all that it does."""
+    """Send a request, and record everything observable about it."""
     access.forget()
     before = service.counted()
     answer = await asking
@@ -231,7 +231,7 @@ async def see(service: Plain, access: Access, asking: Awaitable[Answer]) -> Seen
 async def test_every_way_answers_the_same(
     in_process: Plain, hot: Served, raw: Client, access: Access, case: str
 ) -> None:
-    """Behind uvicorn and within the process, status, headers, body, metrics and log are those of FastAPI alone."""
+    """Behind uvicorn and in process, the direct path has the status, headers, body, metrics and log of FastAPI."""
     ask = ASKS[case]
     behind_uvicorn = await see(hot, access, raw.ask(ask))
     assert hot.ways == [ask.hot]
@@ -244,7 +244,7 @@ async def test_every_way_answers_the_same(
 
 
 async def test_the_smallest_limit_counts(database_url: str) -> None:
-    """A body that is too large for this service is refused on the shorter way's scale, too."""
+    """The direct path also refuses a body above this service's own limit."""
     served = Served(database_url, max_body=1024)
     async with served.running(), served.connect() as raw:
         assert (await raw.ask(post(padded(1024, HEARTBEAT)))).status == 200
@@ -274,7 +274,7 @@ IN_THE_WAY = {
 @pytest.mark.parametrize("kind", IN_THE_WAY)
 @pytest.mark.parametrize("ask", [ASKS["an event"], ASKS["an event with a charset"]], ids=["hot", "usual"])
 async def test_an_error_of_postgresqls(hot: Served, raw: Client, access: Access, ask: Ask, kind: str) -> None:
-    """It is a 422 or, when nobody foresaw it, a 500, each with the correlation id; and the connection stays."""
+    """A PostgreSQL error is a 422 or, if unforeseen, a 500, with the correlation id; the connection stays open."""
     put_there, remove, status = IN_THE_WAY[kind]
     async with connected(hot.url) as connection:
         await connection.execute(put_there)
@@ -288,7 +288,7 @@ async def test_an_error_of_postgresqls(hot: Served, raw: Client, access: Access,
 
 
 async def test_an_answer_is_dated(hot: Served, raw: Client) -> None:
-    """An answer has uvicorn's own headers first, and those of uvicorn's other answers."""
+    """The direct path's answer begins with `Date`, like uvicorn's other answers, and has the edge headers."""
     one = await raw.ask(get(ENTITY))
     other = await raw.ask(OTHER)
     assert hot.ways == [True, False]
@@ -299,7 +299,7 @@ async def test_an_answer_is_dated(hot: Served, raw: Client) -> None:
 
 
 async def test_the_clients_id_is_stored(hot: Served, raw: Client) -> None:
-    """An event has the correlation id of its request, on the shorter way as on the other."""
+    """On both paths, an event is stored with the correlation id of its request."""
     await raw.ask(post(HEARTBEAT, ID + GIVEN))
     assert json.loads((await raw.ask(get(ENTITY))).body)["correlation_id"] == GIVEN
     assert hot.ways == [True, True]
@@ -307,7 +307,7 @@ async def test_the_clients_id_is_stored(hot: Served, raw: Client) -> None:
 
 @pytest.mark.parametrize("ask", [post(HEARTBEAT), put(WORKFLOW, NEXT, MATCH)], ids=["event", "commit"])
 async def test_leave_is_given(raw: Client, ask: Ask) -> None:
-    """A client that waits for leave to send its body is told to go on."""
+    """A client that sends `Expect: 100-continue` is told to continue."""
     head, _, body = replace(ask, headers=(*ask.headers, "Expect: 100-continue")).raw().partition(b"\r\n\r\n")
     await raw.send(head + b"\r\n\r\n")
     assert await raw.line() == b"HTTP/1.1 100 Continue\r\n"

@@ -1,4 +1,4 @@
-"""The way of a request to FastAPI, and what answers carry."""
+"""The layers between a request and FastAPI, and the headers that they add to answers."""
 
 import pytest
 from fastapi import FastAPI, Response
@@ -17,12 +17,12 @@ served = FastAPI()
 
 @served.post("/retry")
 async def retry() -> Response:
-    """What needs no body."""
+    """A route that needs no body."""
     return Response(b"{}", media_type="application/json")
 
 
 def edge(listed: str | None = None) -> Edge:
-    """The rooms of a service on the loopback interface."""
+    """The edge layers of a service on the loopback interface."""
     edge = Edge(served, hosts=Hosts.of(None, "127.0.0.1"), origins=Origins.of(listed), allowed=Allowed(served))
     edge.entry.guard = Guard(Posture.LOOPBACK)
     return edge
@@ -39,7 +39,7 @@ async def test_only_an_allowed_host_is_served() -> None:
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", ""])
 async def test_a_foreign_page_does_not_reach_the_application(content_type: str) -> None:
-    """A page of another origin changes nothing, whatever the content type."""
+    """A request of a foreign page changes nothing, whatever its content type."""
     headers = [("Host", "localhost"), ("Origin", "http://evil.example")]
     with pytest.raises(ForeignOriginError):
         await ask(edge(), "POST", "/retry", [*headers, ("Content-Type", content_type)])
@@ -48,7 +48,7 @@ async def test_a_foreign_page_does_not_reach_the_application(content_type: str) 
 
 @pytest.mark.parametrize("origins", [("http://evil.example", "http://localhost"), ("http://localhost", "null")])
 async def test_one_of_several_origins_is_not_enough(origins: tuple[str, str]) -> None:
-    """A request that names the service's own origin beside another is refused, in either order."""
+    """A request with two origins, the service's own and another, is refused in either order."""
     headers = [("Host", "localhost"), *(("Origin", origin) for origin in origins)]
     with pytest.raises(ForeignOriginError):
         await ask(edge(), "POST", "/retry", headers)
@@ -56,7 +56,7 @@ async def test_one_of_several_origins_is_not_enough(origins: tuple[str, str]) ->
 
 @pytest.mark.parametrize("listed", [None, "https://console.example"])
 def test_both_ways_say_the_same(listed: str | None) -> None:
-    """The headers that the direct way adds are those of FastAPI's way."""
+    """The direct path adds the same headers as FastAPI's path."""
     for etag in (False, True):
         headers = [(b"content-type", b"application/json"), *([(b"etag", b'"1"')] if etag else [])]
         lacking = edge(listed).lacking([(b"host", b"localhost")], headers)

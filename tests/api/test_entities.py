@@ -1,4 +1,4 @@
-"""Entities: one, its state, and lists."""
+"""Entities: one entity, its state, and lists."""
 
 import json
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ RECORDED = event_json(
 
 
 async def test_an_entity_has_all_columns(client: httpx.AsyncClient) -> None:
-    """The answer has each column, in the table's order; times are in UTC, with a fraction unless it is zero."""
+    """The answer has each column in the table's order; times are in UTC, with a fraction unless it is zero."""
     await client.post("/v1/events", json=RECORDED)
     answer = await client.get(f"/v1/entities/{NODE}")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
@@ -87,7 +87,7 @@ async def test_an_entity_has_all_columns(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_entity_has_defaults_and_nulls(client: httpx.AsyncClient) -> None:
-    """What no event has set yet is null, or its default; nothing is left out."""
+    """A column that no event has set is null or its default, and never left out."""
     await client.post("/v1/events", json=event_json("registration.initiated", 1))
     row = (await client.get(f"/v1/entities/{NODE}")).json()
     assert list(row) == COLUMNS
@@ -106,7 +106,7 @@ async def test_an_entity_has_defaults_and_nulls(client: httpx.AsyncClient) -> No
 
 @pytest.mark.parametrize("path", [f"/v1/entities/{MISSING}", f"/v1/entities/{MISSING}/state"])
 async def test_an_entity_without_a_row_is_404(shared: httpx.AsyncClient, path: str) -> None:
-    """An entity that is not there is a 404 that names it."""
+    """A read of an unknown entity gets a 404 that names it."""
     answer = await shared.get(path)
     assert answer.status_code == 404
     assert list(answer.json()) == ["type", "title", "status", "detail", "instance"]
@@ -116,7 +116,7 @@ async def test_an_entity_without_a_row_is_404(shared: httpx.AsyncClient, path: s
 
 @pytest.mark.parametrize("path", ["/v1/entities/node-17", "/v1/entities/node-17/state"])
 async def test_an_entity_id_is_a_uuid(shared: httpx.AsyncClient, path: str) -> None:
-    """A path with something else than a UUID is a 422 that points at it."""
+    """An entity id that is not a UUID is a 422 that points at the path."""
     answer = await shared.get(path)
     assert answer.status_code == 422
     assert [error["pointer"] for error in answer.json()["errors"]] == ["#/path/entity_id"]
@@ -127,7 +127,7 @@ async def test_an_entity_id_is_a_uuid(shared: httpx.AsyncClient, path: str) -> N
 
 @pytest.fixture(scope="module")
 async def active(shared: httpx.AsyncClient) -> httpx.AsyncClient:
-    """A service with one node, active, at version 5."""
+    """A service with one node, `active`, at version 5."""
     await shared.post("/v1/events", json=life(domain="active"))
     return shared
 
@@ -150,7 +150,7 @@ TAGS = {
 
 @pytest.mark.parametrize("header", TAGS)
 async def test_an_unchanged_entity_is_304(active: httpx.AsyncClient, header: str) -> None:
-    """With the row's ETag in `If-None-Match`, weakly compared, or `*`, the answer is a 304 without a body."""
+    """If `If-None-Match` has the row's ETag (compared weakly) or `*`, the answer is a 304 without a body."""
     answer = await active.get(f"/v1/entities/{NODE}?domain=active", headers={"If-None-Match": header})
     assert answer.status_code == TAGS[header]
     assert answer.headers["etag"] == '"5"'
@@ -158,19 +158,19 @@ async def test_an_unchanged_entity_is_304(active: httpx.AsyncClient, header: str
 
 
 async def test_several_headers_are_one_list(active: httpx.AsyncClient) -> None:
-    """`If-None-Match` may come in several lines."""
+    """`If-None-Match` may be spread over several header lines."""
     headers = [("If-None-Match", '"3"'), ("If-None-Match", '"5"')]
     assert (await active.get(f"/v1/entities/{NODE}?domain=active", headers=headers)).status_code == 304
 
 
 async def test_what_is_not_there_is_404_whatever_the_client_has(shared: httpx.AsyncClient) -> None:
-    """`If-None-Match: *` does not turn a 404 into a 304."""
+    """A missing entity is a 404 even with `If-None-Match: *`."""
     answer = await shared.get(f"/v1/entities/{MISSING}", headers={"If-None-Match": "*"})
     assert answer.status_code == 404
 
 
 async def test_the_etag_counts_changes(client: httpx.AsyncClient) -> None:
-    """Each recorded event, an ignored one too, gives another ETag: the version."""
+    """The ETag is the version: each recorded event, even an ignored one, changes it."""
     tags = []
     for type_, sequence in (
         ("registration.initiated", 1),
@@ -186,7 +186,7 @@ async def test_the_etag_counts_changes(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_state_is_three_fields(active: httpx.AsyncClient) -> None:
-    """The state in JSON names its entity."""
+    """The state in JSON has three fields and names its entity."""
     answer = await active.get(f"/v1/entities/{NODE}/state?domain=active")
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["vary"] == "Accept"
@@ -195,14 +195,14 @@ async def test_the_state_is_three_fields(active: httpx.AsyncClient) -> None:
 
 
 async def test_the_state_as_text_is_the_bare_word(active: httpx.AsyncClient) -> None:
-    """With `Accept: text/plain` the state comes without quotes and without a line end."""
+    """With `Accept: text/plain` the state comes without quotes and without a newline."""
     answer = await active.get(f"/v1/entities/{NODE}/state?domain=active", headers={"Accept": "text/plain"})
     assert answer.headers["content-type"].partition(";")[0] == "text/plain"
     assert answer.content == b"active"
 
 
 async def test_the_domain_is_registration_by_default(active: httpx.AsyncClient) -> None:
-    """Without `domain` the domain `registration` is asked for."""
+    """Without `domain`, the domain `registration` is read."""
     assert (await active.get(f"/v1/entities/{NODE}")).status_code == 404
     assert (await active.get(f"/v1/entities/{NODE}?domain=registration")).status_code == 404
     assert (await active.get("/v1/entities")).json()["items"] == []
@@ -235,7 +235,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 async def listed(shared: httpx.AsyncClient) -> httpx.AsyncClient:
-    """A service with six nodes in domain `listed`, and one of the same ids elsewhere."""
+    """A service with six nodes in domain `listed`, and one node with one of these ids in another domain."""
     events = [{**event, "domain": "listed"} for event in ROWS]
     await shared.post("/v1/events", json=[*events, {**ROWS[0], "domain": "elsewhere"}])
     return shared
@@ -282,7 +282,7 @@ LISTS: dict[str, tuple[Mapping[str, str | list[str]], list[int]]] = {
 
 @pytest.mark.parametrize("case", LISTS)
 async def test_a_list_has_what_its_filters_let_through(listed: httpx.AsyncClient, case: str) -> None:
-    """Filters narrow the list, all of them together, and it comes in the order of entity ids."""
+    """A list has the entities that match all filters, in the order of their ids."""
     query, expected = LISTS[case]
     answer = await listed.get("/v1/entities", params={"domain": "listed", **query})
     assert answer.status_code == 200, answer.text
@@ -291,7 +291,7 @@ async def test_a_list_has_what_its_filters_let_through(listed: httpx.AsyncClient
 
 
 async def test_a_list_has_whole_rows(listed: httpx.AsyncClient) -> None:
-    """An item of a list is what the entity itself answers."""
+    """An item of a list equals the answer of the entity's own call."""
     [item] = (await listed.get("/v1/entities?domain=elsewhere")).json()["items"]
     assert list(item) == COLUMNS
     assert item == (await listed.get(f"/v1/entities/{item['entity_id']}?domain=elsewhere")).json()
@@ -299,7 +299,7 @@ async def test_a_list_has_whole_rows(listed: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("case", LISTS)
 async def test_a_list_as_lines_has_the_same_rows(listed: httpx.AsyncClient, case: str) -> None:
-    """With `Accept: application/x-ndjson` each row is a line, whatever the limit."""
+    """With `Accept: application/x-ndjson` each row is one line, whatever the limit."""
     query, _ = LISTS[case]
     params = {"domain": "listed", **query}
     answer = await listed.get("/v1/entities", params={**params, "limit": 1}, headers=NDJSON)
@@ -311,7 +311,7 @@ async def test_a_list_as_lines_has_the_same_rows(listed: httpx.AsyncClient, case
 
 
 async def test_lines_go_on_from_a_cursor(listed: httpx.AsyncClient) -> None:
-    """A stream of lines may begin where a page ended."""
+    """A stream of lines may start from the cursor of a page."""
     cursor = (await listed.get("/v1/entities?domain=listed&limit=2")).json()["next_cursor"]
     query = {"domain": "listed", "cursor": cursor}
     answer = await listed.get("/v1/entities", params=query, headers=NDJSON)
@@ -319,7 +319,7 @@ async def test_lines_go_on_from_a_cursor(listed: httpx.AsyncClient) -> None:
 
 
 async def test_lines_are_all_of_a_long_list(client: httpx.AsyncClient) -> None:
-    """A stream of lines goes on past the largest page, in the order of entity ids, each row once."""
+    """A stream of lines continues past the largest page, in the order of entity ids, with each row once."""
     nodes = sorted(node(number) for number in range(2000))
     events = [event_json("registration.initiated", 1, entity_id=id_) for id_ in nodes]
     await client.post("/v1/events", json=events)
@@ -354,7 +354,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_a_bad_parameter_is_422(shared: httpx.AsyncClient, case: str) -> None:
-    """A parameter that is wrong or unknown is a 422 that points at it."""
+    """A wrong or unknown parameter is a 422 that points at it."""
     query = REFUSED[case]
     answer = await shared.get(f"/v1/entities?{query}")
     assert answer.status_code == 422, answer.text
@@ -363,7 +363,7 @@ async def test_a_bad_parameter_is_422(shared: httpx.AsyncClient, case: str) -> N
 
 
 async def test_every_bad_parameter_is_named(shared: httpx.AsyncClient) -> None:
-    """Several wrong parameters are told in one answer."""
+    """One answer names all wrong parameters."""
     answer = await shared.get("/v1/entities?limit=0&event_id=17&type=x")
     assert {error["pointer"] for error in answer.json()["errors"]} == {
         "#/query/limit",
@@ -385,7 +385,7 @@ READS = {
 
 @pytest.mark.parametrize("path", READS)
 async def test_scans_are_asked_of_the_replica(database_url: str, path: str) -> None:
-    """Point reads are answered by the primary; with `PQS_DATABASE_READ_URL`, lists, counts and scans by that one."""
+    """With `PQS_DATABASE_READ_URL`, the replica answers lists, counts and scans; the primary answers point reads."""
     async with (
         new_database() as replica,
         service_on(database_url) as primary_alone,
@@ -400,7 +400,7 @@ async def test_scans_are_asked_of_the_replica(database_url: str, path: str) -> N
 
 
 async def test_writes_and_lookups_go_to_the_primary(database_url: str) -> None:
-    """What was just written is looked up on the primary, which a replica may be behind of."""
+    """Lookups read the primary, as a replica may lag behind recent writes."""
     async with new_database() as replica, service_on(database_url, database_read_url=replica) as client:
         await client.post("/v1/events", json=event_json("registration.initiated", 1))
         answer = await client.post("/v1/entities/lookup", json={"entity_ids": [str(NODE)]})

@@ -1,4 +1,4 @@
-"""Events in, over HTTP."""
+"""Events posted over HTTP."""
 
 import asyncio
 import json
@@ -21,22 +21,22 @@ INITIATED = event_json("registration.initiated", 5)
 
 
 def summary(**counts: int) -> Json:
-    """A summary with these counts, and zeros."""
+    """A summary with these counts; all others are 0."""
     return dict.fromkeys(SUMMARY, 0) | {"received": sum(counts.values())} | counts
 
 
 def stream_summary(**counts: int) -> Json:
-    """The summary of a stream."""
+    """The summary of a stream with these counts; all others are 0."""
     return {"invalid": 0, **summary(**counts)}
 
 
 def ndjson(events: Iterable[Json]) -> bytes:
-    """Events as lines."""
+    """Events as NDJSON lines."""
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
 async def post_lines(client: httpx.AsyncClient, body: bytes) -> tuple[list[Json], Json]:
-    """The lines of the answer to a stream, and its summary."""
+    """The lines that answer a stream, and its summary."""
     answer = await client.post("/v1/events", content=body, headers=NDJSON)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/x-ndjson"
@@ -47,7 +47,7 @@ async def post_lines(client: httpx.AsyncClient, body: bytes) -> tuple[list[Json]
 
 
 async def total(client: httpx.AsyncClient) -> int:
-    """How many entities there are."""
+    """The number of entities."""
     return int((await client.get("/v1/state-counts")).json()["total"])
 
 
@@ -55,7 +55,7 @@ async def total(client: httpx.AsyncClient) -> int:
 
 
 async def test_one_event_makes_one_row(client: httpx.AsyncClient) -> None:
-    """An event that begins a registration is applied, and the row can be read."""
+    """An event that begins a registration is applied, and its row can be read."""
     answer = await client.post("/v1/events", json=event_json("registration.initiated", 1))
     assert answer.status_code == 200
     assert answer.json()["outcome"] == "applied"
@@ -112,7 +112,7 @@ ONE = {
 
 @pytest.mark.parametrize("case", ONE)
 async def test_one_event_has_its_outcome(shared: httpx.AsyncClient, case: str) -> None:
-    """The answer to one event says its outcome, and where the row stands after it."""
+    """The answer to one event has its outcome and the row's position after it."""
     event, status, outcome, version, sequence = ONE[case]
     domain = f"outcome of {case}"
     await shared.post("/v1/events", json={**INITIATED, "domain": domain})
@@ -134,7 +134,7 @@ async def test_one_event_has_its_outcome(shared: httpx.AsyncClient, case: str) -
 
 @pytest.mark.parametrize("case", ONE)
 async def test_one_event_has_its_form(shared: httpx.AsyncClient, case: str) -> None:
-    """A 200 has the fields of a result; a 409 is a problem with the same fields, and a reason that is its detail."""
+    """A 200 has the fields of a result; a 409 is a problem with the same fields and the reason as its detail."""
     event, status, outcome, _, _ = ONE[case]
     domain = f"form of {case}"
     await shared.post("/v1/events", json={**INITIATED, "domain": domain})
@@ -152,7 +152,7 @@ async def test_one_event_has_its_form(shared: httpx.AsyncClient, case: str) -> N
 
 
 async def test_an_early_event_says_when_to_come_again(shared: httpx.AsyncClient) -> None:
-    """A 409 for an early event without a row has whole seconds in `Retry-After`, and nulls for the row."""
+    """An early event without a row gets a 409 with whole seconds in `Retry-After` and nulls for the row's fields."""
     event = event_json("registration.accepted", 2, position={"sequence": 2, "previous": 1})
     answer = await shared.post("/v1/events", json=event)
     assert int(answer.headers["retry-after"]) >= 1
@@ -165,7 +165,7 @@ async def test_an_early_event_says_when_to_come_again(shared: httpx.AsyncClient)
 
 
 async def test_an_unknown_entity_is_ignored(shared: httpx.AsyncClient) -> None:
-    """An event that cannot begin a registration answers `unknown entity`, with nulls, and makes no row."""
+    """An event that cannot begin a registration is ignored with `unknown entity` and nulls, and makes no row."""
     answer = await shared.post("/v1/events", json=event_json("node.heartbeat", 1))
     assert {**answer.json(), "event_id": ""} == {
         "event_id": "",
@@ -181,7 +181,7 @@ async def test_an_unknown_entity_is_ignored(shared: httpx.AsyncClient) -> None:
 
 
 async def test_a_position_comes_back_as_it_is(shared: httpx.AsyncClient) -> None:
-    """`stands_at` names partition and offset where the row stands on a partition, and never `previous`."""
+    """`stands_at` has partition and offset if the row's position has them, and never `previous`."""
     position = {"partition": "nodes-0", "offset": 7}
     following = {"partition": "nodes-0", "offset": 9, "previous": 7}
     first = event_json("registration.initiated", 1, entity_id=node(77), position=position)
@@ -192,7 +192,7 @@ async def test_a_position_comes_back_as_it_is(shared: httpx.AsyncClient) -> None
 
 
 async def test_a_domain_has_entities_of_its_own(client: httpx.AsyncClient) -> None:
-    """One entity id in two domains is two entities."""
+    """The same entity id in two domains names two entities."""
     for domain in ("registration", "elsewhere"):
         answer = await client.post("/v1/events", json=event_json("registration.initiated", 1, domain=domain))
         assert (answer.json()["outcome"], answer.json()["domain"]) == ("applied", domain)
@@ -217,7 +217,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("case", UNREADABLE)
 async def test_what_is_no_json_is_400(shared: httpx.AsyncClient, case: str) -> None:
-    """A body that cannot be read as JSON is a 400 that says where it breaks."""
+    """A body that is not JSON is a 400 that says where parsing failed."""
     body, where = UNREADABLE[case]
     answer = await shared.post("/v1/events", content=body, headers=JSON)
     assert answer.status_code == 400, answer.text
@@ -226,7 +226,7 @@ async def test_what_is_no_json_is_400(shared: httpx.AsyncClient, case: str) -> N
 
 
 def but(**fields: object) -> Json:
-    """A good event, but for these fields; None leaves one out."""
+    """A valid event with these fields changed; None removes a field."""
     event = event_json("registration.initiated", 1)
     for name, value in fields.items():
         if value is None:
@@ -237,7 +237,7 @@ def but(**fields: object) -> Json:
 
 
 def nested(levels: int) -> Json:
-    """So many objects in one another."""
+    """Objects nested this deep."""
     value: Json = {}
     for _ in range(levels):
         value = {"a": value}
@@ -313,7 +313,7 @@ WRONG: dict[str, tuple[object, str, str]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 async def test_what_is_no_event_is_422(shared: httpx.AsyncClient, case: str) -> None:
-    """JSON that is no event is a 422 that points at what is wrong, and says it."""
+    """JSON that is not an event is a 422 that points at the fault and describes it."""
     event, pointer, said = WRONG[case]
     answer = await shared.post("/v1/events", content=json.dumps(event), headers=JSON)
     assert answer.status_code == 422, answer.text
@@ -335,14 +335,14 @@ LARGEST: dict[str, Json] = {
 
 @pytest.mark.parametrize("case", LARGEST)
 async def test_what_is_just_within_its_bounds_is_taken(shared: httpx.AsyncClient, case: str) -> None:
-    """Values at the ends of their ranges are no error."""
+    """Values at the ends of their ranges are accepted."""
     answer = await shared.post("/v1/events?dry_run=true", json=but(**LARGEST[case]))
     assert answer.json()["outcome"] in {"applied", "early"}, answer.text
 
 
 @pytest.mark.parametrize("query", ["domain=registration", "dry=true", "dry_run=maybe", "dry_run="])
 async def test_other_query_parameters_are_422(shared: httpx.AsyncClient, query: str) -> None:
-    """`POST /v1/events` knows `dry_run` and no other parameter."""
+    """`POST /v1/events` accepts the parameter `dry_run` and no other."""
     answer = await shared.post(f"/v1/events?{query}", json=INITIATED)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == f"#/query/{query.partition('=')[0]}"
@@ -352,7 +352,7 @@ async def test_other_query_parameters_are_422(shared: httpx.AsyncClient, query: 
 
 
 async def test_an_array_answers_in_the_order_sent(client: httpx.AsyncClient) -> None:
-    """The events of an entity are folded in the order of positions; the results come in the order of the array."""
+    """The events of an entity are folded by position; results come in the order of the array."""
     events = life()[::-1]
     answer = await client.post("/v1/events", json=events)
     assert answer.status_code == 200
@@ -364,7 +364,7 @@ async def test_an_array_answers_in_the_order_sent(client: httpx.AsyncClient) -> 
 
 
 async def test_an_array_sums_its_outcomes_up(client: httpx.AsyncClient) -> None:
-    """The summary counts the events of each outcome; early and conflict are no error here."""
+    """The summary counts the events of each outcome; early and conflict do not make the array an error."""
     await client.post("/v1/events", json=life(node(1)))
     events = [
         event_json("registration.initiated", 1, entity_id=node(2)),
@@ -382,13 +382,13 @@ async def test_an_array_sums_its_outcomes_up(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_empty_array_is_no_error(shared: httpx.AsyncClient) -> None:
-    """An array without events answers zeros and no results."""
+    """An array without events is answered with zeros and no results."""
     answer = await shared.post("/v1/events", json=[])
     assert (answer.status_code, answer.json()) == (200, {"summary": summary(), "results": []})
 
 
 async def test_one_bad_item_refuses_the_whole_array(client: httpx.AsyncClient) -> None:
-    """An array with invalid items is a 422 that points at each of them, and nothing of it is applied."""
+    """An array with invalid items is a 422 that points at each of them, and no event is applied."""
     events = [INITIATED, but(position={}), but(entity_id=str(node(1))), but(type="x"), 7]
     answer = await client.post("/v1/events", json=events)
     assert answer.status_code == 422
@@ -398,7 +398,7 @@ async def test_one_bad_item_refuses_the_whole_array(client: httpx.AsyncClient) -
 
 @pytest.mark.parametrize(("count", "status"), [(10_000, 200), (10_001, 422)])
 async def test_an_array_holds_10000_events(shared: httpx.AsyncClient, count: int, status: int) -> None:
-    """10,000 events are taken, one more is a 422 that says how to send them."""
+    """An array of 10,000 events is accepted; 10,001 get a 422 that says how to send them."""
     event = event_json("node.heartbeat", 1)
     answer = await shared.post("/v1/events", json=[event] * count)
     assert answer.status_code == status
@@ -409,28 +409,28 @@ async def test_an_array_holds_10000_events(shared: httpx.AsyncClient, count: int
 
 
 async def test_a_dry_run_of_one_event_writes_nothing(client: httpx.AsyncClient) -> None:
-    """With `dry_run` the answer is what it would be, and there is no row."""
+    """A dry run of one event gives the answer that the event would get, and writes no row."""
     dry = await client.post("/v1/events?dry_run=true", json=INITIATED)
     assert (await client.get(f"/v1/entities/{NODE}")).status_code == 404
     assert dry.json() == (await client.post("/v1/events", json=INITIATED)).json()
 
 
 async def test_a_dry_run_of_an_array_writes_nothing(client: httpx.AsyncClient) -> None:
-    """The outcomes of an array are foreseen one after the other, and nothing is written."""
+    """A dry run of an array folds its events one after the other, and writes nothing."""
     dry = await client.post("/v1/events?dry_run=true", json=life())
     assert await total(client) == 0
     assert dry.json() == (await client.post("/v1/events", json=life())).json()
 
 
 async def test_a_dry_run_of_an_early_event_is_409(shared: httpx.AsyncClient) -> None:
-    """A dry run answers with the status that the event would have."""
+    """A dry run has the status that the event would get."""
     event = event_json("registration.accepted", 2, position={"sequence": 2, "previous": 1})
     answer = await shared.post("/v1/events?dry_run=true", json=event)
     assert (answer.status_code, answer.json()["outcome"]) == (409, "early")
 
 
 async def test_a_stream_has_no_dry_run(shared: httpx.AsyncClient) -> None:
-    """`dry_run` beside NDJSON is a 422."""
+    """`dry_run` with NDJSON is a 422."""
     answer = await shared.post("/v1/events?dry_run=true", content=ndjson([INITIATED]), headers=NDJSON)
     assert answer.status_code == 422
     assert [error["pointer"] for error in answer.json()["errors"]] == ["#/query/dry_run"]
@@ -438,7 +438,7 @@ async def test_a_stream_has_no_dry_run(shared: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("body", [INITIATED, [INITIATED]])
 async def test_no_dry_run_is_the_default(client: httpx.AsyncClient, body: object) -> None:
-    """`dry_run=false` is what no parameter means."""
+    """`dry_run=false` is the same as no parameter."""
     await client.post("/v1/events?dry_run=false", json=body)
     assert await total(client) == 1
 
@@ -447,7 +447,7 @@ async def test_no_dry_run_is_the_default(client: httpx.AsyncClient, body: object
 
 
 async def test_a_stream_answers_lines_that_were_not_applied(client: httpx.AsyncClient) -> None:
-    """In the order of the input there is a line for each event that was not applied, with its number from 1."""
+    """The answer has a line for each event that was not applied, in input order, with its line number from 1."""
     heartbeat = event_json("node.heartbeat", 3, entity_id=node(9))
     early = event_json("registration.accepted", 9, position={"sequence": 9, "previous": 8})
     other = event_json("node.heartbeat", 5)
@@ -467,14 +467,14 @@ async def test_a_stream_answers_lines_that_were_not_applied(client: httpx.AsyncC
 
 
 async def test_a_stream_goes_by_the_order_of_arrival(client: httpx.AsyncClient) -> None:
-    """A stream is not sorted: an event that comes after a later one of its entity is stale."""
+    """A stream is not sorted: an event that arrives after a later one of its entity is stale."""
     lines, counts = await post_lines(client, ndjson([life()[0], life()[2], life()[1]]))
     assert [(line["line"], line["outcome"]) for line in lines] == [(2, "ignored"), (3, "stale")]
     assert counts == stream_summary(applied=1, ignored=1, stale=1)
 
 
 async def test_blank_lines_count_and_are_skipped(client: httpx.AsyncClient) -> None:
-    """Blank lines are no events, and still have a number."""
+    """Blank lines are skipped, and count in line numbers."""
     body = b"\n \t\r\n" + ndjson([INITIATED]) + b"\r\n\n" + ndjson([INITIATED]) + b"\n"
     lines, counts = await post_lines(client, body)
     assert [(line["line"], line["outcome"]) for line in lines] == [(6, "duplicate")]
@@ -482,7 +482,7 @@ async def test_blank_lines_count_and_are_skipped(client: httpx.AsyncClient) -> N
 
 
 async def test_a_line_that_cannot_be_read_is_invalid(client: httpx.AsyncClient) -> None:
-    """Lines that are no events are named with what is wrong with them; the others are taken in."""
+    """An invalid line is reported with its fault; the other lines are applied."""
     body = b'{"a":\nnull\n' + ndjson([INITIATED, but(position={}), but(extra=1)]) + b"\xff\n[]\n"
     lines, counts = await post_lines(client, body)
     assert [list(line) for line in lines] == [["line", "outcome", "errors"]] * 6
@@ -493,7 +493,7 @@ async def test_a_line_that_cannot_be_read_is_invalid(client: httpx.AsyncClient) 
 
 
 async def test_a_line_of_more_than_a_mebibyte_is_invalid(client: httpx.AsyncClient) -> None:
-    """A line of exactly 1 MiB is read, one byte more is too much, and the line after it is read again."""
+    """A line of exactly 1 MiB is read, one byte more makes it invalid, and the line after it is read again."""
     fits = ndjson([INITIATED])[:-1].ljust(MAX_LINE)
     lines, counts = await post_lines(client, b"\n".join([fits + b" ", fits, fits]) + b"\n")
     assert MAX_LINE == 1024 * 1024
@@ -504,21 +504,21 @@ async def test_a_line_of_more_than_a_mebibyte_is_invalid(client: httpx.AsyncClie
 
 @pytest.mark.parametrize("body", [b"", b"\n", b"\r\n \n\n"])
 async def test_a_stream_without_events_is_no_error(shared: httpx.AsyncClient, body: bytes) -> None:
-    """A stream with no lines, or only blank ones, answers zeros."""
+    """A stream without lines, or with blank ones only, is answered with zeros."""
     assert await post_lines(shared, body) == ([], stream_summary())
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("last", [b"", b"\n"])
 async def test_lines_may_end_as_they_like(shared: httpx.AsyncClient, end: bytes, last: bytes) -> None:
-    """LF, CRLF and nothing at the very end are all ends of a line."""
+    """A line may end in LF or CRLF; the last line may end without either."""
     events = life(domain=f"{end!r} {last!r}")
     body = end.join(ndjson([event])[:-1] for event in events) + last
     assert await post_lines(shared, body) == ([], stream_summary(applied=5))
 
 
 async def test_a_stream_of_several_chunks_counts_on(client: httpx.AsyncClient) -> None:
-    """Line numbers and sums go over all chunks of a long stream."""
+    """Line numbers and sums continue over all chunks of a long stream."""
     events = [event_json("registration.initiated", 1, entity_id=node(n)) for n in range(2 * CHUNK_LINES + 10)]
     lines, counts = await post_lines(client, ndjson([*events, events[0]]))
     assert [(line["line"], line["outcome"]) for line in lines] == [(len(events) + 1, "duplicate")]
@@ -526,7 +526,7 @@ async def test_a_stream_of_several_chunks_counts_on(client: httpx.AsyncClient) -
 
 
 async def test_chunks_commit_one_by_one(client: httpx.AsyncClient) -> None:
-    """What came in first can be read while the rest of the stream is still on its way."""
+    """The first chunks of a stream can be read while the rest is still arriving."""
     seen: list[int] = []
 
     async def body() -> AsyncIterator[bytes]:
@@ -544,7 +544,7 @@ async def test_chunks_commit_one_by_one(client: httpx.AsyncClient) -> None:
 
 
 async def test_two_streams_of_the_same_entities_end_right(client: httpx.AsyncClient) -> None:
-    """Two streams of the same events at once: each event is applied by one of them, and the rows are those of one."""
+    """Two concurrent streams of the same events apply each event once; the rows are those of one stream."""
     nodes = [node(number) for number in range(500)]
     body = ndjson(event_json(type_, n, entity_id=id_) for n, type_ in enumerate(WAY_TO_ACTIVE, 1) for id_ in nodes)
     answers = await asyncio.gather(post_lines(client, body), post_lines(client, body))

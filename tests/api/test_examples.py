@@ -1,7 +1,7 @@
-"""The examples of the OpenAPI document are what a real service answers.
+"""The examples of the OpenAPI document are answers of a real service.
 
-A walk through a fresh service, with fixed event ids and times, asks for each of them and compares it with
-`app/api/examples.json`. After a change of an answer write the file anew, and read its diff:
+A walk through a fresh service, with fixed event ids and times, makes each example's request and compares the answer
+with `app/api/examples.json`. After a change of an answer regenerate the file, and read its diff:
 
     UPDATE_EXAMPLES=1 .venv/bin/python -m pytest tests/api/test_examples.py
 """
@@ -298,7 +298,7 @@ OFF = {
 async def test_the_examples_are_what_the_service_answers(
     client: httpx.AsyncClient, database_url: str, unreachable_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each example in the file is what a real service says to the same request."""
+    """Each example in the file is the answer of a real service to the same request."""
     monkeypatch.setattr(follow, "STREAM", 0)  # what is there is streamed, and no more
     requests: Json = {**REQUESTS, **LATER}
     real: Json = {
@@ -330,7 +330,7 @@ async def test_the_examples_are_what_the_service_answers(
 
 
 async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
-    """Send what is to be sent, and ask what is to be asked, in between."""
+    """Send the requests of the examples, and prepare rows in between."""
     answers: Json = {}
     for name, event in REQUESTS.items():
         if name == "registration.rejected":
@@ -420,7 +420,7 @@ async def _refused(client: httpx.AsyncClient, name: str, request: Json) -> Json:
 
 
 async def _interrupted(client: httpx.AsyncClient, database_url: str) -> Json:
-    """What is said when the database goes away after the first chunk of a stream."""
+    """The answer to a stream whose database goes away after the first chunk."""
     server = await asyncpg.connect(on_server(database_url, "postgres"))
     name = urlsplit(database_url).path[1:]
 
@@ -448,7 +448,7 @@ async def _until_counted(client: httpx.AsyncClient, count: int) -> None:
 
 
 def test_every_event_type_has_an_example() -> None:
-    """The file shows a request for each event type, under its name, beside what other calls are asked."""
+    """The file has a request for each event type, under its name, beside the requests of other calls."""
     shown = json.loads(EXAMPLES.read_text(encoding="utf-8"))["requests"]
     types = {name: request["type"] for name, request in shown.items() if name not in OTHERS}
     assert types == {type_: type_ for type_ in EVENT_TYPES}

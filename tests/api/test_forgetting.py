@@ -1,4 +1,4 @@
-"""Forgetting and evictions over HTTP: what readers, followers, other services and the audit log hear of them."""
+"""Forgetting and evictions over HTTP, as seen by readers, followers, other services and the audit log."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ ALL_CHANGES = "/v1/changes?after=start&limit=1000"
 
 
 async def post(client: httpx.AsyncClient, *events: Json) -> list[Json]:
-    """Send events as an array, and return their results."""
+    """Send events as an array; returns their results."""
     answer = await client.post("/v1/events", json=list(events))
     assert answer.status_code == 200, answer.text
     results: list[Json] = answer.json()["results"]
@@ -37,7 +37,7 @@ async def post(client: httpx.AsyncClient, *events: Json) -> list[Json]:
 
 
 async def forget(client: httpx.AsyncClient, path: str = FORGET, **body: object) -> Json:
-    """Have an entity forgotten."""
+    """Forget an entity by the operator's call."""
     answer = await client.post(path, json=body)
     assert answer.status_code == 200, answer.text
     forgotten: Json = answer.json()
@@ -51,12 +51,12 @@ async def changes(client: httpx.AsyncClient) -> list[Json]:
 
 
 async def sql(database: Database, query: str, *given: object) -> list[tuple[Any, ...]]:
-    """What a query gives."""
+    """The result of a query."""
     return [tuple(row) for row in await database.read(lambda connection: connection.fetch(query, *given))]
 
 
 async def row(database: Database) -> Registration:
-    """The row of the node."""
+    """The stored row of the node."""
     found = await database.read(lambda connection: REGISTRATIONS.get_entity_state(connection, NODE, "registration"))
     assert found is not None
     return found
@@ -71,7 +71,7 @@ async def counts_are_right(database: Database) -> bool:
 
 
 async def test_a_forgotten_entity_is_gone_for_readers(client: httpx.AsyncClient, database: Database) -> None:
-    """Its reads answer 410 on both ways, the lookup calls it missing, and lists and counts leave it out."""
+    """Reads of a forgotten entity are 410 on both paths; lookups call it missing; lists and counts omit it."""
     await post(client, *life(), *life(node(1)))
     forgotten = await forget(client, reason="scrapped")
     assert {name: forgotten[name] for name in ("permanent", "version", "stands_at", "erased")} == {
@@ -97,13 +97,13 @@ async def test_a_forgotten_entity_is_gone_for_readers(client: httpx.AsyncClient,
 
 
 async def test_no_answer_has_the_columns_of_tombstones(client: httpx.AsyncClient) -> None:
-    """A row is answered as before."""
+    """A row's answer has no column of tombstones."""
     await post(client, *life())
     assert not {"forgotten_at", "forgotten_permanently"} & set((await client.get(ENTITY)).json())
 
 
 async def test_a_snapshot_leaves_tombstones_out_and_a_forget_is_followed(client: httpx.AsyncClient) -> None:
-    """Who followed hears of it, whichever node type it follows; who begins later finds nothing."""
+    """Every follower gets the forget, whatever its filter; a later snapshot omits the entity."""
     await post(client, *life(), *life(node(1)))
     token = (await client.get("/v1/changes?after=now")).json()["next"]
     await forget(client, reason="scrapped")
@@ -126,7 +126,7 @@ async def test_a_snapshot_leaves_tombstones_out_and_a_forget_is_followed(client:
 
 
 async def test_events_behind_and_after_a_tombstone(client: httpx.AsyncClient, database: Database) -> None:
-    """Behind it they are stale; after it ignored; what begins a registration later begins it anew."""
+    """Events before a tombstone's position are stale, later ones ignored, until one begins a new registration."""
     await post(client, *life())
     forgotten = await forget(client)
     later = (datetime.now(UTC) + timedelta(minutes=1)).isoformat().replace("+00:00", "Z")
@@ -159,7 +159,7 @@ RECORDED = b'{"current_state": "active", "node_type": "compute", "registered_at"
 
 
 async def test_lines_and_cloudevents_meet_a_tombstone_too(client: httpx.AsyncClient) -> None:
-    """However an event comes in, the rule is the domain's."""
+    """The domain's rule for tombstones holds for every form of input."""
     await post(client, *life())
     await forget(client, permanent=True)
     lines = "".join(json.dumps(event) + "\n" for event in (life()[0], event_json("node.introspected", 8)))
@@ -181,7 +181,7 @@ async def test_lines_and_cloudevents_meet_a_tombstone_too(client: httpx.AsyncCli
 
 
 async def test_an_event_forgets_at_its_own_place(client: httpx.AsyncClient, database: Database) -> None:
-    """From any state, and without a row: what comes late is stale then."""
+    """A forget event works from any state and without a row; events before its position are then stale."""
     await post(client, *life())
     forgetting = event_json("registration.forgotten", 6, data={"reason": "scrapped"})
     [result, again] = await post(client, forgetting, forgetting)
@@ -200,7 +200,7 @@ async def test_an_event_forgets_at_its_own_place(client: httpx.AsyncClient, data
 
 
 async def test_a_tombstone_against_events_that_still_wait(client: httpx.AsyncClient) -> None:
-    """Without a row a position is needed; events up to there are stale."""
+    """Forgetting an entity without a row needs a position; events up to it are stale."""
     assert (await client.post(FORGET, json={})).status_code == 404
     forgotten = await forget(client, position={"partition": "nodes-0", "offset": 9})
     assert (forgotten["version"], forgotten["stands_at"]) == (1, {"partition": "nodes-0", "offset": 9})
@@ -215,7 +215,7 @@ async def test_a_tombstone_against_events_that_still_wait(client: httpx.AsyncCli
 async def test_a_tombstone_is_rebased_without_a_word_to_followers(
     client: httpx.AsyncClient, database: Database
 ) -> None:
-    """It stays a tombstone on its new track."""
+    """A rebased tombstone stays one on its new track, and followers get no change."""
     await post(client, *life())
     await forget(client)
     before = await changes(client)
@@ -227,7 +227,7 @@ async def test_a_tombstone_is_rebased_without_a_word_to_followers(
 
 
 async def test_the_sweep_passes_over_tombstones(database_url: str, database: Database) -> None:
-    """A node whose deadline has passed and who was forgotten does not expire."""
+    """A forgotten node does not expire, although its deadline has passed."""
     async with service_on(database_url, sweep=False) as client:
         await post(client, *life())
         await forget(client)
@@ -243,7 +243,7 @@ async def test_the_sweep_passes_over_tombstones(database_url: str, database: Dat
 
 @pytest.mark.parametrize("path", [FORGET, DEREGISTER])
 async def test_a_row_that_has_changed_is_left_alone(client: httpx.AsyncClient, path: str) -> None:
-    """With `If-Match` only the row that was read is acted upon."""
+    """With `If-Match`, a forget or an eviction applies only to the version named."""
     await post(client, *life())
     refused = await client.post(path, headers={"If-Match": '"4"'})
     assert (refused.status_code, refused.headers["etag"]) == (412, '"5"')
@@ -252,7 +252,7 @@ async def test_a_row_that_has_changed_is_left_alone(client: httpx.AsyncClient, p
 
 
 async def test_without_a_row_if_match_fails(client: httpx.AsyncClient) -> None:
-    """There is no version that it could name."""
+    """With `If-Match` and no row, the call fails."""
     refused = await client.post(FORGET, json={"position": {"sequence": 1}}, headers={"If-Match": "*"})
     assert (refused.status_code, "etag" in refused.headers) == (412, False)
 
@@ -272,7 +272,7 @@ async def test_without_a_row_if_match_fails(client: httpx.AsyncClient) -> None:
     ids=str,
 )
 async def test_a_body_that_is_wrong(client: httpx.AsyncClient, body: Json, pointer: str) -> None:
-    """It is named, and nothing is forgotten."""
+    """The fault of an invalid body is named, and nothing is forgotten."""
     await post(client, *life())
     answer = await client.post(FORGET, json=body)
     assert (answer.status_code, [fault["pointer"] for fault in answer.json()["errors"]]) == (422, [pointer])
@@ -280,7 +280,7 @@ async def test_a_body_that_is_wrong(client: httpx.AsyncClient, body: Json, point
 
 
 async def test_to_forget_again_is_safe(client: httpx.AsyncClient) -> None:
-    """It is one version more and a later time, and stays permanent; nobody hears of it but the audit log."""
+    """A second forget raises version and time, and stays permanent; only the audit log records it."""
     await post(client, *life())
     first = await forget(client, permanent=True)
     before = await changes(client)
@@ -291,7 +291,7 @@ async def test_to_forget_again_is_safe(client: httpx.AsyncClient) -> None:
 
 
 async def test_acts_are_in_the_audit_log(client: httpx.AsyncClient) -> None:
-    """With their reasons; an eviction of a forgotten node is refused, and not an act."""
+    """The audit log has each act with its reason; a refused eviction of a forgotten node is not an act."""
     await post(client, *life(), *life(node(1)))
     await client.post(DEREGISTER, json={"reason": "out of its rack"})
     await client.post(DEREGISTER)
@@ -310,7 +310,7 @@ async def test_acts_are_in_the_audit_log(client: httpx.AsyncClient) -> None:
 
 
 async def test_writers_that_race_with_a_forget(client: httpx.AsyncClient, database: Database) -> None:
-    """Whoever is first: afterwards the node is forgotten, unless it began anew, and the counts are right."""
+    """Whichever write is first, the node ends forgotten or registered anew, and the counts are right."""
     for number in range(10):
         entity = node(number)
         await post(client, event_json("registration.initiated", 1, entity_id=entity))
@@ -326,7 +326,7 @@ async def test_writers_that_race_with_a_forget(client: httpx.AsyncClient, databa
 async def test_a_tombstone_for_no_row_races_with_the_first_event(
     client: httpx.AsyncClient, database: Database
 ) -> None:
-    """Either the event is stale, or its row is forgotten: it never stays."""
+    """The first event is either stale or its row is forgotten; it never survives the forget."""
     for number in range(10):
         entity = node(number)
         begin = client.post("/v1/events", json=event_json("registration.initiated", 1, entity_id=entity))
@@ -341,7 +341,7 @@ async def test_a_tombstone_for_no_row_races_with_the_first_event(
 
 
 async def messages(database: Database) -> list[tuple[str, Json]]:
-    """What waits in the outbox: destinations and envelopes."""
+    """The destinations and envelopes in the outbox."""
     found = await sql(database, "SELECT destination, envelope FROM outbox ORDER BY id")
     return [(destination, json.loads(line)) for destination, lines in found for line in lines.split("\n")]
 
@@ -351,7 +351,7 @@ SENDING: Json = {"bus": "memory", "relay": False, "consul_url": "http://127.0.0.
 
 @pytest.mark.parametrize("by_event", [False, True], ids=["call", "event"])
 async def test_other_services_hear_of_a_forget(database_url: str, database: Database, by_event: bool) -> None:
-    """The bus once, with the version of the tombstone, and Consul."""
+    """The bus gets one event with the tombstone's version, and Consul is told."""
     async with service_on(database_url, **SENDING) as client:
         await post(client, *life())
         for sequence in (6, 7):
@@ -366,7 +366,7 @@ async def test_other_services_hear_of_a_forget(database_url: str, database: Data
 
 
 async def test_an_eviction_is_what_the_node_would_have_said(database_url: str, database: Database) -> None:
-    """The same event and intents, and the node's own next message still fits."""
+    """An eviction has the event and intents of the node's own leaving, and the node's next message still fits."""
     async with service_on(database_url, **SENDING) as client:
         await post(client, *life())
         evicted = (await client.post(DEREGISTER, json={"reason": "out of its rack"})).json()
@@ -396,7 +396,7 @@ async def test_an_eviction_is_what_the_node_would_have_said(database_url: str, d
 
 
 async def test_an_unknown_node_is_not_evicted(client: httpx.AsyncClient) -> None:
-    """There is nothing to evict."""
+    """An eviction of an unknown node is refused."""
     assert (await client.post(DEREGISTER)).status_code == 404
 
 
@@ -434,7 +434,7 @@ OF_THE_NODE = [
 async def test_what_else_is_stored_is_erased(
     client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its changes are emptied but for id and mark, and its dead letters go; those of others stay."""
+    """The entity's changes are emptied except for id and mark, its dead letters are removed, and others' stay."""
     monkeypatch.setattr(erasure, "PAGE", 4)
     await post(client, *life(), *life(domain="edge"), *life(node(1)))
     at_start = (await client.get("/v1/changes?after=start&limit=2")).json()["next"]
@@ -466,7 +466,7 @@ async def test_what_else_is_stored_is_erased(
 
 
 async def test_waiting_messages_are_erased_but_that_it_was_forgotten(database_url: str, database: Database) -> None:
-    """Those of others in the same entries stay, in their order."""
+    """Of the entity's messages in the outbox only the forget's own stay; others' in the same entries keep order."""
     same_slot = UUID(int=NODE.int + outbox.SLOTS)
     async with service_on(database_url, **SENDING) as client:
         both = [event_json("node.introspected", 1, entity_id=each) for each in (NODE, same_slot)]

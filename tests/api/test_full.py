@@ -1,4 +1,4 @@
-"""A queue that is full, over HTTP: whoever comes then is sent away at once, and those who wait are answered."""
+"""A full queue, over HTTP: a new request is refused at once, and the waiting requests are still answered."""
 
 import asyncio
 from typing import Any
@@ -19,7 +19,7 @@ async def post(client: httpx.AsyncClient, number: int) -> httpx.Response:
 
 
 async def get(client: httpx.AsyncClient, _: int) -> httpx.Response:
-    """Ask for a node."""
+    """Read a node."""
     return await client.get(ONE)
 
 
@@ -27,7 +27,7 @@ async def get(client: httpx.AsyncClient, _: int) -> httpx.Response:
 async def test_past_the_bound_it_is_503_at_once(
     client: httpx.AsyncClient, database_url: str, ask: Any, usual: int
 ) -> None:
-    """The answer says when to come again, while the others still wait; they get their own answers."""
+    """A request past the queue's bound gets a 503 with `Retry-After` at once; waiting ones get their own answers."""
     service = client._transport.app.state.service  # type: ignore[attr-defined]  # httpx does not say which transport
     lane = service.writer._lanes._joined if ask is post else service.reader._lane
     lane._bound = BOUND

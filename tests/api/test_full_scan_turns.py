@@ -1,4 +1,4 @@
-"""Full scans, through the application: the third at once is told to come again."""
+"""Full scans, through the application: the third concurrent one is refused at once."""
 
 import httpx
 from fastapi import FastAPI
@@ -8,7 +8,7 @@ from app.settings import Settings
 
 
 async def test_a_full_scan_without_a_turn_is_a_429(settings: Settings) -> None:
-    """While two full scans run, another is a 429 with `Retry-After`; other lists and the counts are answered."""
+    """While two full scans run, a third gets 429 with `Retry-After`; other lists and the counts are answered."""
     app: FastAPI = main.create_app(settings)
     transport = httpx.ASGITransport(app)
     async with (

@@ -1,4 +1,4 @@
-"""Full scans: which lists they are, and how many run at once."""
+"""Full scans: which lists count as one, and how many run at once."""
 
 import asyncio
 from contextlib import ExitStack
@@ -36,7 +36,7 @@ def test_which_lists_are_full_scans(filters: dict[str, Any], expected: bool) -> 
 
 
 def test_the_third_is_refused() -> None:
-    """Two have a turn; the next is told when to come again, and has one when one of them has ended."""
+    """Of three full scans two run; the third is refused with the seconds to wait, and runs after one has ended."""
     turns = FullScans()
     with turns.now():
         with turns.now(), pytest.raises(TooManyFullScansError) as refused, turns.now():
@@ -47,7 +47,7 @@ def test_the_third_is_refused() -> None:
 
 
 def test_a_turn_ends_with_an_error() -> None:
-    """A read that fails gives its turn back."""
+    """A full scan that fails gives its turn back."""
     turns = FullScans(1)
     for _ in range(3):
         with pytest.raises(KeyError), turns.now():
@@ -55,7 +55,7 @@ def test_a_turn_ends_with_an_error() -> None:
 
 
 async def test_later_pages_wait_in_the_order_of_arrival() -> None:
-    """Whoever waits has the turn before those who come new, who are refused meanwhile."""
+    """Waiting scans get turns in the order of arrival, before new ones, which are refused meanwhile."""
     turns = FullScans(1)
     order: list[int] = []
 
@@ -77,7 +77,7 @@ async def test_later_pages_wait_in_the_order_of_arrival() -> None:
 
 
 async def test_one_that_gives_up_waiting_keeps_no_turn() -> None:
-    """A stream whose client is gone, while it waits or as it gets its turn, takes none away."""
+    """A stream whose client leaves, while it waits for a turn or as it gets one, gives the turn back."""
     turns = FullScans(1)
 
     async def page() -> None:

@@ -33,7 +33,7 @@ PATIENCE = 60.0  # seconds; only a test that fails waits that long
 
 
 async def set_revision(url: str, revision: str | None) -> None:
-    """Make a database stand at another revision than the code's."""
+    """Set the revision that a database reports."""
     connection = await asyncpg.connect(url)
     await connection.execute("DELETE FROM alembic_version")
     if revision is not None:
@@ -42,19 +42,19 @@ async def set_revision(url: str, revision: str | None) -> None:
 
 
 async def test_a_process_that_is_up_is_alive(shared: httpx.AsyncClient) -> None:
-    """`/livez` says so."""
+    """`/livez` answers 200 while the process runs."""
     answer = await shared.get("/livez")
     assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
 
 
 async def test_a_service_with_its_schema_is_ready(shared: httpx.AsyncClient) -> None:
-    """`/readyz` names the revision that the database is at."""
+    """`/readyz` names the revision of the database."""
     answer = await shared.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ready", "revision": HEAD})
 
 
 async def refusal(client: httpx.AsyncClient, path: str = "/readyz") -> str:
-    """What a service that is not ready says, in a 503 that says when to come again."""
+    """The detail of a 503 from `/readyz`; also checks its `Retry-After`."""
     answer = await client.get(path)
     assert answer.status_code == 503, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -64,7 +64,7 @@ async def refusal(client: httpx.AsyncClient, path: str = "/readyz") -> str:
 
 
 async def test_a_database_without_a_schema_is_not_ready(empty_database_url: str) -> None:
-    """An unmigrated database is a 503 that names every revision, and the command that brings them."""
+    """An unmigrated database is a 503 that names each missing revision and the command that applies them."""
     async with service_on(empty_database_url) as client:
         detail = await refusal(client)
     assert all(revision in detail for revision in REVISIONS)
@@ -72,7 +72,7 @@ async def test_a_database_without_a_schema_is_not_ready(empty_database_url: str)
 
 
 async def test_a_database_that_is_behind_is_not_ready(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database at an older revision is a 503 that names the revisions that are missing, and no others."""
+    """A database at an older revision is a 503 that names exactly the missing revisions."""
     known = (*REVISIONS, "9998", "9999")
     monkeypatch.setattr("app.store.schema.REVISIONS", known)
     monkeypatch.setattr("app.store.schema.HEAD", "9999")
@@ -82,7 +82,7 @@ async def test_a_database_that_is_behind_is_not_ready(database_url: str, monkeyp
 
 
 async def test_a_database_that_is_ahead_is_not_ready(database_url: str) -> None:
-    """A database at a revision that the code does not know is a 503 that names both."""
+    """A database at a revision unknown to the code is a 503 that names both revisions."""
     await set_revision(database_url, "9999")
     async with service_on(database_url) as client:
         detail = await refusal(client)
@@ -91,14 +91,14 @@ async def test_a_database_that_is_ahead_is_not_ready(database_url: str) -> None:
 
 
 async def test_a_migration_that_did_not_end_is_not_ready(database_url: str) -> None:
-    """A database that says no revision has all of them missing."""
+    """A database that reports no revision is a 503 that names all revisions as missing."""
     await set_revision(database_url, None)
     async with service_on(database_url) as client:
         assert HEAD in await refusal(client)
 
 
 async def test_a_database_that_is_down_is_not_ready(unreachable_url: str) -> None:
-    """A database that does not answer is a 503; the address stays between the service and its log."""
+    """A database that does not answer is a 503; its address is in the log and not in the answer."""
     async with service_on(unreachable_url) as client:
         detail = await refusal(client)
     assert "nobody" not in detail
@@ -107,20 +107,20 @@ async def test_a_database_that_is_down_is_not_ready(unreachable_url: str) -> Non
 
 @pytest.mark.parametrize("path", READS)
 async def test_reads_of_an_unmigrated_database_are_503(empty_database_url: str, path: str) -> None:
-    """A read that finds no tables is a 503 that leads to `/readyz`, not a bug."""
+    """A read that finds no tables is a 503 that points to `/readyz`, not a 500."""
     async with service_on(empty_database_url) as client:
         assert "/readyz" in await refusal(client, path)
 
 
 async def test_writes_to_an_unmigrated_database_are_503(empty_database_url: str) -> None:
-    """Events for a database without tables are a 503."""
+    """Events for a database without tables get a 503."""
     async with service_on(empty_database_url) as client:
         answer = await client.post("/v1/events", json=life())
     assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
 
 
 async def test_an_unmigrated_database_does_not_open_the_breaker(empty_database_url: str) -> None:
-    """A schema that is missing is an answer: a migration is noticed at once."""
+    """A missing schema does not open the breaker, so the service notices a migration at once."""
     async with service_on(empty_database_url) as client:
         for _ in range(FAILURES + 1):
             assert "does not answer" not in await refusal(client, "/v1/state-counts")
@@ -128,7 +128,7 @@ async def test_an_unmigrated_database_does_not_open_the_breaker(empty_database_u
 
 
 async def test_a_process_is_alive_whatever_its_database_does(unreachable_url: str) -> None:
-    """`/livez` and `/metrics` do not ask the database, also while the breaker is open."""
+    """`/livez` and `/metrics` answer without the database, even while the breaker is open."""
     async with service_on(unreachable_url) as client:
         for _ in range(FAILURES + 1):
             await client.get("/v1/state-counts")
@@ -140,13 +140,13 @@ async def test_a_process_is_alive_whatever_its_database_does(unreachable_url: st
 
 
 async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
-    """Each series and its value."""
+    """Each metric series and its value."""
     lines = (await client.get("/metrics")).text.splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
 
 async def test_metrics_are_prometheus_text(shared: httpx.AsyncClient) -> None:
-    """`/metrics` is Prometheus' text format, each metric with its help and type."""
+    """`/metrics` is in Prometheus' text format, each metric with its help and type."""
     answer = await shared.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -155,7 +155,7 @@ async def test_metrics_are_prometheus_text(shared: httpx.AsyncClient) -> None:
 
 
 async def test_requests_are_counted_by_route(client: httpx.AsyncClient) -> None:
-    """Labels are the templates of paths, never what a client made up."""
+    """Labels are the templates of paths, never text that a client chose."""
     for path in (f"/v1/entities/{NODE}", f"/v1/entities/{node(1)}", "/v1/entities/x", "/v1/nodes", "/v1/nodes/2"):
         await client.get(path)
     await client.request("BREW", "/v1/state-counts")
@@ -169,7 +169,7 @@ async def test_requests_are_counted_by_route(client: httpx.AsyncClient) -> None:
 
 
 async def test_events_are_counted_by_outcome(client: httpx.AsyncClient) -> None:
-    """Objects, arrays and lines count by what became of them; refused arrays and dry runs do not."""
+    """Events of objects, arrays and lines are counted by outcome; refused arrays and dry runs are not counted."""
     early = event_json("node.heartbeat", 9, position={"sequence": 9, "previous": 8})
     await client.post("/v1/events", json=life()[0])
     await client.post("/v1/events", json=life())
@@ -194,7 +194,7 @@ async def test_events_are_counted_by_outcome(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_breaker_is_a_gauge(unreachable_url: str) -> None:
-    """The gauge of a database is 0 until its breaker opens, and 1 from then on."""
+    """The gauge of a database's breaker is 0 until the breaker opens, and 1 from then on."""
     async with service_on(unreachable_url) as client:
         before = await metrics(client)
         for _ in range(FAILURES):
@@ -206,7 +206,7 @@ async def test_the_breaker_is_a_gauge(unreachable_url: str) -> None:
 
 
 async def test_consuls_breaker_is_a_gauge(database_url: str) -> None:
-    """Where the service speaks to Consul its breaker is among the others: 1 once Consul has not answered often."""
+    """Where the service speaks to Consul, Consul's breaker is a gauge too: 1 after repeated failures."""
     name = 'pqs_breaker_open{database="consul"}'
     with consul() as agent:
         agent.answers = [503] * 1000
@@ -221,13 +221,13 @@ async def test_consuls_breaker_is_a_gauge(database_url: str) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"consul_url": "http://127.0.0.1:1", "relay": False}])
 async def test_without_consul_its_breaker_is_no_gauge(database_url: str, given: Json) -> None:
-    """A service that does not speak to Consul, because there is none or another process does, says nothing of it."""
+    """If Consul is off, or another process speaks to it, the service reports no breaker of Consul."""
     async with service_on(database_url, **given) as client:
         assert [name for name in await metrics(client) if "consul" in name and "breaker" in name] == []
 
 
 async def test_partitions_and_dead_letters_are_gauges(client: httpx.AsyncClient, database: Database) -> None:
-    """A partition that lags says by how many seconds, one of which no time is known says nothing."""
+    """A partition reports its lag in seconds; a partition without a known time reports none."""
     assert (await metrics(client))["pqs_dead_letters"] == 0
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
 
@@ -261,7 +261,7 @@ async def test_partitions_and_dead_letters_are_gauges(client: httpx.AsyncClient,
 
 
 async def test_a_database_that_is_down_takes_its_own_gauges_alone(unreachable_url: str) -> None:
-    """What the process counts itself is there, and what the database would tell is left out."""
+    """Without its database a process reports its own counts, and leaves out the gauges read from the database."""
     async with service_on(unreachable_url) as client:
         told = await metrics(client)
     assert 'pqs_breaker_open{database="primary"}' in told
@@ -271,5 +271,5 @@ async def test_a_database_that_is_down_takes_its_own_gauges_alone(unreachable_ur
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
 @pytest.mark.parametrize("query", ["verbose=1", "x=1&x=2", "x="])
 async def test_parameters_are_ignored(shared: httpx.AsyncClient, path: str, query: str) -> None:
-    """These calls know no parameters: whatever a prober adds is passed over."""
+    """Health and metrics calls ignore all parameters, whatever a prober adds."""
     assert (await shared.get(f"{path}?{query}")).status_code == 200

@@ -1,4 +1,4 @@
-"""Looking back over HTTP: histories, events, and entities at a moment."""
+"""Looking back over HTTP: histories, events, and entities at an earlier time."""
 
 from datetime import timedelta
 from typing import Any
@@ -20,20 +20,20 @@ STATES = ["pending_registration", "accepted", "awaiting_ack", "ack_received", "a
 
 @pytest.fixture
 async def lived(client: httpx.AsyncClient) -> httpx.AsyncClient:
-    """A service with one entity that has become active."""
+    """A service with one entity that has become `active`."""
     assert (await client.post("/v1/events", json=LIFE)).status_code == 200
     return client
 
 
 async def asked(client: httpx.AsyncClient, path: str, **query: Any) -> Any:
-    """What is answered."""
+    """The JSON of a successful answer."""
     answer = await client.get(path, params=query)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
 async def test_a_history_is_what_the_feed_told(lived: httpx.AsyncClient) -> None:
-    """The same items, in the same order, or the other way round."""
+    """A history has the items of the feed in the same order, or in reverse."""
     fed = (await asked(lived, "/v1/changes"))["items"]
     told = await asked(lived, HISTORY)
     assert told == {"items": fed, "next_cursor": None, "complete": True}
@@ -42,7 +42,7 @@ async def test_a_history_is_what_the_feed_told(lived: httpx.AsyncClient) -> None
 
 
 async def test_pages_link_to_the_next(lived: httpx.AsyncClient) -> None:
-    """By the cursor and by the header; a cursor is of one entity and one order."""
+    """A page leads to the next by cursor and header; a cursor is bound to one entity and one order."""
     first = await lived.get(HISTORY, params={"limit": 2, "order": "desc"})
     page = first.json()
     assert [item["version"] for item in page["items"]] == [5, 4]
@@ -57,13 +57,13 @@ async def test_pages_link_to_the_next(lived: httpx.AsyncClient) -> None:
 
 
 async def test_an_unknown_entity_has_no_history(lived: httpx.AsyncClient) -> None:
-    """Nor has one of another domain."""
+    """An unknown entity, or one of another domain, has no history."""
     for path, query in ((f"/v1/entities/{node(1)}/history", {}), (HISTORY, {"domain": "other"})):
         assert (await lived.get(path, params=query)).status_code == 404
 
 
 async def test_an_event_has_a_result(lived: httpx.AsyncClient) -> None:
-    """Its change, and its row as long as that stands there; a heartbeat has only the row."""
+    """An event gives its change, and its row while the row stands at the event; a heartbeat gives only the row."""
     beat = event_json("node.heartbeat", 6)
     last = LIFE[-1]["event_id"]
     told = await asked(lived, f"/v1/events/{last}")
@@ -82,7 +82,7 @@ async def test_an_event_has_a_result(lived: httpx.AsyncClient) -> None:
 
 
 async def test_a_state_is_what_it_was(lived: httpx.AsyncClient) -> None:
-    """By when it happened, and by when the service knew it; as JSON and as a word."""
+    """A state is found by the time it occurred or the time it was stored, as JSON or as a word."""
     for seconds, state in [(1, STATES[0]), (3.5, STATES[2]), (99, STATES[4])]:
         query = {"as_of": at(seconds), "clock": "occurred"}
         assert (await asked(lived, f"{PATH}/state", **query))["current_state"] == state
@@ -98,7 +98,7 @@ async def test_a_state_is_what_it_was(lived: httpx.AsyncClient) -> None:
 
 
 async def test_a_moment_before_the_log_is_gone(database_url: str) -> None:
-    """A problem of its own: an entity that is older than the log."""
+    """A moment of an entity from before the log is a problem of its own type."""
     async with service_on(database_url, changes="off") as off:
         await off.post("/v1/events", json=LIFE[0])
     async with service_on(database_url) as client:
@@ -110,7 +110,7 @@ async def test_a_moment_before_the_log_is_gone(database_url: str) -> None:
 
 
 async def test_a_row_is_what_it_was(database_url: str) -> None:
-    """Where rows are logged; its ETag is its version."""
+    """Where rows are logged, an earlier row is found, and its ETag is its version."""
     async with service_on(database_url, changes_rows=True) as client:
         rows = []
         for sent in LIFE:
@@ -127,7 +127,7 @@ async def test_a_row_is_what_it_was(database_url: str) -> None:
 
 
 async def test_what_is_not_logged_is_refused(lived: httpx.AsyncClient, database_url: str) -> None:
-    """A row without the rows, a clock without a time, and everything without a log."""
+    """A row without logged rows, a clock without a time, and any call without a log are refused."""
     refused = await lived.get(PATH, params={"as_of": at(3)})
     assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "#/query/as_of")
     for path in (PATH, f"{PATH}/state"):
@@ -140,7 +140,7 @@ async def test_what_is_not_logged_is_refused(lived: httpx.AsyncClient, database_
 
 
 async def test_an_event_id_reveals_no_other_domain(database_url: str) -> None:
-    """A caller sees what an event did where it may look, and hears of the rest as of nothing at all."""
+    """A caller sees an event's changes in its own domains only, and no sign of any others."""
     database = Database(database_url, pool_size=1, statement_timeout=timedelta(seconds=5))
     scopes = ("entities:read", "events:write")
     keys = {

@@ -1,4 +1,4 @@
-"""Positions above 2^53, which a floating-point number does not hold, are exact in every answer."""
+"""Positions above 2^53, which a floating-point number cannot hold, are exact in every answer."""
 
 import httpx
 import msgspec
@@ -11,7 +11,7 @@ LARGE = [2**53 + 1, 2**62 + 1, 2**63 - 1]
 
 @pytest.mark.parametrize("number", LARGE)
 async def test_a_large_position_is_exact_everywhere(shared: httpx.AsyncClient, number: int) -> None:
-    """In the results of an event, an array and a stream, in row, list and lookup, and in a problem."""
+    """A large position is exact in results (event, array, stream), rows, lists, lookups and problems."""
     id_ = node(number)
     domain = f"large{number}"
     position = {"partition": "p", "offset": number}

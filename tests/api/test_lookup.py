@@ -1,4 +1,4 @@
-"""Several entities by id."""
+"""Lookups: several entities by id."""
 
 import json
 
@@ -12,7 +12,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 async def test_found_and_missing_come_in_the_order_asked(shared: httpx.AsyncClient) -> None:
-    """Registrations come in the order asked for, ids without one are named, and an id counts once."""
+    """Registrations come in the order of the ids asked for; ids without a row are listed; repeated ids count once."""
     await shared.post("/v1/events", json=[event for number in (1, 2, 3) for event in life(node(number))])
     asked = [str(node(number)) for number in (3, 9, 1, 3, 8, 2)]
     answer = await shared.post(PATH, json={"entity_ids": asked})
@@ -23,14 +23,14 @@ async def test_found_and_missing_come_in_the_order_asked(shared: httpx.AsyncClie
 
 
 async def test_an_item_is_the_whole_row(shared: httpx.AsyncClient) -> None:
-    """An item of a lookup is what the entity itself answers."""
+    """An item of a lookup equals the answer of the entity's own call."""
     await shared.post("/v1/events", json=life(node(4)))
     answer = await shared.post(PATH, json={"entity_ids": [str(node(4))]})
     assert answer.json()["items"] == [(await shared.get(f"/v1/entities/{node(4)}")).json()]
 
 
 async def test_a_lookup_asks_one_domain(shared: httpx.AsyncClient) -> None:
-    """`domain` is a query parameter, and `registration` by default."""
+    """`domain` is a query parameter, by default `registration`."""
     await shared.post("/v1/events", json=event_json("registration.initiated", 1, entity_id=node(5), domain="other"))
     body = {"entity_ids": [str(node(5))]}
     assert (await shared.post(PATH, json=body)).json()["missing"] == [str(node(5))]
@@ -38,13 +38,13 @@ async def test_a_lookup_asks_one_domain(shared: httpx.AsyncClient) -> None:
 
 
 async def test_a_lookup_of_nothing_finds_nothing(shared: httpx.AsyncClient) -> None:
-    """No ids, no items, and none missing."""
+    """A lookup without ids has no items and no missing ids."""
     assert (await shared.post(PATH, json={"entity_ids": []})).json() == {"items": [], "missing": []}
 
 
 @pytest.mark.parametrize(("count", "status"), [(1000, 200), (1001, 422)])
 async def test_a_lookup_holds_1000_ids(shared: httpx.AsyncClient, count: int, status: int) -> None:
-    """1,000 ids are looked up, one more is a 422."""
+    """A lookup of 1,000 ids is answered; 1,001 are a 422."""
     answer = await shared.post(PATH, json={"entity_ids": [str(node(number)) for number in range(100, 100 + count)]})
     assert answer.status_code == status
     if status == 200:
@@ -58,7 +58,7 @@ UNREADABLE = {"empty": b"", "broken": b'{"entity_ids": [}', "NaN": b'{"entity_id
 
 @pytest.mark.parametrize("case", UNREADABLE)
 async def test_what_is_no_json_is_400(shared: httpx.AsyncClient, case: str) -> None:
-    """A body that cannot be read as JSON is a 400."""
+    """A body that is not JSON is a 400."""
     answer = await shared.post(PATH, content=UNREADABLE[case], headers=JSON)
     assert (answer.status_code, list(answer.json())) == (400, ["type", "title", "status", "detail", "instance"])
 
@@ -78,7 +78,7 @@ WRONG: dict[str, tuple[object, str]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 async def test_what_is_no_lookup_is_422(shared: httpx.AsyncClient, case: str) -> None:
-    """JSON that is no lookup is a 422 that points at what is wrong."""
+    """JSON that is not a lookup is a 422 that points at the fault."""
     body, pointer = WRONG[case]
     answer = await shared.post(PATH, content=json.dumps(body), headers=JSON)
     assert answer.status_code == 422, answer.text
@@ -87,7 +87,7 @@ async def test_what_is_no_lookup_is_422(shared: httpx.AsyncClient, case: str) ->
 
 @pytest.mark.parametrize("query", ["domain=", "domains=other", "limit=1"])
 async def test_a_bad_parameter_is_422(shared: httpx.AsyncClient, query: str) -> None:
-    """A lookup knows `domain` and no other parameter."""
+    """A lookup accepts the parameter `domain` and no other."""
     answer = await shared.post(f"{PATH}?{query}", json={"entity_ids": []})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == f"#/query/{query.partition('=')[0]}"

@@ -19,7 +19,7 @@ NO_ORIGINS = Origins()
 
 
 def service() -> FastAPI:
-    """The application, for its routes."""
+    """An application with routes."""
     return create_app(read_settings({"database_url": "postgresql:///"}))
 
 
@@ -43,20 +43,20 @@ ALLOWED = Allowed(service())
     ],
 )
 def test_allowed_methods(path: str, allow: str | None) -> None:
-    """`Allow` lists the methods of all routes of a path, and of the whole service for `*`."""
+    """`Allow` lists the methods of all routes of a path; for `*`, the methods of the whole service."""
     assert ALLOWED(path) == allow
     assert ALLOWED(path) == allow
 
 
 @pytest.mark.parametrize("path", ["*", "/v1/events", "/v1/entities", "/livez"])
 async def test_options(path: str) -> None:
-    """OPTIONS is answered 204 with `Allow`, and says nothing else to whoever asks nothing else."""
+    """A plain OPTIONS request gets 204 with `Allow` and no other header."""
     answer = await ask(Methods(service(), ALLOWED, ORIGINS), "OPTIONS", path)
     assert (answer.status, answer.headers, answer.body) == (204, [(b"allow", (ALLOWED(path) or "").encode())], b"")
 
 
 async def test_a_preflight_of_a_listed_origin() -> None:
-    """A browser learns that a page may send what it wants to send; nothing is carried out."""
+    """A preflight tells a browser whether the page may send its request; the request itself is not carried out."""
     asked = [
         ("Origin", "https://console.example"),
         ("Access-Control-Request-Method", "PUT"),
@@ -72,7 +72,7 @@ async def test_a_preflight_of_a_listed_origin() -> None:
 
 @pytest.mark.parametrize(("path", "granted"), [("/v1/events", "console.example"), ("/v1/entities", None)])
 async def test_the_handshake_of_a_sender_of_cloudevents(path: str, granted: str | None) -> None:
-    """A listed sender may deliver to the events, and nowhere else."""
+    """A listed sender of CloudEvents is granted delivery to the path of events only."""
     asked = [("WebHook-Request-Origin", "console.example"), ("WebHook-Request-Rate", "120")]
     answer = await ask(Methods(service(), ALLOWED, ORIGINS), "OPTIONS", path, asked)
     assert (answer.status, answer.header("webhook-allowed-origin")) == (204, granted)
@@ -84,13 +84,13 @@ small = FastAPI()
 
 @small.get("/row")
 async def row() -> Response:
-    """An answer with a tag."""
+    """An answer with an ETag."""
     return Response(b'{"a":1}', headers={"ETag": '"7"'}, media_type="application/json")
 
 
 @small.get("/stream")
 async def stream() -> Response:
-    """An answer without an end."""
+    """An endless answer."""
 
     async def pieces() -> AsyncIterator[bytes]:
         while True:
@@ -104,7 +104,7 @@ HEAD = Methods(small, Allowed(small), NO_ORIGINS)
 
 
 async def test_head_is_get_without_the_body() -> None:
-    """The status and the headers are the GET, the length of its body included."""
+    """HEAD has the status and headers of GET, including the length of GET's body."""
     got, head = await ask(HEAD, "GET", "/row"), await ask(HEAD, "HEAD", "/row")
     assert (head.status, head.headers) == (got.status, got.headers)
     assert (head.header("content-length"), head.body) == ("7", b"")
@@ -114,7 +114,7 @@ async def test_head_is_get_without_the_body() -> None:
 
 
 async def test_head_of_a_stream_ends_at_once() -> None:
-    """Only the first piece of a stream is made: without a length, as nobody knows it."""
+    """HEAD of a stream makes only the first piece, and has no length, which is not known."""
     sent.clear()
     head = await ask(HEAD, "HEAD", "/stream")
     assert (head.status, head.header("content-length"), head.body) == (200, None, b"")
@@ -123,13 +123,13 @@ async def test_head_of_a_stream_ends_at_once() -> None:
 
 @pytest.mark.parametrize("path", ["/nothing", "/nothing/else"])
 async def test_head_of_an_error(path: str) -> None:
-    """An error has its status, and no body either."""
+    """HEAD of an error has its status and no body."""
     head = await ask(HEAD, "HEAD", path)
     assert (head.status, head.body) == (404, b"")
 
 
 async def test_a_fault_is_handed_on() -> None:
-    """What goes wrong before there is an answer is for those around this to tell."""
+    """An exception raised before the answer begins passes through to the outer layers."""
 
     async def fault(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise KeyError

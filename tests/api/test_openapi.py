@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, complete, and what the service does."""
+"""The OpenAPI document: valid, complete, and true of the service."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -45,19 +45,19 @@ CHECKS = [
 
 
 def document() -> Json:
-    """The document, without a service behind it."""
+    """The document, made without a running service."""
     return dict(create_app(read_settings({"database_url": "postgresql:///"})).openapi())
 
 
 def operations(spec: Json) -> Iterator[tuple[str, str, Json]]:
-    """Every operation, with its path and method."""
+    """Every operation with its path and method."""
     for path, item in spec["paths"].items():
         for method, operation in item.items():
             yield path, method, operation
 
 
 def within(value: object) -> Iterator[Json]:
-    """Every object in the document."""
+    """Every object within the document."""
     if isinstance(value, dict):
         yield value
         for inner in value.values():
@@ -125,26 +125,26 @@ ERRORS = {
 
 
 async def test_the_document_is_served(shared: httpx.AsyncClient) -> None:
-    """`/openapi.json` is the document."""
+    """`/openapi.json` serves the document."""
     assert (await shared.get("/openapi.json")).json() == document()
 
 
 async def test_the_pages_show_the_document(shared: httpx.AsyncClient) -> None:
-    """`/docs` is a page that reads `openapi.json` beside it, under any prefix."""
+    """`/docs` is a page that loads `openapi.json` from beside it, under any prefix."""
     page = await shared.get("/docs")
     assert page.status_code == 200
     assert "'openapi.json'" in page.text
 
 
 def test_the_document_is_openapi_3_1() -> None:
-    """The document fits the schema that OpenAPI 3.1 has for documents."""
+    """The document is valid by the schema of OpenAPI 3.1."""
     spec = document()
     assert spec["openapi"].startswith("3.1.")
     jsonschema_rs.validator_for(OPENAPI_31).validate(spec)
 
 
 def test_every_schema_is_a_json_schema() -> None:
-    """Each component is a schema of JSON Schema 2020-12, as OpenAPI 3.1 wants it."""
+    """Each component is a valid schema of JSON Schema 2020-12, as OpenAPI 3.1 requires."""
     for name, schema in document()["components"]["schemas"].items():
         assert jsonschema_rs.meta.is_valid({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}), (
             name
@@ -152,7 +152,7 @@ def test_every_schema_is_a_json_schema() -> None:
 
 
 def test_every_reference_leads_somewhere() -> None:
-    """No `$ref` and no discriminator names a component that is not there."""
+    """Each `$ref` and each discriminator names an existing component."""
     spec = document()
     known = {f"#/components/schemas/{name}" for name in spec["components"]["schemas"]}
     named = {piece["$ref"] for piece in within(spec) if isinstance(piece.get("$ref"), str)}
@@ -164,19 +164,19 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_component_is_used() -> None:
-    """Something leads to each component, but to those of bodies that are not JSON, or have no schema."""
+    """Each component is referenced, except those for bodies that are not JSON or have no schema."""
     spec = document()
     named = {piece["$ref"].rpartition("/")[2] for piece in within(spec) if isinstance(piece.get("$ref"), str)}
     assert set(spec["components"]["schemas"]) - named == {"StreamSummary", "CloudEvent"}
 
 
 def test_components_have_clean_names() -> None:
-    """Components are named by one word of letters each."""
+    """Each component's name is one word of letters."""
     assert [name for name in document()["components"]["schemas"] if not (name.isalpha() and name[0].isupper())] == []
 
 
 def test_every_operation_has_its_id() -> None:
-    """The document has each call of the contract, under an id of its own."""
+    """The document has each call of the contract, with an id of its own."""
     assert {(path, method): o["operationId"] for path, method, o in operations(document())} == IDS
 
 
@@ -198,7 +198,7 @@ def test_every_operation_is_described(field: str) -> None:
 
 
 def test_every_parameter_is_described() -> None:
-    """Each parameter says what it is for."""
+    """Each parameter has a description."""
     bare = [
         (operation["operationId"], parameter["name"])
         for _, _, operation in operations(document())
@@ -209,7 +209,7 @@ def test_every_parameter_is_described() -> None:
 
 
 def test_every_body_has_examples() -> None:
-    """Each body that is sent or answered is shown, for every media type that it comes in."""
+    """Each request or answer body has an example for each of its media types."""
     bare = []
     for _, _, operation in operations(document()):
         bodies = {"request": operation["requestBody"]} if "requestBody" in operation else {}
@@ -221,7 +221,7 @@ def test_every_body_has_examples() -> None:
 
 
 def complete(spec: Json) -> Json:
-    """The document with the schemas of CloudEvents at their media types, where it has none."""
+    """The document with the schemas of CloudEvents added at their media types, where it has none."""
     content = spec["paths"]["/v1/events"]["post"]["requestBody"]["content"]
     reference = {"$ref": "#/components/schemas/CloudEvent"}
     content[STRUCTURED]["schema"] = reference
@@ -230,7 +230,7 @@ def complete(spec: Json) -> Json:
 
 
 def test_every_example_fits_its_schema() -> None:
-    """What is shown in JSON is valid by the schema that it is shown for."""
+    """Each JSON example is valid by its schema."""
     spec = complete(document())
     for _, _, operation in operations(spec):
         for body in (operation.get("requestBody", {}), *operation["responses"].values()):
@@ -243,7 +243,7 @@ def test_every_example_fits_its_schema() -> None:
 
 
 def test_an_example_of_an_error_is_from_its_own_path() -> None:
-    """The problems that are shown for an operation name its path as their instance, and its status."""
+    """The example problems of an operation have its path as instance, and the right status."""
     for path, _, operation in operations(document()):
         for status, body in operation["responses"].items():
             for example in body.get("content", {}).get("application/problem+json", {}).get("examples", {}).values():
@@ -254,7 +254,7 @@ def test_an_example_of_an_error_is_from_its_own_path() -> None:
 
 
 def test_only_what_is_removed_has_no_answer() -> None:
-    """A removal answers 204 and nothing else; every other call may answer 200."""
+    """A removal answers 204 only; every other call may answer 200."""
     good = {
         operation["operationId"]: [status for status in operation["responses"] if status.startswith("2")]
         for _, _, operation in operations(document())
@@ -265,7 +265,7 @@ def test_only_what_is_removed_has_no_answer() -> None:
 
 
 def test_every_time_says_that_it_is_one() -> None:
-    """A field that is named for a moment has the format of one."""
+    """Each field named for a moment has the format `date-time`."""
     bare = []
     for name, schema in document()["components"]["schemas"].items():
         for field, one in schema.get("properties", {}).items():
@@ -278,12 +278,12 @@ def test_every_time_says_that_it_is_one() -> None:
 
 
 def test_the_source_of_a_dead_letter_is_one_of_two() -> None:
-    """What `source` may be is in the document."""
+    """The document lists the two possible values of `source`."""
     assert document()["components"]["schemas"]["DeadMessage"]["properties"]["source"]["enum"] == ["consumer", "relay"]
 
 
 def test_the_headers_of_a_cloudevent_are_there() -> None:
-    """Each attribute that a structured CloudEvent may have is a header in binary mode, its data aside."""
+    """Each attribute of a structured CloudEvent, except its data, is documented as a header of the binary mode."""
     spec = document()
     attributes = set(spec["components"]["schemas"]["CloudEvent"]["properties"])
     headers = {each["name"] for each in spec["paths"]["/v1/events"]["post"]["parameters"] if each["in"] == "header"}
@@ -300,7 +300,7 @@ CREATING = {"If-None-Match": "*"}
 
 @pytest.fixture(scope="module")
 def portal() -> Iterator[BlockingPortal]:
-    """An event loop in a thread: schemathesis asks from outside of one."""
+    """An event loop in a thread, for schemathesis, which calls from outside an event loop."""
     with start_blocking_portal() as portal:
         yield portal
 
@@ -324,7 +324,7 @@ def populated(portal: BlockingPortal) -> Iterator[httpx.AsyncClient]:
 
 @pytest.fixture(scope="module")
 def described() -> OpenApiSchema:
-    """The document, as schemathesis reads it, without keys: this service asks for none (see test_access.py)."""
+    """The document as schemathesis reads it, without keys, which this service does not need (see test_access.py)."""
     spec = document()
     for _, _, operation in operations(spec):
         operation.pop("security")
@@ -332,7 +332,7 @@ def described() -> OpenApiSchema:
 
 
 def modes() -> Iterator[tuple[str, GenerationMode]]:
-    """Each operation with right requests, and with wrong ones if a request can be wrong: no header is refused."""
+    """Each operation with valid requests, and with invalid ones if it has a body or a non-header parameter."""
     for _, _, operation in operations(document()):
         yield operation["operationId"], GenerationMode.POSITIVE
         if "requestBody" in operation or any(each["in"] != "header" for each in operation["parameters"]):
@@ -347,7 +347,7 @@ def test_answers_fit_the_document(
     portal: BlockingPortal,
     populated: httpx.AsyncClient,
 ) -> None:
-    """Whatever is asked, right or wrong, the answer has a status, a type, headers and a body that are documented."""
+    """The answer to any request, valid or not, has a documented status, type, headers and body."""
     operation = described.find_operation_by_id(operation_id)
     known = {"entity_id": str(node(3)), "workflow_key": "order/17"}
     strategy = operation.as_strategy(generation_mode=mode)
@@ -379,19 +379,19 @@ def test_answers_fit_the_document(
 
 
 def without_attributes(case: Case[Any]) -> Case[Any]:
-    """The same without the headers of a CloudEvent: next to never do all that it must have come together."""
+    """The case without CloudEvents headers: generated ones almost never form the whole set that an event needs."""
     for name in [name for name in case.headers if name.startswith("ce-")]:
         del case.headers[name]
     return case
 
 
 def cut(case: Case[Any]) -> bool:
-    """Whether the only fault of `limit` is that it is above 64 bits: the service cuts it like any large value."""
+    """Whether the only fault of `limit` is that it is above 64 bits: the service lowers it like any large value."""
     return str(case.query.get("limit", "")).isdigit() and int(case.query["limit"]) > MAX_NUMBER
 
 
 async def send(client: httpx.AsyncClient, case: Case[Any]) -> httpx.Response:
-    """Ask what schemathesis made up."""
+    """Send a request that schemathesis generated."""
     asked = case.as_transport_kwargs(base_url=str(client.base_url))
     headers = {name.encode("latin-1"): value.encode("latin-1") for name, value in asked["headers"].items()}
     body = {"json": asked["json"]} if "json" in asked else {"content": asked.get("data") or b""}

@@ -1,4 +1,4 @@
-"""The OpenAPI document in the forms that readers and generators of clients can use."""
+"""The OpenAPI document in forms that readers and client generators can use."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_bodies_are_named_components() -> None:
 
 
 def test_what_may_be_null_says_so_in_one_form() -> None:
-    """A nullable value has a list of types, or is one of a reference and null; nothing has null as its default."""
+    """A nullable value is a list of types, or a choice of a reference and null; no default is null."""
     for piece in within(document()["components"]["schemas"]):
         assert "anyOf" not in piece or all(list(each) == ["required"] for each in piece["anyOf"]), piece
         assert piece.get("default", "") is not None, piece
@@ -34,7 +34,7 @@ def test_what_may_be_null_says_so_in_one_form() -> None:
 
 
 def test_an_event_is_one_of_its_types() -> None:
-    """The type of an event tells its component: each has one type, and the mapping leads to it."""
+    """An event's type selects its component: each component has one type, and the mapping leads to it."""
     components = document()["components"]["schemas"]
     mapping = components["Event"]["discriminator"]["mapping"]
     names = {type_: reference.rpartition("/")[2] for type_, reference in mapping.items()}
@@ -62,13 +62,13 @@ def test_an_event_is_one_of_its_types() -> None:
     ],
 )
 def test_a_position_names_one_place(position: Json, is_one: bool) -> None:
-    """The schema of positions takes what the service takes: a sequence, or a partition and an offset."""
+    """The schema of positions accepts what the service accepts: a sequence, or a partition and an offset."""
     schema = document()["components"]["schemas"]["Position"]
     assert jsonschema_rs.Draft202012Validator(schema).is_valid(position) is is_one
 
 
 def test_every_integer_has_64_bits() -> None:
-    """Integers are `int64` everywhere, as generators else take 32 bits."""
+    """Every integer is `int64`, as generators otherwise assume 32 bits."""
     short = [
         piece
         for piece in within(document())
@@ -78,7 +78,7 @@ def test_every_integer_has_64_bits() -> None:
 
 
 def test_every_field_has_a_sentence() -> None:
-    """Each field of each schema is described, in a sentence."""
+    """Each field of each schema is described in a sentence."""
     bare = [
         (name, field)
         for name, schema in document()["components"]["schemas"].items()
@@ -89,7 +89,7 @@ def test_every_field_has_a_sentence() -> None:
 
 
 def test_every_sentence_has_its_field() -> None:
-    """The table of sentences names only fields that the document has."""
+    """The table of field descriptions names only fields of the document."""
     schemas = document()["components"]["schemas"]
     stale = [(name, field) for name, field in BY_SCHEMA if field not in schemas.get(name, {}).get("properties", {})]
     known = {field for schema in schemas.values() for field in schema.get("properties", {})}
@@ -98,7 +98,7 @@ def test_every_sentence_has_its_field() -> None:
 
 
 def test_no_header_is_filled_in() -> None:
-    """Headers of requests have no examples and no defaults: a page that fills them in would change the call."""
+    """Request headers have no examples and no defaults: pages that fill them in would change the call."""
     filled = [
         (operation["operationId"], parameter["name"])
         for _, _, operation in operations(document())
@@ -109,7 +109,7 @@ def test_no_header_is_filled_in() -> None:
 
 
 def test_every_path_is_filled_in() -> None:
-    """Each parameter of a path has an example; the entity is the one of the README's walk."""
+    """Each path parameter has an example; the entity is the one of the README's walk."""
     shown = {}
     for _, _, operation in operations(document()):
         for parameter in operation["parameters"]:
@@ -121,7 +121,7 @@ def test_every_path_is_filled_in() -> None:
 
 
 def test_media_types_have_their_own_examples() -> None:
-    """No two media types of a body share the name of an example: a page that keeps the name shows the wrong one."""
+    """No two media types of a body share an example's name: a page that keeps the name would show the wrong one."""
     for _, _, operation in operations(document()):
         for body in (operation.get("requestBody", {}), *operation["responses"].values()):
             names = [name for content in body.get("content", {}).values() for name in content["examples"]]
@@ -129,7 +129,7 @@ def test_media_types_have_their_own_examples() -> None:
 
 
 def test_each_resource_has_its_tag() -> None:
-    """The calls of one resource have one tag, named in the document, and no other resource has it."""
+    """The calls of one resource share a tag, which the document names and no other resource has."""
     spec = document()
     resources: dict[str, set[str]] = {}
     for path, _, operation in operations(spec):
@@ -141,7 +141,7 @@ def test_each_resource_has_its_tag() -> None:
 
 
 def test_an_error_is_described_as_it_is_for_its_call() -> None:
-    """A call's errors speak of its own resource and its own inputs."""
+    """The errors of a call are described in terms of its own resource and inputs."""
     nouns = {"entities": "entity", "events": "event", "workflows": "workflow", "dead-letters": "dead letter"}
     for _, _, operation in operations(document()):
         told = {status: one["description"] for status, one in operation["responses"].items()}

@@ -31,7 +31,7 @@ UNSAFE = pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "B
     ],
 )
 def test_a_foreign_page_changes_nothing(method: str, origin: bytes) -> None:
-    """A page that is neither the service's own nor listed is refused, whatever it sends."""
+    """A write from a page that is neither the service's own nor listed is refused, whatever it sends."""
     with pytest.raises(ForeignOriginError, match="PQS_CORS_ORIGINS"):
         ORIGINS.check(method, origin, HOST)
 
@@ -51,13 +51,13 @@ def test_a_foreign_page_changes_nothing(method: str, origin: bytes) -> None:
     ],
 )
 def test_own_and_listed_pages_do(method: str, origin: bytes | None) -> None:
-    """A page of the service's own origin, also behind a proxy, and one that is listed, may write; so may no page."""
+    """Writes are allowed to the service's own pages (also behind a proxy), to listed pages, and without an origin."""
     for _ in range(2):
         ORIGINS.check(method, origin, HOST)
 
 
 def test_the_own_origin_has_the_schemes_port() -> None:
-    """`Host` with the scheme's own port is the origin without it."""
+    """A `Host` with the scheme's default port is the same origin as without the port."""
     Origins().check("POST", b"http://localhost", b"localhost:80")
     Origins().check("POST", b"https://localhost", b"localhost:443")
     with pytest.raises(ForeignOriginError):
@@ -66,13 +66,13 @@ def test_the_own_origin_has_the_schemes_port() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 def test_a_foreign_page_may_read_what_its_browser_will_not_show(method: str) -> None:
-    """What changes nothing is answered: without the headers of CORS, the browser keeps it from the page."""
+    """A foreign page's read is answered without CORS headers, so its browser does not show it the answer."""
     ORIGINS.check(method, b"http://evil.example", HOST)
     assert ORIGINS.headers(b"http://evil.example") == [(b"vary", b"Origin")]
 
 
 def test_a_listed_page_may_read_the_headers_of_the_contract() -> None:
-    """Answers to a listed origin name it, and expose the headers that clients work with."""
+    """Answers to a listed origin name it, and expose the headers that clients use."""
     assert ORIGINS.headers(LISTED) == [
         (b"vary", b"Origin"),
         (b"access-control-allow-origin", LISTED),
@@ -92,13 +92,13 @@ def test_a_listed_page_may_read_the_headers_of_the_contract() -> None:
 
 
 def test_answers_differ_by_origin_only_where_one_is_listed() -> None:
-    """Without a setting no answer says a word of origins; with one, all of them do, for caches."""
+    """Without the setting no answer has origin headers; with it, all answers say `Vary: Origin` for caches."""
     assert (Origins().headers(LISTED), Origins().headers(None)) == ([], [])
     assert ORIGINS.headers(None) == [(b"vary", b"Origin")]
 
 
 def test_a_preflight_is_answered() -> None:
-    """A listed origin learns which methods and headers it may send."""
+    """A preflight tells a listed origin which methods and headers it may send."""
     asked = [
         (b"access-control-request-method", b"PUT"),
         (b"access-control-request-headers", b"if-match, content-type"),
@@ -111,7 +111,7 @@ def test_a_preflight_is_answered() -> None:
 
 
 def test_a_preflight_echoes_only_names() -> None:
-    """What is not a list of names of headers is not given back."""
+    """A preflight does not echo requested headers that are not a list of header names."""
     asked = [(b"access-control-request-headers", b"x; y\x01")]
     assert b"access-control-allow-headers" not in dict(ORIGINS.preflight(LISTED, asked, "GET"))
 
@@ -127,14 +127,14 @@ def test_a_preflight_echoes_only_names() -> None:
     ],
 )
 def test_a_sender_of_cloudevents_gets_its_grant(asked: Headers, granted: bytes | None) -> None:
-    """A listed sender is granted delivery at any rate, by the name that it gave; another gets no word of it."""
+    """A listed sender is granted delivery at any rate, under the name that it gave; other senders get no grant."""
     expected = [] if granted is None else [(b"webhook-allowed-origin", granted), (b"webhook-allowed-rate", b"*")]
     assert ORIGINS.webhook(asked) == expected
 
 
 @pytest.mark.parametrize("text", ["*", "console.example", "https://console.example/app", "null", "ftp://x"])
 def test_what_is_not_an_origin_is_refused(text: str) -> None:
-    """A setting that could never fit is a mistake, and named."""
+    """A setting with text that cannot be an origin is an error that quotes it."""
     with pytest.raises(StartError, match="PQS_CORS_ORIGINS"):
         Origins.of(text)
     with pytest.raises(StartError, match="PQS_PUBLIC_URL"):

@@ -1,4 +1,4 @@
-"""Overdue scans: which deadlines have passed."""
+"""Overdue scans: registrations whose deadline has passed."""
 
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -14,7 +14,7 @@ PAGE = ["as_of", "items", "next_cursor", "next_deadline"]
 
 
 class Scan(NamedTuple):
-    """What differs between the two scans."""
+    """The differences between the two scans."""
 
     path: str
     deadline: str
@@ -35,7 +35,7 @@ def row(number: int, state: str, **data: object) -> Json:
 
 
 async def ids(client: httpx.AsyncClient, scan: Scan, query: str) -> list[str]:
-    """The entities of a page, in its order."""
+    """The entities of a page, in order."""
     answer = await client.get(f"{scan.path}?{query}")
     assert answer.status_code == 200, answer.text
     return [item["entity_id"] for item in answer.json()["items"]]
@@ -48,7 +48,7 @@ def nodes(*numbers: int) -> list[str]:
 
 @SCANS
 async def test_a_scan_finds_what_is_overdue(client: httpx.AsyncClient, scan: Scan) -> None:
-    """Deadlines before `as_of` count where the state waits for them and no time-out is out, the oldest first."""
+    """A scan finds deadlines before `as_of` that the state awaits and no timeout event has met, oldest first."""
     other_deadline = (LIVENESS if scan is ACK else ACK).deadline
     events = [
         row(1, scan.due[0], **{scan.deadline: at(20)}),
@@ -69,7 +69,7 @@ async def test_a_scan_finds_what_is_overdue(client: httpx.AsyncClient, scan: Sca
 
 @SCANS
 async def test_a_page_has_its_form(client: httpx.AsyncClient, scan: Scan) -> None:
-    """An item is the registration and by how many seconds it is overdue; `next_deadline` is the earliest to come."""
+    """An item has the registration and its overdue seconds; `next_deadline` is the earliest deadline still ahead."""
     events = [
         row(1, scan.due[0], **{scan.deadline: at(10)}),
         row(2, scan.due[0], **{scan.deadline: at(90)}),
@@ -91,7 +91,7 @@ async def test_a_page_has_its_form(client: httpx.AsyncClient, scan: Scan) -> Non
 
 @SCANS
 async def test_a_deadline_of_this_moment_is_still_to_come(client: httpx.AsyncClient, scan: Scan) -> None:
-    """At its deadline a node is not overdue, and its deadline is the next."""
+    """At its deadline a node is not yet overdue, and this deadline is `next_deadline`."""
     await client.post("/v1/events", json=row(1, scan.due[0], **{scan.deadline: at(10)}))
     page = (await client.get(f"{scan.path}?as_of={at(10)}")).json()
     assert (page["items"], page["next_deadline"]) == ([], at(10))
@@ -99,7 +99,7 @@ async def test_a_deadline_of_this_moment_is_still_to_come(client: httpx.AsyncCli
 
 @SCANS
 async def test_nothing_overdue_is_an_empty_page(shared: httpx.AsyncClient, scan: Scan) -> None:
-    """Without rows there are no items, no cursor and no next deadline."""
+    """Without rows a page has no items, no cursor and no next deadline."""
     answer = await shared.get(f"{scan.path}?as_of={at(0)}")
     assert answer.json() == {"as_of": at(0), "items": [], "next_cursor": None, "next_deadline": None}
     assert "link" not in answer.headers
@@ -107,7 +107,7 @@ async def test_nothing_overdue_is_an_empty_page(shared: httpx.AsyncClient, scan:
 
 @SCANS
 async def test_the_clock_is_the_databases(client: httpx.AsyncClient, database_url: str, scan: Scan) -> None:
-    """Without `as_of` the database's clock is asked."""
+    """Without `as_of` the scan uses the database's clock."""
     connection = await asyncpg.connect(database_url)
     before = await connection.fetchval("SELECT clock_timestamp()")
     as_of = (await client.get(scan.path)).json()["as_of"]
@@ -119,7 +119,7 @@ async def test_the_clock_is_the_databases(client: httpx.AsyncClient, database_ur
 
 @SCANS
 async def test_the_moment_is_frozen_in_the_cursor(client: httpx.AsyncClient, scan: Scan) -> None:
-    """Every page of one scan has the `as_of` of the first, also where that was the clock's."""
+    """Every page of a scan has the `as_of` of the first page, even if that came from the clock."""
     future = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     events = [row(number, scan.due[0], **{scan.deadline: at(number)}) for number in range(4)]
     await client.post("/v1/events", json=[*events, row(9, scan.due[0], **{scan.deadline: future})])
@@ -132,7 +132,7 @@ async def test_the_moment_is_frozen_in_the_cursor(client: httpx.AsyncClient, sca
 
 @SCANS
 async def test_as_of_moves_the_clock_and_not_the_data(client: httpx.AsyncClient, scan: Scan) -> None:
-    """A time-out that was emitted after `as_of` counts as emitted."""
+    """`as_of` does not rewind the data: a timeout emitted after it counts as emitted."""
     type_ = "registration.ack_timed_out" if scan is ACK else "registration.liveness_expired"
     await client.post("/v1/events", json=row(1, scan.due[0], **{scan.deadline: at(10)}))
     assert await ids(client, scan, f"as_of={at(20)}") == nodes(1)
@@ -145,7 +145,7 @@ async def test_as_of_moves_the_clock_and_not_the_data(client: httpx.AsyncClient,
     "as_of", ["2026-01-01T01:00:20%2B01:00", "2025-12-31T19:00:20.000000-05:00", "2026-01-01t00:00:20z"]
 )
 async def test_as_of_may_be_in_any_zone(shared: httpx.AsyncClient, scan: Scan, as_of: str) -> None:
-    """A moment in any zone is asked for, and given back in UTC."""
+    """`as_of` may be in any time zone, and is returned in UTC."""
     assert (await shared.get(f"{scan.path}?as_of={as_of}")).json()["as_of"] == at(20)
 
 
@@ -166,7 +166,7 @@ REFUSED = {
 @SCANS
 @pytest.mark.parametrize("case", REFUSED)
 async def test_a_bad_parameter_is_422(shared: httpx.AsyncClient, scan: Scan, case: str) -> None:
-    """A parameter that is wrong or unknown is a 422 that points at it."""
+    """A wrong or unknown parameter is a 422 that points at it."""
     answer = await shared.get(f"{scan.path}?{REFUSED[case]}")
     assert answer.status_code == 422, answer.text
     assert [error["pointer"] for error in answer.json()["errors"]] == [f"#/query/{REFUSED[case].partition('=')[0]}"]

@@ -1,4 +1,4 @@
-"""Waiting for deadlines: the page of what is overdue, as soon as it is another one."""
+"""Waiting for deadlines: the list of overdue entities is answered as soon as it changes."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ LIVENESS = "/v1/overdue/liveness"
 
 
 def overdue_in(number: int, seconds: float, state: str = "accepted", **more: object) -> Json:
-    """An event that makes a row whose deadline passes in so many seconds."""
+    """An event that makes a row whose deadline passes in this many seconds."""
     deadline = datetime.now(UTC) + timedelta(seconds=seconds)
     name = "ack_deadline" if state == "accepted" else "liveness_deadline"
     data = {"current_state": state, "node_type": "compute", "registered_at": "2026-01-01T00:00:00Z"}
@@ -27,7 +27,7 @@ def overdue_in(number: int, seconds: float, state: str = "accepted", **more: obj
 
 
 async def page(client: httpx.AsyncClient, path: str = ACK, tag: str = "", **query: Any) -> httpx.Response:
-    """A page."""
+    """The answer to a request for a page."""
     return await client.get(path, params=query, headers={"If-None-Match": tag} if tag else {})
 
 
@@ -38,7 +38,7 @@ def numbers(answer: httpx.Response) -> list[str]:
 
 @pytest.mark.parametrize(("path", "state"), [(ACK, "accepted"), (LIVENESS, "active")])
 async def test_a_page_has_a_tag(client: httpx.AsyncClient, path: str, state: str) -> None:
-    """It stays while the rows do, and is another one when a row of the page changes."""
+    """A page's ETag stays while its rows do, and changes with any row of the page."""
     await client.post("/v1/events", json=[overdue_in(1, -5, state), overdue_in(2, -4, state)])
     first = await page(client, path)
     tag = first.headers["etag"]
@@ -57,7 +57,7 @@ async def test_a_page_has_a_tag(client: httpx.AsyncClient, path: str, state: str
 
 @pytest.mark.parametrize(("path", "state"), [(ACK, "accepted"), (LIVENESS, "active")])
 async def test_a_deadline_wakes(client: httpx.AsyncClient, path: str, state: str) -> None:
-    """The answer comes in the moment it passes, by the database's clock."""
+    """A waiting request is answered when a deadline passes by the database's clock."""
     tag = (await page(client, path)).headers["etag"]
     event = overdue_in(1, 1.3, state)
     await client.post("/v1/events", json=event)
@@ -70,7 +70,7 @@ async def test_a_deadline_wakes(client: httpx.AsyncClient, path: str, state: str
 
 
 async def test_a_change_wakes(client: httpx.AsyncClient) -> None:
-    """A row that is overdue from the first, and one that is no longer."""
+    """A waiting request is answered when a row becomes overdue by an event, and when it no longer is."""
     tag = (await page(client)).headers["etag"]
     for event, expected in (
         (overdue_in(1, -5), [str(node(1))]),
@@ -88,7 +88,7 @@ async def test_a_change_wakes(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_end_of_a_wait(client: httpx.AsyncClient) -> None:
-    """304 after 0.9 to 1.0 of it, with what was applied; without `If-None-Match` nothing is waited for."""
+    """A wait ends after 0.9 to 1.0 of its time with a 304; without `If-None-Match`, or with `as_of`, none begins."""
     tag = (await page(client)).headers["etag"]
     began = time.monotonic()
     answer = await client.get(ACK, headers={"If-None-Match": tag, "Prefer": "wait=1"})
@@ -103,7 +103,7 @@ async def test_the_end_of_a_wait(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_thousand_waits_for_one_deadline(database_url: str) -> None:
-    """All are told, with the same page, and one board reads for them: no wait holds a connection."""
+    """A thousand waits get the same page from one board's reads, and none holds a connection."""
     async with service_on(database_url, pool_size=2) as client:
         tag = (await page(client)).headers["etag"]
         tasks = [asyncio.create_task(page(client, tag=tag, wait=30)) for _ in range(1000)]

@@ -1,4 +1,4 @@
-"""Pages end by their bytes, too: a thousand rows may have 64 KiB each, and workflows 1 MiB."""
+"""Pages are also limited in bytes: a thousand rows may have 64 KiB each, and workflows 1 MiB."""
 
 from collections.abc import AsyncIterator
 
@@ -19,7 +19,7 @@ FULL = PAGE_BYTES + 200_000  # bytes of a page: of its JSON, and of the columns 
 
 @pytest.fixture(scope="module")
 async def heavy() -> AsyncIterator[httpx.AsyncClient]:
-    """A service with large rows that are overdue, and large workflows."""
+    """A service with large overdue rows and large workflows."""
     async with new_database() as url, service_on(url) as client:
         for state, deadline in (("accepted", "ack_deadline"), ("active", "liveness_deadline")):
             data = {"current_state": state, "node_type": "c", "registered_at": at(0), "capabilities": LARGE}
@@ -57,7 +57,7 @@ PATHS = {
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_page_ends_before_it_is_too_large(heavy: httpx.AsyncClient, path: str) -> None:
-    """Its cursor leads on, and all pages together have each row once."""
+    """A page ends before it is too large, its cursor continues, and all pages together have each row once."""
     items: list[Json] = []
     sizes: list[int] = []
     cursor = ""
@@ -77,7 +77,7 @@ async def test_a_page_ends_before_it_is_too_large(heavy: httpx.AsyncClient, path
 
 
 async def test_a_list_as_lines_has_them_all(heavy: httpx.AsyncClient) -> None:
-    """A stream goes on behind a page that ended early."""
+    """A stream of lines continues where a page would have ended early."""
     answer = await heavy.get("/v1/entities?domain=active", headers={"Accept": "application/x-ndjson"})
     assert len({msgspec.json.decode(line)["entity_id"] for line in answer.content.splitlines()}) == ROWS
 
@@ -85,7 +85,7 @@ async def test_a_list_as_lines_has_them_all(heavy: httpx.AsyncClient) -> None:
 async def test_a_row_that_is_larger_than_a_page_is_one(
     heavy: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each page has one row at least, so pages end."""
+    """Each page has at least one row, however large, so paging makes progress."""
     monkeypatch.setattr("app.store.statements.PAGE_BYTES", 10)
     page = (await heavy.get("/v1/workflows?limit=5")).json()
     assert [item["workflow_key"] for item in page["items"]] == ["w00"]

@@ -1,4 +1,4 @@
-"""Keyset pages: limits, cursors, links, and what they promise while rows change."""
+"""Keyset pages: limits, cursors, links, and their guarantees while rows change."""
 
 import asyncio
 import itertools
@@ -23,7 +23,7 @@ URL_SAFE = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_
 
 
 def recorded(number: int, sequence: int, state: str, deadline: float, domain: str = "paged") -> Json:
-    """An event that puts one row into a state, with a deadline."""
+    """An event that puts a row into a state, with a deadline."""
     deadlines = {"accepted": "ack_deadline", "active": "liveness_deadline"}
     data: Json = {"current_state": state, "node_type": "compute", "registered_at": at(0)}
     if state in deadlines:
@@ -33,7 +33,7 @@ def recorded(number: int, sequence: int, state: str, deadline: float, domain: st
 
 @pytest.fixture(scope="module")
 async def paged(shared: httpx.AsyncClient) -> httpx.AsyncClient:
-    """A service with 1,010 nodes in `accepted` and 1,010 in `active`, each with a deadline that another one has."""
+    """A service with 1,010 nodes in `accepted` and 1,010 in `active`; each deadline is shared by two nodes."""
     events = [recorded(number, 1, "accepted" if number % 2 else "active", number // 4) for number in range(2020)]
     await shared.post("/v1/events", json=events)
     return shared
@@ -59,7 +59,7 @@ BELOW = ["0", "000", "-1", "-1001", "abc", "", "1.5", "15e-1", "1_000", "%2B5", 
 @pytest.mark.parametrize("case", LIMITS)
 @pytest.mark.parametrize("path", LISTS)
 async def test_a_page_has_as_many_rows_as_its_limit(paged: httpx.AsyncClient, path: str, case: str) -> None:
-    """The limit is 100 by default, and one over 1,000 is cut to that."""
+    """The limit is 100 by default; a larger one than 1,000 is lowered to 1,000."""
     query, rows = LIMITS[case]
     answer = await paged.get(path + query)
     assert answer.status_code == 200, answer.text
@@ -70,7 +70,7 @@ async def test_a_page_has_as_many_rows_as_its_limit(paged: httpx.AsyncClient, pa
 @pytest.mark.parametrize("limit", BELOW)
 @pytest.mark.parametrize("path", LISTS)
 async def test_a_limit_below_one_is_422(shared: httpx.AsyncClient, path: str, limit: str) -> None:
-    """What is below 1, or no number in digits, is a 422 that points at the limit."""
+    """A limit below 1, or one that is not in digits, is a 422 that points at it."""
     answer = await shared.get(f"{path}&limit={limit}")
     assert answer.status_code == 422, answer.text
     assert [error["pointer"] for error in answer.json()["errors"]] == ["#/query/limit"]
@@ -82,7 +82,7 @@ async def test_a_limit_below_one_is_422(shared: httpx.AsyncClient, path: str, li
 async def pages(
     client: httpx.AsyncClient, path: str, between: Callable[[], AsyncIterator[None]] | None = None
 ) -> list[Json]:
-    """Every item, page by page; `between` is awaited after each page."""
+    """Every item, page by page; awaits `between` after each page."""
     items: list[Json] = []
     pause = between() if between else None
     for _ in range(2000):
@@ -99,7 +99,7 @@ async def pages(
 @pytest.mark.parametrize("path", LISTS)
 @pytest.mark.parametrize("limit", [333, 1000])
 async def test_pages_hold_every_row_once(paged: httpx.AsyncClient, path: str, limit: int) -> None:
-    """Paging to the end gives each row once, in one order, deadlines that are the same included."""
+    """Paging to the end gives each row once, in one order, even where deadlines are equal."""
     items = await pages(paged, f"{path}&limit={limit}")
     keys = [(item.get("overdue_seconds", 0) * -1, item["entity_id"]) for item in items]
     assert len(items) == (2020 if path == ENTITIES else 1010)
@@ -126,7 +126,7 @@ async def test_a_cursor_is_opaque_and_url_safe(paged: httpx.AsyncClient, path: s
 
 @pytest.mark.parametrize("path", [f"{ENTITIES}&state=active&state=accepted&node_type=compute", ACK, LIVENESS])
 async def test_the_link_leads_to_the_next_page(paged: httpx.AsyncClient, path: str) -> None:
-    """`Link` is this query with the cursor in it, relative to this path, and leads to the next page."""
+    """`Link` is this query with the cursor added, relative to this path, and leads to the next page."""
     first = await paged.get(f"{path}&limit=3")
     link = first.headers["link"]
     target = link.removesuffix('>; rel="next"').removeprefix("<")
@@ -139,7 +139,7 @@ async def test_the_link_leads_to_the_next_page(paged: httpx.AsyncClient, path: s
 
 @pytest.mark.parametrize("path", LISTS)
 async def test_a_cursor_goes_with_another_limit(paged: httpx.AsyncClient, path: str) -> None:
-    """A cursor is not bound to the limit that it came with."""
+    """A cursor may be used with another limit than that of its page."""
     ten = (await paged.get(f"{path}&limit=10")).json()["items"]
     cursor = (await paged.get(f"{path}&limit=2")).json()["next_cursor"]
     assert (await paged.get(f"{path}&limit=8&cursor={cursor}")).json()["items"] == ten[2:]
@@ -169,7 +169,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("case", OTHERS)
 async def test_a_cursor_with_other_filters_is_400(paged: httpx.AsyncClient, case: str) -> None:
-    """A cursor is refused beside other filters than those it came from."""
+    """A cursor is refused with other filters than those of its page."""
     source, other = OTHERS[case]
     cursor = (await paged.get(f"{source}&limit=1")).json()["next_cursor"]
     answer = await paged.get(f"{other}&limit=1&cursor={cursor}")
@@ -197,7 +197,7 @@ SAME = {
 
 @pytest.mark.parametrize("case", SAME)
 async def test_a_cursor_goes_with_the_same_filters_put_otherwise(client: httpx.AsyncClient, case: str) -> None:
-    """What the filters mean counts, not how they are written; `as_of` may be left out."""
+    """A cursor is accepted with the same filters in another spelling; `as_of` may be left out."""
     source, other = SAME[case]
     events = [recorded(number, 1, "accepted" if number % 2 else "active", number) for number in range(8)]
     for event in events:
@@ -210,7 +210,7 @@ async def test_a_cursor_goes_with_the_same_filters_put_otherwise(client: httpx.A
 
 
 def flipped(cursor: str, place: int) -> str:
-    """The cursor with one bit of one byte turned over."""
+    """The cursor with one bit of one byte flipped."""
     raw = bytearray(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     raw[place] ^= 1
     return urlsafe_b64encode(raw).rstrip(b"=").decode()
@@ -240,7 +240,7 @@ DAMAGES: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("case", DAMAGES)
 @pytest.mark.parametrize("path", LISTS)
 async def test_a_damaged_cursor_is_400(paged: httpx.AsyncClient, path: str, case: str) -> None:
-    """Whatever happens to a cursor, it is refused, and never leads somewhere else."""
+    """A damaged cursor is always refused, and never leads elsewhere."""
     cursor = (await paged.get(f"{path}&limit=1")).json()["next_cursor"]
     answer = await paged.get(f"{path}&cursor={DAMAGES[case](cursor)}")
     assert answer.status_code == (422 if case == "empty" else 400), answer.text
@@ -261,7 +261,7 @@ async def test_a_damaged_cursor_is_400(paged: httpx.AsyncClient, path: str, case
 async def test_a_sealed_cursor_with_a_strange_place_is_400(
     paged: httpx.AsyncClient, path: str, filters: object, place: object
 ) -> None:
-    """A cursor that another release may have sealed is refused like a damaged one."""
+    """A validly sealed cursor of another release is refused like a damaged one."""
     answer = await paged.get(f"{path}&cursor={write_cursor(place, filters)}")
     assert (answer.status_code, answer.json()["detail"]) == (400, "the cursor is damaged")
 
@@ -274,7 +274,7 @@ RESTLESS = range(1000, 1020)  # rows that come, go and change
 
 @asynccontextmanager
 async def writing(client: httpx.AsyncClient) -> AsyncIterator[Callable[[], AsyncIterator[None]]]:
-    """A task that keeps writing; and what waits, between two pages, until it has written again."""
+    """Start a task that keeps writing; returns a function that waits, between two pages, for its next write."""
     wrote = asyncio.Condition()
     count = 0
 
@@ -319,7 +319,7 @@ async def writing(client: httpx.AsyncClient) -> AsyncIterator[Callable[[], Async
 async def test_paging_under_writes_returns_each_steady_row_once(
     client: httpx.AsyncClient, path: str, states: list[str]
 ) -> None:
-    """While others are written, pages of 7 hold each row that belonged throughout exactly once."""
+    """While other rows change, pages of 7 return each row that matches throughout exactly once."""
     steady = [recorded(number, 1, ("active", "accepted")[number % 2], number) for number in range(2 * STEADY)]
     await client.post("/v1/events", json=steady)
     async with writing(client) as between:
@@ -332,7 +332,7 @@ async def test_paging_under_writes_returns_each_steady_row_once(
 
 @pytest.mark.parametrize("path", ["/v1/entities?domain=paged", "/v1/entities?domain=paged&state=active"])
 async def test_paging_under_writes_returns_no_row_twice(client: httpx.AsyncClient, path: str) -> None:
-    """In the order of entity ids no row changes its place, so none comes twice, whatever it went through."""
+    """In the order of entity ids no row moves, so no row comes twice, whatever changes it has."""
     await client.post("/v1/events", json=[recorded(number, 1, "active", number) for number in range(STEADY)])
     async with writing(client) as between:
         items = await pages(client, f"{path}&limit=7", between)

@@ -1,4 +1,4 @@
-"""`Prefer`, as RFC 7240 writes it."""
+"""The `Prefer` header (RFC 7240)."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from app.api.preferences import APPLIED, minimal, preferences, wants_minimal
     ],
 )
 def test_preferences(fields: list[str], expected: dict[str, str]) -> None:
-    """Names without case, quoted values, parameters, empty items and several fields are read; the rest is ignored."""
+    """Names in any case, quoted values, parameters, empty items and repeated fields are read; the rest is ignored."""
     assert preferences([each.encode("latin-1") for each in fields]) == expected
 
 
@@ -41,7 +41,7 @@ def test_preferences(fields: list[str], expected: dict[str, str]) -> None:
     ],
 )
 def test_wants_minimal(value: str, expected: bool) -> None:
-    """Only `return=minimal` asks for no body."""
+    """Only `return=minimal` asks for an answer without a body."""
     assert wants_minimal([(b"host", b"x"), (b"prefer", value.encode())]) is expected
     assert not wants_minimal([(b"host", b"x")])
 
@@ -60,11 +60,11 @@ def test_wants_minimal(value: str, expected: bool) -> None:
     ],
 )
 def test_a_field_costs_what_it_is_long(value: str) -> None:
-    """No field of the size that a header may have takes long."""
+    """Parsing any field up to the size limit of a header takes little time."""
     preferences([value.encode()])
 
 
 def test_the_answer_without_a_body() -> None:
-    """204, which says that the preference was applied."""
+    """An answer without a body is a 204 with `Preference-Applied`."""
     answer = minimal()
     assert (answer.status_code, answer.body, answer.raw_headers) == (204, b"", [APPLIED])

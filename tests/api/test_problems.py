@@ -25,7 +25,7 @@ TITLES = {
 
 
 def check(answer: httpx.Response, status: int) -> None:
-    """The answer is a problem of this status, and says so."""
+    """Check that the answer is a problem of this status."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
@@ -50,7 +50,7 @@ ERRORS: dict[str, tuple[str, str, Json, int]] = {
 
 @pytest.mark.parametrize("case", ERRORS)
 async def test_an_error_is_a_problem(shared: httpx.AsyncClient, case: str) -> None:
-    """Errors have the five members of RFC 9457, the title that RFC 9110 has for their status, and their own path."""
+    """An error has the five members of RFC 9457, its status's title from RFC 9110, and its own path as instance."""
     method, path, sent, status = ERRORS[case]
     answer = await shared.request(method, path, **sent)
     check(answer, status)
@@ -83,7 +83,7 @@ UNKNOWN = [
 @pytest.mark.parametrize("path", UNKNOWN)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_unknown_path_is_404(shared: httpx.AsyncClient, method: str, path: str) -> None:
-    """A path that is not in the contract, a slash at its end included, is a 404 whose instance is a valid URI."""
+    """A path outside the contract, even by a trailing slash, is a 404 whose instance is a valid URI."""
     answer = await shared.request(method, path)
     check(answer, 404)
     assert answer.json()["instance"] == path
@@ -108,7 +108,7 @@ ALLOWED = {
 
 
 def works_on(path: str) -> set[str]:
-    """The methods of a path: OPTIONS on every one, and HEAD beside GET."""
+    """The methods of a path: OPTIONS on every path, and HEAD wherever there is GET."""
     return ALLOWED[path] | {"OPTIONS"} | ({"HEAD"} if "GET" in ALLOWED[path] else set())
 
 
@@ -117,7 +117,7 @@ def works_on(path: str) -> set[str]:
     [(method, path) for path in ALLOWED for method in METHODS if method not in works_on(path)],
 )
 async def test_a_method_that_is_not_allowed_is_405(shared: httpx.AsyncClient, method: str, path: str) -> None:
-    """Another method than the contract's is a 405 that names in `Allow` those that work."""
+    """A method outside the contract is a 405 that lists the path's methods in `Allow`."""
     answer = await shared.request(method, path)
     assert answer.status_code == 405
     assert set(answer.headers["allow"].split(", ")) == works_on(path)
@@ -134,7 +134,7 @@ def padded(size: int, body: object) -> bytes:
 
 
 async def in_chunks(content: bytes) -> AsyncIterator[bytes]:
-    """A body whose length is not known before its end."""
+    """A body whose length is not declared."""
     for begin in range(0, len(content), 1_000_000):
         yield content[begin : begin + 1_000_000]
 
@@ -146,7 +146,7 @@ async def in_chunks(content: bytes) -> AsyncIterator[bytes]:
 async def test_a_body_over_the_limit_is_413(
     shared: httpx.AsyncClient, path: str, body: object, in_chunks: bool
 ) -> None:
-    """8 MiB are read, one byte more is a 413, whether the length was declared or not."""
+    """A body of 8 MiB is read; one byte more is a 413, whether the length is declared or not."""
     for size, status in ((8 * 1024 * 1024, 200), (8 * 1024 * 1024 + 1, 413)):
         content = padded(size, body)
 
@@ -163,7 +163,7 @@ async def test_a_body_over_the_limit_is_413(
 
 
 async def test_the_limit_can_be_set(database_url: str) -> None:
-    """`PQS_MAX_BODY` moves the limit, and lines are free of it."""
+    """`PQS_MAX_BODY` sets the limit, which does not apply to NDJSON."""
     async with service_on(database_url, max_body=1024) as client:
         for media, status in (("application/json", 413), ("application/x-ndjson", 200)):
             content = padded(1025, event_json("node.heartbeat", 1))
@@ -191,7 +191,7 @@ DOWN: dict[str, tuple[str, str, Json]] = {
 
 @pytest.mark.parametrize("case", DOWN)
 async def test_a_database_that_is_down_is_503(unreachable_url: str, case: str) -> None:
-    """Whatever needs the database is a 503 with `Retry-After`: as long again as the breaker has been open."""
+    """Without its database, each call that needs it is a 503 whose `Retry-After` fits the time of the outage."""
     method, path, sent = DOWN[case]
     async with service_on(unreachable_url) as client, asyncio.timeout(10):
         answer = await client.request(method, path, **sent)
@@ -205,7 +205,7 @@ async def test_a_database_that_is_down_is_503(unreachable_url: str, case: str) -
 
 
 async def test_lines_for_a_database_that_is_down_are_503(unreachable_url: str) -> None:
-    """A stream whose first chunk fails is a 503 that says that no line is in."""
+    """A stream whose first chunk fails gets a 503 that says that no line is committed."""
     async with service_on(unreachable_url) as client:
         content = b"\n\n" + padded(500, event_json("registration.initiated", 1))
         answer = await client.post("/v1/events", content=content, headers={"Content-Type": "application/x-ndjson"})
@@ -229,13 +229,13 @@ async def test_lines_for_a_database_that_is_down_are_503(unreachable_url: str) -
 async def test_what_is_wrong_is_wrong_without_a_database(
     unreachable_url: str, method: str, path: str, status: int
 ) -> None:
-    """A client's mistake is told without asking a database that is down."""
+    """Invalid requests are refused without the database, even while it is down."""
     async with service_on(unreachable_url) as client:
         check(await client.request(method, path), status)
 
 
 async def test_an_open_breaker_does_not_wait(unreachable_url: str) -> None:
-    """While the breaker is open, many requests are refused in the time that one connection attempt may take."""
+    """While the breaker is open, many requests are refused within the time allowed for one connection attempt."""
     async with service_on(unreachable_url) as client:
         for _ in range(FAILURES):
             await client.get("/v1/state-counts")

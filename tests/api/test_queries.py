@@ -1,4 +1,4 @@
-"""Query strings: what is refused, what is mended, and links to the next page."""
+"""Query strings: refusals, corrections, and links to the next page."""
 
 from urllib.parse import parse_qsl, urljoin
 
@@ -12,7 +12,7 @@ from app.errors import InvalidInputError, UnreadableError
     "query", ["", "limit=1", "state=active&state=accepted&limit=2", "capability=a&capability=b", "x=%20"]
 )
 def test_a_query_that_is_let_through(query: str) -> None:
-    """Parameters with values, and those that may be repeated."""
+    """Parameters with values are accepted, and may be repeated where the call allows it."""
     check(query.encode())
 
 
@@ -30,7 +30,7 @@ def test_a_query_that_is_let_through(query: str) -> None:
     ],
 )
 def test_twice_or_empty_is_refused(query: str, pointers: list[str]) -> None:
-    """A parameter given twice and an empty one are named, all of them."""
+    """Each parameter that is given twice or is empty is named in the refusal."""
     with pytest.raises(InvalidInputError) as refused:
         check(query.encode())
     assert [fault.pointer for fault in refused.value.faults] == pointers
@@ -38,7 +38,7 @@ def test_twice_or_empty_is_refused(query: str, pointers: list[str]) -> None:
 
 @pytest.mark.parametrize("query", [b"domain=%ff", b"%ff=1", b"domain=\xff", b"domain=%ed%a0%80"])
 def test_what_is_not_utf_8_is_unreadable(query: bytes) -> None:
-    """Bytes that are not UTF-8, escaped or raw, are refused, and not replaced by something else."""
+    """Bytes that are not UTF-8, escaped or raw, are refused and never replaced."""
     with pytest.raises(UnreadableError):
         check(query)
 
@@ -57,12 +57,12 @@ def test_what_is_not_utf_8_is_unreadable(query: bytes) -> None:
     ],
 )
 def test_a_raw_plus_is_restored(given: str, meant: str) -> None:
-    """A blank before the offset of a zone was a plus; no other blank was."""
+    """A space before the offset of a time zone is read as the plus that it was; other spaces stay."""
     assert with_plus(given) == meant
 
 
 def test_the_link_stays_under_a_prefix() -> None:
-    """The next page is a query relative to the page, with its other parameters and the new cursor."""
+    """The link to the next page is a relative query with the page's other parameters and the new cursor."""
     link = next_page(b"state=active&state=accepted&cursor=old&domain=a%26b%20c", "new")
     reference = link.removeprefix("<").partition(">")[0]
     assert link == f'<{reference}>; rel="next"'

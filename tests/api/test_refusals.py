@@ -33,14 +33,14 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not come is not waited for."""
+    """Shorten the time that the server waits for bytes."""
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
     monkeypatch.setattr(protocol, "BODY_SECONDS", 0.1)
 
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_a_refusal_is_a_problem(hot: Served, raw: Client, access: Access, case: str) -> None:
-    """It has the fields of RFC 9457, and ends the connection; the line in the log carries its id."""
+    """A refusal has the fields of RFC 9457 and closes the connection; its log line carries its correlation id."""
     status, sent = REFUSED[case]
     before = hot.counted()
     await raw.send(sent.encode())
@@ -61,7 +61,7 @@ async def test_a_refusal_is_a_problem(hot: Served, raw: Client, access: Access, 
 
 
 async def test_a_refusal_returns_the_id(raw: Client) -> None:
-    """The client's correlation id is on the answer where the header section could be read."""
+    """A refusal carries the client's correlation id if the header section could be parsed."""
     await raw.send(f"BREW / HTTP/1.1\r\n{HOST}X-Correlation-ID: {GIVEN}\r\n\r\n".encode())
     assert (await raw.answer()).header("x-correlation-id") == GIVEN
 
@@ -81,7 +81,7 @@ ILLEGIBLE = {
 
 @pytest.mark.parametrize("case", ILLEGIBLE)
 async def test_a_refusal_returns_the_id_beside_what_cannot_be_read(raw: Client, case: str) -> None:
-    """Something else cannot be read, or there is too much of it: the id is returned all the same."""
+    """The client's correlation id is returned even if another field is unreadable or the head is too large."""
     await raw.send(ILLEGIBLE[case].format(f"{HOST}X-Correlation-ID: {GIVEN}\r\n").encode())
     answer = await raw.answer()
     assert answer.status >= 400
@@ -90,7 +90,7 @@ async def test_a_refusal_returns_the_id_beside_what_cannot_be_read(raw: Client, 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
 async def test_a_body_that_does_not_come(hot: Served, raw: Client, access: Access, content_type: str) -> None:
-    """It is a 408 on every way; in log and metrics it is one request whose client was gone."""
+    """A body that does not arrive is a 408 on every path; log and metrics count one request whose client left."""
     before = hot.counted()
     await raw.send(post({}, f"Content-Type: {content_type}").raw()[:-1])
     answer = await raw.answer()
@@ -101,7 +101,7 @@ async def test_a_body_that_does_not_come(hot: Served, raw: Client, access: Acces
 
 
 async def test_an_upgrade_is_ignored(hot: Served, raw: Client) -> None:
-    """A body behind `Upgrade` is a body: no request in it is carried out, and the connection stays in step."""
+    """The body of a request with `Upgrade` stays a body: no request in it is carried out, and framing stays right."""
     inner = b"PUT /v1/workflows/smuggled HTTP/1.1\r\nHost: service\r\nContent-Length: 2\r\n\r\n{}"
     for upgrade in ("websocket", "h2c"):
         ask = get("/livez", "Connection: Upgrade", f"Upgrade: {upgrade}", f"Content-Length: {len(inner)}")

@@ -1,4 +1,4 @@
-"""Good events that PostgreSQL alone refuses, by a constraint or a trigger of the operator's: answered, and no 500."""
+"""Valid events that only PostgreSQL refuses, by an operator's constraint or trigger: answered without a 500."""
 
 import asyncio
 import logging
@@ -23,12 +23,12 @@ def good(number: int) -> Json:
 
 
 def bad(number: int, data: Json = A_CONSTRAINT[1]) -> Json:
-    """The same, with data that the database does not take."""
+    """An event that begins a registration, with data that the database refuses."""
     return event_json("registration.initiated", 1, entity_id=node(number), data=data)
 
 
 async def prepare(database: Database, statements: tuple[str, ...] = A_CONSTRAINT[0]) -> None:
-    """Give the database what it has of its own."""
+    """Add an operator's constraint and trigger to the database."""
     for statement in statements:
         await database.write(partial(_execute, statement))
 
@@ -38,7 +38,7 @@ async def _execute(statement: str, connection: Connection) -> None:
 
 
 async def total(client: httpx.AsyncClient) -> int:
-    """How many rows there are."""
+    """The number of rows."""
     return int((await client.get("/v1/state-counts")).json()["total"])
 
 
@@ -54,7 +54,7 @@ async def post_lines(client: httpx.AsyncClient, events: list[Json]) -> list[Json
 async def test_one_event_is_a_problem(
     client: httpx.AsyncClient, database: Database, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One event is a 422; what PostgreSQL says of it is in the log, and not in the answer."""
+    """One refused event is a 422; PostgreSQL's message is in the log and not in the answer."""
     statements, data = POISON[kind]
     await prepare(database, statements)
     with caplog.at_level(logging.WARNING):
@@ -67,7 +67,7 @@ async def test_one_event_is_a_problem(
 
 @pytest.mark.parametrize("batching", [True, False])
 async def test_its_neighbours_get_in(database: Database, database_url: str, batching: bool) -> None:
-    """Of single events that came together, only the bad one is refused."""
+    """Of single events that share a batch, only the refused one fails."""
     await prepare(database)
     async with service_on(database_url, batching=batching) as client:
         events = [good(number) for number in range(9)]
@@ -79,7 +79,7 @@ async def test_its_neighbours_get_in(database: Database, database_url: str, batc
 
 @pytest.mark.parametrize("kind", POISON)
 async def test_an_array_names_the_event(client: httpx.AsyncClient, database: Database, kind: str) -> None:
-    """An array is refused as a whole, with the index of the event."""
+    """An array with a refused event is refused whole, with the event's index."""
     statements, data = POISON[kind]
     await prepare(database, statements)
     events = [good(number) for number in range(7)]
@@ -94,7 +94,7 @@ async def test_an_array_names_the_event(client: httpx.AsyncClient, database: Dat
 async def test_an_array_names_it_wherever_it_stands(
     client: httpx.AsyncClient, database: Database, place: int
 ) -> None:
-    """Its index counts from 0, in the order sent."""
+    """The index of the refused event counts from 0 in the order sent."""
     await prepare(database)
     events = [good(number) for number in range(5)]
     events[place] = bad(place)
@@ -105,7 +105,7 @@ async def test_an_array_names_it_wherever_it_stands(
 async def test_an_array_of_one_entity_names_the_event_by_which_its_row_is_refused(
     client: httpx.AsyncClient, database: Database
 ) -> None:
-    """What counts is the row that the events before it lead to, in the order of their positions."""
+    """The array names the event after which, folding by position, the row is refused."""
     await prepare(database, ("ALTER TABLE registration_projections ADD CHECK (current_state <> 'accepted')",))
     events = [
         event_json("registration.accepted", 2),
@@ -118,7 +118,7 @@ async def test_an_array_of_one_entity_names_the_event_by_which_its_row_is_refuse
 
 
 async def test_a_line_of_a_stream_is_invalid(client: httpx.AsyncClient, database: Database) -> None:
-    """Each line that is refused has a line in the answer and counts as invalid; all others are in, in their order."""
+    """Each refused line is in the answer and counts as invalid; all other lines are applied in their order."""
     await prepare(database)
     events = [good(number) for number in range(20)]
     for place in (0, 7, 8, 19):
@@ -142,7 +142,7 @@ async def test_a_line_of_a_stream_is_invalid(client: httpx.AsyncClient, database
 async def test_a_stream_goes_on_whatever_refuses_its_line(
     client: httpx.AsyncClient, database: Database, kind: str
 ) -> None:
-    """A stream is a 200, whichever way PostgreSQL has to refuse one of its lines."""
+    """A stream gets 200, in whichever way PostgreSQL refuses one of its lines."""
     statements, data = POISON[kind]
     await prepare(database, statements)
     line, _ = await post_lines(client, [good(1), bad(2, data), good(3)])
@@ -151,7 +151,7 @@ async def test_a_stream_goes_on_whatever_refuses_its_line(
 
 
 async def test_what_is_refused_is_counted(client: httpx.AsyncClient, database: Database) -> None:
-    """Lines that PostgreSQL refuses are among the invalid events of the metrics."""
+    """Lines that PostgreSQL refuses count as invalid events in the metrics."""
     await prepare(database)
     await post_lines(client, [good(1), bad(2)])
     text = (await client.get("/metrics")).text.splitlines()
@@ -161,7 +161,7 @@ async def test_what_is_refused_is_counted(client: httpx.AsyncClient, database: D
 async def test_a_workflow_is_a_problem_alone(
     client: httpx.AsyncClient, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A commit that PostgreSQL is against is a 422, and those that came with it are in."""
+    """A commit that PostgreSQL refuses is a 422; the commits of the same batch succeed."""
     await prepare(database, ("ALTER TABLE workflow_state ADD CHECK (NOT state ? 'poison')",))
 
     async def commit(key: str, state: Json) -> httpx.Response:

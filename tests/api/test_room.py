@@ -1,4 +1,4 @@
-"""Room for request bodies: its shares, and bodies that find none, on a service of little memory."""
+"""Memory for request bodies (the room): its shares, and bodies that exceed it, on a service with little memory."""
 
 import asyncio
 import gzip
@@ -24,7 +24,7 @@ JSON = {"Content-Type": "application/json; charset=utf-8"}  # not the form of a 
 
 @pytest.fixture(scope="module")
 async def small() -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a service that holds little."""
+    """A client of a service with little room for bodies."""
     async with new_database() as url, service_on(url, body_memory=MOST, max_body=BODY) as client:
         yield client
 
@@ -36,7 +36,7 @@ def room_of(client: httpx.AsyncClient) -> Room:
 
 
 def test_a_peer_has_half_of_the_room() -> None:
-    """One address fills its half; there is room for others until all of it is full; what is given back is free."""
+    """One address may fill half of the room, and others the rest; returned bytes are free again."""
     room = Room(100)
     room.take("192.0.2.1", 50)
     with pytest.raises(NoRoomError, match="your address"):
@@ -50,7 +50,7 @@ def test_a_peer_has_half_of_the_room() -> None:
 
 
 def test_a_peer_has_half_of_the_files() -> None:
-    """Long answers take descriptors, so they are counted; one address has half of them."""
+    """Long answers use descriptors, which are counted too; one address may have half of them."""
     room = Room(100)
     one, other, third = (Hold(room, f"192.0.2.{number}") for number in range(3))
     for held in (one, other):
@@ -64,7 +64,7 @@ def test_a_peer_has_half_of_the_files() -> None:
 
 
 def test_what_a_request_holds_is_free_when_it_is_closed() -> None:
-    """Bytes that were given back before are not given back twice."""
+    """Closing a request frees the bytes it still holds, and frees none of them twice."""
     room = Room(100)
     held = Hold(room, "192.0.2.1")
     held.take(30)
@@ -77,7 +77,7 @@ def test_what_a_request_holds_is_free_when_it_is_closed() -> None:
 
 
 def slow_body(size: int, arrived: asyncio.Event, go_on: asyncio.Event) -> AsyncIterator[bytes]:
-    """A body whose last byte is late."""
+    """A body whose last byte comes late."""
 
     async def pieces() -> AsyncIterator[bytes]:
         yield b" " * (size - 1)
@@ -90,7 +90,7 @@ def slow_body(size: int, arrived: asyncio.Event, go_on: asyncio.Event) -> AsyncI
 
 @pytest.mark.parametrize("headers", [JSON, NDJSON], ids=["JSON", "NDJSON"])
 async def test_slow_bodies_take_no_more_than_there_is(small: httpx.AsyncClient, headers: dict[str, str]) -> None:
-    """The body that finds no room is a 503; what the others hold is free again once they are answered."""
+    """A body that finds no room is a 503; the room of the other bodies is free once they are answered."""
     go_on, size = asyncio.Event(), BODY - 1024
     fitting = MOST // 2 // size  # that fit into the half of one address
     running = []
@@ -113,7 +113,7 @@ async def test_slow_bodies_take_no_more_than_there_is(small: httpx.AsyncClient, 
 
 
 async def test_a_stream_is_longer_than_the_room(small: httpx.AsyncClient) -> None:
-    """What is in the database is held no longer, nor are blank lines, or a line that is too long to be kept."""
+    """A stream may be longer than the room: committed lines, blank lines and overlong lines are not held."""
     events = b"".join(
         msgspec.json.encode(event_json("registration.initiated", 1, entity_id=node(n))) + b"\n"
         for n in range(100, 110)
@@ -131,7 +131,7 @@ async def test_a_stream_is_longer_than_the_room(small: httpx.AsyncClient) -> Non
 
 
 async def test_a_stream_that_finds_no_room_says_how_far_it_came(small: httpx.AsyncClient) -> None:
-    """The lines before are committed, and the sender can go on after them."""
+    """A stream that finds no room reports the committed lines, and the sender can continue after them."""
     first = b"".join(
         msgspec.json.encode(event_json("registration.initiated", 1, entity_id=node(n), domain="far")) + b"\n"
         for n in range(1000)
@@ -154,7 +154,7 @@ async def test_a_stream_that_finds_no_room_says_how_far_it_came(small: httpx.Asy
 
 
 async def test_a_gzip_body_counts_as_it_is_decoded(small: httpx.AsyncClient) -> None:
-    """What is small on the wire is held decoded."""
+    """A gzip body counts by its decoded size."""
     room = room_of(small)
     room.take(None, MOST - 8000)
     try:
@@ -166,7 +166,7 @@ async def test_a_gzip_body_counts_as_it_is_decoded(small: httpx.AsyncClient) -> 
 
 
 async def test_more_long_answers_than_there_may_be(small: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream whose answer needs a file is broken off, with the lines that are in, when there are too many files."""
+    """If too many files are open, a stream whose answer needs one gets a 503 with its committed lines."""
     monkeypatch.setattr(rooms, "MAX_FILES", 0)
     body = b"x\n" * 3000  # 3,000 faults: some 300 KiB of answer
     answer = await small.post("/v1/events", content=body, headers=NDJSON)
@@ -176,7 +176,7 @@ async def test_more_long_answers_than_there_may_be(small: httpx.AsyncClient, mon
 
 
 async def test_a_line_without_end_is_not_held(small: httpx.AsyncClient) -> None:
-    """It is dropped as it comes, and answered as a line that is too long; the next one is taken in."""
+    """An endless line is dropped as it arrives and reported as too long; the next line is applied."""
     event = msgspec.json.encode(event_json("registration.initiated", 1, entity_id=node(200)))
 
     async def pieces() -> AsyncIterator[bytes]:

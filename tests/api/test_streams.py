@@ -1,8 +1,8 @@
 """Streams against a real server: memory, hang-ups, refused bodies, and a database that fails midway.
 
-A transport within the process would hide what this is about, so most of it talks to a service of its own through
-sockets. That service has one database connection for reads and writes and one for scans: whoever held on to one would
-keep everybody else out.
+A transport within the process would hide these effects, so most tests talk to a service of their own through sockets.
+That service has one database connection for reads and writes and one for scans: a request that kept one would block
+all other requests.
 """
 
 import asyncio
@@ -41,14 +41,14 @@ pytestmark = pytest.mark.usefixtures("anyio_backend")
 
 @pytest.fixture(scope="module")
 async def url() -> AsyncIterator[str]:
-    """The address of the database that the service of this module is on."""
+    """The address of the database of this module's service."""
     async with new_database() as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def service(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service as a process, with one database connection of each kind."""
+    """A service in a process of its own, with one database connection of each kind."""
     folder = tmp_path_factory.mktemp("service")
     with serving(folder, database_url=url, pool_size=1) as service:
         yield service
@@ -60,7 +60,7 @@ def service(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 @contextmanager
 def connected(service: Service, *, receive_buffer: int | None = None) -> Iterator[socket.socket]:
-    """A connection to a service. Every wait on it is bounded."""
+    """A connection to a service; every wait on it is bounded."""
     with socket.socket() as connection:
         connection.settimeout(PATIENCE)
         if receive_buffer is not None:
@@ -84,7 +84,7 @@ def hang_up(connection: socket.socket) -> None:
 
 
 def break_off(connection: socket.socket) -> None:
-    """Reset a connection, as the kernel of a client that crashed does."""
+    """Reset a connection, as the kernel does for a client that crashed."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -95,7 +95,7 @@ Ending = Callable[[socket.socket], None]
 
 @contextmanager
 def answer_of(connection: socket.socket) -> Iterator[HTTPResponse]:
-    """The answer on a connection, its head read."""
+    """The answer on a connection, with its head read."""
     answer = HTTPResponse(connection)
     try:
         answer.begin()
@@ -108,7 +108,7 @@ def answer_of(connection: socket.socket) -> Iterator[HTTPResponse]:
 
 
 class Memory:
-    """The memory of a process since this was made."""
+    """The memory of a process, measured from the creation of this object."""
 
     def __init__(self, pid: int) -> None:
         self._folder = Path(f"/proc/{pid}")
@@ -120,12 +120,12 @@ class Memory:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
     def growth(self) -> int:
-        """By how many bytes it grew at its peak."""
+        """The bytes by which the process grew at its peak."""
         return self._read("VmHWM") - self._began
 
 
 def await_idle(pid: int) -> None:
-    """Wait until a process has used no processor for a while: it does no more on its own."""
+    """Wait until a process has used no processor time for a while."""
 
     def used() -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -141,7 +141,7 @@ def await_idle(pid: int) -> None:
 
 
 def answered(service: Service, method: str, route: str) -> float:
-    """How many requests of a route have come to their end."""
+    """The number of completed requests of a route."""
     with service.client() as client:
         lines = client.get("/metrics").text.splitlines()
     series = f'pqs_http_requests_total{{method="{method}",route="{route}"'
@@ -149,13 +149,13 @@ def answered(service: Service, method: str, route: str) -> float:
 
 
 def total(service: Service, domain: str) -> int:
-    """How many entities a domain has."""
+    """The number of entities in a domain."""
     with service.client() as client:
         return int(client.get("/v1/state-counts", params={"domain": domain}).raise_for_status().json()["total"])
 
 
 def nobody_is_kept_out(service: Service) -> None:
-    """Both database connections of the service are free: requests for each are answered."""
+    """Check that both database connections of the service are free, with a request for each."""
     with service.client() as client:
         for path in ("/v1/state-counts", f"/v1/entities/{node(1)}"):
             for _ in range(3):
@@ -163,7 +163,7 @@ def nobody_is_kept_out(service: Service) -> None:
 
 
 def ask(url: str, statement: str) -> list[asyncpg.Record]:
-    """Ask the database itself."""
+    """Query the database directly."""
 
     async def fetch() -> list[asyncpg.Record]:
         connection = await asyncpg.connect(url)
@@ -184,7 +184,7 @@ def initiated(number: int, domain: str) -> bytes:
 
 
 def test_a_client_that_sends_all_before_it_reads_gets_its_whole_answer(service: Service) -> None:
-    """A stream whose answer is as long as itself neither hangs nor takes memory, though the client reads last."""
+    """A stream whose answer is as long as itself neither hangs nor takes memory, even if the client reads last."""
     event = event_json("node.heartbeat", 1, domain="d" * 128)
     line = json.dumps(event).encode() + b"\n"
     count = LARGE // len(line) + 1
@@ -209,7 +209,7 @@ def test_a_client_that_sends_all_before_it_reads_gets_its_whole_answer(service: 
 
 @pytest.fixture(scope="module")
 def long_list(url: str) -> str:
-    """The domain of a long list."""
+    """The domain with a long list."""
     values = {
         "entity_id": "lpad(to_hex(number), 32, '0')::uuid",
         "domain": "'long'",
@@ -229,7 +229,7 @@ def long_list(url: str) -> str:
 
 @contextmanager
 def reading_slowly(service: Service, domain: str) -> Iterator[tuple[socket.socket, HTTPResponse]]:
-    """A client that has read the beginning of a long list, and reads no further; the service has stopped sending."""
+    """A client that stopped reading at the beginning of a long list, and whose service has stopped sending."""
     with connected(service, receive_buffer=65_536) as connection:
         connection.sendall(head("GET", f"/v1/entities?domain={domain}", Accept=NDJSON))
         with answer_of(connection) as answer:
@@ -240,7 +240,7 @@ def reading_slowly(service: Service, domain: str) -> Iterator[tuple[socket.socke
 
 
 def test_a_slow_reader_takes_no_memory(service: Service, long_list: str) -> None:
-    """A list stays in the database until its reader wants it."""
+    """The rows of a list stay in the database until its client reads them."""
     nobody_is_kept_out(service)
     memory = Memory(service.pid)
     with reading_slowly(service, long_list):
@@ -248,7 +248,7 @@ def test_a_slow_reader_takes_no_memory(service: Service, long_list: str) -> None
 
 
 def test_a_slow_reader_holds_no_connection(service: Service, url: str, long_list: str) -> None:
-    """While a reader waits, others are answered, and no transaction is open."""
+    """While a client pauses its reading, other requests are answered, and no transaction is open."""
     with reading_slowly(service, long_list):
         nobody_is_kept_out(service)
         open_ = ask(
@@ -260,7 +260,7 @@ def test_a_slow_reader_holds_no_connection(service: Service, url: str, long_list
 
 
 def test_a_long_list_comes_to_its_end(service: Service, long_list: str) -> None:
-    """A reader gets every row once, in the order of entity ids, whatever pauses it makes."""
+    """A client gets every row once, in the order of entity ids, whatever pauses it makes."""
     with reading_slowly(service, long_list) as (_, answer):
         rest = answer.read().splitlines()[1:]
     numbers = [int(json.loads(line)["entity_id"].replace("-", ""), 16) for line in rest]
@@ -268,7 +268,7 @@ def test_a_long_list_comes_to_its_end(service: Service, long_list: str) -> None:
 
 
 def test_a_list_that_breaks_off_does_not_look_whole(service: Service, url: str, long_list: str) -> None:
-    """When the database fails in the middle of a list, the connection breaks: nobody takes the half for the whole."""
+    """If the database fails in mid-list, the connection breaks, so no client takes the part for the whole."""
     with reading_slowly(service, long_list) as (_, answer):
         ask(url, f"ALTER TABLE {TABLE} RENAME TO elsewhere")
         try:
@@ -284,7 +284,7 @@ def test_a_list_that_breaks_off_does_not_look_whole(service: Service, url: str, 
 
 @ENDINGS
 def test_a_reader_that_goes_away_leaves_nothing_open(service: Service, long_list: str, ending: Ending) -> None:
-    """A client that hangs up in the middle of a list keeps no connection, and its request comes to an end."""
+    """A client that hangs up in the middle of a list keeps no database connection, and its request ends."""
     before = answered(service, "GET", "/v1/entities")
     with reading_slowly(service, long_list) as (connection, answer):
         answer.close()
@@ -295,7 +295,7 @@ def test_a_reader_that_goes_away_leaves_nothing_open(service: Service, long_list
 
 @ENDINGS
 def test_a_sender_that_goes_away_leaves_whole_chunks(service: Service, ending: Ending) -> None:
-    """A client that hangs up in mid-stream has whole chunks committed, and never the half line at its end."""
+    """If a client hangs up in mid-stream, whole chunks are committed, and never the half line at the end."""
     domain = f"sender {ending.__name__}"
     logged = len(service.log)
     before = answered(service, "POST", "/v1/events")
@@ -317,7 +317,7 @@ def test_a_sender_that_goes_away_leaves_whole_chunks(service: Service, ending: E
 def test_a_body_that_ends_early_applies_nothing(
     service: Service, ending: Ending, framing: str, count: int | None
 ) -> None:
-    """A JSON body whose end is missing is not applied, also where what has come is JSON already."""
+    """A truncated JSON body is not applied, even if the part received is valid JSON."""
     domain = f"early {ending.__name__} {framing} {count}"
     logged = len(service.log)
     before = answered(service, "POST", "/v1/events")
@@ -349,7 +349,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("keep", ["close", "keep-alive"])
 def test_the_answer_to_a_refused_body_arrives(service: Service, case: str, keep: str) -> None:
-    """A client that sends 20 MB before it reads sees why they were refused, and may go on with its connection."""
+    """A client that sends 20 MB before it reads gets the refusal, and may go on using its connection."""
     path, media, status = REFUSED[case]
     with connected(service) as connection:
         connection.sendall(head("POST", path, Content_Type=media, Content_Length=LARGE, Connection=keep))
@@ -372,7 +372,7 @@ Break = Callable[[str], AbstractAsyncContextManager[None]]  # takes the address 
 
 @asynccontextmanager
 async def terminated(url: str) -> AsyncIterator[None]:
-    """End the connection over which the chunk that is sent in between is written, in the middle of that."""
+    """End, in mid-write, the database connection of the chunk that the caller sends inside this context."""
     async with connection_to(url) as locking, connection_to(url) as connection:
         await locking.execute(f"BEGIN; LOCK TABLE {TABLE} IN SHARE MODE")
         yield
@@ -388,7 +388,7 @@ async def terminated(url: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def shut(url: str) -> AsyncIterator[None]:
-    """Let nobody into the database any more."""
+    """Close the database to new connections."""
     async with connection_to(on_server(url, "postgres")) as server:
         name = urlsplit(url).path[1:]
         await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
@@ -397,14 +397,14 @@ async def shut(url: str) -> AsyncIterator[None]:
 
 
 async def open_up(url: str) -> None:
-    """Let everybody in again."""
+    """Open the database to connections again."""
     async with connection_to(on_server(url, "postgres")) as server:
         await server.execute(f"ALTER DATABASE {urlsplit(url).path[1:]} ALLOW_CONNECTIONS true")
 
 
 @asynccontextmanager
 async def connection_to(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection beside the service's own."""
+    """A database connection outside the service."""
     connection = await asyncpg.connect(url)
     try:
         yield connection
@@ -416,7 +416,7 @@ async def connection_to(url: str) -> AsyncIterator[asyncpg.Connection]:
 async def test_a_database_that_fails_midway_says_what_is_in(
     client: httpx.AsyncClient, database_url: str, broken: Break
 ) -> None:
-    """The 503 says up to which line everything is in, blank lines counted; exactly the events of those lines are."""
+    """The 503 reports the committed lines, blank ones counted; exactly the events of those lines are stored."""
     lines = [b"\n" if number % 3 == 2 else initiated(number, "midway") for number in range(5 * CHUNK_LINES)]
 
     async def body() -> AsyncIterator[bytes]:
@@ -445,7 +445,7 @@ async def test_a_database_that_fails_midway_says_what_is_in(
 async def test_what_is_sent_again_after_a_503_completes_the_stream(
     client: httpx.AsyncClient, database_url: str
 ) -> None:
-    """The rest of a stream, sent again from the committed lines on, leads to what the whole would have led to."""
+    """After a 503, sending the lines after the committed ones gives the same rows as an unbroken stream."""
     lines = [initiated(number, "again") for number in range(2 * CHUNK_LINES)]
     connection = await asyncpg.connect(database_url)
 
@@ -468,7 +468,7 @@ async def test_what_is_sent_again_after_a_503_completes_the_stream(
 
 
 async def until_counted(client: httpx.AsyncClient, domain: str, count: int) -> None:
-    """Wait until a domain has so many entities."""
+    """Wait until a domain has this many entities."""
     async with asyncio.timeout(PATIENCE):
         while (await client.get(f"/v1/state-counts?domain={domain}")).json()["total"] < count:  # noqa: ASYNC110 - it is the service's
             await asyncio.sleep(0.01)
@@ -486,7 +486,7 @@ async def rows(client: httpx.AsyncClient, domain: str) -> list[Json]:
     ids=["no gzip", "cut off", "members of nothing"],
 )
 async def test_a_stream_that_is_not_what_its_coding_says(client: httpx.AsyncClient, body: bytes, status: int) -> None:
-    """It is refused in the words of its fault, and nothing goes on waiting."""
+    """A stream that does not fit its coding is refused with an explanation, and no request goes on waiting."""
     headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"}
     async with asyncio.timeout(20):
         answer = await client.post("/v1/events", content=body, headers=headers)

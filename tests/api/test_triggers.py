@@ -1,4 +1,4 @@
-"""Triggers in over HTTP: what is answered, and what followed."""
+"""Triggers posted over HTTP: the answers, and the events that follow."""
 
 import json
 from uuid import UUID, uuid5
@@ -16,12 +16,12 @@ ACKED = event_json("node.registration_acked", 2)
 
 
 def followed(trigger: Json, *types: str) -> list[Json]:
-    """What an answer names."""
+    """The events that an answer names."""
     return [{"event_id": str(uuid5(UUID(trigger["event_id"]), type_)), "type": type_} for type_ in types]
 
 
 async def test_the_answer_to_a_trigger_names_what_followed(client: httpx.AsyncClient) -> None:
-    """It is the answer to an event, and at its end `events`: the ids and types of what followed, in their order."""
+    """The answer is that of an event, plus `events`: ids and types of the events that followed, in order."""
     answer = await client.post("/v1/events", json=INTROSPECTED)
     assert answer.status_code == 200
     assert list(answer.json()) == [*RESULT, "events"]
@@ -42,7 +42,7 @@ async def test_the_answer_to_a_trigger_names_what_followed(client: httpx.AsyncCl
 
 @pytest.mark.parametrize("type_", ["node.heartbeat", "registration.ack_received"])
 async def test_the_answer_to_a_fact_is_as_it_was(client: httpx.AsyncClient, type_: str) -> None:
-    """A heartbeat, and what says itself what became of the registration, has no `events`."""
+    """A heartbeat or any other fact has no `events` in its answer."""
     await client.post("/v1/events", json=INTROSPECTED)
     answer = await client.post("/v1/events", json=event_json(type_, 2))
     assert list(answer.json()) == RESULT
@@ -60,7 +60,7 @@ async def test_the_answer_to_a_fact_is_as_it_was(client: httpx.AsyncClient, type
 async def test_a_trigger_from_which_nothing_follows_says_so(
     client: httpx.AsyncClient, sent: Json, outcome: str
 ) -> None:
-    """`events` is empty where the trigger was not applied."""
+    """`events` is empty if the trigger was not applied."""
     await client.post("/v1/events", json=INTROSPECTED)
     answer = await client.post("/v1/events", json=sent)
     assert (answer.status_code, answer.json()["outcome"], answer.json()["events"]) == (200, outcome, [])
@@ -73,7 +73,7 @@ async def test_a_trigger_from_which_nothing_follows_says_so(
 async def test_a_trigger_that_is_kept_out_is_a_problem(
     client: httpx.AsyncClient, position: Json, outcome: str
 ) -> None:
-    """Early and conflict are a 409 with the same fields; `Retry-After` is with the early one alone."""
+    """Early and conflict are a 409 with the same fields; only early has `Retry-After`."""
     await client.post("/v1/events", json=INTROSPECTED)
     answer = await client.post("/v1/events", json={**ACKED, "position": position})
     assert answer.status_code == 409
@@ -83,7 +83,7 @@ async def test_a_trigger_that_is_kept_out_is_a_problem(
 
 
 async def test_an_array_names_what_followed_from_each_trigger(client: httpx.AsyncClient) -> None:
-    """Triggers have `events` among the results, facts have none; all is folded by position."""
+    """In an array, results of triggers have `events` and results of facts do not; all are folded by position."""
     heartbeat = event_json("node.heartbeat", 3)
     answer = await client.post("/v1/events", json=[heartbeat, ACKED, INTROSPECTED])
     assert answer.json()["summary"]["applied"] == 3
@@ -94,7 +94,7 @@ async def test_an_array_names_what_followed_from_each_trigger(client: httpx.Asyn
 
 
 async def test_a_stream_shows_triggers_that_were_not_applied(client: httpx.AsyncClient) -> None:
-    """Their lines have `events` as their answers would have; those of facts have none."""
+    """Lines for triggers that were not applied have `events`, as single answers do; lines for facts do not."""
     sent = [INTROSPECTED, {**INTROSPECTED, "position": {"sequence": 2}}, event_json("registration.rejected", 3)]
     body = "".join(json.dumps(each) + "\n" for each in sent)
     answer = await client.post("/v1/events", content=body, headers={"Content-Type": NDJSON})
@@ -106,7 +106,7 @@ async def test_a_stream_shows_triggers_that_were_not_applied(client: httpx.Async
 
 @pytest.mark.parametrize("shape", ["object", "array"])
 async def test_a_dry_run_names_what_would_follow(client: httpx.AsyncClient, shape: str) -> None:
-    """The very answer, and nothing is written."""
+    """A dry run gives the same answer as the trigger itself, and writes nothing."""
     body = INTROSPECTED if shape == "object" else [INTROSPECTED]
     foreseen = (await client.post("/v1/events?dry_run=true", json=body)).json()
     assert (await client.get(f"/v1/entities/{NODE}")).status_code == 404
@@ -123,13 +123,13 @@ async def test_a_dry_run_names_what_would_follow(client: httpx.AsyncClient, shap
     ],
 )
 async def test_what_a_trigger_may_say_is_checked(client: httpx.AsyncClient, wrong: Json, pointer: str) -> None:
-    """Unknown and missing fields in its data are a 422 that points at them."""
+    """Unknown and missing fields in a trigger's data are a 422 that points at them."""
     answer = await client.post("/v1/events", json=wrong)
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
 
 
 async def test_the_clients_correlation_id_is_kept_with_what_followed(client: httpx.AsyncClient) -> None:
-    """A trigger without one of its own has that of the request, and so has the row."""
+    """Events that follow from a trigger without a correlation id have the request's id, and so has the row."""
     headers = {"X-Correlation-ID": str(node(1))}
     await client.post("/v1/events", json=INTROSPECTED, headers=headers)
     assert (await client.get(f"/v1/entities/{NODE}")).json()["correlation_id"] == str(node(1))

@@ -1,4 +1,4 @@
-"""Reads that wait: for a row, a version, a state, a position; and what they answer when it does not come."""
+"""Reads that wait for a row, a version, a state or a position, and the answers if it does not come in time."""
 
 import asyncio
 import time
@@ -26,14 +26,14 @@ async def post(client: httpx.AsyncClient, *events: dict[str, Any]) -> None:
 
 
 async def get(client: httpx.AsyncClient, path: str = ENTITY, prefer: str = "", **query: Any) -> httpx.Response:
-    """An answer."""
+    """The answer to a read."""
     tag = query.pop("tag", None)
     headers = ({"Prefer": prefer} if prefer else {}) | ({"If-None-Match": tag} if tag else {})
     return await client.get(path, params=query, headers=headers)
 
 
 async def waiting(client: httpx.AsyncClient, path: str = ENTITY, prefer: str = "", **query: Any) -> Any:
-    """A read that waits."""
+    """Start a read that waits."""
     task = asyncio.create_task(get(client, path, prefer, **query))
     await asyncio.sleep(0.2)
     assert not task.done(), (await task).text
@@ -41,7 +41,7 @@ async def waiting(client: httpx.AsyncClient, path: str = ENTITY, prefer: str = "
 
 
 async def soon(task: "asyncio.Task[httpx.Response]", event: Awaitable[None]) -> httpx.Response:
-    """The answer, which comes soon after the event."""
+    """The answer to a waiting read, soon after the event."""
     await event
     began = time.monotonic()
     answer = await task
@@ -54,7 +54,7 @@ async def soon(task: "asyncio.Task[httpx.Response]", event: Awaitable[None]) -> 
 
 @pytest.mark.parametrize("query", [{}, {"after_version": 0}, {"until": "pending_registration"}, {"min_sequence": 1}])
 async def test_an_unknown_entity_is_waited_for(client: httpx.AsyncClient, query: dict[str, Any]) -> None:
-    """Its first version is the answer."""
+    """A wait for an unknown entity is answered with its first version."""
     task = await waiting(client, wait=20, **query)
     answer = await soon(task, post(client, *life()[:1]))
     assert (answer.status_code, answer.json()["version"], answer.headers["etag"]) == (200, 1, '"1"')
@@ -63,7 +63,7 @@ async def test_an_unknown_entity_is_waited_for(client: httpx.AsyncClient, query:
 
 @pytest.mark.parametrize("query", [{"tag": '"1"'}, {"after_version": 1}])
 async def test_another_version_is_waited_for(client: httpx.AsyncClient, query: dict[str, Any]) -> None:
-    """By either condition; a preference is confirmed."""
+    """By either condition a read waits for another version, and the applied preference is confirmed."""
     await post(client, *life()[:1])
     task = await waiting(client, prefer="wait=20", **query)
     answer = await soon(task, post(client, *life()[1:2]))
@@ -75,7 +75,7 @@ async def test_another_version_is_waited_for(client: httpx.AsyncClient, query: d
 
 
 async def test_a_heartbeat_is_another_version(client: httpx.AsyncClient) -> None:
-    """It is in no log, and this process wakes who waits for it all the same."""
+    """A heartbeat, which is not in the log, also wakes the waits of its process."""
     await post(client, *life())
     task = await waiting(client, wait=20, after_version=5)
     answer = await soon(task, post(client, event_json("node.heartbeat", 6)))
@@ -84,7 +84,7 @@ async def test_a_heartbeat_is_another_version(client: httpx.AsyncClient) -> None
 
 @pytest.mark.parametrize("path", [ENTITY, ENTITY + "/state"])
 async def test_a_state_is_waited_for(client: httpx.AsyncClient, path: str) -> None:
-    """The version in which it was reached is told, also where it was only passed through."""
+    """A wait for a state reports the version that reached it, even if the state was only passed through."""
     await post(client, *life()[:1])
     task = await waiting(client, path, wait=20, until=["accepted", "rejected"])
     answer = await soon(task, post(client, *life()[1:]))
@@ -95,7 +95,7 @@ async def test_a_state_is_waited_for(client: httpx.AsyncClient, path: str) -> No
 
 
 async def test_a_state_that_was_passed_through_before_the_call(client: httpx.AsyncClient) -> None:
-    """It counts from `after_version` on, with a wait and without; and not without `after_version`."""
+    """With `after_version` a state passed through before the call counts, with or without a wait."""
     await post(client, *life())
     answer = await get(client, until="accepted", after_version=1)
     assert (answer.status_code, answer.headers["pqs-reached"]) == (200, "2")
@@ -108,7 +108,7 @@ async def test_a_state_that_was_passed_through_before_the_call(client: httpx.Asy
 
 
 async def test_a_sequence_is_waited_for(client: httpx.AsyncClient) -> None:
-    """Late, and at once without a wait, it is a 504 that says where the row stands."""
+    """If a sequence is not reached in time, or at once without a wait, a 504 gives the row's position."""
     await post(client, *life()[:2])
     task = await waiting(client, wait=20, min_sequence=4)
     answer = await soon(task, post(client, *life()[2:]))
@@ -131,7 +131,7 @@ async def test_a_sequence_is_waited_for(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_sequence_of_a_row_in_a_partition(client: httpx.AsyncClient) -> None:
-    """409 at once, and where the row stands."""
+    """A wait for a sequence of a row on a partition is a 409 at once, with the row's position."""
     await post(client, event_json("registration.initiated", 1, position={"partition": "t-0", "offset": 3}))
     answer = await get(client, wait=20, min_sequence=1)
     assert (answer.status_code, answer.json()["type"]) == (409, "urn:pqs:problem:other-track")
@@ -139,7 +139,7 @@ async def test_a_sequence_of_a_row_in_a_partition(client: httpx.AsyncClient) -> 
 
 
 async def test_the_end_of_a_wait(client: httpx.AsyncClient) -> None:
-    """It comes after 0.9 to 1.0 of the time: 404 without a row, 504 for a state."""
+    """A wait ends after 0.9 to 1.0 of its time: with a 404 without a row, with a 504 for a state."""
     began = time.monotonic()
     assert (await get(client, wait=1)).status_code == 404
     assert 0.9 <= time.monotonic() - began < 1.6
@@ -150,7 +150,7 @@ async def test_the_end_of_a_wait(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_state_has_a_weak_tag(client: httpx.AsyncClient) -> None:
-    """Both of its forms have the same."""
+    """A state has the same weak tag in both of its forms."""
     await post(client, *life())
     plain = await get(client, ENTITY + "/state")
     assert plain.headers["etag"] == 'W/"5"'
@@ -174,7 +174,7 @@ async def test_a_state_has_a_weak_tag(client: httpx.AsyncClient) -> None:
     ],
 )
 async def test_what_is_wrong_with_a_query(shared: httpx.AsyncClient, query: dict[str, Any], pointer: str) -> None:
-    """422, and where."""
+    """A wrong parameter is a 422 that points at it."""
     for path in (ENTITY, ENTITY + "/state"):
         answer = await get(shared, path, **query)
         assert answer.status_code == 422
@@ -183,7 +183,7 @@ async def test_what_is_wrong_with_a_query(shared: httpx.AsyncClient, query: dict
 
 @pytest.mark.parametrize("prefer", ["wait=soon", "wait", "wait=-1", "return=minimal"])
 async def test_preferences_that_mean_nothing(shared: httpx.AsyncClient, prefer: str) -> None:
-    """They are passed over, as RFC 7240 wants it."""
+    """Meaningless preferences are ignored, as RFC 7240 requires."""
     answer = await get(shared, f"/v1/entities/{node(77)}", prefer)
     assert (answer.status_code, answer.headers.get("preference-applied")) == (404, None)
 
@@ -205,7 +205,7 @@ async def advance(url: str, topic: str, partition: int, offset: int) -> None:
 
 
 async def test_offsets_are_waited_for_by_every_read(client: httpx.AsyncClient, database_url: str) -> None:
-    """All of them have to be reached; late, each watermark is told."""
+    """Every read can wait for offsets; if they are not reached in time, each watermark is reported."""
     await post(client, *life())
     await advance(database_url, "orders-eu", 3, 7)
     offsets = ["orders-eu-3:7", "orders-eu-4:2"]
@@ -235,7 +235,7 @@ async def test_offsets_are_waited_for_by_every_read(client: httpx.AsyncClient, d
 
 
 async def test_a_replica_has_to_have_it_too(database_url: str) -> None:
-    """Lists wait until the watermark is in the database that they read."""
+    """Lists wait until the watermark has reached the database that they read."""
     async with new_database() as replica, service_on(database_url, database_read_url=replica) as client:
         await post(client, *life())
         await advance(database_url, "t", 0, 5)
@@ -249,7 +249,7 @@ async def test_a_replica_has_to_have_it_too(database_url: str) -> None:
 
 
 async def test_what_no_log_has_is_found_by_a_look(database_url: str) -> None:
-    """A row that another process wrote, and all rows where the log is off."""
+    """A wait notices by polling a change by another process, and every change where the log is off."""
     for changes in ("transitions", "off"):
         async with service_on(database_url, changes=changes) as client:
             present = (await get(client)).json().get("version", 0)
@@ -263,7 +263,7 @@ async def test_what_no_log_has_is_found_by_a_look(database_url: str) -> None:
 
 
 async def test_a_log_that_is_off_still_lets_wait_for_states(database_url: str) -> None:
-    """For those that the row is seen in."""
+    """Without the log, a wait for a state ends when the row itself is seen in that state."""
     async with service_on(database_url, changes="off") as client:
         task = await waiting(client, wait=20, until="active")
         assert (await soon(task, post(client, *life()))).headers["pqs-reached"] == "5"
@@ -271,7 +271,7 @@ async def test_a_log_that_is_off_still_lets_wait_for_states(database_url: str) -
 
 
 async def test_too_many_waits(database_url: str) -> None:
-    """503 past PQS_FOLLOWERS, which followers count for as well; reads that need not wait are answered."""
+    """Past PQS_FOLLOWERS, which also counts followers, a wait is a 503; reads that need not wait are answered."""
     async with service_on(database_url, followers=1) as client:
         await post(client, *life())
         task = await waiting(client, wait=1, after_version=5)

@@ -1,4 +1,4 @@
-"""Reads that wait, of services that run: clients that hang up, a stop, revoked keys, the two ways of an answer."""
+"""Reads that wait, on running services: clients that hang up, a stop, revoked keys, and both paths of an answer."""
 
 import asyncio
 import time
@@ -29,14 +29,14 @@ BOTH = pytest.mark.parametrize(("path", "query"), KINDS, ids=["entity", "overdue
 async def served(
     tmp_path: Path, database_url: str, **settings: object
 ) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
-    """A service as a process, and a client of it."""
+    """A service in a process of its own, and a client of it."""
     with serving(tmp_path, database_url=database_url, **settings) as service:
         async with httpx.AsyncClient(base_url=service.url, timeout=40) as client:
             yield service, client
 
 
 async def wait(client: httpx.AsyncClient, path: str, query: dict[str, Any]) -> httpx.Response:
-    """A wait for what differs from now."""
+    """Wait for an answer that differs from the current one."""
     headers = {}
     if path == OVERDUE:
         headers["If-None-Match"] = (await client.get(path)).headers["etag"]
@@ -44,7 +44,7 @@ async def wait(client: httpx.AsyncClient, path: str, query: dict[str, Any]) -> h
 
 
 async def waiting_reads(client: httpx.AsyncClient, count: int) -> None:
-    """Wait until so many wait."""
+    """Wait until this many reads wait."""
     async with asyncio.timeout(10):
         while f"pqs_waiting_reads {count}.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -54,7 +54,7 @@ async def waiting_reads(client: httpx.AsyncClient, count: int) -> None:
 async def test_who_hangs_up_does_not_wait_any_more(
     tmp_path: Path, database_url: str, path: str, query: dict[str, Any]
 ) -> None:
-    """There is room at once for another, who is woken."""
+    """A wait whose client disconnects makes room at once for another, which is woken."""
     async with served(tmp_path, database_url, followers=1) as (_, client):
         await client.post("/v1/events", json=life())
         task = asyncio.create_task(wait(client, path, query))
@@ -71,7 +71,7 @@ async def test_who_hangs_up_does_not_wait_any_more(
 
 @BOTH
 async def test_a_stop_ends_all_waits(tmp_path: Path, database_url: str, path: str, query: dict[str, Any]) -> None:
-    """At once, as their time would: nothing has changed."""
+    """A stop ends all waits at once, with the answer that nothing has changed."""
     async with served(tmp_path, database_url) as (service, client):
         await client.post("/v1/events", json=life())
         tasks = [asyncio.create_task(wait(client, path, query)) for _ in range(5)]
@@ -87,7 +87,7 @@ async def test_a_stop_ends_all_waits(tmp_path: Path, database_url: str, path: st
 async def test_a_key_that_was_revoked_meanwhile(
     tmp_path: Path, database_url: str, database: Database, path: str, query: dict[str, Any]
 ) -> None:
-    """The answer at the end of the wait is 401."""
+    """If the key is revoked during a wait, the answer at its end is a 401."""
     scopes = ("entities:read", "events:write", "metrics:read")
     key, other = [await new_key(database, name, scopes=scopes, rate=1e3, burst=1e3) for name in ("one", "other")]
     async with served(tmp_path, database_url, auth="required") as (service, client):
@@ -109,7 +109,7 @@ async def test_a_key_that_was_revoked_meanwhile(
 
 @pytest.mark.parametrize("ends", ["changes", "time"])
 async def test_both_ways_of_a_wait_answer_alike(hot: Served, ends: str) -> None:
-    """Without FastAPI, and by it where something in the query is escaped."""
+    """Waits answer alike on the direct path and, with an escaped query, on FastAPI's path."""
     seconds = 1 if ends == "time" else 20
     async with hot.connect() as first, hot.connect() as second:
         tag = (await first.ask(get(OVERDUE + "?limit=1", hot=False))).header("etag")

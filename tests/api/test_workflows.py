@@ -1,4 +1,4 @@
-"""Workflows over HTTP: keys, preconditions, what is refused, and lists."""
+"""Workflows over HTTP: keys, preconditions, refusals and lists."""
 
 import asyncio
 import json
@@ -22,19 +22,19 @@ TYPED = {"Content-Type": "application/json"}
 
 
 def body(number: int = 1, action: str | None = None, **fields: object) -> Json:
-    """A commit."""
+    """The body of a commit."""
     provenance = PROVENANCE | ({} if action is None else {"action_id": action})
     return {"state": {"n": number}, "provenance": provenance, **fields}
 
 
 async def put(client: httpx.AsyncClient, key: str, sent: Json, **headers: str) -> httpx.Response:
-    """A commit with `If-Match` or `If-None-Match`, written with an underscore."""
+    """Send a commit; the conditions `If-Match` and `If-None-Match` are written with underscores."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return await client.put(f"/v1/workflows/{key}", json=sent, headers=named)
 
 
 async def create(client: httpx.AsyncClient, key: str, versions: int = 1) -> Json:
-    """A workflow with so many versions, and its row."""
+    """Create a workflow with this many versions; returns its row."""
     answer = await put(client, key, body(1), If_None_Match="*")
     for version in range(1, versions):
         answer = await put(client, key, body(version + 1), If_Match=f'"{version}"')
@@ -47,7 +47,7 @@ async def create(client: httpx.AsyncClient, key: str, versions: int = 1) -> Json
 
 
 async def test_a_workflow_is_created_and_changed(client: httpx.AsyncClient) -> None:
-    """Creating answers 201, a change 200, both with the row and its ETag, which a read gives too."""
+    """Creating answers 201, changing 200, both with the row and its ETag, which are also those of a read."""
     created = await put(client, "a", body(1), If_None_Match="*")
     row = {"workflow_key": "a", "version": 1, "state": {"n": 1}, "schema_version": 1, "provenance": PROVENANCE}
     assert (created.status_code, created.headers["etag"]) == (201, '"1"')
@@ -62,14 +62,14 @@ async def test_a_workflow_is_created_and_changed(client: httpx.AsyncClient) -> N
 
 @pytest.mark.parametrize("tags", ['x"2"y', 'w/"2"', '*, "2"', '"1"'])
 async def test_what_names_no_version_of_a_row_reads_it(client: httpx.AsyncClient, tags: str) -> None:
-    """A read with other tags, or with what is no list of tags, has the row."""
+    """A read whose `If-None-Match` has other tags, or is not a list of tags, returns the row."""
     await create(client, "a", versions=2)
     assert (await client.get("/v1/workflows/a", headers={"If-None-Match": tags})).status_code == 200
 
 
 @pytest.mark.parametrize("tags", ['"2"', 'W/"2"', '"1", "2"', '"x",W/"2"', "*"])
 async def test_an_unchanged_row_is_304(client: httpx.AsyncClient, tags: str) -> None:
-    """A read that names the present version, also weakly or in a list, answers 304 without a body."""
+    """A read that names the current version, even weakly or in a list, gets a 304 without a body."""
     await create(client, "a", 2)
     answer = await client.get("/v1/workflows/a", headers={"If-None-Match": tags})
     assert (answer.status_code, answer.headers["etag"], answer.content) == (304, '"2"', b"")
@@ -102,7 +102,7 @@ KEYS = {
 
 @pytest.mark.parametrize("case", KEYS)
 async def test_keys_are_path_encoded(client: httpx.AsyncClient, case: str) -> None:
-    """Any key of 1 to 255 characters works, encoded in the path, and is not mixed up with another."""
+    """Any key of 1 to 255 characters works, encoded in the path, and is never confused with another."""
     path, key = KEYS[case]
     created = await put(client, path, body(1), If_None_Match="*")
     assert created.status_code == 201, created.text
@@ -117,7 +117,7 @@ async def test_keys_are_path_encoded(client: httpx.AsyncClient, case: str) -> No
 @pytest.mark.parametrize("path", ["", "x" * 256, "%00", "a%00b", "%FF", "a%C3", "%ED%A0%80"])
 @pytest.mark.parametrize("query", ["", "?x=1"])
 async def test_what_is_no_key(shared: httpx.AsyncClient, path: str, query: str) -> None:
-    """A key that is empty, too long, holds NUL or is no UTF-8 is a 422 that says so, whatever the method."""
+    """A key that is empty, too long, not UTF-8 or contains NUL is a 422 that says so, for every method."""
     for answer in (
         await shared.get(f"/v1/workflows/{path}{query}"),
         await put(shared, path + query, body(1), If_None_Match="*"),
@@ -128,13 +128,13 @@ async def test_what_is_no_key(shared: httpx.AsyncClient, path: str, query: str) 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "PATCH"])
 async def test_other_methods(shared: httpx.AsyncClient, method: str) -> None:
-    """What can't be done to a workflow is a 405, which names all that can."""
+    """A method that workflows do not have is a 405 that lists the methods they have."""
     answer = await shared.request(method, "/v1/workflows/a")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS, PUT")
 
 
 async def test_unknown_parameters(shared: httpx.AsyncClient) -> None:
-    """A workflow has no domain: the parameter is refused like any other."""
+    """Workflows have no domain: the parameter `domain` is refused like any unknown one."""
     for answer in (
         await shared.get("/v1/workflows/a?domain=registration"),
         await put(shared, "a?x=1", body(1), If_None_Match="*"),
@@ -147,14 +147,14 @@ async def test_unknown_parameters(shared: httpx.AsyncClient) -> None:
 
 
 async def test_a_commit_needs_a_precondition(client: httpx.AsyncClient) -> None:
-    """Without either header nothing is written, and the answer is 428."""
+    """A commit without either header is a 428, and writes nothing."""
     answer = await put(client, "a", body(1))
     assert (answer.status_code, answer.headers["content-type"]) == (428, "application/problem+json")
     assert (await client.get("/v1/workflows/a")).status_code == 404
 
 
 async def test_a_conflict_says_how_to_go_on(client: httpx.AsyncClient) -> None:
-    """A 412 has the version that was expected, the one that is there, and the row, from which to commit again."""
+    """A 412 has the expected version, the current version and the row, from which the client can commit again."""
     row = await create(client, "a", 3)
     answer = await put(client, "a", body(9), If_Match='"1"')
     assert (answer.status_code, answer.headers["etag"]) == (412, '"3"')
@@ -204,7 +204,7 @@ CONDITIONS: list[tuple[dict[str, str], bool, bool, int | None]] = [
 async def test_preconditions(
     client: httpx.AsyncClient, headers: dict[str, str], on_none: bool, on_third: bool, expected: int | None
 ) -> None:
-    """`If-Match` compares strongly and comes first, `If-None-Match` weakly; a list names its tags, `*` any row."""
+    """`If-Match` compares strongly and is checked first, `If-None-Match` weakly; a list names tags, `*` any row."""
     third = await create(client, "third", 3)
     for key, passes, row in (("none", on_none, None), ("third", on_third, third)):
         answer = await client.put(f"/v1/workflows/{key}", json=body(7), headers=headers)
@@ -219,21 +219,21 @@ async def test_preconditions(
 @pytest.mark.parametrize("name", ["If-Match", "If-None-Match"])
 @pytest.mark.parametrize("value", ["", "3", '"3', '3"', '"3" "4"', '*, "3"', "W/3", 'w/"3"', '"3";q=1', ",", '"a b"'])
 async def test_what_is_no_list_of_tags(shared: httpx.AsyncClient, name: str, value: str) -> None:
-    """A header that is no list of ETags is a 422 that points at it, never taken for one that matches."""
+    """A header that is not a list of ETags is a 422 that points at it, and never counts as a match."""
     answer = await shared.put("/v1/workflows/a", json=body(1), headers={name: value})
     assert answer.status_code == 422, answer.text
     assert [error["pointer"] for error in answer.json()["errors"]] == [f"#/header/{name}"]
 
 
 async def test_two_headers_of_one_name_are_one_list(client: httpx.AsyncClient) -> None:
-    """A list of tags may be spread over headers."""
+    """A list of tags may be spread over several header lines."""
     await create(client, "a")
     headers = [("If-Match", '"7"'), ("If-Match", '"1"')]
     assert (await client.put("/v1/workflows/a", json=body(2), headers=headers)).status_code == 200
 
 
 async def test_any_version_at_once(client: httpx.AsyncClient) -> None:
-    """Commits on any version that come at once each make one version; what can't get through is sent away whole."""
+    """Concurrent commits on any version each make one version; a commit that cannot succeed is refused whole."""
     await create(client, "a")
     answers = await asyncio.gather(*(put(client, "a", body(number), If_Match="*") for number in range(10)))
     done = [answer.json()["version"] for answer in answers if answer.status_code == 200]
@@ -246,7 +246,7 @@ async def test_any_version_at_once(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize(("on", "status"), [(0, 201), (1, 200)])
 async def test_a_retry_is_a_replay(client: httpx.AsyncClient, on: int, status: int) -> None:
-    """An action that is sent again, also after later commits, answers as it did, and says that it is a replay."""
+    """An action sent again, even after later commits, gets its first answer, marked as a replay."""
     first = {"If-Match": f'"{on}"'} if on else CREATE
     if on:
         await create(client, "a")
@@ -261,7 +261,7 @@ async def test_a_retry_is_a_replay(client: httpx.AsyncClient, on: int, status: i
 
 @pytest.mark.parametrize("headers", [CREATE, {"If-Match": '"1"'}, {"If-Match": "*"}], ids=str)
 async def test_an_action_with_another_state_is_409(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
-    """The same action with another state is refused, and the problem names the version that it made."""
+    """The same action with another state is a 409 that names the version that the action made."""
     await put(client, "a", body(1, "x"), If_None_Match="*")
     answer = await client.put("/v1/workflows/a", json=body(2, "x"), headers=headers)
     assert answer.status_code == 409
@@ -305,7 +305,7 @@ MISTAKES: dict[str, tuple[str, Json]] = {
 
 @pytest.mark.parametrize("case", MISTAKES)
 async def test_a_mistake_is_pointed_at(shared: httpx.AsyncClient, case: str) -> None:
-    """What is readable and wrong is a 422 that points at the field, and nothing is written."""
+    """A readable but invalid commit is a 422 that points at the field, and writes nothing."""
     pointer, changes = MISTAKES[case]
     sent = {name: value for name, value in (body(1) | changes).items() if value is not ...}
     answer = await put(shared, "refused", sent, If_None_Match="*")
@@ -329,14 +329,14 @@ UNREADABLE: dict[str, tuple[int, bytes]] = {
 
 @pytest.mark.parametrize("case", UNREADABLE)
 async def test_a_body_that_can_not_be_read(shared: httpx.AsyncClient, case: str) -> None:
-    """What is no JSON is a 400, and what no database can keep a 422; nothing is an error of the service."""
+    """A body that is not JSON is a 400, and one that PostgreSQL cannot store a 422; none is a 500."""
     status, sent = UNREADABLE[case]
     answer = await shared.put("/v1/workflows/refused", content=sent, headers=CREATE | TYPED)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
 
 
 async def test_a_body_that_is_too_large_or_no_json(shared: httpx.AsyncClient) -> None:
-    """The body has the bound of all others, and has to be JSON by its type."""
+    """The body of a commit has the usual size limit, and its content type must be JSON."""
     large = await shared.put("/v1/workflows/a", content=b" " * (8 * 1024 * 1024 + 1), headers=CREATE | TYPED)
     assert large.status_code == 413
     text = await shared.put("/v1/workflows/a", content=b"a,b", headers=CREATE | {"Content-Type": "text/csv"})
@@ -344,7 +344,7 @@ async def test_a_body_that_is_too_large_or_no_json(shared: httpx.AsyncClient) ->
 
 
 async def test_numbers_are_kept_as_decimals(client: httpx.AsyncClient) -> None:
-    """A number keeps its value, not its spelling; a retry with the same body is the same state."""
+    """A number keeps its value, not its spelling; a retry with the same body counts as the same state."""
     content = b'{"state":{"a":1e22,"b":1.10,"c":0.1,"d":12345678901234567890},"provenance":' + (
         json.dumps(PROVENANCE | {"action_id": "x"}).encode() + b"}"
     )
@@ -355,7 +355,7 @@ async def test_numbers_are_kept_as_decimals(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_database_that_is_down(unreachable_url: str) -> None:
-    """Without a database every call is a 503 that says when to come again."""
+    """Without a database every call is a 503 with `Retry-After`."""
     async with service_on(unreachable_url) as client:
         for answer in (
             await client.get("/v1/workflows/a"),
@@ -368,7 +368,7 @@ async def test_a_database_that_is_down(unreachable_url: str) -> None:
 
 @pytest.mark.parametrize("batching", [True, False])
 async def test_outcomes_are_counted(settings: Settings, batching: bool) -> None:
-    """The metrics count commits by outcome, and requests by their route, not by key."""
+    """The metrics count commits by outcome, and requests by route, not by key."""
     async with application(settings.model_copy(update={"batching": batching})) as client:
         await put(client, "a/b", body(1, "x"), If_None_Match="*")
         await put(client, "a/b", body(1, "x"), If_None_Match="*")
@@ -384,7 +384,7 @@ async def test_outcomes_are_counted(settings: Settings, batching: bool) -> None:
 
 
 async def pages(client: httpx.AsyncClient, path: str) -> list[Json]:
-    """Every item, page by page, along the links."""
+    """Every item, page by page, following the links."""
     items: list[Json] = []
     while True:
         answer = await client.get(path)
@@ -398,7 +398,7 @@ async def pages(client: httpx.AsyncClient, path: str) -> list[Json]:
 
 
 async def test_the_list_pages_in_the_order_of_changes(client: httpx.AsyncClient) -> None:
-    """Pages hold every row once, oldest change first; a row that changes is the last one then."""
+    """Pages have every row once, the oldest change first; a row that changes moves to the end."""
     rows = [await create(client, f"key {number % 7} {number}") for number in range(11)]
     assert await pages(client, "/v1/workflows?limit=3") == rows
     changed = (await put(client, rows[4]["workflow_key"], body(2), If_Match='"1"')).json()
@@ -409,7 +409,7 @@ async def test_the_list_pages_in_the_order_of_changes(client: httpx.AsyncClient)
 
 
 async def test_a_poller_asks_from_a_time_on(client: httpx.AsyncClient) -> None:
-    """`updated_since` takes in the row of that very moment, and pages are bound to it."""
+    """`updated_since` includes rows of that very moment, and cursors are bound to it."""
     rows = [await create(client, f"key {number}") for number in range(6)]
     path = f"/v1/workflows?updated_since={rows[2]['updated_at']}"
     assert await pages(client, f"{path}&limit=2") == rows[2:]
@@ -422,20 +422,20 @@ async def test_a_poller_asks_from_a_time_on(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("limit", ["0", "-1", "x", ""])
 async def test_a_limit_below_one(shared: httpx.AsyncClient, limit: str) -> None:
-    """A limit that is no number from 1 on is a 422."""
+    """A limit that is not a number from 1 up is a 422."""
     assert (await shared.get(f"/v1/workflows?limit={limit}")).status_code == 422
 
 
 @pytest.mark.parametrize("time", ["yesterday", "2026-01-01T00:00:00", "1700000000", ""])
 async def test_a_time_without_a_zone(shared: httpx.AsyncClient, time: str) -> None:
-    """`updated_since` is a time with a zone."""
+    """`updated_since` without a time zone is refused."""
     answer = await shared.get("/v1/workflows", params={"updated_since": time})
     assert [error["pointer"] for error in answer.json()["errors"]] == ["#/query/updated_since"]
 
 
 @pytest.mark.parametrize("place", [[START], ["x", "y"], {"a": 1}, [START.replace(tzinfo=None), "a"]])
 async def test_a_strange_cursor(shared: httpx.AsyncClient, place: object) -> None:
-    """A cursor that another release may have sealed is refused like a damaged one."""
+    """A validly sealed cursor of another release is refused like a damaged one."""
     sealed = write_cursor(place, ["workflows", "1900-01-01T00:00:00Z"])
     for cursor in (sealed, "damaged"):
         assert (await shared.get(f"/v1/workflows?cursor={cursor}")).status_code == 400

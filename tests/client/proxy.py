@@ -11,9 +11,9 @@ PIECE = 64 * 1024  # bytes
 
 
 class Proxy:
-    """Passes bytes on between clients and `target`, the address of a service, which may be changed.
+    """Passes bytes between clients and `target`, the address of a service, which may be changed.
 
-    A connection carries one request at a time, so the first bytes in a direction are a request's, or an answer's.
+    A connection carries one request at a time, so the first bytes in a direction belong to a request or an answer.
     """
 
     def __init__(self, target: str) -> None:
@@ -101,7 +101,7 @@ class Proxy:
 async def _pump(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: Callable[[bytes], bytes | None]
 ) -> None:
-    """Pass on what comes, until `passes` makes None of it, or either side goes away."""
+    """Pass bytes on until `passes` returns None, or either side disconnects."""
     with suppress(ConnectionError):
         while piece := await reader.read(PIECE):
             passed = passes(piece)

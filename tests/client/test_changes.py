@@ -1,4 +1,4 @@
-"""Following with the client: everything once, across broken connections, pauses and lost places."""
+"""Following with the client: every change once, across broken connections, pauses and lost places."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ FAST = Retry(attempts=3, base=0.01, cap=0.05)
 
 
 async def first(client: Client, count: int, **given: object) -> list[News]:
-    """The first things that are told, without the bookmarks."""
+    """The first items followed, without the bookmarks."""
     seen: list[News] = []
     async with asyncio.timeout(PATIENCE), aclosing(client.changes(**given)) as news:  # type: ignore[arg-type]  # as they come
         async for each in news:
@@ -49,18 +49,18 @@ async def first(client: Client, count: int, **given: object) -> list[News]:
 
 
 def versions(seen: list[News]) -> list[int]:
-    """The versions of the changes and rows."""
+    """The versions of these changes and rows."""
     return [each.version for each in seen if isinstance(each, FollowedChange | FollowedRow)]
 
 
 @pytest.fixture(autouse=True)
 def short_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams of the service in this process end at once, as they do after ten minutes: its transport has no end."""
+    """Let the in-process service end streams at once, not after ten minutes: its transport waits for their end."""
     monkeypatch.setattr(server, "STREAM", 0.0)
 
 
 async def test_what_changes_is_told_in_order(pqs: Client) -> None:
-    """From the beginning, from a place, and by filters."""
+    """Changes come in order, from the beginning or from a place, and filtered."""
     await pqs.events.send_all(life())
     seen = await first(pqs, 5)
     assert versions(seen) == [1, 2, 3, 4, 5]
@@ -72,7 +72,7 @@ async def test_what_changes_is_told_in_order(pqs: Client) -> None:
 
 
 async def test_streams_follow_each_other_without_a_gap(pqs: Client) -> None:
-    """When one ends the next begins after it, and a place is told also where nothing changes."""
+    """When a stream ends the next continues after it; without changes a place is still reported."""
     seen: list[int] = []
     bookmarks = 0
     async with asyncio.timeout(PATIENCE), aclosing(pqs.changes(after="now")) as news:
@@ -89,7 +89,7 @@ async def test_streams_follow_each_other_without_a_gap(pqs: Client) -> None:
 
 
 async def test_a_snapshot_comes_first(pqs: Client) -> None:
-    """Rows, and then what changes; it goes on where it was left."""
+    """A snapshot's rows come first, and then changes; following resumes from a place."""
     for number in range(3):
         await pqs.events.send_all(life(node(number)))
     seen = await first(pqs, 3, snapshot=True)
@@ -101,7 +101,7 @@ async def test_a_snapshot_comes_first(pqs: Client) -> None:
 
 
 async def test_a_lost_place_is_a_reset_and_a_snapshot(pqs: Client, database_url: str) -> None:
-    """A change that is not in the log any more: the follower hears of it, and gets all rows."""
+    """If its place is no longer in the log, the follower gets a reset and then all rows."""
     await pqs.events.send_all(life())
     place = (await first(pqs, 1))[0]
     assert isinstance(place, FollowedChange)
@@ -115,7 +115,7 @@ async def test_a_lost_place_is_a_reset_and_a_snapshot(pqs: Client, database_url:
 
 
 async def test_a_reset_in_a_stream_is_the_same() -> None:
-    """A place can be lost while it is followed. Then the client asks for a snapshot."""
+    """If the place is lost during a stream, the client gets a reset and asks for a snapshot."""
     asked: list[bytes] = []
     reset = b'{"kind":"reset","type":"urn:pqs:problem:changes-gone","reason":"expired","oldest":"x","snapshot":"y"}\n'
 
@@ -139,7 +139,7 @@ async def test_a_reset_in_a_stream_is_the_same() -> None:
 
 
 async def test_errors_are_raised_before_the_first_answer() -> None:
-    """As by any call; afterwards those that pass are bridged, and others are raised."""
+    """Before the first answer errors are raised as by any call; later, temporary ones are bridged, others raised."""
     answers = [(200, b'{"kind":"bookmark","next":"a"}\n'), (503, b""), (200, b""), (502, b""), (401, b"")]
 
     async def app(scope: object, receive: object, send: object) -> None:
@@ -162,13 +162,13 @@ async def test_errors_are_raised_before_the_first_answer() -> None:
 
 
 async def test_a_damaged_place_is_an_error(pqs: Client) -> None:
-    """It is not begun anew: somebody has stored it wrongly."""
+    """A damaged place raises an error and does not restart: the caller has stored it wrongly."""
     with pytest.raises(UnreadableError):
         await first(pqs, 1, after="damaged")
 
 
 async def test_broken_connections_lose_nothing(proxy: Proxy) -> None:
-    """Cut again and again, the follower sees each change once, in order."""
+    """Over a connection that is cut repeatedly, the follower sees each change once and in order."""
     seen: list[tuple[UUID, int]] = []
     entities = [node(number) for number in range(20)]
 
@@ -199,7 +199,7 @@ async def test_broken_connections_lose_nothing(proxy: Proxy) -> None:
 
 
 async def test_looking_back(pqs: Client, settings: Settings) -> None:
-    """A history, an event, and a state at a time."""
+    """The client reads a history, an event, and a state at a time."""
     sent = life()
     await pqs.events.send_all(sent)
     pages = [page async for page in pqs.entities.history(NODE, limit=2, order="desc")]

@@ -1,4 +1,4 @@
-"""When a call is sent again, and when not: through a proxy that breaks connections to a real service."""
+"""Retries: which calls are sent again, through a proxy that breaks connections to a real service."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ async def through(proxy: Proxy) -> AsyncIterator[Client]:
 
 
 def event_of_its_own() -> Json:
-    """The first event of an entity that nobody else knows."""
+    """The first event of an entity that no other test uses."""
     return life(uuid4())[0]
 
 
@@ -57,14 +57,14 @@ READS: dict[str, Call] = {
 @pytest.mark.parametrize("name", READS)
 @pytest.mark.parametrize("trouble", ["cut_requests", "lose_answers"])
 async def test_a_read_is_sent_again(through: Client, proxy: Proxy, trouble: str, name: str) -> None:
-    """A read whose request or answer is lost is sent again until it works."""
+    """A read whose request or answer is lost is sent again until it succeeds."""
     setattr(proxy, trouble, 2)
     await READS[name](through)
     assert getattr(proxy, trouble) == 0
 
 
 async def test_a_read_whose_answer_does_not_come_is_sent_again(proxy: Proxy) -> None:
-    """A read that hears nothing for the time-out is sent again, on another connection."""
+    """A read without an answer within the timeout is sent again, on another connection."""
     proxy.hold_answers = 2
     async with Client(proxy.url, timeout=SOON, retry=QUICK) as client:
         await client.entities.counts()
@@ -72,14 +72,14 @@ async def test_a_read_whose_answer_does_not_come_is_sent_again(proxy: Proxy) -> 
 
 
 async def test_a_stream_of_rows_is_sent_again_until_it_begins(through: Client, proxy: Proxy) -> None:
-    """The request for a stream is repeated as any read is, as long as nothing of the answer has come."""
+    """The request for a stream of rows is repeated like any read until the answer has begun."""
     await through.events.send(event_of_its_own() | {"domain": "streamed"})
     proxy.lose_answers = 2
     assert len([row async for row in through.entities.stream(domain="streamed")]) == 1
 
 
 async def test_a_stream_of_rows_that_breaks_off_is_an_error(through: Client, proxy: Proxy) -> None:
-    """A stream that breaks in the middle raises, and does not end as if that were all."""
+    """A stream that breaks in the middle raises an error, and does not look complete."""
     await through.events.send_all(event_of_its_own() | {"domain": "broken off"} for _ in range(2000))
     proxy.break_after = 10_000
     seen = 0
@@ -95,7 +95,7 @@ async def test_a_stream_of_rows_that_breaks_off_is_an_error(through: Client, pro
 
 
 async def test_an_event_whose_answer_was_lost_is_a_duplicate(through: Client, proxy: Proxy) -> None:
-    """An event is sent again by its position, and changes the row once."""
+    """An event is sent again, recognised by its position, and changes the row once."""
     event = event_of_its_own()
     proxy.lose_answers = 1
     result = await through.events.send(event)
@@ -103,7 +103,7 @@ async def test_an_event_whose_answer_was_lost_is_a_duplicate(through: Client, pr
 
 
 async def test_an_array_whose_answer_was_lost_is_taken_in_once(through: Client, proxy: Proxy) -> None:
-    """An array is sent again, and each event changes its row once."""
+    """An array is sent again, and each of its events changes its row once."""
     events = life(uuid4())
     proxy.lose_answers = 1
     batch = await through.events.send_all(events)
@@ -112,7 +112,7 @@ async def test_an_array_whose_answer_was_lost_is_taken_in_once(through: Client, 
 
 
 async def test_a_stream_of_events_is_not_sent_again(through: Client, proxy: Proxy) -> None:
-    """If the answer to a stream is lost, the error says that the events may be in."""
+    """If the answer to a stream of events is lost, the error says that the events may be stored."""
     proxy.lose_answers = 1
     with pytest.raises(ConnectionFailedError) as caught:
         await through.events.stream([event_of_its_own()])
@@ -121,7 +121,7 @@ async def test_a_stream_of_events_is_not_sent_again(through: Client, proxy: Prox
 
 
 async def test_what_breaks_the_source_of_a_stream_is_raised(through: Client) -> None:
-    """An error of the events' own source comes out as it is."""
+    """An exception of the events' source is raised unchanged."""
 
     def events() -> Iterator[Json]:
         yield event_of_its_own()
@@ -141,7 +141,7 @@ async def test_what_breaks_the_source_of_a_stream_is_raised(through: Client) -> 
     ids=["a stream", "a commit without an action id", "a read"],
 )
 async def test_what_never_went_out_is_always_sent_again(call: Call) -> None:
-    """Where no connection can be made nothing can have happened: every call is tried again, up to its attempts."""
+    """If no connection can be made, nothing can have happened: every call is repeated up to its attempts."""
     waits: list[float] = []
     nobody = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
     port = nobody.sockets[0].getsockname()[1]
@@ -159,7 +159,7 @@ async def test_what_never_went_out_is_always_sent_again(call: Call) -> None:
 
 
 async def test_attempts_are_bounded(through: Client, proxy: Proxy) -> None:
-    """A read that never gets an answer ends after its attempts, in one error with its cause."""
+    """A read that never gets an answer ends after its attempts, with one error and its cause."""
     proxy.lose_answers = 100
     with pytest.raises(ConnectionFailedError, match="/v1/state-counts: ") as caught:
         await through.entities.counts()
@@ -168,7 +168,7 @@ async def test_attempts_are_bounded(through: Client, proxy: Proxy) -> None:
 
 
 async def test_the_total_time_is_bounded(proxy: Proxy) -> None:
-    """A call whose attempts would go on for longer than its total time ends with that."""
+    """A call ends at its total time, even if it has attempts left."""
     proxy.hold_answers = 100
     async with Client(proxy.url, retry=Retry(total=SOON)) as client:
         with pytest.raises(ConnectionFailedError, match=f"no answer within {SOON} s") as caught:
@@ -177,7 +177,7 @@ async def test_the_total_time_is_bounded(proxy: Proxy) -> None:
 
 
 async def test_cancelling_a_call_is_no_error_of_the_client(proxy: Proxy) -> None:
-    """A call that its caller cancels, by a time-out of its own, ends as the caller said."""
+    """A call that its caller cancels, for example by a timeout, raises no error of the client."""
     proxy.hold_answers = 100
     async with Client(proxy.url) as client:
         with pytest.raises(TimeoutError):
@@ -194,14 +194,14 @@ async def test_cancelling_a_call_is_no_error_of_the_client(proxy: Proxy) -> None
     ],
 )
 def test_the_longest_wait_doubles_up_to_its_cap(retry: Retry, longest: list[float]) -> None:
-    """The bound of the wait doubles with each failure, and stays at the cap, however many there are."""
+    """The upper bound of the wait doubles with each failure up to the cap, however many failures there are."""
     assert [retry.longest_wait(failures) for failures in range(1, 9)] == longest
     assert retry.longest_wait(10_000) <= retry.cap
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.25, 1.0])
 async def test_a_wait_is_the_services_and_a_share_of_the_longest(jitter: float) -> None:
-    """After a 503 the client waits what Retry-After says, and a random share of the longest wait on top."""
+    """After a 503 the client waits for Retry-After plus a random share of the longest wait."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -215,7 +215,7 @@ async def test_a_wait_is_the_services_and_a_share_of_the_longest(jitter: float) 
 
 
 async def test_a_wait_beyond_the_total_time_is_not_begun() -> None:
-    """If `Retry-After` exceeds the time of a call, the error is raised at once, with that time."""
+    """If `Retry-After` exceeds a call's remaining time, the error is raised at once, with that time."""
 
     async def sleep(seconds: float) -> None:
         pytest.fail(f"waited for {seconds} s")
@@ -257,7 +257,7 @@ async def test_retry_after_is_seconds_or_a_date(given: str, least: float | None,
     ("status", "attempts"), [(429, 3), (502, 3), (503, 3), (504, 3), (500, 1), (404, 1), (401, 1)]
 )
 async def test_only_what_passes_is_sent_again(status: int, attempts: int) -> None:
-    """A read is repeated after the statuses that pass, and after no other."""
+    """A read is repeated after temporary statuses only."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -271,7 +271,7 @@ async def test_only_what_passes_is_sent_again(status: int, attempts: int) -> Non
 
 
 async def test_a_service_without_a_database_is_unavailable() -> None:
-    """The service's own 503 says what is missing and when to retry; `ready` asks once."""
+    """The service's own 503 names the outage and when to retry; `ready` asks once."""
     async with client_in_process(read_settings({"database_url": NOWHERE})) as client:
         with pytest.raises(UnavailableError, match="503 Service Unavailable: ") as caught:
             await client.ready()
@@ -280,7 +280,7 @@ async def test_a_service_without_a_database_is_unavailable() -> None:
 
 
 async def test_a_stream_that_the_database_fails_says_how_far_it_came() -> None:
-    """A stream that meets a database which is down is an InterruptedStreamError with the lines that are in."""
+    """A stream during a database outage raises InterruptedStreamError with the committed lines."""
     async with client_in_process(read_settings({"database_url": NOWHERE})) as client:
         with pytest.raises(InterruptedStreamError) as caught:
             await client.events.stream(life())
@@ -292,21 +292,21 @@ async def test_a_stream_that_the_database_fails_says_how_far_it_came() -> None:
 )
 @pytest.mark.parametrize("status", [200, 302])
 async def test_an_answer_of_another_server_is_unexpected(status: int, body: bytes) -> None:
-    """Any answer that this service does not give raises UnexpectedAnswerError."""
+    """An answer that this service never gives raises UnexpectedAnswerError."""
     async with asking(answering(status, body, location="/elsewhere")) as client:
         with pytest.raises(UnexpectedAnswerError):
             await client.entities.counts()
 
 
 async def test_a_stream_that_leads_elsewhere_is_unexpected() -> None:
-    """A redirection of a stream raises an error, and does not end as a stream without rows."""
+    """A redirect of a stream raises an error, and does not look like an empty stream."""
     async with asking(answering(302, b"", location="/elsewhere")) as client:
         with pytest.raises(UnexpectedAnswerError, match="/elsewhere"):
             await anext(client.entities.stream())
 
 
 async def test_an_answer_that_cannot_be_unpacked_is_unexpected() -> None:
-    """What says that it is packed, and is not, is an UnexpectedAnswerError too, whole or as a stream."""
+    """A body that does not fit its content coding raises UnexpectedAnswerError, whole or as a stream."""
     async with asking(answering(200, b"no gzip", content_encoding="gzip")) as client:
         with pytest.raises(UnexpectedAnswerError):
             await client.entities.counts()
@@ -316,7 +316,7 @@ async def test_an_answer_that_cannot_be_unpacked_is_unexpected() -> None:
 
 @pytest.mark.parametrize("body", [b"", b'{"line": 1}\n', b'{"summary": {}}\n', b"{}\n"])
 async def test_a_stream_without_a_summary_is_unexpected(body: bytes) -> None:
-    """The answer to a stream of events has to end with its summary."""
+    """An answer to a stream of events without its summary raises UnexpectedAnswerError."""
     async with asking(answering(200, body)) as client:
         with pytest.raises(UnexpectedAnswerError):
             await client.events.stream([])
@@ -324,7 +324,7 @@ async def test_a_stream_without_a_summary_is_unexpected(body: bytes) -> None:
 
 @pytest.mark.parametrize("url", ["service:8000", "ftp://service"])
 async def test_an_address_of_no_service_is_said_at_once(url: str) -> None:
-    """An address that httpx cannot ask at is an error of the first call, which is not tried again."""
+    """An address that httpx cannot use raises an error at the first call, which is not repeated."""
 
     async def sleep(seconds: float) -> None:
         pytest.fail(f"waited for {seconds} s")
@@ -336,7 +336,7 @@ async def test_an_address_of_no_service_is_said_at_once(url: str) -> None:
 
 
 async def test_a_secret_in_the_address_is_not_told() -> None:
-    """A password in the address is in no message."""
+    """A password in the address appears in no message."""
     async with Client("http://someone:secret@127.0.0.1:1", retry=Retry(attempts=1)) as client:
         with pytest.raises(ConnectionFailedError) as caught:
             await client.entities.counts()
@@ -344,7 +344,7 @@ async def test_a_secret_in_the_address_is_not_told() -> None:
 
 
 async def test_a_problem_of_something_in_between_has_its_status() -> None:
-    """An error without a problem document has its status, title and message, too."""
+    """An error without a problem document still has a status, a title and a message."""
     async with asking(answering(404, b"<html>nothing here</html>")) as client:
         with pytest.raises(NotFoundError, match="404 Not Found") as caught:
             await client.entities.counts()
@@ -352,7 +352,7 @@ async def test_a_problem_of_something_in_between_has_its_status() -> None:
 
 
 async def test_a_service_that_is_killed_and_started_again_is_not_noticed(database_url: str, tmp_path: Path) -> None:
-    """Events and reads that meet a service which is killed go on with the next one."""
+    """Events and reads that meet a killed service succeed on the next one."""
     events = [event_json("registration.initiated", 1, entity_id=node(number)) for number in range(40)]
     with serving(tmp_path, database_url=database_url) as first:
         async with Proxy(first.url) as proxy:

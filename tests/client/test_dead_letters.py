@@ -1,4 +1,4 @@
-"""Dead letters and watermarks through the client, from the whole application."""
+"""Dead letters and watermarks through the client, with the whole application."""
 
 import msgspec
 import pytest
@@ -18,7 +18,7 @@ INITIATED = msgspec.json.encode(event_json("registration.initiated", 1))
 
 
 def letter(offset: int, value: bytes = INITIATED) -> Letter:
-    """A message that could not be taken in."""
+    """A message that could not be applied."""
     headers: dead_letters.MessageHeaders = [("text", b"x"), ("bytes", b"\xff"), ("none", None)]
     return Letter(
         topic="nodes", partition=3, offset=offset, key=b"\xff", value=value, headers=headers, error="unreadable"
@@ -26,7 +26,7 @@ def letter(offset: int, value: bytes = INITIATED) -> Letter:
 
 
 async def add(database: Database, *letters: Letter) -> None:
-    """Put letters among the dead ones."""
+    """Store letters as dead letters."""
     await database.write(lambda connection: dead_letters.add(connection, letters))
 
 
@@ -36,7 +36,7 @@ async def ids(pqs: Client, limit: int | None = None) -> list[list[int]]:
 
 
 async def test_a_dead_letter_is_a_value(pqs: Client, database: Database) -> None:
-    """Place, error and contents are there, as text or in base64."""
+    """A dead letter has position, error and contents, as text or in base64."""
     await add(
         database, letter(7), Letter(source=RELAY, topic="effect:consul", key=None, value=None, headers=[], error="")
     )
@@ -56,7 +56,7 @@ async def test_a_dead_letter_is_a_value(pqs: Client, database: Database) -> None
 
 
 async def test_pages_of_dead_letters_are_followed_to_the_end(pqs: Client, database: Database) -> None:
-    """Each is there once, oldest first, and no more than the limit a page; a cursor begins further on."""
+    """Pages have each letter once, oldest first, and at most the limit; a cursor starts further on."""
     await add(database, *(letter(offset) for offset in range(5)))
     assert await ids(pqs, limit=2) == [[1, 2], [3, 4], [5]]
     first = await anext(pqs.dead_letters.pages(limit=2))
@@ -65,7 +65,7 @@ async def test_pages_of_dead_letters_are_followed_to_the_end(pqs: Client, databa
 
 
 async def test_a_retry_says_what_became_of_the_event(pqs: Client, database: Database) -> None:
-    """The event is in at its own place, and the letter is gone."""
+    """A retry applies the event at its own position, and removes the letter."""
     await add(database, letter(7))
     result = await pqs.dead_letters.retry(1)
     assert result is not None
@@ -75,7 +75,7 @@ async def test_a_retry_says_what_became_of_the_event(pqs: Client, database: Data
 
 
 async def test_a_retry_of_what_was_to_go_out_has_no_outcome(pqs: Client, database: Database) -> None:
-    """It waits in the outbox again, the letter is gone, and there is no result of an event."""
+    """A retried outgoing message is back in the outbox, its letter is gone, and there is no event result."""
     value = envelope().to_json()
     await add(database, Letter(source=RELAY, topic="effect:consul", key=None, value=value, headers=[], error=""))
     assert await pqs.dead_letters.retry(1) is None
@@ -85,7 +85,7 @@ async def test_a_retry_of_what_was_to_go_out_has_no_outcome(pqs: Client, databas
 
 
 async def test_what_still_is_not_taken_in_stays(pqs: Client, database: Database) -> None:
-    """A conflict and an invalid event raise their errors, and the letters stay."""
+    """A conflicting or invalid event raises its error, and its letter stays."""
     await pqs.events.send(event_json("registration.initiated", 1))
     await add(database, letter(7), letter(8, b"{}"))
     with pytest.raises(ConflictError) as conflict:
@@ -97,7 +97,7 @@ async def test_what_still_is_not_taken_in_stays(pqs: Client, database: Database)
 
 
 async def test_a_dead_letter_is_removed(pqs: Client, database: Database) -> None:
-    """It is gone, and to remove or try it once more is a NotFoundError."""
+    """A removed letter is gone; removing or retrying it again raises NotFoundError."""
     await add(database, letter(7))
     await pqs.dead_letters.delete(1)
     assert await ids(pqs) == [[]]
@@ -109,7 +109,7 @@ async def test_a_dead_letter_is_removed(pqs: Client, database: Database) -> None
 
 @pytest.mark.parametrize("call", ["retry", "delete"])
 async def test_what_takes_a_letter_away_is_sent_once(proxy: Proxy, call: str) -> None:
-    """When its answer is lost it may have been done; sent again it would find none."""
+    """A removal or retry whose answer is lost may be done, so it is not repeated: it would find no letter."""
     proxy.lose_answers = 1
     async with Client(proxy.url) as client:
         with pytest.raises(ConnectionFailedError) as caught:
@@ -118,7 +118,7 @@ async def test_what_takes_a_letter_away_is_sent_once(proxy: Proxy, call: str) ->
 
 
 async def test_watermarks_are_values(pqs: Client, database: Database) -> None:
-    """Each partition says how far it is read, and until when all that was in it is in."""
+    """Each partition has its offset, and the time up to which all its messages are applied."""
     assert await pqs.watermarks() == []
 
     async def work(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""What the client reads of entities, from the whole application."""
+"""The client's reads of entities, from the whole application."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ NODES = 7  # in the shared service's domain `many`, all of them overdue
 
 @pytest.fixture(scope="module")
 async def shared() -> AsyncIterator[Client]:
-    """A client of a service that the tests of this module share: one active node, and a domain with several."""
+    """A client of a service for all tests of this module: one active node, and a domain with several."""
     async with new_database() as url, client_in_process(read_settings({"database_url": url})) as client:
         await client.events.send_all(life())
         await client.events.send_all(recorded(number, "accepted", number) for number in range(NODES))
@@ -28,7 +28,7 @@ async def shared() -> AsyncIterator[Client]:
 
 
 def recorded(number: int, state: str, deadline: float) -> Json:
-    """An event that puts one row into a state, with a deadline this many seconds after the start."""
+    """An event that puts a row into a state, with a deadline this many seconds after the start."""
     data: Json = {
         "current_state": state,
         "node_type": "storage" if number % 2 else "compute",
@@ -40,12 +40,12 @@ def recorded(number: int, state: str, deadline: float) -> Json:
 
 
 def seconds(number: float) -> datetime:
-    """A moment, this many seconds after the start."""
+    """A time this many seconds after the start."""
     return START + timedelta(seconds=number)
 
 
 async def test_an_entity_is_a_registration(shared: Client) -> None:
-    """The row comes as the domain's Registration, with times in UTC and its position."""
+    """A row is the domain's Registration, with times in UTC and its position."""
     registration = await shared.entities.get(NODE)
     assert registration.entity_id == NODE
     assert registration.current_state is RegistrationState.ACTIVE
@@ -55,7 +55,7 @@ async def test_an_entity_is_a_registration(shared: Client) -> None:
 
 
 async def test_what_is_known_already_is_given_back(pqs: Client) -> None:
-    """With the row that was read before, an unchanged one is that very object, and a changed one is new."""
+    """With `known`, an unchanged row is that very object, and a changed row is a new one."""
     await pqs.events.send_all(life()[:2])
     known = await pqs.entities.get(NODE)
     assert await pqs.entities.get(NODE, known=known) is known
@@ -69,14 +69,14 @@ async def test_the_state_is_a_value_of_the_domain(shared: Client) -> None:
 
 
 async def test_what_is_not_there_is_not_found(shared: Client) -> None:
-    """An entity in another domain than asked is a NotFoundError that names both."""
+    """An entity missing in its domain raises a NotFoundError that names both."""
     with pytest.raises(NotFoundError, match=f"there is no entity {NODE} in domain elsewhere") as caught:
         await shared.entities.get(NODE, domain="elsewhere")
     assert caught.value.status == 404
 
 
 async def test_a_lookup_says_what_is_missing(shared: Client) -> None:
-    """A lookup has the rows in the order asked, and the ids without one."""
+    """A lookup has the rows in the order asked for, and the ids without a row."""
     found = await shared.entities.lookup([node(3), node(999), node(1)], domain="many")
     assert [item.entity_id for item in found.items] == [node(3), node(1)]
     assert found.missing == [node(999)]
@@ -91,7 +91,7 @@ async def test_counts_are_by_state(shared: Client) -> None:
 
 
 async def test_pages_are_followed_to_the_end(shared: Client) -> None:
-    """The pages of a list have each row once, in the order of entity ids, and no more than the limit each."""
+    """The pages of a list have each row once, in the order of entity ids, and at most the limit."""
     pages = [page async for page in shared.entities.pages(domain="many", limit=4)]
     assert [len(page.items) for page in pages] == [4, 4, 4, 2]
     ids = [item.entity_id for page in pages for item in page.items]
@@ -99,7 +99,7 @@ async def test_pages_are_followed_to_the_end(shared: Client) -> None:
 
 
 async def test_a_list_goes_on_from_a_cursor(shared: Client) -> None:
-    """The cursor of a page begins the list after it, later and elsewhere."""
+    """A page's cursor continues the list after it, later and in another client."""
     pages = [page async for page in shared.entities.pages(domain="many", limit=4)]
     [rest] = [page async for page in shared.entities.pages(domain="many", limit=100, cursor=pages[0].next_cursor)]
     assert rest.items == [item for page in pages[1:] for item in page.items]
@@ -122,7 +122,7 @@ FILTERS: dict[str, tuple[Json, set[int]]] = {
 
 @pytest.mark.parametrize("case", FILTERS)
 async def test_filters_narrow_pages_and_streams_alike(shared: Client, case: str) -> None:
-    """What a filter leaves is the same in pages and in a stream."""
+    """A filter gives the same rows in pages and in a stream."""
     filters, numbers = FILTERS[case]
     expected = sorted(node(number) for number in numbers)
     pages = [page async for page in shared.entities.pages(domain="many", **filters)]
@@ -146,7 +146,7 @@ async def test_a_stream_can_be_left_early(shared: Client) -> None:
 
 @pytest.mark.parametrize(("scan", "first"), [("ack", 0), ("liveness", 100)])
 async def test_a_scan_is_oldest_first_at_one_moment(shared: Client, scan: str, first: int) -> None:
-    """All pages of a scan speak of the moment asked about, the oldest deadline first, and of the next one."""
+    """All pages of a scan have one moment, the oldest deadline first, and the next deadline."""
     as_of = seconds(first + 4.5)
     pages = [page async for page in getattr(shared.overdue, scan)(domain="many", as_of=as_of, limit=2)]
     assert {page.as_of for page in pages} == {as_of}
@@ -157,7 +157,7 @@ async def test_a_scan_is_oldest_first_at_one_moment(shared: Client, scan: str, f
 
 
 async def test_a_scan_is_of_now_by_default_and_stays_there(shared: Client) -> None:
-    """Without a moment the database's clock is asked once, for all pages."""
+    """Without a moment, the database's clock is read once for all pages."""
     pages = [page async for page in shared.overdue.ack(domain="many", limit=3)]
     assert len(pages) == 3
     assert len({page.as_of for page in pages}) == 1
@@ -165,7 +165,7 @@ async def test_a_scan_is_of_now_by_default_and_stays_there(shared: Client) -> No
 
 
 async def test_a_scan_goes_on_from_a_cursor_at_its_moment(shared: Client) -> None:
-    """A cursor brings its moment along, also beside the one that the scan began with."""
+    """A cursor brings its moment along, even beside an explicit moment of the scan."""
     as_of = seconds(4.5)
     first = await anext(shared.overdue.ack(domain="many", as_of=as_of, limit=2))
     [rest] = [page async for page in shared.overdue.ack(domain="many", as_of=as_of, cursor=first.next_cursor)]
@@ -174,25 +174,25 @@ async def test_a_scan_goes_on_from_a_cursor_at_its_moment(shared: Client) -> Non
 
 
 async def test_a_bad_cursor_is_unreadable(shared: Client) -> None:
-    """A cursor that is damaged is an UnreadableError."""
+    """A damaged cursor raises UnreadableError."""
     with pytest.raises(UnreadableError, match="the cursor is damaged"):
         await anext(shared.entities.pages(cursor="no-cursor"))
 
 
 async def test_what_is_wrong_is_said_with_its_place(shared: Client) -> None:
-    """A parameter out of range is an InvalidError that points at it."""
+    """A parameter out of range raises an InvalidError that points at it."""
     with pytest.raises(InvalidError) as caught:
         await anext(shared.entities.pages(limit=0))
     assert [fault.pointer for fault in caught.value.errors] == ["#/query/limit"]
 
 
 async def test_calls_run_at_once(shared: Client) -> None:
-    """One client carries many calls at the same time."""
+    """One client makes many calls concurrently."""
     found = await asyncio.gather(*(shared.entities.get(node(number % NODES), domain="many") for number in range(50)))
     assert [registration.entity_id for registration in found] == [node(number % NODES) for number in range(50)]
 
 
 async def test_a_service_that_can_answer_is_ready(shared: Client) -> None:
-    """The answer names the schema's revision."""
+    """`ready` returns the schema's revision."""
     ready = await shared.ready()
     assert (ready.status, bool(ready.revision)) == ("ready", True)

@@ -1,4 +1,4 @@
-"""Events sent with the client, to the whole application."""
+"""Events sent with the client to the whole application."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -22,7 +22,7 @@ Making = Callable[..., Json | EventBase]
 
 @pytest.mark.parametrize("make", [event_json, event])
 async def test_an_event_goes_as_a_value_or_as_json(pqs: Client, make: Making) -> None:
-    """An event of the domain and a JSON object are taken in alike, and the result says how the row stands."""
+    """An event value and a JSON object are both accepted, and the result has the row's position."""
     result = await pqs.events.send(make("registration.initiated", 1))
     assert (result.outcome, result.reason, result.version) == (Outcome.APPLIED, None, 1)
     assert result.current_state is RegistrationState.PENDING_REGISTRATION
@@ -33,7 +33,7 @@ async def test_an_event_goes_as_a_value_or_as_json(pqs: Client, make: Making) ->
 
 
 async def test_a_trigger_names_what_followed(pqs: Client) -> None:
-    """A trigger's events are listed in order, an ignored trigger has an empty list, a fact has None."""
+    """`events` lists an applied trigger's events in order, is empty for an ignored one, and None for a fact."""
     first = await pqs.events.send(event_json("node.introspected", 1))
     assert first.events is not None
     assert [each.type for each in first.events] == [
@@ -53,7 +53,7 @@ async def test_a_trigger_names_what_followed(pqs: Client) -> None:
 
 @pytest.mark.parametrize("type_", EVENT_TYPES)
 async def test_every_event_type_is_read_as_it_was_sent(pqs: Client, type_: str) -> None:
-    """Events of each type, as values, are what the service reads: in a dry run none of them is invalid."""
+    """Values of each event type are valid for the service: in a dry run none is invalid."""
     data = RECORDED if type_ == "registration.recorded" else None
     result = await pqs.events.send(event(type_, 1, data=data), dry_run=True)
     assert result.event_id == event(type_, 1, data=data).event_id
@@ -73,7 +73,7 @@ async def test_an_early_event_says_where_the_row_stands(pqs: Client) -> None:
 
 
 async def test_a_conflict_says_where_the_row_stands(pqs: Client) -> None:
-    """Another event at the row's position is a ConflictError, and no EarlyError."""
+    """Another event at the row's position raises ConflictError, not EarlyError."""
     await pqs.events.send_all(life()[:2])
     with pytest.raises(ConflictError) as caught:
         await pqs.events.send(event_json("node.heartbeat", 2))
@@ -101,7 +101,7 @@ async def test_an_array_has_results_in_the_order_sent(pqs: Client) -> None:
 
 
 async def test_an_array_with_one_that_is_wrong_names_it(pqs: Client) -> None:
-    """An invalid item of an array is an InvalidError that points at it, and nothing is taken in."""
+    """An invalid item of an array raises an InvalidError that points at it, and no event is applied."""
     with pytest.raises(InvalidError) as caught:
         await pqs.events.send_all([life()[0], life()[1] | {"position": {"offset": 7}}])
     assert [fault.pointer for fault in caught.value.errors] == ["#/1/position"]
@@ -110,7 +110,7 @@ async def test_an_array_with_one_that_is_wrong_names_it(pqs: Client) -> None:
 
 
 async def test_a_dry_run_writes_nothing(pqs: Client) -> None:
-    """A dry run has the outcomes of one event and of an array, and leaves no row."""
+    """A dry run gives the outcomes of one event or an array, and writes no row."""
     assert (await pqs.events.send(life()[0], dry_run=True)).outcome is Outcome.APPLIED
     assert (await pqs.events.send_all(life(), dry_run=True)).summary.applied == 5
     with pytest.raises(NotFoundError):
@@ -118,14 +118,14 @@ async def test_a_dry_run_writes_nothing(pqs: Client) -> None:
 
 
 async def in_pieces(events: Iterable[Json]) -> AsyncIterator[Json]:
-    """Events as something else brings them."""
+    """Events that arrive piece by piece."""
     for each in events:
         yield each
 
 
 @pytest.mark.parametrize("wrap", [iter, in_pieces])
 async def test_a_stream_is_taken_in_in_order(pqs: Client, wrap: Callable[[Iterable[Json]], Iterable[Json]]) -> None:
-    """Events of an iterable, asynchronous or not, are sent as lines; `on_line` gets the lines not applied."""
+    """A sync or async iterable of events is sent as lines; `on_line` gets the lines that were not applied."""
     count = 2500  # more than one chunk
     events = [event_json("registration.initiated", 1, entity_id=node(number)) for number in range(count)]
     events += [events[3], {"type": "nothing"}, *life()[:2]]
@@ -141,12 +141,12 @@ async def test_a_stream_is_taken_in_in_order(pqs: Client, wrap: Callable[[Iterab
 
 
 async def test_an_empty_stream_is_one_too(pqs: Client) -> None:
-    """A stream of no events has a summary of zeros."""
+    """A stream without events has a summary of zeros."""
     assert (await pqs.events.stream([])).received == 0
 
 
 async def test_the_correlation_id_is_stored(pqs: Client) -> None:
-    """The call's correlation id is kept with events that have none, whichever way they are sent."""
+    """A call's correlation id is stored for events without one, whichever call sends them."""
     await pqs.events.send(life()[0], correlation_id=CORRELATION)
     assert (await pqs.entities.get(NODE)).correlation_id == CORRELATION
     await pqs.events.send_all(life(node(1)), correlation_id=CORRELATION)
@@ -156,13 +156,13 @@ async def test_the_correlation_id_is_stored(pqs: Client) -> None:
 
 
 def test_a_position_is_written_as_it_is_read() -> None:
-    """A position with a partition is sent with only its two fields."""
+    """A position with a partition is sent with its two fields only."""
     placed = event("node.heartbeat", 1, position={"partition": "p", "offset": 4})
     assert msgspec.json.decode(msgspec.json.encode(placed))["position"] == {"partition": "p", "offset": 4}
 
 
 async def test_a_chunk_of_lines_has_a_result_for_each_that_was_not_applied(pqs: Client) -> None:
-    """Lines go as they are, with or without an end, and the results name them by number."""
+    """Lines are sent unchanged, with or without line ends, and results have line numbers."""
     lines = [json.dumps(each).encode() for each in (life()[0], life()[0], life()[1])]
     sent = await pqs.events.send_lines([lines[0] + b"\n", lines[1], b"no JSON", lines[2]])
     assert [(each.line, each.outcome) for each in sent.results] == [(2, "duplicate"), (3, "invalid")]

@@ -1,4 +1,4 @@
-"""Chunks of lines sent with the client: sent again as a whole, each line with a result."""
+"""Chunks of lines sent with the client: retried as a whole, with a result for each line."""
 
 import json
 from typing import Any
@@ -22,7 +22,7 @@ from tests.making import Json, event_json
 
 
 async def test_a_chunk_whose_answer_was_lost_is_sent_again_whole(proxy: Proxy) -> None:
-    """A chunk of lines is sent again, each line keeps a result, and those that were in already are told apart."""
+    """A chunk is sent again whole; each line has a result, and lines stored before are told apart."""
     events = [event_json("registration.initiated", 1, entity_id=uuid4()) for _ in range(2)]
     proxy.lose_answers = 1
     async with Client(proxy.url, retry=Retry(base=0.001, cap=0.01)) as client:
@@ -32,7 +32,7 @@ async def test_a_chunk_whose_answer_was_lost_is_sent_again_whole(proxy: Proxy) -
 
 
 async def test_progress_of_a_chunk_begins_the_attempts_anew() -> None:
-    """`pause` is told how many lines are committed, and failures are counted from the last time that rose."""
+    """`pause` gets the number of committed lines; failures are counted since that number last rose."""
     bodies = [{"committed_lines": 1}, {}, {"committed_lines": 2}, {"committed_lines": 1}]
     script = [answering(503, json.dumps(body).encode()) for body in bodies]
     told: list[tuple[int, int]] = []
@@ -54,7 +54,7 @@ async def test_progress_of_a_chunk_begins_the_attempts_anew() -> None:
 
 @pytest.mark.parametrize(("status", "attempts"), [(503, 3), (422, 1)])
 async def test_a_chunk_is_sent_again_as_the_clients_retry_says(status: int, attempts: int) -> None:
-    """Without `pause`, what passes is tried as often as Retry allows, and what does not is raised at once."""
+    """Without `pause`, temporary errors are retried as Retry allows, and others are raised at once."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -68,7 +68,7 @@ async def test_a_chunk_is_sent_again_as_the_clients_retry_says(status: int, atte
 
 @pytest.mark.parametrize("verdict", [{"line": 2, "outcome": "early"}, {"line": 1, "outcome": "lost"}, None])
 async def test_an_answer_that_does_not_account_for_every_line_is_unexpected(verdict: Json | None) -> None:
-    """A result of a line that was not sent, an unknown outcome, or another number of lines is not believed."""
+    """Results for unsent lines, unknown outcomes or a wrong number of lines raise an error."""
     summary = dict.fromkeys((*Outcome, "invalid"), 0) | {"received": 1 if verdict else 2}
     body = b"".join(json.dumps(each).encode() + b"\n" for each in (verdict, {"summary": summary}) if each)
     async with asking(answering(200, body)) as client:

@@ -1,4 +1,4 @@
-"""The orchestrator of the tutorial, run as it stands there."""
+"""The orchestrator of the tutorial, run from the tutorial's own file."""
 
 import os
 import re
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("anyio_backend")
 
 
 def overdue(number: int, seconds: float) -> Json:
-    """An event that makes a node whose acknowledgement is this many seconds late by now."""
+    """An event that makes a node whose ack is this many seconds late now."""
     deadline = datetime.now(UTC) - timedelta(seconds=seconds)
     data = {"current_state": "awaiting_ack", "node_type": "compute", "registered_at": "2026-01-01T00:00:00Z"}
     data["ack_deadline"] = deadline.isoformat()
@@ -37,7 +37,7 @@ def overdue(number: int, seconds: float) -> Json:
 
 @contextmanager
 def orchestrating(url: str) -> Iterator["subprocess.Popen[str]"]:
-    """The orchestrator as a process of its own."""
+    """The orchestrator in a process of its own."""
     command = [sys.executable, str(ORCHESTRATOR), url]
     own = environment() | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as process:
@@ -49,7 +49,7 @@ def orchestrating(url: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 def said(processes: list["subprocess.Popen[str]"], count: int) -> list[str]:
-    """This many lines that the processes print, in order, as they come."""
+    """The next lines that the processes print, this many, sorted."""
     streams = {process.stdout.fileno(): "" for process in processes if process.stdout is not None}
     end = time.monotonic() + PATIENCE
     while sum(text.count("\n") for text in streams.values()) < count:
@@ -63,12 +63,12 @@ def said(processes: list["subprocess.Popen[str]"], count: int) -> list[str]:
 
 
 def steps(*named: tuple[str, UUID]) -> list[str]:
-    """The lines for these steps."""
+    """The lines printed for these steps."""
     return sorted(f"{step} {entity_id}" for step, entity_id in named)
 
 
 def test_each_step_is_done_once_by_whoever_is_first(service: Service) -> None:
-    """Two orchestrators do each step of each overdue node once, and one that is started later none of them again."""
+    """Two orchestrators do each overdue node's steps once; a third one started later repeats none."""
     late = [overdue(number, seconds) for number, seconds in enumerate([10, 20, 100, 200, 5000, 86_400])]
     with service.client() as http:
         http.post("/v1/events", json=late).raise_for_status()
@@ -84,7 +84,7 @@ def test_each_step_is_done_once_by_whoever_is_first(service: Service) -> None:
 
 
 async def test_a_sweep_takes_no_node_away(tmp_path: Path) -> None:
-    """Where a sweep turns deadlines into events, each step of each node is done once all the same.
+    """If a sweep turns deadlines into events, each step of each node is still done once.
 
     A node that left before its deadline is not late, whatever its state says.
     """
@@ -106,7 +106,7 @@ async def test_a_sweep_takes_no_node_away(tmp_path: Path) -> None:
 
 
 def test_the_tutorial_shows_this_orchestrator() -> None:
-    """The tutorial shows the file that runs here. UPDATE_README=1 writes it down."""
+    """The tutorial shows the file that runs here; UPDATE_README=1 updates the tutorial."""
     program = ORCHESTRATOR.read_text(encoding="utf-8")
     text = PAGE.read_text(encoding="utf-8")
     if "UPDATE_README" in os.environ:

@@ -1,4 +1,4 @@
-"""The client's token: where it comes from, where it goes, and what becomes of a refusal."""
+"""The client's token: its source, its use, and the handling of refusals."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,23 +14,23 @@ LOCAL = "http://127.0.0.1:8000"
 
 
 def answering(answer: Callable[[httpx.Request], httpx.Response]) -> httpx.MockTransport:
-    """A service that says this. The real ones are in tests/test_access.py; here it is what is sent that counts."""
+    """A service with this answer. Real ones are in tests/test_access.py; here only the request counts."""
     return httpx.MockTransport(answer)
 
 
 def problem(status: int, kind: str, **headers: str) -> httpx.Response:
-    """A refusal of the service."""
+    """A refusal by the service."""
     body = {"type": f"urn:pqs:problem:{kind}", "title": kind, "status": status, "detail": "", "instance": "/"}
     return httpx.Response(status, json=body, headers=headers)
 
 
 def counts() -> httpx.Response:
-    """A good answer."""
+    """A valid answer."""
     return httpx.Response(200, json={"items": []})
 
 
 async def sent_by(client: Client, sent: list[str | None]) -> str | None:
-    """The Authorization that a call sends."""
+    """The Authorization header that a call sends."""
     async with client:
         await client.watermarks()
     return sent[-1]
@@ -59,7 +59,7 @@ async def test_a_token_is_sent(way: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_a_file_is_read_again_once(tmp_path: Path) -> None:
-    """After a 401 the file is read again; a new token is sent, and the same one is not."""
+    """After a 401 the token file is read again; a new token is sent, an unchanged one is not."""
     file = tmp_path / "token"
     file.write_text("old")
     sent = list[str]()
@@ -82,7 +82,7 @@ async def test_a_file_is_read_again_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["http://pqs.example", "http://192.0.2.1:8000", "http://localhost.example"])
 def test_no_token_goes_in_the_clear(url: str) -> None:
-    """Plain http beyond this machine is refused before anything is sent, and the message has no token in it."""
+    """Plain http beyond this machine is refused before anything is sent; the message does not contain the token."""
     with pytest.raises(ValueError, match="use https") as refused:
         Client(url, token=SECRET)
     assert SECRET not in str(refused.value)
@@ -91,7 +91,7 @@ def test_no_token_goes_in_the_clear(url: str) -> None:
 
 
 def test_two_tokens_are_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token beside a file, or beside `auth`, is refused; what is given counts before the environment."""
+    """A token with a file, or with `auth`, is refused; an argument overrides the environment."""
     for given in ({"token": "a", "token_file": tmp_path}, {"token": "a", "auth": httpx.BasicAuth("a", "b")}):
         with pytest.raises(ValueError, match="one of them is enough"):
             Client(LOCAL, **given)  # type: ignore[arg-type]  # of several types
@@ -104,18 +104,18 @@ def test_two_tokens_are_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("token", ["", "two words", "two\nlines", "ümlaut"])
 def test_what_is_no_token_is_refused(token: str) -> None:
-    """A token is one word, so nothing is smuggled into the header."""
+    """A token must be one word, so nothing can be injected into the header."""
     with pytest.raises(ValueError, match="one line"):
         Client(LOCAL, token=token)
 
 
 def test_a_token_is_not_shown() -> None:
-    """No repr has it."""
+    """No repr contains the token."""
     assert SECRET not in repr(TokenAuth(SECRET))
 
 
 async def test_refusals_have_their_own_errors() -> None:
-    """401 and 403 are told apart from other errors, and are not tried again."""
+    """401 and 403 have their own errors, and are not retried."""
     for status, kind, error in (
         (401, "unauthenticated", UnauthenticatedError),
         (403, "forbidden", ForbiddenError),
@@ -134,7 +134,7 @@ async def test_refusals_have_their_own_errors() -> None:
 
 
 async def test_a_429_is_waited_out() -> None:
-    """A call that comes too fast is sent again after the seconds that the service names, repeatable or not."""
+    """After a 429 a call is sent again after the service's wait, even if it is not otherwise repeatable."""
     waited, answers = list[float](), [problem(429, "rate-limited", **{"Retry-After": "3"})]
 
     async def sleep(seconds: float) -> None:

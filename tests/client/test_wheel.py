@@ -1,4 +1,4 @@
-"""The client's wheel: built from this repository, installed alone, and used against a service."""
+"""The client's wheel: built from this repository, installed on its own, and used against a service."""
 
 import ast
 import subprocess
@@ -44,14 +44,14 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 
 
 def run(*command: str | Path) -> str:
-    """Run a program to its end, and return what it prints."""
+    """Run a program to its end; returns its output."""
     done = subprocess.run([*map(str, command)], capture_output=True, check=False, text=True, timeout=2 * PATIENCE)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
 
 def with_dependencies(names: Iterable[str]) -> set[str]:
-    """Distributions, and what they need in turn."""
+    """Distributions with all their dependencies."""
     waiting, found = list(names), set[str]()
     while waiting:
         name = waiting.pop()
@@ -65,7 +65,7 @@ def with_dependencies(names: Iterable[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The client's wheel, built as a release builds it: an archive of the sources first, and the wheel from that."""
+    """The client's wheel, built as for a release: first a source archive, then the wheel from it."""
     folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT / "clients" / "python")
     [built] = folder.glob("*.whl")
@@ -74,7 +74,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python that has the client and its dependencies, and nothing else. Needs no network."""
+    """A Python with only the client and its dependencies; needs no network."""
     folder = tmp_path_factory.mktemp("venv")
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     [packages] = folder.glob("lib/python*/site-packages")
@@ -89,14 +89,14 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_client_works_without_the_service_installed(python: Path, service: Service) -> None:
-    """Beside httpx and msgspec the client needs nothing, brings no module `app`, and its calls work."""
+    """The client needs only httpx and msgspec, installs no module `app`, and its calls work."""
     event = event_json("registration.initiated", 1, domain="wheel")
     imported = set(run(python, "-I", "-c", CALL, service.url, httpx.Response(200, json=event).text).split())
     assert imported.isdisjoint({"app", "fastapi", "sqlalchemy", "asyncpg", "pydantic", "click", "uvicorn"})
 
 
 def test_wheel_requires_what_the_client_imports(wheel: Path) -> None:
-    """The wheel has one top-level package, and requires httpx and msgspec, no more."""
+    """The wheel has one top-level package, and requires only httpx and msgspec."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         [metadata] = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
@@ -106,7 +106,7 @@ def test_wheel_requires_what_the_client_imports(wheel: Path) -> None:
 
 
 def test_versions_are_the_same() -> None:
-    """Client and service are released together, and require the same releases of what both use."""
+    """Client and service have the same version, and require the same releases of shared dependencies."""
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     clients = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text())["project"]
     assert clients["version"] == ours["version"]
@@ -114,7 +114,7 @@ def test_versions_are_the_same() -> None:
 
 
 def test_values_are_the_services_own() -> None:
-    """In the repository, and so in the service's wheel, client and service have one definition of each value."""
+    """In the repository and in the service's wheel, client and service share one definition of each value."""
     for name in pqs_client.__all__:
         module = getattr(pqs_client, name).__module__ if isinstance(getattr(pqs_client, name), type) else ""
         assert module.startswith(("app.", "pqs_client")) or name in {"Clock", "News", "Order", "State"}
@@ -123,7 +123,7 @@ def test_values_are_the_services_own() -> None:
 
 
 def test_every_answer_and_event_type_is_exported() -> None:
-    """What a call of the client returns or takes can be imported from `pqs_client`."""
+    """Each type that a call returns or takes can be imported from `pqs_client`."""
     tree = ast.parse((ROOT / "app" / "wire" / "answers.py").read_text())
     defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     unwrapped = {"Health", "WatermarkList"}  # a base, and a list that the call unpacks
@@ -135,7 +135,7 @@ def test_every_answer_and_event_type_is_exported() -> None:
 
 @pytest.mark.parametrize(("old", "now"), [("Client", "Client"), *app.client.RENAMED.items()])
 def test_old_name_works_and_warns(old: str, now: str) -> None:
-    """`from app.client import Client` works for one more release; a warning says where it is now."""
+    """`from app.client import Client` works for one more release, with a warning that names the new module."""
     with pytest.warns(DeprecationWarning, match=f"import {now} from pqs_client, not {old} from app.client"):
         assert getattr(app.client, old) is getattr(pqs_client, now)
     with pytest.raises(AttributeError, match="has no attribute 'Service'"):

@@ -37,12 +37,12 @@ PROVENANCE: Json = {"effect_id": "test", "timestamp": "2026-01-01T00:00:00Z", "m
 
 
 def with_action() -> Json:
-    """A provenance with an action id of its own."""
+    """A provenance with its own action id."""
     return PROVENANCE | {"action_id": str(uuid4())}
 
 
 def counted(state: State) -> State:
-    """One more."""
+    """The state with its count raised by one."""
     number = state.get("number", 0)
     assert isinstance(number, int)
     return {"number": number + 1}
@@ -50,7 +50,7 @@ def counted(state: State) -> State:
 
 @pytest.fixture
 def key() -> str:
-    """The key of a workflow that no other test knows."""
+    """The key of a workflow that no other test uses."""
     return f"test/{uuid4()}"
 
 
@@ -62,7 +62,7 @@ async def through(proxy: Proxy) -> AsyncIterator[Client]:
 
 
 async def test_a_workflow_is_created_committed_and_read(pqs: Client) -> None:
-    """A row comes back as it was written, with versions from 1."""
+    """A row is read as it was written, with versions from 1."""
     created = await pqs.workflows.create("key", {"step": "one"}, PROVENANCE, schema_version=3)
     assert not created.replayed
     assert (created.workflow.version, created.workflow.schema_version) == (1, 3)
@@ -76,7 +76,7 @@ async def test_a_workflow_is_created_committed_and_read(pqs: Client) -> None:
 
 
 async def test_a_row_of_another_key_is_an_error(settings: Settings) -> None:
-    """A proxy that merges slashes leads to another workflow: its row is never taken for that of the key."""
+    """If a proxy merges slashes, the row of the other workflow raises an error and is not returned."""
     app = main.create_app(settings)
 
     async def merging(scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +95,7 @@ async def test_a_row_of_another_key_is_an_error(settings: Settings) -> None:
 
 
 async def test_what_is_known_already_is_given_back(pqs: Client) -> None:
-    """With the row that was read before, an unchanged one is that very object, and a changed one is new."""
+    """With `known`, an unchanged row is that very object, and a changed row is a new one."""
     known = (await pqs.workflows.create("key", {"a": 1}, PROVENANCE)).workflow
     assert await pqs.workflows.get("key", known=known) is known
     await pqs.workflows.commit("key", 1, {"a": 2}, PROVENANCE)
@@ -106,20 +106,20 @@ async def test_what_is_known_already_is_given_back(pqs: Client) -> None:
     "name", ["a/b", "/", "a b", "größe/\u6f22", "50%", "%2F", "a?b#c", ".", "..", "a/../b", "x" * 255]
 )
 async def test_any_key_names_one_workflow(pqs: Client, name: str) -> None:
-    """A key may hold what means something in a path; it comes back as it was given."""
+    """A key may contain characters with a meaning in paths, and comes back unchanged."""
     await pqs.workflows.create(name, {"name": name}, PROVENANCE)
     row = await pqs.workflows.get(name)
     assert (row.workflow_key, row.state) == (name, {"name": name})
 
 
 async def test_a_workflow_that_is_not_there_is_not_found(pqs: Client) -> None:
-    """A key without a row is a NotFoundError."""
+    """A key without a row raises NotFoundError."""
     with pytest.raises(NotFoundError):
         await pqs.workflows.get("nothing")
 
 
 async def test_a_commit_on_another_version_has_the_row(pqs: Client) -> None:
-    """A conflict brings both versions, and the row as it is."""
+    """A conflict has both versions and the current row."""
     row = (await pqs.workflows.create("key", {"a": 1}, PROVENANCE)).workflow
     with pytest.raises(PreconditionFailedError) as caught:
         await pqs.workflows.commit("key", 7, {"a": 2}, PROVENANCE)
@@ -131,14 +131,14 @@ async def test_a_commit_on_another_version_has_the_row(pqs: Client) -> None:
 
 
 async def test_a_commit_on_nothing_has_no_row(pqs: Client) -> None:
-    """A conflict about a workflow that is not there says so."""
+    """A conflict about a missing workflow says that there is no row."""
     with pytest.raises(PreconditionFailedError) as caught:
         await pqs.workflows.commit("nothing", 7, {"a": 2}, PROVENANCE)
     assert (caught.value.actual_version, caught.value.current) == (None, None)
 
 
 async def test_an_action_is_applied_once(pqs: Client) -> None:
-    """The same action again is answered as it was then; with another state it is an ActionConflictError."""
+    """A repeated action gets its first answer; with another state it raises ActionConflictError."""
     provenance = with_action()
     first = await pqs.workflows.create("key", {"a": 1}, provenance)
     await pqs.workflows.commit("key", 1, {"a": 2}, with_action())
@@ -149,14 +149,14 @@ async def test_an_action_is_applied_once(pqs: Client) -> None:
 
 
 async def test_what_is_wrong_with_a_commit_is_said(pqs: Client) -> None:
-    """An invalid commit is an InvalidError that points at the field."""
+    """An invalid commit raises an InvalidError that points at the field."""
     with pytest.raises(InvalidError) as caught:
         await pqs.workflows.create("key", {"a": 1}, {"effect_id": "test"})
     assert [fault.pointer for fault in caught.value.errors] == ["#/provenance/timestamp"]
 
 
 async def test_workflows_are_listed_by_their_change(pqs: Client) -> None:
-    """The pages of the list have each workflow once, oldest change first, and may begin at a moment."""
+    """The list's pages have each workflow once, oldest change first, and may start at a time."""
     for number in range(5):
         await pqs.workflows.create(f"key {number}", {"a": 1}, PROVENANCE)
     await pqs.workflows.commit("key 0", 1, {"a": 2}, PROVENANCE)
@@ -174,7 +174,7 @@ async def test_workflows_are_listed_by_their_change(pqs: Client) -> None:
 
 
 async def test_an_update_commits_what_the_reducer_makes(pqs: Client) -> None:
-    """An update reads, reduces and commits; its provenance has an action id, an effect and a moment of its own."""
+    """An update reads, reduces and commits; its provenance gets an action id, an effect and a time."""
     await pqs.workflows.create("key", {"number": 4}, PROVENANCE, schema_version=2)
     row = await pqs.workflows.update("key", counted)
     assert row == await pqs.workflows.get("key")
@@ -184,26 +184,26 @@ async def test_an_update_commits_what_the_reducer_makes(pqs: Client) -> None:
 
 
 async def test_an_update_has_the_provenance_that_it_is_given(pqs: Client) -> None:
-    """What the caller says of a commit goes with it, and stands in for what would be made."""
+    """The caller's provenance fields are sent, in place of generated ones."""
     row = await pqs.workflows.update("key", counted, initial={}, provenance={"effect_id": "count", "by": "test"})
     assert (row.provenance["effect_id"], row.provenance["by"]) == ("count", "test")
     assert row.provenance["action_id"]
 
 
 async def test_an_update_makes_its_own_action_id(pqs: Client) -> None:
-    """An update with a given action id is refused before anything is sent."""
+    """An update with a given action id is refused before a request is sent."""
     with pytest.raises(ValueError, match="action id"):
         await pqs.workflows.update("key", counted, initial={}, provenance={"action_id": "mine"})
 
 
 async def test_what_is_no_json_is_not_sent(pqs: Client) -> None:
-    """NaN is refused, and does not become null on its way."""
+    """NaN is refused, and never sent as null."""
     with pytest.raises(ValueError, match="JSON"):
         await pqs.workflows.update("key", lambda _: {"number": math.nan}, initial={})
 
 
 async def test_an_update_of_nothing_needs_an_initial_state(pqs: Client) -> None:
-    """Without `initial` a workflow that is not there is a NotFoundError; with it, it is made."""
+    """A missing workflow raises NotFoundError without `initial`, and is created with it."""
     with pytest.raises(NotFoundError):
         await pqs.workflows.update("key", counted)
     initial = {"number": 10}
@@ -213,14 +213,14 @@ async def test_an_update_of_nothing_needs_an_initial_state(pqs: Client) -> None:
 
 
 async def test_a_reducer_with_nothing_to_do_commits_nothing(pqs: Client) -> None:
-    """Where the reducer returns None the row stays, and the update returns None."""
+    """If the reducer returns None the row stays, and the update returns None."""
     await pqs.workflows.create("key", {"a": 1}, PROVENANCE)
     assert await pqs.workflows.update("key", lambda _state: None) is None
     assert (await pqs.workflows.get("key")).version == 1
 
 
 async def test_a_reducer_may_change_what_it_is_given(pqs: Client) -> None:
-    """The reducer gets a new copy of the state for each attempt, also of the initial one."""
+    """The reducer gets a new copy of the state for each attempt, and of the initial state too."""
 
     def push(state: State) -> State:
         items = state["items"]
@@ -235,7 +235,7 @@ async def test_a_reducer_may_change_what_it_is_given(pqs: Client) -> None:
 
 
 async def test_an_error_of_the_reducer_is_the_updates(pqs: Client) -> None:
-    """What the reducer raises comes out as it is, and nothing is committed."""
+    """An exception of the reducer is raised unchanged, and nothing is committed."""
     await pqs.workflows.create("key", {"a": 1}, PROVENANCE)
 
     def fail(_state: State) -> State:
@@ -247,7 +247,7 @@ async def test_an_error_of_the_reducer_is_the_updates(pqs: Client) -> None:
 
 
 class Rival:
-    """A reducer that counts, and lets another client commit first, as often as it is told."""
+    """A reducer that counts, and lets another client commit first this many times."""
 
     def __init__(self, service: Service, key: str, times: int) -> None:
         self._service = service
@@ -256,7 +256,7 @@ class Rival:
         self.seen: list[State] = []
 
     def __call__(self, state: State) -> State:
-        """One more, too late while it is told so."""
+        """Count, after the rival's commit if any is left."""
         self.seen.append(state)
         if len(self.seen) <= self._times:
             with self._service.client() as http:
@@ -267,7 +267,7 @@ class Rival:
 
 
 async def test_the_first_conflict_is_computed_anew_at_once(service: Service, key: str) -> None:
-    """After one conflict the reducer gets the row of the answer, without a wait."""
+    """After the first conflict the reducer gets the answer's row, without a wait."""
 
     async def sleep(seconds: float) -> None:
         pytest.fail(f"waited for {seconds} s")
@@ -281,7 +281,7 @@ async def test_the_first_conflict_is_computed_anew_at_once(service: Service, key
 
 
 async def test_repeated_conflicts_wait_longer_each_time(service: Service, key: str) -> None:
-    """After every second conflict an update waits for a share of a growing bound, and reads again after it."""
+    """After every second conflict an update waits for a share of a growing bound, and reads again."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -297,7 +297,7 @@ async def test_repeated_conflicts_wait_longer_each_time(service: Service, key: s
 
 
 async def test_an_update_gives_up_when_its_patience_ends(service: Service, key: str) -> None:
-    """Where conflicts go on for longer than an update has patience, the last of them is raised."""
+    """If conflicts outlast an update's patience, the last conflict is raised."""
     rival = Rival(service, key, 1000)
     async with Client(service.url) as client:
         await client.workflows.create(key, {"number": 0}, PROVENANCE)
@@ -307,7 +307,7 @@ async def test_an_update_gives_up_when_its_patience_ends(service: Service, key: 
 
 
 async def test_a_workflow_that_appears_meanwhile_is_built_on(service: Service, key: str) -> None:
-    """An update that wanted to make a workflow goes on from the one that another client has made."""
+    """An update that would create a workflow builds on one that another client has created meanwhile."""
     made: list[State] = []
 
     def reducer(state: State) -> State:
@@ -327,7 +327,7 @@ async def test_a_workflow_that_appears_meanwhile_is_built_on(service: Service, k
 
 
 async def test_every_increment_of_many_clients_lands_once(service: Service, key: str) -> None:
-    """Clients that update one key at once lose nothing and double nothing, and its versions have no gap."""
+    """Concurrent updates of one key lose and repeat nothing, and versions have no gap."""
     clients, each = 6, 10
     async with AsyncExitStack() as stack:
         several = [await stack.enter_async_context(Client(service.url)) for _ in range(clients)]
@@ -345,7 +345,7 @@ async def test_every_increment_of_many_clients_lands_once(service: Service, key:
 async def test_an_update_whose_answers_are_lost_lands_once(
     through: Client, proxy: Proxy, key: str, trouble: str
 ) -> None:
-    """An update is sent again under its action id, and so applied once, whichever message is lost."""
+    """An update is sent again under its action id, and is applied once, whichever message is lost."""
     for number in range(1, 9):
         setattr(proxy, trouble, number % 4)
         row = await through.workflows.update(key, counted, initial={})
@@ -353,7 +353,7 @@ async def test_an_update_whose_answers_are_lost_lands_once(
 
 
 async def test_a_commit_with_an_action_id_is_sent_again(through: Client, proxy: Proxy, key: str) -> None:
-    """A commit that names its action is repeated, and says that an earlier request was the one that did it."""
+    """A commit with an action id is repeated, and reports that an earlier request applied it."""
     proxy.lose_answers = 1
     committed = await through.workflows.create(key, {"a": 1}, with_action())
     assert committed.replayed
@@ -370,7 +370,7 @@ async def test_a_commit_without_an_action_id_is_not_sent_again(through: Client, 
 
 
 async def test_updates_outlive_a_service_that_is_killed(database_url: str, tmp_path: Path) -> None:
-    """Updates under way when the service is killed go on with the next one, and each lands once."""
+    """Updates under way when the service is killed go on with the next one, and each is applied once."""
     clients, each = 4, 10
     with serving(tmp_path, database_url=database_url) as first:
         async with Proxy(first.url) as proxy, AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The circuit breaker, on a clock that the tests move."""
+"""The circuit breaker, on a clock that tests move."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -43,7 +43,7 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """A clock of one's own."""
+    """A clock of the test's own."""
     return Clock()
 
 
@@ -54,20 +54,20 @@ def breaker(clock: Clock) -> CircuitBreaker:
 
 
 async def call(breaker: CircuitBreaker, error: BaseException | None = None) -> None:
-    """A call that ends at once: well, or with `error`, which stays with it."""
+    """A call that succeeds at once, or fails at once with `error`."""
     with suppress(BaseException if error is None else type(error)), breaker.guard():
         if error is not None:
             raise error
 
 
 async def fail(breaker: CircuitBreaker, times: int) -> None:
-    """This many failures in a row."""
+    """Make this many calls fail in a row."""
     for _ in range(times):
         await call(breaker, DOWN)
 
 
 async def refusal(breaker: CircuitBreaker) -> UnavailableError:
-    """What a call is refused with."""
+    """The error with which a call is refused."""
     with pytest.raises(UnavailableError) as refused, breaker.guard():
         pytest.fail("the call went through")
     assert not isinstance(refused.value, DatabaseDownError)
@@ -75,7 +75,7 @@ async def refusal(breaker: CircuitBreaker) -> UnavailableError:
 
 
 async def goes_through(breaker: CircuitBreaker) -> bool:
-    """Whether a call, which then ends well, is let through."""
+    """Whether a call is let through; the call then succeeds."""
     through = False
     with suppress(UnavailableError), breaker.guard():
         through = True
@@ -84,7 +84,7 @@ async def goes_through(breaker: CircuitBreaker) -> bool:
 
 @asynccontextmanager
 async def open_call(breaker: CircuitBreaker) -> AsyncIterator[Callable[[BaseException | None], Awaitable[None]]]:
-    """A call that has begun, and the function that ends it."""
+    """A call that has begun, and a function that ends it."""
     stack = AsyncExitStack()
     stack.enter_context(breaker.guard())
 
@@ -96,7 +96,7 @@ async def open_call(breaker: CircuitBreaker) -> AsyncIterator[Callable[[BaseExce
 
 
 async def test_five_in_a_row_open_it(breaker: CircuitBreaker) -> None:
-    """Four failures leave it closed, and the fifth opens it."""
+    """Four failures in a row leave the breaker closed, and the fifth opens it."""
     opened = []
     for _ in range(5):
         await fail(breaker, 1)
@@ -105,7 +105,7 @@ async def test_five_in_a_row_open_it(breaker: CircuitBreaker) -> None:
 
 
 async def test_an_error_reaches_the_caller_as_it_is(breaker: CircuitBreaker) -> None:
-    """A failing call raises the very error that it failed with."""
+    """The error of a failing call is raised unchanged."""
     with pytest.raises(DatabaseDownError) as raised, breaker.guard():
         raise DOWN
     assert raised.value is DOWN
@@ -113,7 +113,7 @@ async def test_an_error_reaches_the_caller_as_it_is(breaker: CircuitBreaker) -> 
 
 @pytest.mark.parametrize("end", [None, *ANSWERS], ids=lambda end: type(end).__name__)
 async def test_an_answer_ends_the_row(breaker: CircuitBreaker, end: Exception | None) -> None:
-    """A success, a client's mistake or any error that the database answered with starts the count anew."""
+    """A success, a client's mistake or any error in the database's answer resets the count of failures."""
     await fail(breaker, FAILURES - 1)
     await call(breaker, end)
     await fail(breaker, FAILURES - 1)
@@ -124,7 +124,7 @@ async def test_an_answer_ends_the_row(breaker: CircuitBreaker, end: Exception | 
 
 @pytest.mark.parametrize("silent", [asyncio.CancelledError(), PoolExhaustedError("none is free")], ids=repr)
 async def test_what_says_nothing_counts_for_nothing(breaker: CircuitBreaker, silent: BaseException) -> None:
-    """A cancellation, and a pool without a free connection, neither lengthen nor end a row of failures."""
+    """A cancellation or a full pool neither counts as a failure nor resets the count."""
     for _ in range(2 * FAILURES):
         await call(breaker, silent)
     assert not breaker.is_open
@@ -136,7 +136,7 @@ async def test_what_says_nothing_counts_for_nothing(breaker: CircuitBreaker, sil
 
 
 async def test_a_cancelled_task_is_no_failure(breaker: CircuitBreaker) -> None:
-    """Tasks that are cancelled while they wait for the database do not open it."""
+    """Tasks cancelled while they wait for the database do not open the breaker."""
 
     async def wait() -> None:
         with breaker.guard():
@@ -153,7 +153,7 @@ async def test_a_cancelled_task_is_no_failure(breaker: CircuitBreaker) -> None:
 
 @pytest.mark.parametrize("passed", [0.0, 0.5, 59.0, 59.999])
 async def test_while_open_it_says_how_long_to_wait(breaker: CircuitBreaker, clock: Clock, passed: float) -> None:
-    """An open breaker refuses at once, and names what is left of the minute."""
+    """An open breaker refuses at once, with the rest of the minute."""
     await fail(breaker, FAILURES)
     clock.now += passed
     error = await refusal(breaker)
@@ -162,7 +162,7 @@ async def test_while_open_it_says_how_long_to_wait(breaker: CircuitBreaker, cloc
 
 
 async def test_a_refused_call_changes_nothing(breaker: CircuitBreaker, clock: Clock) -> None:
-    """Calls refused while it is open do not put the probe off."""
+    """Calls refused while the breaker is open do not postpone the probe."""
     await fail(breaker, FAILURES)
     clock.now += 59
     for _ in range(100):
@@ -172,7 +172,7 @@ async def test_a_refused_call_changes_nothing(breaker: CircuitBreaker, clock: Cl
 
 
 async def test_exactly_one_of_twenty_probes(breaker: CircuitBreaker, clock: Clock) -> None:
-    """Of twenty concurrent calls after the minute one goes through, and the others are refused for a moment."""
+    """Of twenty concurrent calls after the minute, one is let through; the others are refused for a moment."""
     await fail(breaker, FAILURES)
     clock.now += 60
     answered = asyncio.Event()
@@ -206,7 +206,7 @@ async def test_exactly_one_of_twenty_probes(breaker: CircuitBreaker, clock: Cloc
 async def test_a_probe_that_is_answered_closes_it(
     breaker: CircuitBreaker, clock: Clock, end: Exception | None
 ) -> None:
-    """After a probe that the database answered, five more failures are needed to open it."""
+    """After a probe that the database answered, it takes five new failures to open the breaker."""
     await fail(breaker, FAILURES)
     clock.now += 60
     await call(breaker, end)
@@ -218,7 +218,7 @@ async def test_a_probe_that_is_answered_closes_it(
 
 
 async def test_a_probe_that_fails_opens_it_for_a_full_minute(breaker: CircuitBreaker, clock: Clock) -> None:
-    """The minute after a failed probe counts from the probe's end, not from its beginning."""
+    """The minute after a failed probe begins at the probe's end, not at its start."""
     await fail(breaker, FAILURES)
     clock.now += 75
     async with open_call(breaker) as end:
@@ -235,7 +235,7 @@ async def test_a_probe_that_fails_opens_it_for_a_full_minute(breaker: CircuitBre
 async def test_a_probe_that_says_nothing_frees_the_place(
     breaker: CircuitBreaker, clock: Clock, silent: BaseException
 ) -> None:
-    """After a probe that was cancelled, or got no connection, the next call probes, and again it alone."""
+    """After a probe that was cancelled or got no connection, exactly the next call probes."""
     await fail(breaker, FAILURES)
     clock.now += 60
     await call(breaker, silent)
@@ -250,7 +250,7 @@ async def test_a_probe_that_says_nothing_frees_the_place(
 async def test_what_began_earlier_does_not_touch_an_open_breaker(
     breaker: CircuitBreaker, clock: Clock, end: BaseException | None
 ) -> None:
-    """A call that began before it opened, and ends later, neither closes it nor makes its minute longer."""
+    """A call begun before the breaker opened neither closes it nor extends its minute."""
     async with open_call(breaker) as finish:
         await fail(breaker, FAILURES)
         clock.now += 30
@@ -262,7 +262,7 @@ async def test_what_began_earlier_does_not_touch_an_open_breaker(
 async def test_what_began_earlier_is_not_taken_for_the_probe(
     breaker: CircuitBreaker, clock: Clock, end: BaseException | None
 ) -> None:
-    """A call that began before it opened, and ends while the probe is out, leaves the decision to the probe."""
+    """A call begun before the breaker opened that ends during the probe does not decide for the probe."""
     async with open_call(breaker) as finish:
         await fail(breaker, FAILURES)
         clock.now += 60
@@ -274,7 +274,7 @@ async def test_what_began_earlier_is_not_taken_for_the_probe(
 
 
 async def test_failures_from_before_do_not_open_it_again(breaker: CircuitBreaker, clock: Clock) -> None:
-    """Calls that began before it opened, and fail after a probe has closed it, are not counted."""
+    """Failures of calls begun before the breaker opened do not count after a probe has closed it."""
     async with AsyncExitStack() as stack:
         late = [await stack.enter_async_context(open_call(breaker)) for _ in range(FAILURES)]
         await fail(breaker, FAILURES)
@@ -286,7 +286,7 @@ async def test_failures_from_before_do_not_open_it_again(breaker: CircuitBreaker
 
 
 async def test_successes_from_before_do_not_end_a_new_row(breaker: CircuitBreaker, clock: Clock) -> None:
-    """A call that began before it opened, and succeeds after it has closed, says nothing of the row since."""
+    """The success of a call begun before the breaker opened does not reset the count after it closed."""
     async with open_call(breaker) as end:
         await fail(breaker, FAILURES)
         clock.now += 60
@@ -298,7 +298,7 @@ async def test_successes_from_before_do_not_end_a_new_row(breaker: CircuitBreake
 
 
 async def test_concurrent_failures_open_it_once(breaker: CircuitBreaker, clock: Clock) -> None:
-    """Twenty calls that fail together open it by the fifth, and the others do not make its minute longer."""
+    """Of twenty calls that fail together the fifth opens the breaker; the others do not extend its minute."""
     async with AsyncExitStack() as stack:
         ends = [await stack.enter_async_context(open_call(breaker)) for _ in range(20)]
         for end in ends:
@@ -308,7 +308,7 @@ async def test_concurrent_failures_open_it_once(breaker: CircuitBreaker, clock: 
 
 
 async def test_a_breaker_may_be_for_something_else(clock: Clock) -> None:
-    """It counts the error that it is told, no other, and its refusal names the other side."""
+    """A breaker counts only the configured error, and its refusal names the other side."""
     breaker = CircuitBreaker(clock=clock, what="Consul", down=EffectDownError)
     await fail(breaker, FAILURES)
     assert not breaker.is_open

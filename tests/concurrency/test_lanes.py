@@ -1,4 +1,4 @@
-"""Lanes: questions that come at once share a batch, and nothing else."""
+"""Lanes: concurrent questions share a batch, and nothing else."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from app.errors import InvalidInputError, UnavailableError
 
 
 class Asked:
-    """Answers a number with its double, in batches that are noted; each batch waits until it is let through."""
+    """Answers each number with its double, in recorded batches that wait until the test lets them through."""
 
     def __init__(self, *, wrong: Sequence[int] = ()) -> None:
         self.batches: list[list[int]] = []
@@ -27,7 +27,7 @@ class Asked:
 
 
 async def started(lane: Lane[int, int], numbers: Sequence[int]) -> list["asyncio.Future[int]"]:
-    """What is asked with these numbers, the first of them under way before the next."""
+    """Ask these numbers, each under way before the next one is asked."""
     asked = []
     for number in numbers:
         asked.append(lane.ask(number))
@@ -36,7 +36,7 @@ async def started(lane: Lane[int, int], numbers: Sequence[int]) -> list["asyncio
 
 
 async def test_a_lone_question_is_asked_at_once() -> None:
-    """An idle lane runs it in the next turn of the loop: there is no timer, and nobody that it waits for."""
+    """An idle lane runs a question in the next turn of the loop, without a timer and without waiting for others."""
     asked = Asked()
     Lane(asked.run).ask(1)
     await asyncio.sleep(0)
@@ -44,7 +44,7 @@ async def test_a_lone_question_is_asked_at_once() -> None:
 
 
 async def test_a_batch_has_at_most_1_mib_of_questions() -> None:
-    """The next one waits for the next batch; a question that is larger than a batch is one."""
+    """A batch holds at most 1 MiB; further questions form the next one, and a larger question goes alone."""
     asked = Asked()
     lane = Lane(asked.run)
     sizes = [1, JOINED, *[BATCH_BYTES // 2] * 2, BATCH_BYTES, 2 * BATCH_BYTES, 1]
@@ -55,7 +55,7 @@ async def test_a_batch_has_at_most_1_mib_of_questions() -> None:
 
 
 async def test_a_large_question_goes_alone_and_holds_up_no_other() -> None:
-    """It runs beside the lane; another large one waits for it, and more than LARGE_WAITING are refused."""
+    """A large question runs beside the lane, one at a time; past LARGE_WAITING, large ones are refused."""
     asked = Asked()
     lanes = Lanes(asked.run)
     large = [lanes.ask(number, JOINED + 1) for number in range(2)]
@@ -74,7 +74,7 @@ async def test_a_large_question_goes_alone_and_holds_up_no_other() -> None:
 
 
 async def test_what_comes_while_a_batch_runs_is_the_next_batch() -> None:
-    """One by one while idle, all together behind a running batch, and each with its own answer."""
+    """Questions that arrive during a batch form the next batch; each gets its own answer."""
     asked = Asked()
     lane = Lane(asked.run)
     tasks = await started(lane, range(5))
@@ -85,7 +85,7 @@ async def test_what_comes_while_a_batch_runs_is_the_next_batch() -> None:
 
 
 async def test_a_batch_has_a_bound() -> None:
-    """More questions than a statement takes are asked in several, in the order in which they came."""
+    """More questions than a statement takes are asked in several batches, in their order."""
     asked = Asked()
     lane = Lane(asked.run, largest=2)
     tasks = await started(lane, range(6))
@@ -95,7 +95,7 @@ async def test_a_batch_has_a_bound() -> None:
 
 
 async def test_past_the_bound_a_question_is_refused_at_once() -> None:
-    """A full queue answers with UnavailableError; waiting requests still get their answers."""
+    """A full queue raises UnavailableError; waiting questions still get their answers."""
     asked = Asked()
     lane = Lane(asked.run, waiting=2)
     tasks = await started(lane, range(3))
@@ -106,7 +106,7 @@ async def test_past_the_bound_a_question_is_refused_at_once() -> None:
 
 
 async def test_what_is_wrong_with_one_question_fails_that_one_alone() -> None:
-    """A batch that fails is asked again one by one."""
+    """The questions of a failed batch are asked again one by one, so only the wrong one fails."""
     asked = Asked(wrong=[2])
     lane = Lane(asked.run)
     tasks = await started(lane, range(4))
@@ -117,7 +117,7 @@ async def test_what_is_wrong_with_one_question_fails_that_one_alone() -> None:
 
 
 async def test_a_database_that_is_down_is_not_asked_again_for_each() -> None:
-    """UnavailableError is the same for all who wait: it is handed to each, and the batch is not repeated."""
+    """UnavailableError is raised for every question of the batch, which is not repeated."""
     batches = []
     gate = asyncio.Event()
 
@@ -137,7 +137,7 @@ async def test_a_database_that_is_down_is_not_asked_again_for_each() -> None:
 
 @pytest.mark.parametrize("leaving", range(4))
 async def test_an_asker_that_goes_away_disturbs_nobody(leaving: int) -> None:
-    """Whoever is cancelled, the first one included, the others are answered."""
+    """If any asker is cancelled, even the first one, the others are answered."""
     asked = Asked()
     lane = Lane(asked.run)
     tasks = await started(lane, range(4))
@@ -153,7 +153,7 @@ async def test_an_asker_that_goes_away_disturbs_nobody(leaving: int) -> None:
 
 
 async def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
-    """After close() everything that was asked before it has its answer; a new question is refused."""
+    """After close() all earlier questions are answered, and a new one is refused."""
     asked = Asked()
     lane = Lane(asked.run)
     tasks = await started(lane, range(3))

@@ -1,4 +1,4 @@
-"""What follows from a trigger and from a passed deadline: every cell of the table."""
+"""Decisions on triggers and passed deadlines: every cell of the table."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -126,24 +126,24 @@ def sent(type_: str, data: Json | None = None, **fields: Any) -> Trigger:
 
 
 def standing(state: RegistrationState | None) -> Registration | None:
-    """A row in the state, whose newest heartbeat is older than the trigger."""
+    """A row in this state, whose newest heartbeat is older than the trigger."""
     return None if state is None else row(state)
 
 
 def decided(registration: Registration | None, trigger: Trigger) -> Decision:
-    """The decision, where there is one."""
+    """The decision; fails if the trigger was ignored."""
     decision = decide(registration, trigger, TIMING)
     assert isinstance(decision, Decision), decision
     return decision
 
 
 def names(intents: Sequence[Payload]) -> list[str]:
-    """The names of the intents."""
+    """The names of these intents."""
     return [intent.name for intent in intents]
 
 
 def folded(registration: Registration | None, events: Sequence[Fact], timing: Timing) -> Registration:
-    """The row that evolve() alone makes of the events."""
+    """The row that evolve() makes of the events."""
     for each in events:
         evolved = evolve(registration, each, timing)
         assert isinstance(evolved, Registration), evolved
@@ -153,7 +153,7 @@ def folded(registration: Registration | None, events: Sequence[Fact], timing: Ti
 
 
 def applied(registration: Registration | None, intent: Intent) -> Registration:
-    """The row that the `postgres.*` intent asks for."""
+    """The row that results from the `postgres.*` intent."""
     if isinstance(intent, UpsertRegistration):
         assert intent.read_version == (None if registration is None else registration.version)
         return intent.registration
@@ -167,7 +167,7 @@ def applied(registration: Registration | None, intent: Intent) -> Registration:
 
 
 def test_the_table_is_whole() -> None:
-    """There is a row for every trigger, and a cell for every state and for no row."""
+    """The table has a row for every trigger, and a cell for every state and for a missing row."""
     assert set(TABLE) == set(INTENTS) == set(TRIGGER_TYPES)
     assert {type_: list(cells) for type_, cells in TABLE.items()} == {type_: list(ANYTHING) for type_ in TABLE}
     assert len(FOLLOWED) + len(IGNORED) == 5 * 9
@@ -175,7 +175,7 @@ def test_the_table_is_whole() -> None:
 
 @pytest.mark.parametrize(("type_", "state"), FOLLOWED)
 def test_the_events_and_intents_that_the_table_names_follow(type_: str, state: RegistrationState | None) -> None:
-    """In the order of the table, and nothing else."""
+    """A decision has exactly the table's events and intents, in the table's order."""
     decision = decided(standing(state), sent(type_))
     assert [each.type for each in decision.events] == TABLE[type_][state]
     assert names(decision.intents) == INTENTS[type_]
@@ -185,7 +185,7 @@ def test_the_events_and_intents_that_the_table_names_follow(type_: str, state: R
 def test_a_trigger_from_which_nothing_follows_is_ignored_with_a_reason(
     type_: str, state: RegistrationState | None
 ) -> None:
-    """The reason begins with the table's words, and says what the trigger needs and which state it met."""
+    """An ignored trigger's reason begins with the table's words and names its need and the state it met."""
     ignored = decide(standing(state), sent(type_), TIMING)
     assert isinstance(ignored, Ignored)
     assert ignored.reason.startswith(str(TABLE[type_][state]))
@@ -194,13 +194,13 @@ def test_a_trigger_from_which_nothing_follows_is_ignored_with_a_reason(
 
 @pytest.mark.parametrize("type_", [type_ for type_, state in IGNORED if state is None])
 def test_a_trigger_for_an_unknown_entity_is_ignored(type_: str) -> None:
-    """Without a row only an introspection begins something."""
+    """Without a row, every trigger but an introspection is ignored."""
     assert decide(None, sent(type_), TIMING) == Ignored("unknown entity")
 
 
 @pytest.mark.parametrize(("type_", "state"), FOLLOWED)
 def test_what_follows_has_the_place_and_time_of_its_trigger(type_: str, state: RegistrationState | None) -> None:
-    """Entity, domain, position, time and correlation id are the trigger's; the id is made of its id and the type."""
+    """A followed event has its trigger's entity, domain, position, time and correlation id, and a derived id."""
     trigger = sent(type_, domain="edge")
     for each in decided(standing(state), trigger).events:
         own = isinstance(trigger, Forgotten)  # it is what follows
@@ -215,7 +215,7 @@ def test_what_follows_has_the_place_and_time_of_its_trigger(type_: str, state: R
 
 @pytest.mark.parametrize(("type_", "state"), FOLLOWED)
 def test_the_row_is_what_evolve_makes_of_the_events(type_: str, state: RegistrationState | None) -> None:
-    """One version more for each event, and the trigger's id in the row; a heartbeat is its own event."""
+    """The row has one version more for each event and the trigger's id; a heartbeat is its own event."""
     before, trigger = standing(state), sent(type_)
     decision = decided(before, trigger)
     facts = decision.events or [trigger]
@@ -226,14 +226,14 @@ def test_the_row_is_what_evolve_makes_of_the_events(type_: str, state: Registrat
 
 @pytest.mark.parametrize(("type_", "state"), FOLLOWED)
 def test_the_postgres_intent_leads_to_that_row(type_: str, state: RegistrationState | None) -> None:
-    """What it asks to be written is what the projector writes, on the row of the version that it names."""
+    """The `postgres.*` intent leads to the decision's row, from the row at the version that it names."""
     before = standing(state)
     decision = decided(before, sent(type_))
     assert applied(before, decision.intents[0]) == decision.row
 
 
 def test_an_introspection_registers_the_node_as_it_says() -> None:
-    """Its data are those of the registration, and the deadline of the request is its time and the ack time-out."""
+    """The registration has the introspection's data, and an ack deadline of its time plus the ack timeout."""
     data: Json = {"node_type": "gpu", "node_version": "3.1", "capabilities": {"tags": ["a", "b"]}}
     decision = decided(None, sent("node.introspected", data))
     after = decision.row
@@ -246,13 +246,13 @@ def test_an_introspection_registers_the_node_as_it_says() -> None:
 
 
 def test_an_ack_makes_the_node_active_until_its_liveness_is_due() -> None:
-    """The ack deadline is gone, and the liveness deadline is the ack's time and the interval."""
+    """An ack clears the ack deadline, and sets the liveness deadline to its time plus the interval."""
     after = decided(row(AWAITING_ACK), sent("node.registration_acked")).row
     assert (after.current_state, after.ack_deadline, after.liveness_deadline) == (ACTIVE, None, when(SEQUENCE + 61))
 
 
 def test_a_heartbeat_that_is_not_newer_is_ignored_in_evolves_words() -> None:
-    """The decider has no rule of its own for heartbeats."""
+    """decide ignores an old heartbeat for the same reason as evolve, and has no rule of its own."""
     before, trigger = row(ACTIVE, last_heartbeat_at=when(SEQUENCE)), sent("node.heartbeat")
     assert isinstance(trigger, Fact)
     assert decide(before, trigger, TIMING) == evolve(before, trigger, TIMING)
@@ -270,14 +270,14 @@ def test_a_heartbeat_that_is_not_newer_is_ignored_in_evolves_words() -> None:
     ids=["strings", "others among them", "one string", "an object", "none"],
 )
 def test_a_node_is_registered_in_consul_with_its_tags(capabilities: Json, tags: tuple[str, ...]) -> None:
-    """Type, domain, the strings among the capabilities' tags, and the version that the row has then."""
+    """Consul is told type, domain, the strings among the capabilities' tags, and the row's new version."""
     data = {"node_type": "gpu", "capabilities": capabilities}
     intent = decided(row(REJECTED), sent("node.introspected", data, domain="edge")).intents[1]
     assert intent == RegisterService(entity_id=NODE, domain="edge", node_type="gpu", tags=tags, version=24)
 
 
 def test_a_node_that_leaves_is_forgotten_by_consul() -> None:
-    """The intent names the entity and its domain."""
+    """A node that leaves is deregistered from Consul by its entity and domain."""
     intent = decided(row(ACTIVE, domain="edge"), sent("node.deregistered", domain="edge")).intents[1]
     assert intent == DeregisterService(entity_id=NODE, domain="edge")
 
@@ -287,7 +287,7 @@ def test_a_node_that_leaves_is_forgotten_by_consul() -> None:
 def test_whatever_the_row_holds_what_follows_is_allowed_and_folds_to_the_row(
     drawn: tuple[Registration | None, Trigger],
 ) -> None:
-    """For any row and any trigger, evolve takes every event that follows, and the same row comes out."""
+    """For any row and trigger, evolve accepts each event that follows, and reaches the decision's row."""
     before, trigger = drawn
     decision = decide(before, trigger, TIMING)
     if isinstance(decision, Ignored):
@@ -301,7 +301,7 @@ def test_whatever_the_row_holds_what_follows_is_allowed_and_folds_to_the_row(
 @given(triggers_and_rows())
 @pure
 def test_deciding_leaves_the_row_alone_and_gives_the_same_again(drawn: tuple[Registration | None, Trigger]) -> None:
-    """decide is pure."""
+    """decide is pure: it changes no row, and decides the same again."""
     before, trigger = drawn
     copy = None if before is None else replace(before)
     assert decide(before, trigger, TIMING) == decide(before, trigger, TIMING)
@@ -322,7 +322,7 @@ NOW = when(5000)
 
 
 def overdue(state: RegistrationState, deadline: Deadline, **changes: object) -> Registration:
-    """A row whose deadline has passed, and whose time-out is not out."""
+    """A row whose deadline has passed, and whose timeout was not emitted."""
     due, marker = DEADLINE_AND_MARKER[deadline]
     return row(state, **{due: when(4999), marker: None, **changes})
 
@@ -330,7 +330,7 @@ def overdue(state: RegistrationState, deadline: Deadline, **changes: object) -> 
 @pytest.mark.parametrize("deadline", Deadline)
 @pytest.mark.parametrize("state", RegistrationState)
 def test_a_passed_deadline_acts_in_the_states_that_wait_for_it(deadline: Deadline, state: RegistrationState) -> None:
-    """There its one event follows, the row is updated and Consul told; anywhere else the deadline does not count."""
+    """In a state that awaits the deadline, one event follows, with an update and a call to Consul; else nothing."""
     type_, states, _ = EXPIRES[deadline]
     decision = expire(overdue(state, deadline), deadline, NOW)
     if state in states:
@@ -349,7 +349,7 @@ EXPIRING = [(deadline, state) for deadline, (_, states, _) in EXPIRES.items() fo
 def test_a_passed_deadline_changes_state_marker_time_and_version_alone(
     deadline: Deadline, state: RegistrationState, partition: str | None
 ) -> None:
-    """The row stands where it stood, at the same event and correlation id, so that the source's next event fits."""
+    """The row keeps its position, event id and correlation id, so that the source's next event fits."""
     place: Json = {"last_applied_sequence": None, "last_applied_partition": partition, "last_applied_offset": 8}
     before = overdue(state, deadline, **(place if partition else {}))
     decision = expire(before, deadline, NOW)
@@ -363,7 +363,7 @@ def test_a_passed_deadline_changes_state_marker_time_and_version_alone(
 def test_the_event_of_a_passed_deadline_is_named_by_what_it_leads_to(
     deadline: Deadline, state: RegistrationState
 ) -> None:
-    """Its id is the same whenever the same row is found; another entity, domain or version gives another."""
+    """The event id is the same for the same row; another entity, domain or version gives another id."""
 
     def id_of(**changes: object) -> UUID:
         decision = expire(overdue(state, deadline, **changes), deadline, NOW + timedelta(seconds=len(changes)))
@@ -376,7 +376,7 @@ def test_the_event_of_a_passed_deadline_is_named_by_what_it_leads_to(
 
 @pytest.mark.parametrize(("deadline", "state"), EXPIRING)
 def test_the_event_of_a_passed_deadline_occurs_now(deadline: Deadline, state: RegistrationState) -> None:
-    """Its time is the clock's that was given, and its place the row's."""
+    """The event has the given clock's time and the row's position."""
     decision = expire(overdue(state, deadline), deadline, NOW)
     assert isinstance(decision, Decision)
     [timed_out] = decision.events
@@ -397,7 +397,7 @@ def test_the_event_of_a_passed_deadline_occurs_now(deadline: Deadline, state: Re
 def test_nothing_follows_twice_or_too_early(
     deadline: Deadline, state: RegistrationState, due: float | None, emitted: float | None, reason: str
 ) -> None:
-    """A deadline acts when it lies before the given time, and its time-out is not out."""
+    """A deadline acts only if it lies before the given time and its timeout was not emitted."""
     names = DEADLINE_AND_MARKER[deadline]
     values = (None if moment is None else when(moment) for moment in (due, emitted))
     before = row(state, **dict(zip(names, values, strict=True)))
@@ -409,7 +409,7 @@ def test_nothing_follows_twice_or_too_early(
 def test_whatever_the_row_holds_its_time_out_is_allowed_once(
     deadline: Deadline, drawn: tuple[Registration | None, Trigger], seconds: float
 ) -> None:
-    """evolve takes the event, and after it the same deadline does nothing more."""
+    """evolve accepts the timeout event, and the same deadline then has no further effect."""
     before, _ = drawn
     decision = Ignored("") if before is None else expire(before, deadline, when(seconds))
     if before is None or isinstance(decision, Ignored):
@@ -421,7 +421,7 @@ def test_whatever_the_row_holds_its_time_out_is_allowed_once(
 
 
 def test_a_registration_that_ran_out_can_begin_anew() -> None:
-    """After a time-out the source's next introspection registers the node again."""
+    """After a timeout the source's next introspection registers the node again."""
     ended = expire(overdue(ACTIVE, Deadline.LIVENESS), Deadline.LIVENESS, NOW)
     assert isinstance(ended, Decision)
     again = event("node.introspected", 18, occurred_at=at(5001))

@@ -1,4 +1,4 @@
-"""Folding without a database: the table of order, and the rows and results that events lead to."""
+"""Folding without a database: the table of order, and the resulting rows and results."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,13 +26,13 @@ REGISTERED = ["registration.initiated", "registration.accepted", "registration.a
 def heartbeat(
     sequence: int, *, entity_id: UUID = NODE, previous: int | None = None, domain: str = "registration"
 ) -> Event:
-    """A heartbeat that is newer the higher its sequence."""
+    """A heartbeat whose time rises with its sequence."""
     position = {"sequence": sequence} if previous is None else {"sequence": sequence, "previous": previous}
     return event("node.heartbeat", sequence, entity_id=entity_id, position=position, domain=domain)
 
 
 def initiated(sequence: int = 1, *, entity_id: UUID = NODE, domain: str = "registration") -> Event:
-    """What begins a registration."""
+    """An event that begins a registration."""
     return event("registration.initiated", sequence, entity_id=entity_id, domain=domain)
 
 
@@ -40,12 +40,12 @@ def initiated(sequence: int = 1, *, entity_id: UUID = NODE, domain: str = "regis
 
 
 def seq(number: int, previous: int | None = None) -> Position:
-    """A sequence."""
+    """The position of a sequence."""
     return Position(sequence=number, previous=previous)
 
 
 def off(number: int, previous: int | None = None, partition: str = "p") -> Position:
-    """An offset of a partition."""
+    """The position of an offset in a partition."""
     return Position(partition=partition, offset=number, previous=previous)
 
 
@@ -112,7 +112,7 @@ ORDER = [
 def test_the_first_line_of_the_table_of_order_that_fits_counts(
     stands_at: Position | None, position: Position, event_id: UUID, outcome: Outcome | None, reason: str
 ) -> None:
-    """The outcome is the table's, and the reason says where the row stands."""
+    """The first matching line of the table of order gives the outcome; the reason names the row's position."""
     row = None if stands_at is None else standing_at(stands_at, MINE)
     refused = check_order(row, replace(initiated(), position=position, event_id=event_id))
     assert (refused and refused[0]) == outcome
@@ -123,7 +123,7 @@ def test_the_first_line_of_the_table_of_order_that_fits_counts(
 def test_an_event_that_is_refused_leaves_the_row_untouched_and_says_where_it_stands(
     stands_at: Position | None, position: Position, event_id: UUID, outcome: Outcome, reason: str
 ) -> None:
-    """The very row comes back, and its state, version and position are in the result."""
+    """A refused event keeps the same row; its result has the row's state, version and position."""
     row = None if stands_at is None else standing_at(stands_at, MINE)
     sent = replace(heartbeat(1), position=position, event_id=event_id)
     after, result = take_in(REGISTRATION, row, sent, Timing())
@@ -136,7 +136,7 @@ def test_an_event_that_is_refused_leaves_the_row_untouched_and_says_where_it_sta
 
 @pytest.mark.parametrize(("stands_at", "position"), [(case[0], case[1]) for case in ORDER if case[3] is None])
 def test_an_event_that_fits_moves_the_row_on(stands_at: Position | None, position: Position) -> None:
-    """The row stands at the event's position, one version on."""
+    """An applied event moves the row to its position and raises the version by one."""
     row = None if stands_at is None else standing_at(stands_at, MINE)
     sent = replace(event("registration.recorded", 1, data=ACTIVE), position=position, event_id=OTHERS)
     place = replace(position, previous=None)
@@ -148,7 +148,7 @@ def test_an_event_that_fits_moves_the_row_on(stands_at: Position | None, positio
 
 
 def test_an_ignored_event_is_recorded() -> None:
-    """Position, event id, time and correlation id are the event's, the version is one higher, and that is all."""
+    """An ignored event changes only position, event id, time, correlation id and version (by one)."""
     row = standing_at(seq(5), MINE)
     sent = event("registration.accepted", 6, correlation_id=str(OTHERS))
     after, result = take_in(REGISTRATION, row, sent, Timing())
@@ -166,7 +166,7 @@ def test_an_ignored_event_is_recorded() -> None:
 
 
 def test_an_event_that_begins_nothing_leaves_no_row() -> None:
-    """For an unknown entity there is nothing to record it in."""
+    """An ignored event of an unknown entity makes no row."""
     sent = heartbeat(3)
     assert take_in(REGISTRATION, None, sent, Timing()) == (
         None,
@@ -183,17 +183,17 @@ def introspected(sequence: int = 1) -> Event:
 
 
 def acked(sequence: int, **fields: Any) -> Event:
-    """The node acknowledges."""
+    """An ack of the node."""
     return event("node.registration_acked", sequence, **fields)
 
 
 def followed(trigger: Event, types: Sequence[str]) -> list[EmittedEvent]:
-    """What a result names: ids and types."""
+    """The ids and types of the events in a result."""
     return [EmittedEvent(uuid5(trigger.event_id, type_), type_) for type_ in types]
 
 
 def test_a_trigger_that_is_applied_names_what_followed() -> None:
-    """The result has the row after all of it, and the ids and types of the events in their order."""
+    """An applied trigger's result has the final row, and the ids and types of the events that followed, in order."""
     sent = introspected()
     _, result = take_in(REGISTRATION, None, sent, Timing())
     state, position = RegistrationState.AWAITING_ACK, Position(sequence=1)
@@ -202,7 +202,7 @@ def test_a_trigger_that_is_applied_names_what_followed() -> None:
 
 
 def test_an_ignored_trigger_is_recorded_like_an_ignored_event() -> None:
-    """Position, id and time are the trigger's, the version is one higher, and nothing followed."""
+    """An ignored trigger is recorded with position, id and time, raises the version by one, and has no events."""
     before, _ = take_in(REGISTRATION, None, introspected(), Timing())
     sent = introspected(2)
     after, result = take_in(REGISTRATION, before, sent, Timing())
@@ -213,7 +213,7 @@ def test_an_ignored_trigger_is_recorded_like_an_ignored_event() -> None:
 
 
 def test_a_trigger_that_begins_nothing_leaves_no_row() -> None:
-    """For an unknown entity there is nothing to record it in."""
+    """An ignored trigger for an unknown entity makes no row."""
     after, result = take_in(REGISTRATION, None, acked(3), Timing())
     assert after is None
     assert (result.outcome, result.reason, result.version, result.events) == (IGNORED, "unknown entity", None, [])
@@ -221,7 +221,7 @@ def test_a_trigger_that_begins_nothing_leaves_no_row() -> None:
 
 @pytest.mark.parametrize("type_", ["node.heartbeat", "registration.ack_received"])
 def test_a_fact_names_nothing_that_followed(type_: str) -> None:
-    """A heartbeat is its own event, and its result is that of an event."""
+    """A heartbeat is its own event, so its result names no events."""
     before, _ = take_in(REGISTRATION, None, introspected(), Timing())
     _, result = take_in(REGISTRATION, before, event(type_, 2), Timing())
     assert (result.outcome, result.events) == (APPLIED, None)

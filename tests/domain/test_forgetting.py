@@ -1,4 +1,4 @@
-"""Tombstones: what makes one, what it ignores, what begins its entity anew, and what an operator's forget adds."""
+"""Tombstones: what makes one, which events it ignores, what begins its entity anew, and an operator's forget."""
 
 from itertools import product
 from typing import Any
@@ -33,7 +33,7 @@ NAME = (NODE, "registration")
 
 
 def sent(type_: str, second: int, **fields: Any) -> Event:
-    """An event at this sequence, which occurred at this second."""
+    """An event at this sequence that occurred at this second."""
     return event(type_, second, data=fields.pop("data", DATA.get(type_)), **fields)
 
 
@@ -58,7 +58,7 @@ def taken(before: Registration, cause: Event) -> tuple[Registration, Outcome, st
 
 @pytest.mark.parametrize("state", [None, *RegistrationState], ids=str)
 def test_a_tombstone_says_nothing_of_the_node_and_continues_the_version(state: RegistrationState | None) -> None:
-    """Whatever the row was: only key, place, times and version are left of it."""
+    """A tombstone keeps only key, position, times and version of any row."""
     before = None if state is None else row(state)
     after = buried(before)
     assert (after.forgotten_at, after.forgotten_permanently) == (when(FORGOTTEN_AT), False)
@@ -70,7 +70,7 @@ def test_a_tombstone_says_nothing_of_the_node_and_continues_the_version(state: R
 
 @pytest.mark.parametrize(("type_", "permanent"), list(product(OTHERS, (False, True))))
 def test_a_tombstone_ignores_an_event_that_begins_nothing(type_: str, permanent: bool) -> None:
-    """However late it occurred; it is recorded, and the row stays a tombstone."""
+    """An event that begins no registration is recorded and ignored, however late; the tombstone stays."""
     before, cause = buried(row(RegistrationState.ACTIVE), permanent=permanent), sent(type_, 200)
     after, outcome, reason = taken(before, cause)
     assert (outcome, (reason or "").split(":")[0]) == (Outcome.IGNORED, "forgotten")
@@ -85,7 +85,7 @@ def test_a_tombstone_ignores_an_event_that_begins_nothing(type_: str, permanent:
 
 @pytest.mark.parametrize("type_", BEGINNING)
 def test_what_begins_a_registration_after_the_forget_begins_it_anew(type_: str) -> None:
-    """Nothing of the registration before is in the row, but that its version goes on."""
+    """A registration begun after the forget keeps nothing of the old one except the continued version."""
     before, cause = buried(row(RegistrationState.ACTIVE)), sent(type_, 101)
     after, outcome, _ = taken(before, cause)
     alone, _ = take_in(REGISTRATION, None, cause, TIMING)
@@ -96,7 +96,7 @@ def test_what_begins_a_registration_after_the_forget_begins_it_anew(type_: str) 
 
 @pytest.mark.parametrize(("type_", "occurred"), list(product(BEGINNING, (99, 100))))
 def test_what_began_a_registration_before_the_forget_is_ignored(type_: str, occurred: int) -> None:
-    """It has a later place, but it speaks of the node that was forgotten."""
+    """A registration begun before the forget is ignored, although its position is later."""
     _, outcome, reason = taken(buried(), sent(type_, 200, occurred_at=f"2026-01-01T00:01:{occurred - 60}Z"))
     assert outcome is Outcome.IGNORED
     assert reason == (
@@ -107,7 +107,7 @@ def test_what_began_a_registration_before_the_forget_is_ignored(type_: str, occu
 
 @pytest.mark.parametrize("type_", BEGINNING)
 def test_nothing_begins_a_permanent_tombstone_anew(type_: str) -> None:
-    """For good is for good."""
+    """No event begins a permanently forgotten entity anew."""
     _, outcome, reason = taken(buried(permanent=True), sent(type_, 200))
     assert (outcome, reason) == (
         Outcome.IGNORED,
@@ -117,7 +117,7 @@ def test_nothing_begins_a_permanent_tombstone_anew(type_: str) -> None:
 
 @pytest.mark.parametrize("type_", EVENT_TYPES)
 def test_an_event_behind_a_tombstone_is_stale(type_: str) -> None:
-    """Whatever it is, the row stays as it was."""
+    """Any event before a tombstone's position is stale, and leaves the row unchanged."""
     before = buried()
     after, outcome, _ = taken(before, sent(type_, 99))
     assert (after, outcome) == (before, Outcome.STALE)
@@ -135,14 +135,14 @@ def test_a_tombstone_that_is_forgotten_again_stays_permanent(before: bool, again
 
 @pytest.mark.parametrize(("occurred", "since"), [("00:00:01", 100), ("00:03:00", 180)])
 def test_a_tombstone_keeps_the_later_time_of_two_forgets(occurred: str, since: int) -> None:
-    """So a forget whose clock is behind brings no event through that the one before kept out."""
+    """A second forget by a slow clock lowers no time, so it lets no event through that the first kept out."""
     cause = sent("registration.forgotten", 200, occurred_at=f"2026-01-01T{occurred}Z")
     after, _, _ = taken(buried(), cause)
     assert (after.forgotten_at, after.registered_at) == (when(since), when(since))
 
 
 def test_of_a_second_forget_nobody_else_hears() -> None:
-    """Two services that read each other's events would else forget an entity back and forth for ever."""
+    """A second forget is not published: two services that read each other would repeat it for ever."""
     cause = sent("registration.forgotten", 200)
     assert isinstance(cause, Forgotten)
     decision = decide(buried(), cause, TIMING)
@@ -156,7 +156,7 @@ def test_of_a_second_forget_nobody_else_hears() -> None:
 @pytest.mark.parametrize("logging", [Logging.TRANSITIONS, Logging.ALL])
 @pytest.mark.parametrize("type_", [*OTHERS, *BEGINNING, "registration.forgotten"])
 def test_what_a_tombstone_meets_is_no_change(type_: str, logging: Logging) -> None:
-    """For those who follow, the entity is gone: one that they hear of again would come back."""
+    """Events at a tombstone are no changes: a follower that got one would restore the entity."""
     log, before, cause = log_of(logging), buried(permanent=True), sent(type_, 200)
     assert log is not None
     after, outcome, reason = taken(before, cause)
@@ -165,7 +165,7 @@ def test_what_a_tombstone_meets_is_no_change(type_: str, logging: Logging) -> No
 
 @pytest.mark.parametrize("state", [None, *RegistrationState], ids=str)
 def test_a_forget_is_a_change_without_a_row(state: RegistrationState | None) -> None:
-    """From any state, `rejected` included; with the reason that was given, and nothing of the node."""
+    """A forget from any state, even `rejected`, is a change with its reason and without data of the node."""
     log, before = log_of(Logging.TRANSITIONS, rows=True), None if state is None else row(state)
     cause = sent("registration.forgotten", FORGOTTEN_AT, data={"reason": "scrapped"})
     assert log is not None
@@ -178,7 +178,7 @@ def test_a_forget_is_a_change_without_a_row(state: RegistrationState | None) -> 
 
 @pytest.mark.parametrize("state", [RegistrationState.REJECTED, RegistrationState.ACTIVE])
 def test_a_registration_that_begins_anew_is_a_change_from_nothing(state: RegistrationState) -> None:
-    """Also where the state of the tombstone's row is the state that it leads to."""
+    """A new registration after a forget is a change from no state, whatever the tombstone's state."""
     log, before = log_of(Logging.TRANSITIONS), buried()
     cause = sent("registration.recorded", 200, data=DATA["registration.recorded"] | {"current_state": str(state)})
     after, outcome, reason = taken(before, cause)
@@ -192,7 +192,7 @@ def test_a_registration_that_begins_anew_is_a_change_from_nothing(state: Registr
 
 
 def test_an_operators_forget_keeps_the_place_of_the_row() -> None:
-    """It has no place in the source: the source's own next event still fits, and its last one is a duplicate."""
+    """An operator's forget keeps the row's position: the next event fits, and the last one is a duplicate."""
     before = row(RegistrationState.ACTIVE)
     decision = forget(NAME, before, Position(sequence=99), ForgottenData(reason="x"), when(200), UUID(int=7))
     assert isinstance(decision, Decision)
@@ -206,7 +206,7 @@ def test_an_operators_forget_keeps_the_place_of_the_row() -> None:
 
 
 def test_an_operators_forget_without_a_row_needs_a_position() -> None:
-    """With one, it makes a tombstone there."""
+    """Without a row, an operator's forget needs a position, at which it makes a tombstone."""
     assert forget(NAME, None, None, ForgottenData(), when(200)) == Ignored("unknown entity")
     decision = forget(NAME, None, Position(partition="t-0", offset=9), ForgottenData(permanent=True), when(200))
     assert isinstance(decision, Decision)
@@ -226,7 +226,7 @@ LEFT = {
 def test_an_eviction_leads_where_the_nodes_own_message_does(
     state: RegistrationState, left: RegistrationState
 ) -> None:
-    """With the same event and intents, and without a place in the source."""
+    """An eviction has the event and intents of the node's own leaving, without a position in the source."""
     before = row(state)
     evicted = deregister(before, when(200))
     own = decide(before, sent("node.deregistered", 200), TIMING)  # type: ignore[arg-type]  # a trigger
@@ -244,7 +244,7 @@ def test_an_eviction_leads_where_the_nodes_own_message_does(
 
 @pytest.mark.parametrize("state", [state for state in RegistrationState if state not in LEFT])
 def test_an_eviction_from_any_other_state_is_ignored(state: RegistrationState) -> None:
-    """The reason says which states it needs."""
+    """In any other state an eviction is ignored, and the reason names the states that it needs."""
     assert deregister(row(state), when(200)) == Ignored(
         f"node.deregistered needs pending_registration or accepted or awaiting_ack or active; the state is {state}"
     )

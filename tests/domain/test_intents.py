@@ -1,4 +1,4 @@
-"""Intents by name, and as they travel."""
+"""Intents: their names and their JSON form."""
 
 import msgspec
 import pytest
@@ -15,7 +15,7 @@ ACTIVE = RegistrationState.ACTIVE
 
 
 def test_there_are_four_intents() -> None:
-    """Two are the database's and two are Consul's."""
+    """Of the four intents two are PostgreSQL's and two are Consul's."""
     assert INTENT_NAMES == (
         "postgres.upsert_registration",
         "postgres.update_registration",
@@ -25,7 +25,7 @@ def test_there_are_four_intents() -> None:
 
 
 def test_the_decider_emits_each_of_them_and_no_others() -> None:
-    """Over all triggers, states and deadlines, the names that come out are those that the contract is checked for."""
+    """Over all triggers, states and deadlines, the decider emits exactly the intents of the contract."""
     triggers = [event(str(cls.__struct_config__.tag), 100) for cls in TRIGGER_CLASSES]
     rows = [row(state, ack_timeout_emitted_at=None, liveness_timeout_emitted_at=None) for state in RegistrationState]
     decisions = [
@@ -50,14 +50,14 @@ def test_the_decider_emits_each_of_them_and_no_others() -> None:
     ids=["upsert", "upsert of a known row", "register", "deregister"],
 )
 def test_an_intent_travels_as_json(intent: Intent) -> None:
-    """Its name is in it, and what is read is what was written."""
+    """An intent's JSON contains its name, and reading it gives the same intent."""
     written = msgspec.json.encode(intent)
     assert msgspec.json.decode(written)["intent"] == intent.name
     assert msgspec.json.decode(written, type=Intent) == intent
 
 
 def test_an_update_names_what_is_different() -> None:
-    """Only the columns whose values differ are in it, and the version that was read."""
+    """An update has only the columns that differ, and the version that was read."""
     after = row(ACTIVE, node_type="x", version=22)
     assert intents.update(after, row(ACTIVE)) == UpdateRegistration(
         entity_id=NODE, domain="registration", changes={"node_type": "x", "version": 22}, read_version=21
@@ -65,14 +65,14 @@ def test_an_update_names_what_is_different() -> None:
 
 
 def test_a_difference_is_computed_when_somebody_asks() -> None:
-    """Until then it holds the two rows and nothing else; asked, it reads and prints like a dict."""
+    """A difference holds only the two rows until it is read; it reads and prints like a dict."""
     difference = intents.Difference(row(ACTIVE, node_type="x"), row(ACTIVE))
     assert difference._columns is None
     assert (len(difference), difference["node_type"], repr(difference)) == (1, "x", "{'node_type': 'x'}")
 
 
 def test_consul_is_told_who_and_what() -> None:
-    """Entity, domain, type, tags and version to register; entity and domain to deregister."""
+    """A registration in Consul has entity, domain, type, tags and version; a deregistration entity and domain."""
     node = row(ACTIVE, domain="edge", node_type="gpu", capabilities={"tags": ["a", "b"]})
     assert intents.register(node) == RegisterService(
         entity_id=NODE, domain="edge", node_type="gpu", tags=("a", "b"), version=21

@@ -1,4 +1,4 @@
-"""Positions: what names one place, how two compare, and what order a batch is folded in."""
+"""Positions: their fields, their comparison, and the order in which a batch is folded."""
 
 from itertools import pairwise
 
@@ -14,12 +14,12 @@ SAME, LOWER, HIGHER, OTHER_TRACK = Comparison
 
 
 def seq(number: int, previous: int | None = None) -> Position:
-    """A sequence."""
+    """The position of a sequence."""
     return Position(sequence=number, previous=previous)
 
 
 def off(number: int, partition: str = "p", previous: int | None = None) -> Position:
-    """An offset of a partition."""
+    """The position of an offset in a partition."""
     return Position(partition=partition, offset=number, previous=previous)
 
 
@@ -50,7 +50,7 @@ positions = st.one_of(numbers.map(seq), st.builds(off, numbers, st.sampled_from(
     ],
 )
 def test_fields_that_do_not_name_one_place_are_refused(fields: dict[str, object], message: str) -> None:
-    """Half a position, two at once, and a predecessor that does not precede are errors that say so."""
+    """Half a position, two positions at once, and a later `previous` are each an error that names the fault."""
     with pytest.raises(msgspec.ValidationError) as raised:
         msgspec.convert(fields, Position)
     assert str(raised.value) == message
@@ -67,7 +67,7 @@ def test_fields_that_do_not_name_one_place_are_refused(fields: dict[str, object]
     ids=str,
 )
 def test_a_position_has_a_number_and_says_where_it_is(position: Position, number: int, words: str) -> None:
-    """`number` is the sequence or the offset, and the words name the track too."""
+    """`number` is the sequence or the offset; the text also names the track."""
     assert (position.number, str(position)) == (number, words)
 
 
@@ -92,14 +92,14 @@ def test_a_position_has_a_number_and_says_where_it_is(position: Position, number
 def test_two_positions_compare_on_one_track_alone(
     position: Position, other: Position, comparison: Comparison
 ) -> None:
-    """Numbers count within a sequence or a partition, and `previous` takes no part."""
+    """Positions compare only within a sequence or a partition; `previous` is ignored."""
     assert compare(position, other) is comparison
 
 
 @given(positions, positions)
 @pure
 def test_comparing_the_other_way_round_turns_the_answer_round(position: Position, other: Position) -> None:
-    """Lower one way is higher the other way; same and incomparable are so both ways."""
+    """Swapping two positions swaps lower and higher; same and incomparable stay."""
     turned = {LOWER: HIGHER, HIGHER: LOWER}
     comparison = compare(position, other)
     assert compare(other, position) is turned.get(comparison, comparison)
@@ -108,7 +108,7 @@ def test_comparing_the_other_way_round_turns_the_answer_round(position: Position
 @given(st.lists(positions))
 @pure
 def test_ordering_sorts_each_track_within_its_own_places(came: list[Position]) -> None:
-    """The result is a permutation in which every track is sorted, stably, and keeps the places that it had."""
+    """Ordering is a permutation that sorts each track stably within the places that the track had."""
     ordered = in_order(list(enumerate(came)), lambda item: item[1])
     assert sorted(arrival for arrival, _ in ordered) == list(range(len(came)))
     assert [position.partition for _, position in ordered] == [position.partition for position in came]
@@ -118,7 +118,7 @@ def test_ordering_sorts_each_track_within_its_own_places(came: list[Position]) -
 
 
 def test_ordering_leaves_the_given_items_as_they_are() -> None:
-    """The items may come from an iterator, and a list that is given is not changed."""
+    """Ordering accepts an iterator, and does not change a given list."""
     came = [seq(3), off(2), seq(1), off(1, "q"), off(1), seq(1, 0)]
     assert in_order(iter(came), lambda position: position) == [
         seq(1),

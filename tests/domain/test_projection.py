@@ -1,4 +1,4 @@
-"""A projection as a value: its parts fit each other, and say of the columns only what the rules do."""
+"""A projection as a value: its parts are consistent, and its columns agree with the rules."""
 
 import pytest
 from msgspec.structs import replace
@@ -15,7 +15,7 @@ KEY = key_of(NODE, "registration")
 
 
 def test_a_type_has_one_class() -> None:
-    """Of an event class that is an event and a trigger nobody could say whether it is evolved or decided."""
+    """A type with both an event class and a trigger class is refused: should it be evolved or decided?"""
     with pytest.raises(ValueError, match=r"^the projection registration has two classes for node\.heartbeat$"):
         replace(REGISTRATION, triggers=(*REGISTRATION.triggers, Heartbeat))
 
@@ -26,7 +26,7 @@ def test_a_type_has_one_class() -> None:
     ids=["unchanged", "cleared"],
 )
 def test_each_change_leaves_alone_no_more_than_the_one_before(changes: tuple[PartialChange, ...]) -> None:
-    """Else a batch of both would not write a column that changes in some of its rows."""
+    """Partial changes must be nested, or a mixed batch would not write a column that changes in some of its rows."""
     with pytest.raises(
         ValueError, match=r"^the changes of the projection registration are not in order: PartialChange"
     ):
@@ -35,7 +35,7 @@ def test_each_change_leaves_alone_no_more_than_the_one_before(changes: tuple[Par
 
 @pytest.mark.parametrize("state", RegistrationState)
 def test_a_heartbeat_leaves_its_columns_alone(state: RegistrationState) -> None:
-    """An applied heartbeat changes no column that the projection calls unchanged, and clears the cleared ones."""
+    """An applied heartbeat keeps each column that the projection calls unchanged, and clears the cleared ones."""
     before, change = row(state), REGISTRATION.unchanged[0]
     sent = event("node.heartbeat", 100)
     [save] = fold(REGISTRATION, {KEY: before}, [sent], Timing(), by_position=False).saves
@@ -52,7 +52,7 @@ def test_a_heartbeat_leaves_its_columns_alone(state: RegistrationState) -> None:
 def test_the_columns_of_a_deadline_say_what_the_rule_says(
     deadline: Deadline, state: RegistrationState, due_at: object, emitted_at: object
 ) -> None:
-    """By state, deadline and marker a row waits for a timeout when `needs_…_timeout_event` says that it does."""
+    """State, deadline and marker mark a row as waiting exactly when `needs_…_timeout_event` is true."""
     timeout = REGISTRATION.deadlines[deadline]
     there = row(state, **{timeout.deadline: due_at, timeout.emitted_at: emitted_at})
     waits = state in timeout.states and emitted_at is None and due_at == when(9)

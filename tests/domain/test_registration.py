@@ -1,4 +1,4 @@
-"""What one event makes of one registration: every row of the table of states."""
+"""The effect of one event on one registration: every row of the table of states."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import product
@@ -39,7 +39,7 @@ OCCURRED_AT = when(SEQUENCE)
 
 
 def sent(type_: str, data: Json | None = None, **fields: Any) -> Fact:
-    """The event under test, with the least data that its type allows unless they are given."""
+    """The event under test, by default with the least data that its type allows."""
     if data is None and type_ == "registration.recorded":
         data = {"current_state": "active", "node_type": "compute", "registered_at": at(5)}
     fact = event(type_, SEQUENCE, data=data, correlation_id=str(CORRELATION), **fields)
@@ -48,7 +48,7 @@ def sent(type_: str, data: Json | None = None, **fields: Any) -> Fact:
 
 
 def recorded(before: Registration | None, cause: Fact) -> dict[str, object]:
-    """What every event that is recorded writes."""
+    """The columns that recording an event writes."""
     return {
         "last_applied_event_id": cause.event_id,
         "last_applied_sequence": SEQUENCE,
@@ -59,7 +59,7 @@ def recorded(before: Registration | None, cause: Fact) -> dict[str, object]:
 
 
 def changed(before: Registration, cause: Fact) -> dict[str, object]:
-    """The columns that the event changes, beside those that recording it does."""
+    """The columns that the event changes, besides those that recording writes."""
     after = evolve(before, cause, TIMING)
     assert isinstance(after, Registration)
     names = {name for name in after.__struct_fields__ if getattr(after, name) != getattr(before, name)}
@@ -134,7 +134,7 @@ CELLS = list(product(FACT_TYPES, ANYTHING))
 
 
 def test_the_table_is_whole() -> None:
-    """There is a row for every event type, and a cell for every state and for no row."""
+    """The table has a row for every event type, and a cell for every state and for a missing row."""
     assert set(TABLE) == set(SETS) == set(FACT_TYPES)
     assert len(CELLS) == 11 * 9
 
@@ -143,7 +143,7 @@ def test_the_table_is_whole() -> None:
 def test_an_event_that_the_table_allows_leads_to_its_state_and_sets_what_it_says(
     type_: str, state: RegistrationState | None
 ) -> None:
-    """The whole row after the event is the row before it, the event written down, and what its type sets."""
+    """An allowed event changes only the recorded columns, the state, and the columns that its type sets."""
     before = None if state is None else row(state)
     cause = sent(type_)
     begun = row(PENDING_REGISTRATION, registered_at=OCCURRED_AT)
@@ -157,7 +157,7 @@ def test_an_event_that_the_table_allows_leads_to_its_state_and_sets_what_it_says
 def test_an_event_that_the_table_does_not_allow_is_ignored_with_a_reason(
     type_: str, state: RegistrationState
 ) -> None:
-    """The reason names the event, what it needs, and the state that it met."""
+    """The reason names the event, its need, and the state that it met."""
     assert evolve(row(state), sent(type_), TIMING) == Ignored(
         f"{type_} needs {EXPECTED[type_]}; the state is {state}"
     )
@@ -165,19 +165,19 @@ def test_an_event_that_the_table_does_not_allow_is_ignored_with_a_reason(
 
 @pytest.mark.parametrize("type_", [type_ for type_ in FACT_TYPES if None not in TABLE[type_]])
 def test_an_event_that_begins_nothing_is_ignored_for_an_unknown_entity(type_: str) -> None:
-    """Without a row only what begins a registration counts."""
+    """Without a row every event is ignored but those that begin a registration."""
     assert evolve(None, sent(type_), TIMING) == Ignored("unknown entity")
 
 
 def test_recording_an_event_writes_it_down_and_nothing_else() -> None:
-    """An ignored event leaves id, position, correlation id and time in the row, and one version more."""
+    """An ignored event changes id, position, correlation id, time and version (by one), and no other column."""
     before = row(ACTIVE)
     cause = sent("registration.accepted")
     assert record(before, cause) == msgspec.structs.replace(before, **recorded(before, cause))
 
 
 def test_a_row_follows_its_event_to_a_partition() -> None:
-    """The columns of the position are the event's, and no other track is left in them."""
+    """The position columns are the event's, and no column of another track keeps a value."""
     cause = sent("node.heartbeat", position={"partition": "t-1", "offset": 8, "previous": 3})
     after = record(row(ACTIVE), cause)
     assert (after.last_applied_partition, after.last_applied_offset, after.last_applied_sequence) == ("t-1", 8, None)
@@ -185,13 +185,13 @@ def test_a_row_follows_its_event_to_a_partition() -> None:
 
 
 def test_an_event_without_a_correlation_id_clears_it() -> None:
-    """The correlation id is that of the last event, not the last one that was given."""
+    """The row has the correlation id of its last event, or none if that event has none."""
     assert record(row(ACTIVE), event("node.heartbeat", SEQUENCE)).correlation_id is None
 
 
 @pytest.mark.parametrize("state", [None, REJECTED])
 def test_what_begins_a_registration_says_what_the_node_is(state: RegistrationState | None) -> None:
-    """Type, version and capabilities are those that were sent."""
+    """A new registration has the type, version and capabilities of its first event."""
     data = {"node_type": "gpu", "node_version": "3.1", "capabilities": {"cuda": [1, {"x": None}]}}
     after = evolve(None if state is None else row(state), sent("registration.initiated", data), TIMING)
     assert isinstance(after, Registration)
@@ -199,7 +199,7 @@ def test_what_begins_a_registration_says_what_the_node_is(state: RegistrationSta
 
 
 def test_a_registration_keeps_the_time_of_its_first_beginning() -> None:
-    """`registered_at` is the first event's time, and stays when the node registers again."""
+    """`registered_at` is the time of the first event, and stays when the node registers again."""
     first = evolve(None, sent("registration.initiated"), TIMING)
     assert isinstance(first, Registration)
     assert first.registered_at == OCCURRED_AT
@@ -215,7 +215,7 @@ def test_a_registration_keeps_the_time_of_its_first_beginning() -> None:
 def test_an_ack_deadline_that_is_given_counts_and_clears_its_marker(
     type_: str, state: RegistrationState, given: float
 ) -> None:
-    """The event's own deadline replaces the present one, whichever is later, and can time out anew."""
+    """An event's own ack deadline replaces the current one, earlier or later, and its timeout can occur again."""
     after = evolve(row(state), sent(type_, {"ack_deadline": at(given)}), TIMING)
     assert isinstance(after, Registration)
     assert (after.ack_deadline, after.ack_timeout_emitted_at) == (when(given), None)
@@ -227,7 +227,7 @@ def test_an_ack_deadline_that_is_given_counts_and_clears_its_marker(
 def test_a_liveness_deadline_that_is_given_counts_and_clears_its_marker(
     type_: str, state: RegistrationState, given: float
 ) -> None:
-    """The event's own deadline replaces the present one, also when that moves it back."""
+    """An event's own liveness deadline replaces the current one, earlier or later, and clears its marker."""
     after = evolve(row(state), sent(type_, {"liveness_deadline": at(given)}), TIMING)
     assert isinstance(after, Registration)
     assert (after.liveness_deadline, after.liveness_timeout_emitted_at) == (when(given), None)
@@ -243,7 +243,7 @@ def test_a_liveness_deadline_that_is_given_counts_and_clears_its_marker(
 def test_a_computed_liveness_deadline_never_moves_the_present_one_back(
     type_: str, state: RegistrationState, span: float, present: float | None, moved: bool
 ) -> None:
-    """The later of the two stays, and the marker is cleared in either case."""
+    """The later of a computed and the current liveness deadline counts; the marker is cleared in either case."""
     computed = OCCURRED_AT + timedelta(seconds=span)
     stands = None if present is None else computed + timedelta(seconds=present)
     after = evolve(row(state, liveness_deadline=stands), sent(type_), TIMING)
@@ -263,7 +263,7 @@ def test_the_default_timing_is_that_of_the_contract() -> None:
 
 @pytest.mark.parametrize("capabilities", [{}, {"gpu": {"cores": 4}}])
 def test_activation_replaces_the_capabilities_that_it_gives(capabilities: Json) -> None:
-    """Given capabilities are the new ones as a whole, an empty object among them."""
+    """Capabilities in an activation replace the old ones entirely, even by an empty object."""
     cause = sent("registration.activated", {"capabilities": capabilities})
     assert changed(row(ACK_RECEIVED), cause)["capabilities"] == capabilities
 
@@ -271,13 +271,13 @@ def test_activation_replaces_the_capabilities_that_it_gives(capabilities: Json) 
 @pytest.mark.parametrize("state", ALIVE)
 @pytest.mark.parametrize("newest", [None, SEQUENCE - 0.000001], ids=["the first", "a newer one"])
 def test_a_newer_heartbeat_counts(state: RegistrationState, newest: float | None) -> None:
-    """A heartbeat after the newest one, or the first, moves heartbeat and deadline, and leaves the state."""
+    """The first or a newer heartbeat moves `last_heartbeat_at` and the deadline, and keeps the state."""
     before = row(state, last_heartbeat_at=None if newest is None else when(newest))
     assert changed(before, sent("node.heartbeat")) == SETS["node.heartbeat"]
 
 
 def test_a_heartbeat_may_say_when_it_was() -> None:
-    """With `heartbeat_at` that time counts, also for the deadline, and not the event's own."""
+    """`heartbeat_at` counts instead of the event's time, also for the deadline."""
     assert changed(row(ACTIVE), sent("node.heartbeat", {"heartbeat_at": at(50)})) == {
         "last_heartbeat_at": when(50),
         "liveness_deadline": when(50 + 91),
@@ -288,7 +288,7 @@ def test_a_heartbeat_may_say_when_it_was() -> None:
 @pytest.mark.parametrize("late", [0, 0.000001, 1000], ids=["equal", "just before", "long before"])
 @pytest.mark.parametrize("deadline", [{}, {"liveness_deadline": at(10_000)}], ids=["computed", "given"])
 def test_a_heartbeat_that_is_not_newer_is_ignored(late: float, deadline: Json) -> None:
-    """The reason names the newest heartbeat in UTC and the state, and a deadline that it gives counts for nothing."""
+    """The reason names the newest heartbeat in UTC and the state; the old heartbeat's own deadline is ignored."""
     newest = when(SEQUENCE).astimezone(timezone(timedelta(hours=2)))
     cause = sent("node.heartbeat", {"heartbeat_at": at(SEQUENCE - late), **deadline})
     assert evolve(row(ACTIVE, last_heartbeat_at=newest), cause, TIMING) == Ignored(
@@ -298,7 +298,7 @@ def test_a_heartbeat_that_is_not_newer_is_ignored(late: float, deadline: Json) -
 
 @pytest.mark.parametrize("before", [None, row(REJECTED)], ids=["no row", "a row"])
 def test_a_recorded_row_is_written_as_given(before: Registration | None) -> None:
-    """Every column that is data comes from the event, whatever the table of states would say."""
+    """`registration.recorded` sets every data column as given, whatever the table of states allows."""
     data = {
         "current_state": "awaiting_ack",
         "node_type": "gpu",
@@ -328,14 +328,14 @@ def test_a_recorded_row_is_written_as_given(before: Registration | None) -> None
 
 
 def test_evolving_leaves_the_row_that_it_was_given_alone() -> None:
-    """evolve is pure: the same registration and event give the same again."""
+    """evolve is pure: the same registration and event give the same result again."""
     before, cause = row(PENDING_REGISTRATION), sent("registration.accepted")
     assert evolve(before, cause, TIMING) == evolve(before, cause, TIMING)
     assert before == row(PENDING_REGISTRATION)
 
 
 def test_times_of_the_last_year_can_be_computed_with() -> None:
-    """The latest time that an event may have still gives deadlines."""
+    """Deadlines can be computed even from the latest time that an event may have."""
     last = datetime(9998, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
     after = evolve(row(ACTIVE), sent("node.heartbeat", occurred_at=last.isoformat()), TIMING)
     assert isinstance(after, Registration)

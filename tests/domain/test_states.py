@@ -1,4 +1,4 @@
-"""The states, and which may follow which."""
+"""The states and their transitions."""
 
 import itertools
 
@@ -41,7 +41,7 @@ TRANSITIONS = {
 
 
 def test_there_are_eight_states_named_as_clients_know_them() -> None:
-    """The values are the words of the contract, in the order of the database's enum."""
+    """The values are the contract's names, in the order of the database's enum."""
     assert [str(state) for state in RegistrationState] == [
         "pending_registration",
         "accepted",
@@ -57,7 +57,7 @@ def test_there_are_eight_states_named_as_clients_know_them() -> None:
 @pytest.mark.parametrize("state", RegistrationState)
 @pytest.mark.parametrize("predicate", PREDICATES)
 def test_a_predicate_holds_for_its_states_alone(predicate: str, state: RegistrationState) -> None:
-    """Each predicate is true for the states that it is about, and false for every other."""
+    """Each predicate is true for exactly its states."""
     assert getattr(state, predicate)() is (state in PREDICATES[predicate])
 
 
@@ -69,5 +69,5 @@ def test_a_state_leads_where_the_table_says(source: RegistrationState, target: R
 
 @pytest.mark.parametrize("state", [state for state in RegistrationState if state.is_terminal()])
 def test_only_a_new_registration_leads_out_of_a_terminal_state(state: RegistrationState) -> None:
-    """From a terminal state nothing but `pending_registration` can be reached."""
+    """The only transition out of a terminal state leads to `pending_registration`."""
     assert [target for target in RegistrationState if state.can_transition_to(target)] == [PENDING_REGISTRATION]

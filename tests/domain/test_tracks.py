@@ -1,4 +1,4 @@
-"""Rows that change tracks: before a topic's first message, after the messages of its entity, and wrong clocks."""
+"""Rows that change tracks: before a topic's first message, following their entity's messages, and wrong clocks."""
 
 import pytest
 from msgspec.structs import replace
@@ -19,7 +19,7 @@ TIMING = Timing()
 
 
 def at(offset: int, partition: str) -> Position:
-    """A place in a partition."""
+    """The position of an offset in a partition."""
     return Position(partition=partition, offset=offset)
 
 
@@ -44,20 +44,20 @@ def heartbeat(position: Position, seconds: float) -> Event:
     [("nodes-0", "nodes"), ("nodes-1-12", "nodes-1"), ("nodes-*", "nodes"), ("nodes-1-*", "nodes-1")],
 )
 def test_a_partition_names_its_topic(name: str, topic: str) -> None:
-    """The number of the partition, or the star, follows the last hyphen."""
+    """In a partition's name, the number or `*` follows the last hyphen, and the topic precedes it."""
     assert topic_of(name) == topic
 
 
 @pytest.mark.parametrize("name", ["nodes", "nodes-", "-0", "nodes-a", "nodes-0x", "nodes-²", "", "rack 7"])
 def test_other_names_have_no_topic(name: str) -> None:
-    """A partition that is not named as Kafka's are has no topic."""
+    """A partition that is not named like Kafka's has no topic."""
     assert topic_of(name) is None
 
 
 @pytest.mark.parametrize("partition", ["nodes-0", "nodes-12"])
 @pytest.mark.parametrize("offset", [0, 7])
 def test_every_message_of_a_topic_comes_after_its_beginning(partition: str, offset: int) -> None:
-    """A row before a topic's first message takes the next one, whatever its partition and offset."""
+    """A row before a topic's first message accepts the next one from any partition and offset."""
     assert compare(at(offset, partition), before_topic("nodes")) is Comparison.HIGHER
 
 
@@ -65,12 +65,12 @@ def test_every_message_of_a_topic_comes_after_its_beginning(partition: str, offs
     "position", [at(0, "other-0"), at(0, "nodes-1-0"), at(0, "nodes"), at(0, "nodes-x"), Position(sequence=9)]
 )
 def test_other_topics_are_other_tracks(position: Position) -> None:
-    """A row before a topic's first message takes no event of another source."""
+    """A row before a topic's first message accepts no event of another source."""
     assert compare(position, before_topic("nodes")) is Comparison.OTHER_TRACK
 
 
 def test_before_the_first_message_of_a_partition() -> None:
-    """A row before a partition's first message takes that message, and none of another partition."""
+    """A row before a partition's first message accepts it, and none of another partition."""
     assert compare(at(0, "nodes-1"), at(-1, "nodes-1")) is Comparison.HIGHER
     assert compare(at(0, "nodes-2"), at(-1, "nodes-1")) is Comparison.OTHER_TRACK
 
@@ -89,13 +89,13 @@ def test_before_the_first_message_of_a_partition() -> None:
     ],
 )
 def test_a_row_follows_newer_messages(stands_at: Position, position: Position, seconds: float, moves: bool) -> None:
-    """A row moves to another partition of the topics that are read, for an event that is not older than its last."""
+    """A row moves to another partition, of the topics read, for an event not older than its last one."""
     follow = within({"nodes", "other"}.__contains__)
     assert follow(standing(stands_at), heartbeat(position, seconds)) is moves
 
 
 def test_a_move_is_a_version_and_a_change_of_its_own() -> None:
-    """The fold moves the row, says so in the log, and then takes the event in as on any row."""
+    """The fold moves the row as its own version and change, and then applies the event as usual."""
     before = standing(at(40, "nodes-0"))
     moving: EventBase = heartbeat(at(3, "nodes-2"), 20)
     log = ChangeLog()
@@ -123,7 +123,7 @@ def test_a_move_is_a_version_and_a_change_of_its_own() -> None:
 
 
 def test_a_repeat_on_the_new_track_is_a_duplicate() -> None:
-    """Once a row has moved, the message that it followed is compared with its position as any other."""
+    """After a move, the message that the row followed is a duplicate by its position."""
     follow = within({"nodes"}.__contains__)
     moving = heartbeat(at(3, "nodes-2"), 20)
     for _ in range(2):
@@ -159,7 +159,7 @@ def after(beating: Registration, seconds: float, timing: Timing) -> Registration
 
 
 def test_a_heartbeat_replaces_one_that_no_correct_clock_made() -> None:
-    """The newest heartbeat lies after every time that a clock can show: a later one lowers it, and its deadline."""
+    """A heartbeat replaces a newest one whose time is impossible, and lowers time and deadline."""
     lowered = after(WRONG, 100, replace(TIMING, correct_until=when(400)))
     assert (lowered.last_heartbeat_at, lowered.liveness_deadline) == (when(100), when(190))
     assert lowered.entity_id == NODE
@@ -167,7 +167,7 @@ def test_a_heartbeat_replaces_one_that_no_correct_clock_made() -> None:
 
 @pytest.mark.parametrize("correct_until", [None, 10 * YEAR])
 def test_a_heartbeat_that_a_clock_can_have_made_stays(correct_until: float | None) -> None:
-    """An older heartbeat changes nothing where the newest one may be right, or the time is not known."""
+    """An older heartbeat changes nothing if the newest one may be right, or the current time is unknown."""
     timing = replace(TIMING, correct_until=None if correct_until is None else when(correct_until))
     kept = after(WRONG, 100, timing)
     assert (kept.last_heartbeat_at, kept.liveness_deadline) == (WRONG.last_heartbeat_at, WRONG.liveness_deadline)

@@ -30,7 +30,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def address_of(service: Service) -> tuple[str, int]:
-    """Host and port of a service."""
+    """The host and port of a service."""
     parts = urlsplit(service.url)
     assert parts.hostname
     assert parts.port
@@ -38,7 +38,7 @@ def address_of(service: Service) -> tuple[str, int]:
 
 
 class Exchange:
-    """What a connection answered: the statuses in order, the headers of each, and whether it was closed."""
+    """The answers on a connection: the statuses in order, the headers of each, and whether it was closed."""
 
     def __init__(self, received: bytes, *, closed: bool) -> None:
         self.received = received
@@ -54,7 +54,7 @@ class Exchange:
 
 
 def exchange(service: Service, *segments: bytes, answers: int, half_close: bool = False) -> Exchange:
-    """Send segments, each by itself, and read until so many answers are there and nothing more comes."""
+    """Send each segment separately; read until this many answers have come and no more bytes arrive."""
     received, closed = b"", False
     pause = 0.02 if len(segments) < 10 else 0.002  # seconds; where there are many, some may be read together
     with socket.create_connection(address_of(service), timeout=PATIENCE) as connection:

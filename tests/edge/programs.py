@@ -1,4 +1,4 @@
-"""Programs of others that tests use: real clients and proxies. A test is skipped where its program is not there."""
+"""External programs that tests use: real clients and proxies. A test is skipped if its program is missing."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ POLL = 0.05  # seconds
 
 
 def program(*names: str) -> str:
-    """The path of a program, under the first of its names that is there; the test is skipped without it."""
+    """The path of a program, found under any of its names; skips the test if the program is missing."""
     for name in names:
         for folder in (None, "/usr/sbin"):
             if found := shutil.which(name, path=folder):
@@ -32,7 +32,7 @@ def run(
     check: bool = True,
     stdin: bytes | None = None,
 ) -> "subprocess.CompletedProcess[bytes]":
-    """Run a program to its end; all that it printed is shown when it fails."""
+    """Run a program to its end; if it fails, all its output is shown."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -47,14 +47,14 @@ def run(
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 @contextmanager
 def nginx(folder: Path, locations: str, http: str = "") -> Iterator[str]:
-    """An nginx with these locations, in the foreground; its address. `http` are more directives of that level."""
+    """The address of an nginx with these locations, in the foreground; `http` adds directives of that level."""
     port = free_port()
     configuration = folder / "nginx.conf"
     temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

@@ -1,4 +1,4 @@
-"""Pages of other origins in a real browser: what they cannot do here, and what a listed one can."""
+"""Pages of other origins in a real browser: what they cannot do to a service, and what a listed page can do."""
 
 import json
 import threading
@@ -56,7 +56,7 @@ async function attempt(name, work) {
 
 @contextmanager
 def page(text: list[str]) -> Iterator[str]:
-    """A web server of another origin that serves the last of these texts; its address."""
+    """The address of a web server of another origin, which serves the last of these texts."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -81,21 +81,21 @@ def page(text: list[str]) -> Iterator[str]:
 
 
 def browse(url: str, profile: Path, *options: str) -> str:
-    """The page at an address, as a browser without a window has it in the end."""
+    """The page at an address as a headless browser finally shows it."""
     browser = program("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
     always = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=8000")
     return run(browser, *always, *options, f"--user-data-dir={profile}", "--dump-dom", url).stdout.decode()
 
 
 def said_by(shown: str) -> dict[str, object]:
-    """What a page said at its end."""
+    """The text that a page finally shows."""
     said = shown.partition('<pre id="said">')[2].partition("</pre>")[0]
     assert said, shown
     return dict(json.loads(said))
 
 
 def text_for(address: str, number: int, letter: int = 1) -> str:
-    """The page, for the address of a service, an event of a node of its own, and a dead letter."""
+    """The page for a service's address, an event of its own node, and a dead letter."""
     event = event_json("registration.initiated", 1, entity_id=node(number))
     return PAGE % {
         "service": json.dumps(address),
@@ -106,7 +106,7 @@ def text_for(address: str, number: int, letter: int = 1) -> str:
 
 
 async def add_letter(url: str, value: Json) -> int:
-    """Put a message among the dead letters of a database; its id."""
+    """Add a message to a database's dead letters; returns its id."""
     connection = await asyncpg.connect(url)
     try:
         return int(
@@ -134,7 +134,7 @@ def with_a_letter(folder: Path, number: int) -> Iterator[tuple[Service, int]]:
 
 
 def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
-    """What a browser sends without asking is refused: bodies without a type, none at all, forms, beacons."""
+    """A foreign page's requests without preflight are refused: untyped or empty bodies, forms, beacons."""
     with with_a_letter(tmp_path, 3) as (service, letter):
         with page([text_for(service.url, 1, letter)]) as origin:
             said = said_by(browse(origin, tmp_path / "profile"))
@@ -157,7 +157,7 @@ def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_name_that_points_here_changes_nothing(tmp_path: Path) -> None:
-    """A page of a name that its owner has pointed at this machine reaches nothing by that name, nor reads a page."""
+    """A page whose host name points at this machine reaches nothing by that name, and reads no page."""
     rules = "--host-resolver-rules=MAP evil.example 127.0.0.1"
     with with_a_letter(tmp_path, 3) as (service, letter):
         evil = service.url.replace("127.0.0.1", "evil.example")

@@ -1,4 +1,4 @@
-"""More connections than a process may have, from clients that say nothing."""
+"""More silent connections than a process may open."""
 
 import resource
 import socket
@@ -19,7 +19,7 @@ DESCRIPTORS = 300  # that the service may open
 
 
 def ask(address: tuple[str, int], path: str) -> bytes:
-    """The first bytes of the answer to a request on a connection of its own."""
+    """The first bytes of the answer to a request on its own connection."""
     with socket.create_connection(address, timeout=10) as connection:
         received = b""
         with suppress(ConnectionError):  # a connection that is turned away is closed without a look at its request
@@ -30,7 +30,7 @@ def ask(address: tuple[str, int], path: str) -> bytes:
 
 
 def secure(address: tuple[str, int], path: str, context: ssl.SSLContext, source: str) -> bytes:
-    """The same over TLS, from an address of the machine. b"" where the connection is not taken."""
+    """The answer over TLS to a request from this source address; b"" if the connection is refused."""
     with (
         suppress(OSError),
         socket.create_connection(address, timeout=10, source_address=(source, 0)) as plain,
@@ -45,7 +45,7 @@ def secure(address: tuple[str, int], path: str, context: ssl.SSLContext, source:
 
 
 def test_silent_connections_lock_nobody_out(tmp_path: Path) -> None:
-    """With 1,100 silent connections and few descriptors, health checks are answered, the rest is told 503."""
+    """With 1,100 silent connections and few descriptors, health checks are answered; other requests get 503."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))  # inherited by the service
     try:
@@ -77,7 +77,7 @@ def test_silent_connections_lock_nobody_out(tmp_path: Path) -> None:
 
 @contextmanager
 def few_descriptors(folder: Path, **settings: object) -> Iterator[Service]:
-    """A service that may open few descriptors, while this process may open more."""
+    """A service with a low limit of descriptors; this process has a higher one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))  # inherited by the service
     try:
@@ -93,9 +93,9 @@ def few_descriptors(folder: Path, **settings: object) -> Iterator[Service]:
 
 
 def test_half_open_handshakes_lock_nobody_out(tmp_path: Path) -> None:
-    """1,100 connections that never end their TLS handshake take one address's share, and not for long.
+    """1,100 unfinished TLS handshakes use up one address's share only, and only for a while.
 
-    Others are answered at once, and that address again when the handshakes have had their time.
+    Other addresses are answered at once, and that address again once the handshakes have timed out.
     """
     authority = Authority()
     context = ssl.create_default_context(cadata=authority.pem.decode())

@@ -36,12 +36,12 @@ def curl(*arguments: object, stdin: bytes | None = None) -> bytes:
 
 
 def told(*arguments: object) -> tuple[int, dict[str, str]]:
-    """The status and the headers of the answer to a request."""
+    """The status and headers of the answer to a request."""
     return head_of(curl(*arguments, "--dump-header", "-", "--output", "/dev/null"))
 
 
 def head_of(raw: bytes) -> tuple[int, dict[str, str]]:
-    """The status and the headers of the last answer that curl shows, less those that differ each time."""
+    """The status and headers of the last answer in curl's output, without headers that vary each time."""
     lines = raw.decode().replace("\r", "").strip().split("\n\n")[-1].splitlines()
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
     for name in ("date", "x-correlation-id"):
@@ -58,33 +58,33 @@ def _with_nodes(live: Service) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_head(live: Service, path: str, tmp_path: Path) -> None:
-    """`curl -I` gets the status and the headers of GET, on every path."""
+    """`curl -I` gets the status and headers of GET, on every path."""
     shown = tmp_path / "head"
     curl("--dump-header", shown, f"{live.url}{path}")
     assert head_of(curl("-I", f"{live.url}{path}")) == head_of(shown.read_bytes())
 
 
 def test_head_of_the_metrics(live: Service) -> None:
-    """The metrics change with each request; their head does not."""
+    """HEAD of the metrics has the headers of GET, although the metrics change with each request."""
     assert head_of(curl("-I", f"{live.url}/metrics"))[0] == 200
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_options(live: Service, path: str) -> None:
-    """`curl -X OPTIONS` is told what works on a path."""
+    """`curl -X OPTIONS` lists the methods of a path."""
     status, headers = told("-X", "OPTIONS", f"{live.url}{path}")
     allow = "GET, HEAD, OPTIONS, PUT" if "workflows/" in path else "GET, HEAD, OPTIONS"
     assert (status, headers["allow"], headers["cache-control"]) == (204, allow, "no-store")
 
 
 def test_options_of_the_service(live: Service) -> None:
-    """The question about the service as a whole."""
+    """`OPTIONS *` lists the methods of the whole service."""
     status, headers = head_of(curl("-X", "OPTIONS", "--request-target", "*", "--dump-header", "-", live.url))
     assert (status, headers["allow"]) == (204, "DELETE, GET, HEAD, OPTIONS, POST, PUT")
 
 
 def test_http2_is_not_spoken_and_nothing_is_lost(live: Service) -> None:
-    """`curl --http2` asks to go on in HTTP/2, and goes on in HTTP/1.1 when that is passed over."""
+    """`curl --http2` offers an upgrade to HTTP/2; the service ignores it, and curl continues in HTTP/1.1."""
     event = event_json("registration.initiated", 1, entity_id=node(1000))
     answer = curl("--http2", "-H", "Content-Type: application/json", "-d", json.dumps(event), f"{live.url}/v1/events")
     assert json.loads(answer)["outcome"] == "applied"
@@ -92,7 +92,7 @@ def test_http2_is_not_spoken_and_nothing_is_lost(live: Service) -> None:
 
 @pytest.mark.parametrize(("form", "media"), [("lines", "application/x-ndjson"), ("array", "application/json")])
 def test_a_gzip_body(live: Service, form: str, media: str) -> None:
-    """What gzip has packed is taken in."""
+    """A gzipped body is accepted."""
     first = 2000 if form == "lines" else 3000
     events = [event_json("registration.initiated", 1, entity_id=node(number)) for number in range(first, first + 50)]
     text = "\n".join(map(json.dumps, events)) if form == "lines" else json.dumps(events)
@@ -103,7 +103,7 @@ def test_a_gzip_body(live: Service, form: str, media: str) -> None:
 
 
 def test_another_coding_is_refused(live: Service) -> None:
-    """A coding that is not read is 415, with those that are."""
+    """A body in another coding is a 415 that lists the accepted codings."""
     sent = ("-H", "Content-Type: application/json", "-H", "Content-Encoding: br", "-d", "{}")
     status, headers = told(*sent, f"{live.url}/v1/events")
     assert (status, headers["accept-encoding"]) == (415, "gzip, identity")
@@ -111,7 +111,7 @@ def test_another_coding_is_refused(live: Service) -> None:
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
 def test_a_compressed_list(live: Service, accept: str, tmp_path: Path) -> None:
-    """`curl --compressed` gets a list in less bytes, and the same list."""
+    """`curl --compressed` gets the same list in fewer bytes."""
     plain = curl("-H", f"Accept: {accept}", f"{live.url}/v1/entities?limit=1000")
     shown = tmp_path / "head"
     coded = curl(
@@ -123,20 +123,20 @@ def test_a_compressed_list(live: Service, accept: str, tmp_path: Path) -> None:
 
 
 def test_a_point_read_is_never_compressed(live: Service, tmp_path: Path) -> None:
-    """Coding would cost more than the read."""
+    """A point read is never gzipped, as that would cost more than the read."""
     shown = tmp_path / "head"
     curl("--compressed", "--dump-header", shown, f"{live.url}/v1/entities/{NODE}")
     assert "content-encoding" not in head_of(shown.read_bytes())[1]
 
 
 def test_other_hosts_are_not_served(live: Service) -> None:
-    """A name that somebody has pointed at this address is refused."""
+    """A request by a foreign host name that points at this address is refused."""
     assert head_of(curl("-I", "-H", "Host: evil.example", f"{live.url}/livez"))[0] == 421
     assert head_of(curl("-I", "-H", "Host: evil.example", f"{live.url}/v1/entities/{NODE}"))[0] == 421
 
 
 def test_an_id_of_a_gateway(live: Service) -> None:
-    """Ids of any form are given back."""
+    """Correlation ids of any form come back unchanged."""
     given = "Root=1-67891233-abcdef012345678912345678"
     for path in ("/livez", f"/v1/entities/{NODE}"):
         assert (
@@ -146,7 +146,7 @@ def test_an_id_of_a_gateway(live: Service) -> None:
 
 
 def test_a_receiver_of_cloudevents_answers_nothing(live: Service) -> None:
-    """With `Prefer: return=minimal` a sender of CloudEvents gets 204, and problems when there are any."""
+    """With `Prefer: return=minimal` a sender of CloudEvents gets a 204, or a problem if there is one."""
     attributes = {"specversion": "1.0", "type": "registration.initiated", "source": "/nodes", "sequence": "1"}
     attributes |= {"subject": str(node(9000)), "id": str(node(9001)), "time": "2026-01-01T00:00:00Z"}
     headers = [f"ce-{name}: {value}" for name, value in attributes.items()]
@@ -164,5 +164,5 @@ def test_a_receiver_of_cloudevents_answers_nothing(live: Service) -> None:
     [("limit=1&limit=2", 422), ("node_type=", 422), ("updated_before=2026-06-01T00:00:00+02:00", 200)],
 )
 def test_queries(live: Service, query: str, status: int) -> None:
-    """A parameter twice or without a value is refused; a raw `+` in a time is one."""
+    """A repeated or empty parameter is refused; a raw `+` in a time is read as a plus."""
     assert head_of(curl("-I", f"{live.url}/v1/entities?{query}"))[0] == status

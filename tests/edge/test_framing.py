@@ -1,6 +1,6 @@
-"""Bytes on a connection: which answers come, and which requests are carried out (RFC 9112).
+"""Bytes on a connection: their answers, and the requests that are carried out (RFC 9112).
 
-A row sends PUTs that each create a workflow of its own. What was carried out is which of them are there afterwards.
+Each row sends PUTs that create a workflow each; the workflows that exist afterwards show which were carried out.
 """
 
 import json
@@ -31,21 +31,21 @@ class Put(NamedTuple):
 
     @property
     def plain(self) -> bytes:
-        """With its length."""
+        """The request with a declared length."""
         return self.head + b"Content-Length: %d\r\n\r\n" % len(self.body) + self.body
 
     def having(self, fields: bytes) -> bytes:
-        """With its length and more fields."""
+        """The request with a declared length and more fields."""
         return self.head + fields + b"Content-Length: %d\r\n\r\n" % len(self.body) + self.body
 
     @property
     def chunks(self) -> bytes:
-        """Its body in chunks."""
+        """The request's body in chunks."""
         return b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (9, self.body[:9], len(self.body) - 9, self.body[9:])
 
 
 def put(key: str, media_type: bytes) -> Put:
-    """One, under a key that no other test has."""
+    """A PUT under a key that no other test uses."""
     key = f"{key}-{next(_numbers)}"
     body = {"state": {"key": key}, "provenance": {"effect_id": "e", "timestamp": "2026-01-01T00:00:00Z"}}
     head = b"PUT /v1/workflows/%s HTTP/1.1\r\nIf-None-Match: *\r\n" % key.encode() + HOST + media_type
@@ -53,7 +53,7 @@ def put(key: str, media_type: bytes) -> Put:
 
 
 class Row(NamedTuple):
-    """What is sent, in segments; the statuses that answer; the keys that are there then; whether it is closed."""
+    """The segments sent; the statuses answered; the keys that exist then; whether the connection is closed."""
 
     segments: list[bytes]
     statuses: list[int]
@@ -64,7 +64,7 @@ class Row(NamedTuple):
 
 
 def _upgrading(new: Callable[[str], Put], protocol: bytes, connection: bytes = b"Upgrade") -> Row:
-    """A GET that would rather speak another protocol, with a PUT for its body."""
+    """A GET that asks for another protocol, with a PUT as its body."""
     inner = new("inner")
     upgrade = b"Connection: %s\r\nUpgrade: %s\r\nContent-Length: %d\r\n\r\n" % (
         connection,
@@ -75,7 +75,7 @@ def _upgrading(new: Callable[[str], Put], protocol: bytes, connection: bytes = b
 
 
 def _in_body(new: Callable[[str], Put], head: bytes, status: int) -> Row:
-    """A request whose body is a PUT."""
+    """A request with a PUT as its body."""
     inner = new("inner")
     return Row(
         [head + b"Content-Length: %d\r\n\r\n" % len(inner.plain) + inner.plain + GET + b"\r\n"],
@@ -85,13 +85,13 @@ def _in_body(new: Callable[[str], Put], head: bytes, status: int) -> Row:
 
 
 def _refused(new: Callable[[str], Put], head: bytes, status: int) -> Row:
-    """A head that is refused; neither what follows as its body nor what is sent later is carried out."""
+    """A head that is refused; neither its body nor later requests are carried out."""
     inner, after = new("inner"), new("after")
     return Row([head + inner.plain, after.plain], [status], not_carried_out=[inner, after], closed=True)
 
 
 def rows(media_type: bytes) -> dict[str, Row]:
-    """The rows, with PUTs of this content type."""
+    """The test cases, with PUTs of this content type."""
     new = partial(put, media_type=media_type)
     return {
         "one": Row([(one := new("one")).plain], [201], [one]),
@@ -224,7 +224,7 @@ AT_ONCE = 16  # exchanges: each waits a while for an answer too many
 
 @pytest.mark.parametrize("way", WAYS)
 def test_framing(live: Service, way: str) -> None:
-    """The answers are those of the requests that were sent; these are carried out, and nothing else is."""
+    """The service answers and carries out exactly the requests that were sent."""
     with live.client() as client, ThreadPoolExecutor(AT_ONCE) as pool:
         running = {case: pool.submit(_check, live, client, row) for case, row in rows(WAYS[way]).items()}
     failed = {case: error for case, each in running.items() if (error := each.exception())}
@@ -233,7 +233,7 @@ def test_framing(live: Service, way: str) -> None:
 
 
 def _check(live: Service, client: httpx.Client, row: Row) -> None:
-    """A row, on a connection of its own."""
+    """Run one row on its own connection."""
     got = exchange(live, *row.segments, answers=len(row.statuses), half_close=row.half_close)
     assert got.statuses == row.statuses, got.received
     assert got.closed is row.closed, got.received
@@ -246,7 +246,7 @@ def _check(live: Service, client: httpx.Client, row: Row) -> None:
 
 
 def _is_a_problem(got: Exchange) -> None:
-    """What cannot be read is refused by a problem document with a correlation id, too."""
+    """Check that a refusal of unreadable bytes is a problem document with a correlation id."""
     head = got.heads[-1]
     assert head["content-type"] == "application/problem+json"
     assert head["x-correlation-id"]

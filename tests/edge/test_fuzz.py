@@ -12,7 +12,7 @@ SEED = int(os.environ.get("FUZZ_SEED", "1"))
 
 
 async def test_the_requests_carried_out_are_those_that_were_sent(tmp_path: Path, database_url: str) -> None:
-    """A find names its seed, which makes the same ones again. Every host is served: a fuzzed one may be whole."""
+    """A failure names its seed, which reproduces the cases. Every host is allowed, as a fuzzed one may be valid."""
     with serving(tmp_path, database_url=database_url, allowed_hosts="*", log_level="error") as service:
         count, finds = fuzz(*address_of(service), seconds=SECONDS, seed=SEED)
     assert not finds, f"seed {SEED}: {finds[0]}"

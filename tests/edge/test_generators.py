@@ -32,26 +32,26 @@ OPEN = ("--additional-properties", "disallowAdditionalPropertiesIfNotPresent=fal
 
 
 def install(*command: object, cwd: Path, **environment: str) -> None:
-    """Bring a generator here; the test is skipped where that cannot be."""
+    """Install a generator; skips the test if that is impossible."""
     done = run(*command, cwd=cwd, env=environment, timeout=INSTALL, check=False)
     if done.returncode != 0:
         pytest.skip(f"{command[0]} cannot bring the generator here: {done.stderr[-300:]!r}")
 
 
 def document(service: Service, folder: Path) -> Path:
-    """The document, in a file."""
+    """The OpenAPI document in a file."""
     path = folder / "openapi.json"
     path.write_bytes(httpx.get(f"{service.url}/openapi.json").content)
     return path
 
 
 def arguments(service: Service, entity_id: UUID) -> tuple[str, str, str]:
-    """The arguments of each client: the address, its entity, and its workflow."""
+    """The arguments of each client: the service's address, its entity, and its workflow."""
     return service.url, str(entity_id), f"orders/{entity_id}"
 
 
 def assert_done(service: Service, entity_id: UUID) -> None:
-    """The service has what the client says that it did."""
+    """Check that the service has the data that the client reports to have written."""
     row = httpx.get(f"{service.url}/v1/entities/{entity_id}").json()
     assert row["current_state"] == "ack_received"
     assert row["last_applied_sequence"] == 5_000_000_003
@@ -63,7 +63,7 @@ def assert_done(service: Service, entity_id: UUID) -> None:
 
 
 def test_python(live: Service, tmp_path: Path) -> None:
-    """The client of openapi-python-client is used as its types say, and does its work without a warning."""
+    """The client of openapi-python-client, used as its types require, does its work without a warning."""
     install(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     tools = tmp_path / "venv" / "bin"
     install(tools / "python", "-m", "pip", "install", "--quiet", *PYTHON_TOOLS, cwd=tmp_path)
@@ -93,7 +93,7 @@ def test_typescript(live: Service, tmp_path: Path) -> None:
 
 
 def test_go(live: Service, tmp_path: Path) -> None:
-    """The client of oapi-codegen compiles, and does its work."""
+    """The client of oapi-codegen compiles and does its work."""
     go = program("go")
     settings = {"GOBIN": str(tmp_path / "bin"), "GOFLAGS": "-mod=mod"}
     install(go, "install", GO_TOOL, cwd=tmp_path, **settings)
@@ -114,7 +114,7 @@ def test_go(live: Service, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "options"), [(4, ()), (5, OPEN)], ids=["as it comes", "with unknown fields"])
 def test_java(live: Service, tmp_path: Path, number: int, options: tuple[str, ...]) -> None:
-    """The client of openapi-generator, with its default library, compiles, and does its work."""
+    """The client of openapi-generator, with its default library, compiles and does its work."""
     maven, java = program("mvn"), program("java")
     group, name, version = JAVA_TOOL
     copy = ("dependency:copy", f"-Dartifact={group}:{name}:{version}", f"-DoutputDirectory={tmp_path}")

@@ -1,4 +1,4 @@
-"""Java's HttpClient with its default settings, which asks to go on in HTTP/2."""
+"""Java's HttpClient with its default settings, which offers HTTP/2."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Client {
 
 
 def test_events_are_taken_in(live: Service, tmp_path: Path) -> None:
-    """Two events on one connection are applied; the offer of HTTP/2 is passed over."""
+    """Two events on one connection are applied; the offer of HTTP/2 is ignored."""
     java = program("java")
     source = tmp_path / "Client.java"
     source.write_text(CLIENT)

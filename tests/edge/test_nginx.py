@@ -1,4 +1,4 @@
-"""nginx in front: under a prefix and compressing; and as a shared cache with its default settings."""
+"""nginx in front of the service: with a path prefix and compression, and as a shared cache with its defaults."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ CACHE_SECONDS = 600  # that a cache with a lifetime of its own would keep an ans
 
 @pytest.fixture
 def prefixed(live: Service, tmp_path: Path) -> Iterator[str]:
-    """The service under /pqs/, behind an nginx that compresses all that it may."""
+    """The service under /pqs/, behind an nginx that compresses every type."""
     gzip = "gzip on; gzip_types *; gzip_min_length 0; gzip_proxied any;"
     with nginx(tmp_path, f"location /pqs/ {{ proxy_pass {live.url}/; }}", gzip) as url:
         yield f"{url}/pqs"
@@ -24,7 +24,7 @@ def prefixed(live: Service, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def cached(live: Service, tmp_path: Path) -> Iterator[str]:
-    """The service behind a cache that makes up lifetimes for answers that name none."""
+    """The service behind a cache that invents lifetimes for answers without one."""
     valid = (
         f"proxy_cache pqs; proxy_cache_valid any {CACHE_SECONDS}s; add_header X-Cache $upstream_cache_status always;"
     )
@@ -34,7 +34,7 @@ def cached(live: Service, tmp_path: Path) -> Iterator[str]:
 
 
 def test_pages_stay_under_the_prefix(prefixed: str) -> None:
-    """Whoever follows the links of a list behind a prefix gets all of it."""
+    """A client that follows the links of a list behind a prefix gets the whole list."""
     events = [event_json("registration.initiated", 1, entity_id=node(number)) for number in range(5)]
     assert httpx.post(f"{prefixed}/v1/events", json=events).status_code == 200
     url: str | None = f"{prefixed}/v1/entities?limit=2"
@@ -50,7 +50,7 @@ def test_pages_stay_under_the_prefix(prefixed: str) -> None:
 
 
 def test_a_tag_that_a_proxy_has_weakened(prefixed: str) -> None:
-    """nginx weakens the tag of what it compresses: a read accepts that, and a commit says why it does not."""
+    """nginx weakens tags of compressed answers: reads accept such a tag, and commits explain why they refuse it."""
     assert httpx.post(f"{prefixed}/v1/events", json=life()).status_code == 200
     answer = httpx.get(f"{prefixed}/v1/entities/{NODE}", headers={"Accept-Encoding": "gzip"})
     assert answer.headers["etag"].startswith('W/"')
@@ -59,7 +59,7 @@ def test_a_tag_that_a_proxy_has_weakened(prefixed: str) -> None:
 
 
 def test_a_cache_never_serves_an_old_row(live: Service, cached: str) -> None:
-    """A row that changes, and one that comes to be, are seen through a cache at once."""
+    """Through a cache, changed and new rows are visible at once."""
     entity = f"/v1/entities/{node(77)}"
     assert httpx.get(f"{cached}{entity}").status_code == 404
     for sequence, event in enumerate(life(node(77)), start=1):
@@ -74,6 +74,6 @@ def test_a_cache_never_serves_an_old_row(live: Service, cached: str) -> None:
     "path", ["/livez", "/readyz", "/metrics", "/openapi.json", "/v1/nothing", "/v1/entities?limit=0"]
 )
 def test_a_cache_keeps_nothing_else(cached: str, path: str) -> None:
-    """Health, errors and documents are fetched anew each time."""
+    """A cache fetches health, errors and documents anew each time."""
     for _ in range(2):
         assert httpx.get(f"{cached}{path}").headers["x-cache"] == "MISS"

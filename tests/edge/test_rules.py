@@ -1,4 +1,4 @@
-"""Rules of the edge over real connections: foreign pages, old clients, half-closed connections, URLs, walks."""
+"""Rules of the edge over real connections: foreign pages, old clients, half-closed connections, URLs, full scans."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +13,7 @@ HOST = b"Host: localhost\r\n"
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
 def test_a_foreign_page_touches_no_dead_letter(live: Service, method: str) -> None:
-    """A retry needs no body, so a page could send it without asking: its origin is refused, before the letter."""
+    """A page could send a body-less retry without preflight: its origin is refused before the letter is looked up."""
     path = "/v1/dead-letters/1" + ("/retry" if method == "POST" else "")
     foreign = httpx.request(method, f"{live.url}{path}", headers={"Origin": "https://evil.example"})
     assert foreign.status_code == 403
@@ -22,7 +22,7 @@ def test_a_foreign_page_touches_no_dead_letter(live: Service, method: str) -> No
 
 @pytest.mark.parametrize("path", ["/livez", "/v1/entities/2f4d6b8a-7c53-4c58-8a3c-1f0e2d3c4b5a", "/v1/entities"])
 def test_another_name_is_misdirected(live: Service, path: str) -> None:
-    """A name that a page has pointed at this machine is a 421 on both ways of answering."""
+    """A request by a foreign host name is a 421 on both paths of answering."""
     answer = httpx.get(f"{live.url}{path}", headers={"Host": "evil.example"})
     assert answer.status_code == 421
     assert answer.json()["status"] == 421
@@ -30,20 +30,20 @@ def test_another_name_is_misdirected(live: Service, path: str) -> None:
 
 @pytest.mark.parametrize("path", [b"/livez", b"/v1/workflows/none", b"/v1/state-counts"])
 def test_a_half_closed_connection_is_answered(live: Service, path: bytes) -> None:
-    """A client that sends no more after its request still gets the answer, and then the end."""
+    """A client that half-closes after its request still gets its answer, and then the end."""
     got = exchange(live, b"GET %b HTTP/1.1\r\n" % path + HOST + b"\r\n", answers=1, half_close=True)
     assert (len(got.statuses), got.closed) == (1, True)
 
 
 @pytest.mark.parametrize("path", [b"/livez", b"/v1/workflows/none"])
 def test_http_1_0_is_answered_and_closed(live: Service, path: bytes) -> None:
-    """A client of HTTP/1.0, which need not name a host, is answered, and the connection is closed."""
+    """A client of HTTP/1.0, which need not send Host, gets its answer, and the connection closes."""
     got = exchange(live, b"GET %b HTTP/1.0\r\n\r\n" % path, answers=1)
     assert (len(got.statuses), got.closed) == (1, True)
 
 
 def test_raw_bytes_in_a_url_are_a_problem(live: Service) -> None:
-    """UTF-8 that is not percent-encoded is a 400, as a problem with a correlation id."""
+    """Raw UTF-8 in a URL, not percent-encoded, is a 400 problem with a correlation id."""
     got = exchange(live, "GET /v1/workflows/ä HTTP/1.1\r\n".encode() + HOST + b"\r\n", answers=1)
     assert got.statuses == [400]
     assert got.heads[0]["content-type"] == "application/problem+json"
@@ -52,7 +52,7 @@ def test_raw_bytes_in_a_url_are_a_problem(live: Service) -> None:
 
 
 def test_walks_leave_the_counts_alone(live: Service) -> None:
-    """Of sixteen lists by node type at once some may be told to wait; counts are answered meanwhile."""
+    """Of sixteen concurrent lists by node type some may be refused; counts are answered meanwhile."""
 
     def walk(_number: int) -> httpx.Response:
         return httpx.get(f"{live.url}/v1/entities?node_type=none", timeout=30)

@@ -53,12 +53,12 @@ except StartError as error:
 
 
 def quick(data_dir: Path) -> EmbeddedPostgres:
-    """A PostgreSQL that does not wait for the disk."""
+    """A PostgreSQL that does not wait for the disk to flush."""
     return EmbeddedPostgres(data_dir, parameters={"fsync": "off"}, sync=False)
 
 
 def psql(url: str, statement: str) -> str:
-    """What the wheel's psql answers."""
+    """The output of the wheel's psql."""
     command = [str(binary("psql")), "--no-psqlrc", "-At", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", statement]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
@@ -69,7 +69,7 @@ def python(script: str, *arguments: str | Path) -> list[str]:
 
 
 def server_pid(data_dir: Path) -> int:
-    """The number of the PostgreSQL that runs in the directory."""
+    """The process id of the PostgreSQL that runs in the directory."""
     return int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
 
 
@@ -80,20 +80,20 @@ def gone(pid: int) -> bool:
 
 
 def await_end(data_dir: Path) -> None:
-    """Wait until the PostgreSQL in the directory takes no more connections."""
+    """Wait until the PostgreSQL in the directory accepts no more connections."""
     while running_url(data_dir) is not None:
         time.sleep(0.01)
 
 
 class Hold(Protocol):
-    """Start PostgreSQL in a directory from another process, which is returned with the address."""
+    """Start PostgreSQL in a directory from another process; returns that process and the address."""
 
     def __call__(self, data_dir: Path) -> "tuple[subprocess.Popen[str], str]": ...
 
 
 @pytest.fixture
 def hold() -> Iterator[Hold]:
-    """Holders that are killed at the end of the test, with what they leave behind stopped."""
+    """Processes that hold a directory; at the end they are killed, and what they leave behind is stopped."""
     with ExitStack() as stack:
 
         def clear(data_dir: Path) -> None:
@@ -114,7 +114,7 @@ def hold() -> Iterator[Hold]:
 
 @pytest.fixture
 def open_path() -> Iterator[Path]:
-    """A directory that every account can enter, as it can the wheel's."""
+    """A directory that every account can enter, as every account can enter the wheel's."""
     nobody = pwd.getpwnam("nobody")
     account = Account(nobody.pw_uid, nobody.pw_gid)
     with tempfile.TemporaryDirectory(prefix="embedded-") as directory:
@@ -126,7 +126,7 @@ def open_path() -> Iterator[Path]:
 
 
 async def test_new_directory_answers(tmp_path: Path) -> None:
-    """A new directory, parents included, becomes a PostgreSQL that asyncpg and psql speak with."""
+    """A new directory, with its parents, becomes a PostgreSQL that asyncpg and psql can use."""
     data_dir = tmp_path / "deep" / "data"
     with quick(data_dir) as url:
         connection = await asyncpg.connect(url)
@@ -157,7 +157,7 @@ def test_data_survives_a_stop(tmp_path: Path) -> None:
 
 
 def test_running_url_and_stop_twice(tmp_path: Path) -> None:
-    """The address is known while PostgreSQL runs, and neither before nor after; a second stop does nothing."""
+    """The address is known only while PostgreSQL runs; a second stop does nothing."""
     assert running_url(tmp_path) is None
     postgres = quick(tmp_path)
     url = postgres.start()
@@ -172,7 +172,7 @@ def test_running_url_and_stop_twice(tmp_path: Path) -> None:
 
 
 def test_second_holder_is_refused(tmp_path: Path, hold: Hold) -> None:
-    """A directory that another process holds is refused with the number of that process."""
+    """A directory held by another process is refused with that process's id."""
     process, url = hold(tmp_path)
     with pytest.raises(StartError, match=rf"{tmp_path} is in use by process {process.pid}; .*PQS_DATA_DIR"):
         quick(tmp_path).start()
@@ -180,7 +180,7 @@ def test_second_holder_is_refused(tmp_path: Path, hold: Hold) -> None:
 
 
 def test_take_over_after_a_kill(tmp_path: Path, hold: Hold, caplog: pytest.LogCaptureFixture) -> None:
-    """A PostgreSQL whose service was killed runs on, is taken over as it is, and is stopped by its new holder."""
+    """The PostgreSQL of a killed service runs on; the next holder takes it over unchanged, and stops it."""
     caplog.set_level(logging.INFO, logger=embedded.__name__)
     process, first_url = hold(tmp_path)
     psql(first_url, "CREATE TABLE kept AS SELECT 42 AS answer")
@@ -198,7 +198,7 @@ def test_take_over_after_a_kill(tmp_path: Path, hold: Hold, caplog: pytest.LogCa
 
 
 def test_take_over_of_a_server_that_stops(tmp_path: Path, hold: Hold) -> None:
-    """A PostgreSQL that is being shut down when it is found is awaited, and a new one started."""
+    """A PostgreSQL found shutting down is awaited, and then a new one is started."""
     process, first_url = hold(tmp_path)
     pid = server_pid(tmp_path)
     process.kill()
@@ -226,7 +226,7 @@ def test_crash_of_the_server(tmp_path: Path) -> None:
 
 
 def test_number_of_a_dead_server_is_in_use(tmp_path: Path) -> None:
-    """A start succeeds despite a stale postmaster.pid with the number of another process (this one)."""
+    """A start succeeds despite a stale postmaster.pid with the id of a live process (this one)."""
     with quick(tmp_path):
         stale = (tmp_path / "postgres" / "postmaster.pid").read_text().splitlines()
     (tmp_path / "postgres" / "postmaster.pid").write_text("\n".join([str(os.getpid()), *stale[1:], ""]))
@@ -237,7 +237,7 @@ def test_number_of_a_dead_server_is_in_use(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 110, "a,b", "50% \"ü' &=?#"])
 def test_awkward_paths(data_dir: Path, name: str) -> None:
-    """A path too long for a socket, or with a comma, gets a short socket directory that goes with the server."""
+    """A path too long for a socket, or with a comma, gets a short socket directory, removed with the server."""
     home = data_dir / name
     with quick(home) as url:
         assert psql(url, "SELECT 1") == "1"
@@ -252,7 +252,7 @@ def test_awkward_paths(data_dir: Path, name: str) -> None:
 
 
 def test_temporary_socket_directory_of_a_crash(tmp_path: Path, hold: Hold) -> None:
-    """The short socket directory of a service and a PostgreSQL that were killed is removed by the next start."""
+    """The next start removes the short socket directory of a killed service and PostgreSQL."""
     data_dir = tmp_path / ("x" * 110)
     process, _ = hold(data_dir)
     old = Path((data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[4])
@@ -267,7 +267,7 @@ def test_temporary_socket_directory_of_a_crash(tmp_path: Path, hold: Hold) -> No
 
 
 def test_other_version_is_refused(tmp_path: Path) -> None:
-    """A cluster of another major version is refused with both versions named, and left as it is."""
+    """A cluster of another major version is refused, with both versions named, and left unchanged."""
     pgdata = tmp_path / "postgres"
     pgdata.mkdir()
     (pgdata / "PG_VERSION").write_text("15\n")
@@ -285,7 +285,7 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_directory_of_others_is_refused(tmp_path: Path) -> None:
-    """A directory with other things in it does not become a data directory, and its permissions stay."""
+    """A directory with foreign content does not become a data directory, and keeps its permissions."""
     tmp_path.chmod(0o755)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(StartError, match=r"holds other files, such as notes\.txt; set PQS_DATA_DIR"):
@@ -294,7 +294,7 @@ def test_directory_of_others_is_refused(tmp_path: Path) -> None:
 
 
 def test_data_directory_named_like_a_socket_directory() -> None:
-    """A data directory in the temporary directory, called as our socket directories there are, keeps its data."""
+    """A data directory in the temporary directory, named like our socket directories there, keeps its data."""
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as directory:
         postgres = quick(Path(directory))
         with postgres as url:
@@ -316,13 +316,13 @@ def test_file_in_place_of_the_directory(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc takes no directories from anyone")
 def test_directory_that_can_not_be_made() -> None:
-    """Where no directory can be made, the error names the path and the reason."""
+    """If the directory cannot be made, the error names the path and the reason."""
     with pytest.raises(StartError, match=r"/proc/pqs.*No such file.*PQS_DATA_DIR"):
         quick(Path("/proc/pqs")).start()
 
 
 def test_half_made_cluster_is_replaced(tmp_path: Path) -> None:
-    """What an interrupted initdb left behind is removed."""
+    """The leftovers of an interrupted initdb are removed."""
     left_over = tmp_path / "postgres.new"
     left_over.mkdir()
     (left_over / "PG_VERSION").write_text("18\n")
@@ -332,7 +332,7 @@ def test_half_made_cluster_is_replaced(tmp_path: Path) -> None:
 
 
 def test_kill_while_the_cluster_is_made(tmp_path: Path) -> None:
-    """After a kill in the middle of initdb, the next start waits for initdb's end and begins again."""
+    """After a kill during initdb, the next start waits for initdb to end and begins again."""
     with subprocess.Popen(python(HOLD, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while not (tmp_path / "postgres.new" / "PG_VERSION").exists():
             assert process.poll() is None
@@ -343,7 +343,7 @@ def test_kill_while_the_cluster_is_made(tmp_path: Path) -> None:
 
 
 def test_server_that_does_not_start(tmp_path: Path) -> None:
-    """A PostgreSQL that gives up is reported with the end of its log, and the directory is free again."""
+    """The failure of a start is reported with the end of PostgreSQL's log, and frees the directory."""
     with pytest.raises(StartError, match=r'(?s)did not start.*unrecognized configuration parameter "no_such"'):
         EmbeddedPostgres(tmp_path, parameters={"no_such": "1"}, sync=False).start()
     with quick(tmp_path) as url:
@@ -358,14 +358,14 @@ def test_without_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_package_is_not_imported() -> None:
-    """The wheel's own module, whose import changes things, stays out of the process."""
+    """The wheel's own module, whose import has side effects, is not imported into the process."""
     assert importlib.util.find_spec(PACKAGE) is not None
     assert PACKAGE not in sys.modules
 
 
 @AS_ROOT
 def test_root_with_an_open_path(open_path: Path) -> None:
-    """Root runs PostgreSQL as somebody else, who can pass the data directory but not list it, with no capability."""
+    """Root runs PostgreSQL as another account, which can enter but not list the directory, without capabilities."""
     data_dir = open_path / "data"
     with quick(data_dir) as url:
         assert psql(url, "SELECT 1") == "1"
@@ -378,7 +378,7 @@ def test_root_with_an_open_path(open_path: Path) -> None:
 
 @WITH_SETPRIV
 def test_root_below_a_closed_directory(tmp_path: Path) -> None:
-    """Below a directory that only root may enter, PostgreSQL starts, and the permissions stay as they are."""
+    """Below a directory that only root can enter, PostgreSQL starts, and permissions stay unchanged."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     data_dir = closed / "data"
@@ -391,7 +391,7 @@ def test_root_below_a_closed_directory(tmp_path: Path) -> None:
 
 @AS_ROOT
 def test_root_without_setpriv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without setpriv, the error names the closed directory and the ways out."""
+    """Without setpriv, the error names the closed directory and the alternatives."""
     tmp_path.chmod(0o700)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(StartError, match=r"cannot enter .*; run the service as another user.*setpriv"):
@@ -399,7 +399,7 @@ def test_root_without_setpriv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def run_as(account: Account, data_dir: Path) -> str:
-    """What another account gets from starting and stopping PostgreSQL in the directory."""
+    """The result of another account that starts and stops PostgreSQL in the directory."""
     done = subprocess.run(
         [*account.prefix, *python(CYCLE, data_dir)], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
     )
@@ -408,14 +408,14 @@ def run_as(account: Account, data_dir: Path) -> str:
 
 @pytest.fixture
 def nobody() -> Account:
-    """An ordinary account; it may pass closed directories, since the interpreter may be below one."""
+    """An ordinary account that may enter closed directories, since the interpreter may lie below one."""
     entry = pwd.getpwnam("nobody")
     return Account(entry.pw_uid, entry.pw_gid).passing(ROOT)
 
 
 @WITH_SETPRIV
 def test_ordinary_user(open_path: Path, nobody: Account) -> None:
-    """An ordinary user runs PostgreSQL as themselves, and still can after root did, as with `sudo`."""
+    """An ordinary user runs PostgreSQL as themselves, and still can after root has, as with `sudo`."""
     nobody.give(open_path)
     data_dir = open_path / "data"
     assert run_as(nobody, data_dir).endswith(f"&port=5432 {nobody.uid} {nobody.uid}")
@@ -427,7 +427,7 @@ def test_ordinary_user(open_path: Path, nobody: Account) -> None:
 
 @WITH_SETPRIV
 def test_not_writable(open_path: Path, nobody: Account) -> None:
-    """A directory that an ordinary user can't write to is refused with the path and the reason."""
+    """A directory that an ordinary user cannot write to is refused with the path and the reason."""
     if "+dac_read_search" not in "".join(nobody.prefix):
         pytest.skip("the capability that is left here lets everything be written to")
     refused = run_as(nobody, open_path)

@@ -14,7 +14,7 @@ MOST = 50  # followers
 
 @pytest.fixture
 async def feed_database(database_url: str) -> AsyncIterator[Database]:
-    """The connections of a feed."""
+    """The database connections of a feed."""
     database = Database(database_url, pool_size=CONNECTIONS, statement_timeout=timedelta(seconds=5))
     yield database
     await database.close()
@@ -30,5 +30,5 @@ async def feed(feed_database: Database) -> AsyncIterator[Feed]:
 
 @pytest.fixture
 def follow(feed: Feed, feed_database: Database) -> Follow:
-    """What followers are answered by it."""
+    """The answers that this feed gives to followers."""
     return Follow(feed, feed_database)

@@ -1,4 +1,4 @@
-"""The clock by which boards know when a deadline has passed."""
+"""The clock by which boards know that a deadline has passed."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -8,7 +8,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def test_the_smallest_difference_counts() -> None:
-    """A measurement that took long says less than one that did not."""
+    """Of several measurements of the clock the quickest, with the smallest difference, counts."""
     clock = BoardClock()
     clock.measure(NOON, 100.2)
     clock.measure(NOON + timedelta(seconds=1), 101.001)
@@ -17,7 +17,7 @@ def test_the_smallest_difference_counts() -> None:
 
 
 def test_old_measurements_are_forgotten() -> None:
-    """So a clock that is set is followed."""
+    """Old measurements are dropped, so a clock that is reset is followed."""
     clock = BoardClock()
     clock.measure(NOON, 100.0)
     for second in range(MEASURED):

@@ -1,4 +1,4 @@
-"""Following: pages from memory and from the table, waits, bounds, and what becomes of places that are gone."""
+"""Following: pages from memory and from the table, waits, bounds, and places that are gone."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ SLICE_SECONDS = 3600
 
 
 def made(number: int, entity: int = 1, state: RegistrationState = RegistrationState.ACTIVE) -> Change:
-    """The change of an entity to this version."""
+    """The change that takes an entity to this version."""
     now = row(state, entity_id=node(entity), version=number)
     before = row(RegistrationState.ACK_RECEIVED, entity_id=node(entity), version=number - 1)
     return change(
@@ -39,7 +39,7 @@ async def write(database: Database, some: Sequence[Change]) -> None:
 
 
 async def waiting(feed: Feed, number: int = 1) -> None:
-    """Return when so many wait."""
+    """Wait until this many followers wait."""
     while feed.waiting < number:  # noqa: ASYNC110 - nobody is told
         await asyncio.sleep(0.01)
 
@@ -50,7 +50,7 @@ def versions(page: Page) -> list[int]:
 
 
 async def test_from_the_beginning_page_by_page(feed: Feed, database: Database) -> None:
-    """Each change once, in order; the last page says that there is nothing more."""
+    """Each change comes once, in order; the last page says that there is nothing more."""
     await write(database, [made(number) for number in range(1, 6)])
     seen: list[list[int]] = []
     place: Place | Start = Start.OLDEST
@@ -66,7 +66,7 @@ async def test_from_the_beginning_page_by_page(feed: Feed, database: Database) -
 
 
 async def test_a_wait_ends_with_the_change(feed: Feed, database: Database) -> None:
-    """Whoever waits gets it as soon as it is settled, and not what was there before."""
+    """A waiting follower gets a change as soon as it is settled, without the changes before it."""
     await write(database, [made(1)])
     with feed.following():
         task = asyncio.create_task(feed.page(Start.NOW, ANY, limit=10, wait=20))
@@ -79,7 +79,7 @@ async def test_a_wait_ends_with_the_change(feed: Feed, database: Database) -> No
 
 
 async def test_another_process_wakes_by_an_announcement(feed: Feed, database: Database) -> None:
-    """Without a word from this process, and well before the second after which the reader looks by itself."""
+    """Another process's announcement wakes the reader, well before the second after which the reader polls."""
     with feed.following():
         task = asyncio.create_task(feed.page(Start.NOW, ANY, limit=10, wait=20))
         await waiting(feed)
@@ -92,7 +92,7 @@ async def test_another_process_wakes_by_an_announcement(feed: Feed, database: Da
 
 
 async def test_a_wait_without_a_change_moves_on(feed: Feed, database: Database) -> None:
-    """What the filter keeps out moves the place, and the wait ends within its last tenth."""
+    """Changes outside the filter advance the place; the wait ends within its last tenth."""
     wanted = Filter("registration", entity_ids=frozenset({node(2)}))
     with feed.following():
         began = await feed.newest()
@@ -109,7 +109,7 @@ async def test_a_wait_without_a_change_moves_on(feed: Feed, database: Database) 
 
 
 def test_waits_end_at_different_times() -> None:
-    """Between 0.9 and 1.0 of what was asked for."""
+    """A wait ends after 0.9 to 1.0 of the time asked for, at random."""
     waits = [spread(10) for _ in range(200)]
     assert 9 <= min(waits) < 9.2
     assert 9.8 < max(waits) <= 10
@@ -133,7 +133,7 @@ def test_waits_end_at_different_times() -> None:
 )
 @pytest.mark.parametrize("from_memory", [True, False])
 async def test_filters(feed: Feed, database: Database, wanted: Filter, found: list[int], from_memory: bool) -> None:
-    """A state matches before the change or after it; the same from memory and from the table."""
+    """A state filter matches the state before or after the change, in memory as in the table."""
     three = [made(1), made(2, 2), made(3, 1, RegistrationState.REJECTED)]
     with feed.following():
         if from_memory:
@@ -146,7 +146,7 @@ async def test_filters(feed: Feed, database: Database, wanted: Filter, found: li
 async def test_a_slow_follower_reads_on_from_the_table(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What memory has no room for comes from the table, then what is in memory: all of it once, in order."""
+    """Changes that memory has dropped come from the table, and then those in memory: each once, in order."""
     monkeypatch.setattr(feed_module, "PAGE", 7)
     feed_ring = ring_module.Ring
 
@@ -168,7 +168,7 @@ async def test_a_slow_follower_reads_on_from_the_table(
 
 
 async def test_a_waiting_follower_holds_no_connection(feed: Feed, feed_database: Database, database_url: str) -> None:
-    """With as many waiting as may, the reader's two connections are all there are, and none is in a statement."""
+    """With the largest number of waiting followers, only the reader's two connections are open, both idle."""
     with feed.following():
         await feed.newest()
     tasks = [asyncio.create_task(follow(feed)) for _ in range(MOST)]
@@ -193,7 +193,7 @@ async def follow(feed: Feed) -> Page:
 
 
 async def test_the_reader_runs_only_while_somebody_follows(feed_database: Database, database_url: str) -> None:
-    """It ends some time after the last follower, and begins anew with the next one, who misses nothing."""
+    """The reader ends some time after the last follower, and restarts for the next, who misses no change."""
     feed = Feed(feed_database, most=5, linger=0.05)
     with feed.following():
         place = await feed.newest()
@@ -210,14 +210,14 @@ async def test_the_reader_runs_only_while_somebody_follows(feed_database: Databa
 
 
 async def gone(feed: Feed, place: Place | Start) -> str:
-    """Why a place is refused."""
+    """The reason for which a place is refused."""
     with feed.following(), pytest.raises(ChangesGoneError) as refused:
         await feed.page(place, ANY, limit=10, wait=0)
     return refused.value.reason
 
 
 async def test_a_place_of_another_past(feed: Feed, database: Database) -> None:
-    """Another mark, or an id that this database has not given."""
+    """A place with another mark, or an id that this database has not given, is refused."""
     await write(database, [made(1), made(2)])
     with feed.following():
         page = await feed.page(BEGINNING, ANY, limit=1, wait=0)
@@ -227,7 +227,7 @@ async def test_a_place_of_another_past(feed: Feed, database: Database) -> None:
 
 
 async def test_a_restored_database_is_noticed_while_somebody_waits(feed: Feed, database: Database) -> None:
-    """The last change is gone, and another one has its id: the place is refused, and not silently passed over."""
+    """If another change has taken the last one's id, as after a restore, the place is refused, not passed over."""
     await write(database, [made(1)])
     with feed.following():
         first = await feed.page(BEGINNING, ANY, limit=1, wait=0)
@@ -251,7 +251,7 @@ async def test_a_restored_database_is_noticed_while_somebody_waits(feed: Feed, d
 
 
 async def test_an_erased_change_is_no_item_and_a_good_place(feed: Feed, database: Database) -> None:
-    """What is left of it is its place."""
+    """An erased change is not listed, and its place stays valid."""
     await write(database, [made(1), made(2), made(3)])
     with feed.following():
         second = (await feed.page(BEGINNING, ANY, limit=2, wait=0)).place
@@ -267,7 +267,7 @@ async def test_an_erased_change_is_no_item_and_a_good_place(feed: Feed, database
 
 
 async def test_the_database_goes_away_and_comes_back(feed: Feed, database: Database, database_url: str) -> None:
-    """The reader's connections are cut: it goes on by itself, and the follower has noticed nothing."""
+    """If the reader's connections are cut it reconnects by itself, and the follower notices nothing."""
     with feed.following():
         task = asyncio.create_task(feed.page(Start.NOW, ANY, limit=10, wait=20))
         await waiting(feed)

@@ -1,4 +1,4 @@
-"""Histories against a model: what was read while events were applied is what the log says afterwards."""
+"""Histories against a model: the log gives what an observer read while the events were applied."""
 
 import asyncio
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ NOW = "SELECT clock_timestamp()"
 
 @pytest.fixture
 def history(database: Database) -> History:
-    """What is asked."""
+    """The history under test."""
     return History(database)
 
 
@@ -45,7 +45,7 @@ def moment(as_of: datetime, clock: Clock = Clock.KNOWN, entity_id: UUID = NODE) 
 
 
 async def row_of(database: Database, entity_id: UUID, domain: str) -> Registration | None:
-    """The row as it is."""
+    """The stored row."""
     found = await database.read(REGISTRATIONS.get_entity_states, [(entity_id, domain)])
     return next(iter(found.values()), None)
 
@@ -56,7 +56,7 @@ async def now(database: Database) -> datetime:
 
 
 async def everything(history: History, entity_id: UUID, domain: str, order: Order, limit: int) -> list[Logged]:
-    """All changes, page by page."""
+    """All changes of a history, page by page."""
     seen: list[Logged] = []
     more = True
     while more:
@@ -70,7 +70,7 @@ async def everything(history: History, entity_id: UUID, domain: str, order: Orde
 
 
 async def state_at(history: History, at: Moment) -> RegistrationState | None:
-    """The state, or None where there was no entity."""
+    """The state at a moment, or None if the entity did not exist."""
     try:
         return await history.state_at(at)
     except NotFoundError:
@@ -78,7 +78,7 @@ async def state_at(history: History, at: Moment) -> RegistrationState | None:
 
 
 class Model:
-    """What an observer of one entity saw: its row after each event, when that was, and what had to be logged."""
+    """An observer's record of one entity: its row after each event, the times, and the changes to be logged."""
 
     def __init__(self) -> None:
         self.row: Registration | None = None
@@ -86,7 +86,7 @@ class Model:
         self.logged: list[tuple[datetime, RegistrationState]] = []  # when it occurred, the state after it
 
     def see(self, event: EventBase, after: Registration | None, at: datetime, logging: Logging) -> None:
-        """See the row after an event."""
+        """Record the row after an event."""
         before, self.row = self.row, after
         self.seen.append((at, after))
         if after is None or (before is not None and before.version == after.version):
@@ -108,7 +108,7 @@ def _state(row: Registration | None) -> RegistrationState | None:
 async def test_the_log_says_what_was_seen(
     database: Database, log: Sequence[EventBase], logging: Logging, limit: int
 ) -> None:
-    """A history ends where the row stands, its changes join, and by both clocks a state is what it was."""
+    """A history ends at the row, its changes join, and by both clocks it gives the state that was observed."""
     history, domain = History(database), str(uuid4())
     projector = Projector(database, Timing(), log=ChangeLog(logging, rows=logging is Logging.ALL))
     models: dict[UUID, Model] = {}
@@ -139,7 +139,7 @@ async def test_the_log_says_what_was_seen(
 
 
 async def test_retention_leaves_an_incomplete_history(database: Database, history: History) -> None:
-    """The rest is answered, in either order and from the middle, and it is said that there was more."""
+    """After retention the rest comes in either order, from any place, and is marked incomplete."""
     first = change(
         None, row(RECEIVED, version=1), UUID(int=1), "registration.recorded", ChangeOutcome.APPLIED, when(0)
     )
@@ -168,7 +168,8 @@ async def test_retention_leaves_an_incomplete_history(database: Database, histor
 
 
 async def test_before_the_retention_there_is_no_state(database: Database, history: History) -> None:
-    """After it, an entity without changes was as it is, and one with changes as the first of them found it."""
+    """Before the log's start no state is known; after it, an entity without changes had its present state, and one
+    with changes the state before the first of them."""
     await write(database, [made(1, entity=1), made(2, entity=2)])
     for version, days in [(1, 9), (2, 3)]:
         await age(database, version, timedelta(days=days), version)
@@ -194,7 +195,7 @@ async def test_before_the_retention_there_is_no_state(database: Database, histor
 
 
 async def test_an_entity_without_changes_is_known(database: Database, history: History) -> None:
-    """Its history is empty and not complete; that of an unknown entity is none."""
+    """An entity without changes has an empty, incomplete history; an unknown entity is not found."""
     await Projector(database, Timing(), log=ChangeLog(Logging.OFF)).persist([event("registration.initiated", 1)])
     page = await history.page(NODE, "registration", order=Order.ASC, place=None, limit=10)
     assert (page.items, page.more, page.complete) == ([], False, False)
@@ -210,7 +211,7 @@ async def test_an_entity_without_changes_is_known(database: Database, history: H
 
 
 async def test_a_forgotten_entity_was_there_before(database: Database, history: History) -> None:
-    """From its forgetting on there is none."""
+    """A forgotten entity has a state before its forgetting, and none after it."""
     first = change(None, row(ACTIVE, version=1), UUID(int=1), "registration.recorded", ChangeOutcome.APPLIED, when(1))
     rejected = row(RegistrationState.REJECTED, version=2)
     forgotten = change(row(ACTIVE), rejected, None, "registration.forgotten", ChangeOutcome.FORGOTTEN, when(5))
@@ -223,7 +224,7 @@ async def test_a_forgotten_entity_was_there_before(database: Database, history: 
 
 
 async def test_an_event_has_its_changes_and_its_rows(database: Database, history: History) -> None:
-    """In the domains that are asked about, and a bounded number of them."""
+    """An event gives its changes and rows in the domains asked about, up to a bound."""
     projector = Projector(database, Timing(), log=ChangeLog())
     here, there = event("registration.initiated", 1), event("registration.initiated", 1, domain="there")
     same = [
@@ -245,7 +246,7 @@ async def test_an_event_has_its_changes_and_its_rows(database: Database, history
 
 
 async def test_histories_do_not_wait_for_writers(database: Database, history: History) -> None:
-    """What is not committed is not in them."""
+    """A history does not wait for open transactions, and leaves out uncommitted changes."""
     await write(database, [made(1)])
     blocked = asyncio.Event()
 

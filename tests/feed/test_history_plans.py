@@ -1,4 +1,4 @@
-"""The plans of histories: by the index of entities, as much as is asked for; and no scan of the log for an event."""
+"""The plans of histories: by the index of entities, reading only what is needed, and never scanning the log."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ async def filled() -> AsyncIterator[Database]:
 
 @pytest.mark.parametrize("order", Order)
 async def test_a_page_of_a_history_costs_what_a_page_costs(filled: Database, order: Order) -> None:
-    """It is merged from the indexes of the slices, in order, and no more is read than a page has."""
+    """A page is merged in order from the slices' indexes, and reads no more than its rows."""
     given = {**OF_ENTITY, "place": history._ENDS[order], "limit": 10}
     plan = await filled.read(explain, history.PAGES[order], given)
     assert kinds(plan) <= {"Limit", "Merge Append", "Append", "Index Scan", "Result"}
@@ -47,7 +47,7 @@ async def test_a_page_of_a_history_costs_what_a_page_costs(filled: Database, ord
 
 @pytest.mark.parametrize("clock", Clock)
 async def test_a_moment_is_a_walk_back_through_one_entity(filled: Database, clock: Clock) -> None:
-    """Only its changes are read, and none before the one that counts."""
+    """A state at a moment reads only its entity's changes, backwards to the one that counts."""
     given = {**OF_ENTITY, "as_of": datetime.now(UTC)}
     plan = await filled.read(explain, history.AT[clock], given)
     assert kinds(plan) <= {"Limit", "Merge Append", "Append", "Index Scan"}
@@ -56,7 +56,7 @@ async def test_a_moment_is_a_walk_back_through_one_entity(filled: Database, cloc
 
 
 async def test_the_beginning_is_a_look_at_each_slice(filled: Database) -> None:
-    """No more than the first entry of each key."""
+    """The beginning of the log is found by the first entry of each slice's key."""
     plan = await filled.read(explain, history.BEGAN, {})
     assert most_rows(plan) <= 16
     assert buffers(plan) <= 80
@@ -68,13 +68,13 @@ async def test_the_beginning_is_a_look_at_each_slice(filled: Database) -> None:
     ids=["asc", "desc", "known", "occurred", "by event", "standing"],
 )
 async def test_prepared_statements_never_scan(filled: Database, statement: Statement) -> None:
-    """Whatever they are given."""
+    """Prepared statements never scan the log, whatever their parameters."""
     plan = await filled.read(explain_generic, statement)
     assert "Seq Scan" not in kinds(plan)
 
 
 async def test_an_event_is_found_by_the_summaries(filled: Database) -> None:
-    """Its changes are looked for only where a summary says that they may be."""
+    """An event's changes are searched only where a summary says that they may be."""
     plan = await filled.read(explain, history.BY_EVENT, OF_EVENT)
     assert "Seq Scan" not in kinds(plan)
     assert indexes(plan) == BY_EVENT
@@ -84,7 +84,7 @@ async def test_an_event_is_found_by_the_summaries(filled: Database) -> None:
 
 
 async def test_the_history_of_an_entity_is_complete(filled: Database) -> None:
-    """All its changes, in order, page by page, either way."""
+    """A history has all changes of its entity, in order, page by page, in both directions."""
 
     async def ids(connection: Connection, order: Order) -> list[int]:
         seen: list[int] = []

@@ -1,4 +1,4 @@
-"""What sightings say about ids."""
+"""The horizon: which ids are settled after each sighting."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def seen(horizon: Horizon, drawn: int, *writers: str) -> int:
 
 
 def test_without_a_writer_all_is_settled() -> None:
-    """Nobody can have drawn an id that is not seen."""
+    """Without a writer every id seen is settled, as no transaction can still hold one."""
     horizon = Horizon()
     assert seen(horizon, 0) == 0
     assert seen(horizon, 10) == 10
@@ -23,7 +23,7 @@ def test_without_a_writer_all_is_settled() -> None:
 
 
 def test_ids_are_settled_when_the_last_of_their_writers_is_gone() -> None:
-    """Those that came later hold nothing up."""
+    """Ids are settled when the last writer seen with them is gone; later writers do not delay them."""
     horizon = Horizon()
     assert seen(horizon, 10, A, B) == 0
     assert horizon.waits
@@ -35,7 +35,7 @@ def test_ids_are_settled_when_the_last_of_their_writers_is_gone() -> None:
 
 
 def test_a_writer_that_has_drawn_nothing_new_is_not_waited_for() -> None:
-    """What is settled stays so, and nothing is left to settle."""
+    """A new writer does not unsettle ids, and without new ids there is nothing to wait for."""
     horizon = Horizon()
     seen(horizon, 10)
     assert seen(horizon, 10, A) == 10
@@ -43,7 +43,7 @@ def test_a_writer_that_has_drawn_nothing_new_is_not_waited_for() -> None:
 
 
 def test_a_writer_that_prepares_its_commit_is_waited_for() -> None:
-    """It goes on under another name, which nobody can connect with the first."""
+    """A prepared transaction is waited for too: it has another name, which nothing links to the first."""
     horizon = Horizon()
     seen(horizon, 10, A)
     assert seen(horizon, 20, PREPARED) == 0
@@ -51,7 +51,7 @@ def test_a_writer_that_prepares_its_commit_is_waited_for() -> None:
 
 
 def test_sightings_are_bounded() -> None:
-    """While one transaction stays open, sightings give way to newer ones, and nothing is settled early."""
+    """While a transaction stays open, new sightings replace old ones, and nothing is settled early."""
     horizon = Horizon()
     for drawn in range(1, 10 * MOST):
         assert seen(horizon, drawn, A, f"4/{drawn}") == 0
@@ -60,7 +60,7 @@ def test_sightings_are_bounded() -> None:
 
 
 def test_a_sequence_that_goes_back_is_another_past() -> None:
-    """A restored database has drawn fewer ids."""
+    """A sequence below the ids seen shows a restored database."""
     horizon = Horizon()
     seen(horizon, 10)
     with pytest.raises(LookupError, match="ids up to 10 were settled, and now only 9 are drawn"):

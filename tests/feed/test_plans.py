@@ -1,4 +1,4 @@
-"""The plans of what reads the change log: by the keys of its slices, and as much as is asked for."""
+"""The plans of reads of the change log: by the slices' keys, reading only what is needed."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -25,7 +25,7 @@ KEYS = {f"changes_{number:02}_pkey" for number in range(16)}
 
 
 async def fill(connection: Connection) -> None:
-    """Fill every slice, and summarize it."""
+    """Fill every slice and build its summaries."""
     await connection.execute(FILL)
     await connection.execute(
         "SELECT brin_summarize_new_values(indexrelid) FROM pg_index"
@@ -47,7 +47,7 @@ async def filled() -> AsyncIterator[Database]:
 
 @pytest.mark.parametrize("after", [0, ROWS // 2, ROWS - 10])
 async def test_a_page_costs_what_a_page_costs(filled: Database, after: int) -> None:
-    """It is merged from the keys of the slices, from anywhere in the log."""
+    """A page is merged from the slices' keys, from any place in the log."""
     given: dict[str, object] = {"after": after, "to": ROWS, "limit": 100}
     plan = await filled.read(explain, changes.READ, given)
     assert kinds(plan) <= {"Limit", "Merge Append", "Append", "Index Scan"}
@@ -58,14 +58,14 @@ async def test_a_page_costs_what_a_page_costs(filled: Database, after: int) -> N
 
 @pytest.mark.parametrize("statement", [changes.READ, changes.MARK, changes.NEWEST], ids=["read", "mark", "newest"])
 async def test_prepared_statements_go_by_the_keys(filled: Database, statement: Statement) -> None:
-    """Whatever they are given."""
+    """Prepared statements use the slices' keys, whatever their parameters."""
     plan = await filled.read(explain_generic, statement)
     assert "Seq Scan" not in kinds(plan)
     assert indexes(plan) == KEYS
 
 
 async def test_the_newest_and_a_mark_are_a_look_at_each_slice(filled: Database) -> None:
-    """No more than the first entry of each key."""
+    """The newest change and a mark are found by the first entry of each slice's key."""
     for statement, given in ((changes.NEWEST, {"to": ROWS}), (changes.MARK, {"of_id": 17})):
         plan = await filled.read(explain, statement, dict(given))
         assert most_rows(plan) <= 16
@@ -73,7 +73,7 @@ async def test_the_newest_and_a_mark_are_a_look_at_each_slice(filled: Database) 
 
 
 async def test_an_entitys_changes_are_found_to_be_erased(filled: Database) -> None:
-    """By the index of each slice, and not by reading the log."""
+    """An entity's changes are found for erasure by each slice's index, without scanning the log."""
     given: dict[str, object] = {"entity_id": node(1), "domain": "registration", "version": 2**62}
     plan = await filled.read(explain, erasure.EMPTY, given)
     assert "Seq Scan" not in kinds(plan)

@@ -1,4 +1,4 @@
-"""Retention: whole slices at once, mixed ones in batches, and what followers of removed changes are told."""
+"""Retention: whole slices at once, mixed slices in batches, and the answers to followers of removed changes."""
 
 import asyncio
 from datetime import timedelta
@@ -20,7 +20,7 @@ SLICE = timedelta(seconds=changes.slice_seconds(KEEP))
 
 
 async def age(database: Database, version: int, age: timedelta, number: int) -> None:
-    """Let a change be so old, and in this slice."""
+    """Make a change this old, in this slice."""
 
     async def work(connection: Connection) -> None:
         await connection.execute(
@@ -34,7 +34,7 @@ async def age(database: Database, version: int, age: timedelta, number: int) -> 
 
 
 async def left(database: Database) -> list[int]:
-    """The versions of the changes that are left."""
+    """The versions of the changes still in the log."""
 
     async def work(connection: Connection) -> list[int]:
         return [row[0] for row in await connection.fetch("SELECT version FROM changes ORDER BY id")]
@@ -43,13 +43,13 @@ async def left(database: Database) -> list[int]:
 
 
 def test_slices_last_as_long_as_what_is_kept() -> None:
-    """Fourteen hold what is kept; one is being written, and one is being emptied."""
+    """Fourteen slices cover the retention time; of the sixteen, one more is written and one is emptied."""
     assert timedelta(hours=12) == SLICE
     assert changes.slice_seconds(timedelta(seconds=1)) == 1
 
 
 async def test_a_slice_is_emptied_when_all_of_it_has_expired(database: Database) -> None:
-    """One that has a change which has not expired stays as it is, for a while."""
+    """A slice with one change that has not expired stays unchanged for a while."""
     await write(database, [made(number) for number in range(1, 6)])
     for version, days, number in [(1, 9, 0), (2, 8, 0), (3, 7.2, 1), (4, 6.9, 1), (5, 0, 2)]:
         await age(database, version, timedelta(days=days), number)
@@ -58,7 +58,7 @@ async def test_a_slice_is_emptied_when_all_of_it_has_expired(database: Database)
 
 
 async def test_a_slice_of_two_ages_loses_the_old_ones(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In batches, and the new ones stay."""
+    """A slice with old and new changes loses the old ones in batches."""
     monkeypatch.setattr(changes, "DELETE_BATCH", 2)
     await write(database, [made(number) for number in range(1, 8)])
     for version in range(1, 6):
@@ -70,7 +70,7 @@ async def test_a_slice_of_two_ages_loses_the_old_ones(database: Database, monkey
 
 
 async def test_what_is_removed_has_expired_for_followers(feed: Feed, database: Database) -> None:
-    """The newest removed change is still a good place, and the oldest that there is; one before it is not."""
+    """The newest removed change is the oldest valid place; an earlier place is refused."""
     await write(database, [made(number) for number in range(1, 5)])
     with feed.following():
         first = await feed.page(Start.OLDEST, ANY, limit=1, wait=0)
@@ -91,7 +91,7 @@ async def test_what_is_removed_has_expired_for_followers(feed: Feed, database: D
 
 
 async def test_a_log_that_is_all_removed_has_a_place(feed: Feed, database: Database) -> None:
-    """Followers go on from where it ended, and readers begin there."""
+    """After all changes are removed, followers continue from the log's end, and new readers begin there."""
     await write(database, [made(1)])
     await age(database, 1, timedelta(days=8), 5)
     await Retention(database, KEEP).remove()
@@ -103,7 +103,7 @@ async def test_a_log_that_is_all_removed_has_a_place(feed: Feed, database: Datab
 
 
 async def test_a_slice_that_is_read_is_emptied_later(database: Database, database_url: str) -> None:
-    """Nobody waits long behind a retention that waits for a reader."""
+    """A slice that is being read is emptied later, so no query waits long behind the retention."""
     await write(database, [made(1)])
     await age(database, 1, timedelta(days=8), 5)
     connection = await asyncpg.connect(database_url)
@@ -117,7 +117,7 @@ async def test_a_slice_that_is_read_is_emptied_later(database: Database, databas
 
 
 async def test_a_removal_holds_up_no_reader(database: Database, database_url: str) -> None:
-    """A batch that is being deleted is no writer to the log."""
+    """A transaction that deletes from a slice does not count as a writer to the log."""
     await write(database, [made(1)])
     connection = await asyncpg.connect(database_url)
     async with connection.transaction():
@@ -129,7 +129,7 @@ async def test_a_removal_holds_up_no_reader(database: Database, database_url: st
 
 
 async def test_it_goes_on_by_itself(database: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever goes wrong is logged, and it looks again."""
+    """The retention runs until it is stopped, and removes expired changes by itself."""
     await write(database, [made(1)])
     await age(database, 1, timedelta(seconds=30), 5)
     stop = asyncio.Event()
@@ -143,7 +143,7 @@ async def test_it_goes_on_by_itself(database: Database, caplog: pytest.LogCaptur
 
 
 async def test_every_slice_is_looked_at(database: Database) -> None:
-    """Each of the sixteen, by its own name."""
+    """The retention checks each of the sixteen slices, by its own name."""
     for number in range(SLICES):
         await write(database, [made(number + 1)])
         await age(database, number + 1, timedelta(days=8), number)

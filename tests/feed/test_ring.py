@@ -1,4 +1,4 @@
-"""The ring: what it has, what it makes room for, and whom it wakes."""
+"""The ring: the changes it holds, those it drops, and the followers it wakes."""
 
 import asyncio
 import time
@@ -46,12 +46,12 @@ def item(id_: int, entity_id: UUID | None = None, domain: str = "registration") 
 
 
 def ids(items: list[Item]) -> list[int]:
-    """Their ids."""
+    """The ids of these items."""
     return [each.place.id for each in items]
 
 
 def test_a_scan_goes_on_where_the_last_one_ended() -> None:
-    """With what the filter lets through, up to the limit, and beyond what it does not."""
+    """A scan gives the filter's matches up to the limit, and its place passes over the other changes."""
     ring = Ring(BEGINNING)
     ring.add([item(1), item(2, domain="other"), item(3), item(4), item(5, domain="other")])
     first = ring.scan(BEGINNING, ANY, 2)
@@ -62,7 +62,7 @@ def test_a_scan_goes_on_where_the_last_one_ended() -> None:
 
 
 def test_it_has_the_places_of_its_changes_alone() -> None:
-    """Another mark, an id between two changes, and one beyond the newest are not its own."""
+    """A place with another mark, between two changes, or beyond the newest one is not in the ring."""
     ring = Ring(Place(10, 1))
     ring.add([item(20), item(30)])
     assert all(map(ring.has, (Place(10, 1), Place(20, 7), Place(30, 7))))
@@ -70,7 +70,7 @@ def test_it_has_the_places_of_its_changes_alone() -> None:
 
 
 def test_the_oldest_changes_make_room() -> None:
-    """What is left is without a gap, and the ring knows where it begins."""
+    """The oldest changes are dropped; the rest has no gap, and the ring knows where it begins."""
     ring = Ring(BEGINNING, capacity=10)
     ring.add([item(number) for number in range(1, 12)])
     assert not ring.has(BEGINNING)
@@ -83,7 +83,7 @@ def test_the_oldest_changes_make_room() -> None:
 
 
 async def test_those_wake_for_whom_something_came() -> None:
-    """By entity or by filter; each learns the place before it, and nobody is left in the books."""
+    """A change wakes its entity's and its filters' waiters, each with the place before it; none stays registered."""
     waiters = Waiters()
     of_one, of_two = only(node(1)), only(node(2))
     tasks = [asyncio.create_task(waiters.wait(wanted, 5)) for wanted in (ANY, of_one, of_two, Filter("other"), ANY)]
@@ -101,7 +101,7 @@ async def test_those_wake_for_whom_something_came() -> None:
 
 
 async def test_a_wait_ends() -> None:
-    """Nothing came, and nothing of the wait is left."""
+    """A wait without a change times out, and nothing of it stays registered."""
     waiters = Waiters()
     with pytest.raises(TimeoutError):
         await waiters.wait(only(node(1)), 0.01)
@@ -109,7 +109,7 @@ async def test_a_wait_ends() -> None:
 
 
 async def test_what_comes_in_the_last_moment_is_not_missed() -> None:
-    """The change and the end of the wait are noticed at once: the change counts."""
+    """If a change and the end of the wait come together, the change counts."""
     waiters = Waiters()
     task = asyncio.create_task(waiters.wait(ANY, 0.05))
     await asyncio.sleep(0)

@@ -1,6 +1,6 @@
-"""The first law of the feed: a follower of the settled horizon misses no change, and has each entity's in order.
+"""The first law of the feed: a follower of the settled horizon misses no change, and gets each entity's in order.
 
-Two naive followers go through the same run, and fail it: so the test can fail.
+Two naive followers go through the same run and fail, which shows that the test can fail.
 """
 
 import asyncio
@@ -42,18 +42,18 @@ INCOMPLETE = """
 
 
 class Follower:
-    """What somebody who follows has seen, and whether that is right."""
+    """The changes that a follower has seen, and whether they are right."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
 
     def lost(self, written: Sequence[Seen]) -> int:
-        """How many changes were missed."""
+        """The number of missed changes."""
         return len(set(written) - set(self.seen))
 
     @property
     def out_of_order(self) -> int:
-        """How many changes came after a later one of their entity, or twice."""
+        """The number of changes that came after a later one of their entity, or twice."""
         newest: dict[UUID, int] = {}
         wrong = 0
         for _, entity_id, version in self.seen:
@@ -63,22 +63,22 @@ class Follower:
 
 
 class GreaterThanTheLast(Follower):
-    """Asks for ids above the last one that it has seen."""
+    """A follower that asks for ids above the last one it has seen."""
 
     async def look(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-        """See what is new."""
+        """See the new changes."""
         last = self.seen[-1][0] if self.seen else 0
         rows = await connection.fetch("SELECT id, entity_id, version FROM changes WHERE id > $1 ORDER BY id", last)
         self.seen += [tuple(row) for row in rows]
 
 
 class BelowTheOldestTransaction(Follower):
-    """Asks for what was written by transactions older than all that are open, in the order of their numbers."""
+    """A follower that reads changes of transactions older than all open ones, in the order of transaction ids."""
 
     last = 0
 
     async def look(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-        """See what is new."""
+        """See the new changes."""
         rows = await connection.fetch(
             """
             SELECT id, entity_id, version, CAST(CAST(xmin AS text) AS bigint) AS number FROM changes
@@ -93,21 +93,21 @@ class BelowTheOldestTransaction(Follower):
 
 
 class Settled(Follower):
-    """Has what the reader tells."""
+    """A follower that gets its changes from the reader."""
 
     def tell(self, page: Sequence[Logged]) -> None:
-        """See what is new."""
+        """See the new changes."""
         self.seen += [(each.id, each.entity_id or UUID(int=0), each.version) for each in page]
 
 
 class Writing:
-    """Ten writers in two processes, of which one is killed and replaced, beside foreign transactions."""
+    """Ten writers in two processes, one of which is killed and replaced, beside unrelated transactions."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     async def run(self, seconds: float) -> None:
-        """Write for so many seconds."""
+        """Write for this many seconds."""
         end = time.monotonic() + seconds
         running = [await self._start(number, seconds) for number in (1, 2)]
         try:
@@ -132,13 +132,13 @@ class Writing:
         return await asyncio.create_subprocess_exec(*command)
 
     async def _idle_transaction(self, seconds: float) -> None:
-        """It has a number and a snapshot, and nothing to do with the log."""
+        """Hold a transaction open that has an id and a snapshot and does not touch the log."""
         async with _connected(self.url) as connection, connection.transaction(isolation="repeatable_read"):
             await connection.execute("INSERT INTO watermarks VALUES ('a', 1, 1, now(), now(), now(), 'me')")
             await asyncio.sleep(seconds)
 
     async def _written_and_held(self) -> None:
-        """It has written to the log, and nobody can see that for a while."""
+        """Write to the log in a transaction that stays uncommitted for a while."""
         database = Database(self.url, pool_size=1, statement_timeout=timedelta(seconds=20))
 
         async def work(connection: Connection) -> None:
@@ -170,7 +170,7 @@ async def _written(url: str) -> list[Seen]:
 async def _looking(
     url: str, look: Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[None]]
 ) -> AsyncIterator[None]:
-    """Look again and again, and a last time at the end."""
+    """Look repeatedly, and once more at the end."""
     stop = asyncio.Event()
 
     async def run() -> None:
@@ -202,7 +202,7 @@ async def _reading(url: str, follower: Settled) -> AsyncIterator[ChangeReader]:
 
 
 async def test_nothing_is_lost_and_an_entity_stays_in_order(database_url: str) -> None:
-    """Ten writers, locked rows, open transactions, a killed writer: 0 lost and 0 out of order, where others fail."""
+    """With ten writers, row locks, open transactions and a kill, 0 lost, 0 out of order; naive followers fail."""
     settled, greater, oldest = Settled(), GreaterThanTheLast(), BelowTheOldestTransaction()
     async with (
         _looking(database_url, greater.look),
@@ -226,7 +226,7 @@ async def test_nothing_is_lost_and_an_entity_stays_in_order(database_url: str) -
 
 
 async def test_an_id_that_is_seen_late_is_not_passed_over(database_url: str) -> None:
-    """A transaction that drew first and commits last: who asks for greater ids misses it, the reader waits for it."""
+    """A follower of greater ids misses the change of a transaction that drew first and commits last; ours waits."""
     settled, greater = Settled(), GreaterThanTheLast()
     one, other = (logged(None, after_read(None, node(number))) for number in (1, 2))
     database = Database(database_url, pool_size=2, statement_timeout=timedelta(seconds=5))
@@ -258,7 +258,7 @@ async def test_an_id_that_is_seen_late_is_not_passed_over(database_url: str) -> 
 
 
 async def test_the_order_of_transactions_is_not_an_entitys(database_url: str) -> None:
-    """A transaction that began first and writes an entity last: by its number it comes first, by its id last."""
+    """A transaction that begins first and writes an entity last comes first by its number, and last by its id."""
     settled, oldest = Settled(), BelowTheOldestTransaction()
     new = after_read(None, node(1))
     first, second = logged(None, new), logged(new, after_read(new, node(1)))
@@ -278,7 +278,7 @@ async def test_the_order_of_transactions_is_not_an_entitys(database_url: str) ->
 
 
 async def test_a_transaction_that_does_not_log_holds_nothing_up(database_url: str) -> None:
-    """Beside an open transaction that has written elsewhere, a change is settled at once."""
+    """A change is settled at once beside an open transaction that has written elsewhere."""
     settled = Settled()
     database = Database(database_url, pool_size=2, statement_timeout=timedelta(seconds=5))
     async with _connected(database_url) as foreign, foreign.transaction(), _reading(database_url, settled) as reader:
@@ -292,7 +292,7 @@ async def test_a_transaction_that_does_not_log_holds_nothing_up(database_url: st
 
 
 async def test_a_large_statement_draws_more_than_one_block(database: Database) -> None:
-    """Ids rise in the order given over the end of a block, and no other statement gets one between."""
+    """A statement's ids rise in its order across blocks of ids, and no other statement's ids come between."""
     new = after_read(None, node(1))
     many = [logged(None, new)] * (BLOCK + 10)
     await database.write(changes.add, many, SLICE_SECONDS)
@@ -303,7 +303,7 @@ async def test_a_large_statement_draws_more_than_one_block(database: Database) -
 
 
 def test_the_changes_of_an_entity_are_counted_as_lost_and_out_of_order() -> None:
-    """The count of the law is right: one lost, one late, one twice."""
+    """Follower counts one lost change, and as out of order one late and one repeated change."""
     follower = Follower()
     one, two, three = ((number, node(1), number) for number in (1, 2, 3))
     follower.seen = [two, one, two]

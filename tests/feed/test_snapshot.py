@@ -1,4 +1,4 @@
-"""Snapshots: rows by key and what follows, without a gap, while others write."""
+"""Snapshots: rows by key, followed by changes without a gap, while others write."""
 
 import asyncio
 import random
@@ -28,7 +28,7 @@ WRITERS = 3
 
 
 class Replica:
-    """What a follower makes of what it gets, and whether each entity came in the order of its versions."""
+    """A follower's copy of the rows, which checks that each entity comes in version order."""
 
     def __init__(self) -> None:
         self.states: dict[UUID, RegistrationState] = {}
@@ -38,7 +38,7 @@ class Replica:
         self.rows = 0
 
     def take(self, lines: Sequence[Line]) -> None:
-        """Take in some lines."""
+        """Apply some lines."""
         for line in lines:
             if line.kind == "bookmark":
                 continue
@@ -57,7 +57,7 @@ class Replica:
 
 @asynccontextmanager
 async def others_write(database: Database) -> AsyncIterator[None]:
-    """Some writers, at once, while this lasts."""
+    """Let several writers work within this context."""
     stop = asyncio.Event()
 
     async def run(seed: int) -> None:
@@ -76,7 +76,7 @@ async def others_write(database: Database) -> AsyncIterator[None]:
 
 
 async def states(database: Database) -> dict[UUID, RegistrationState]:
-    """The rows."""
+    """The stored rows."""
     found = await database.read(REGISTRATIONS.get_entity_states, [(each, "registration") for each in ENTITIES])
     return {row.entity_id: row.current_state for row in found.values()}
 
@@ -88,7 +88,7 @@ def ask(after: Token | Start, wanted: Filter = ANY, limit: int = 7, *, snapshot:
 
 @pytest.mark.parametrize("limit", [15, 1000])
 async def test_a_snapshot_and_what_follows_are_the_rows(follow: Follow, database: Database, limit: int) -> None:
-    """While others write: each entity in the order of its versions, none missed after its row, all rows right."""
+    """Under writes, each entity comes in version order, none is missed after its row, and all rows end right."""
     await database.write(write, ENTITIES, lock=True)
     replica = Replica()
     answer = await follow.answer(ask(Start.NOW, limit=limit, snapshot=True), wait=0)
@@ -107,7 +107,7 @@ async def test_a_snapshot_and_what_follows_are_the_rows(follow: Follow, database
 
 
 async def rest(follow: Follow, replica: Replica, answer: Answer) -> None:
-    """Follow to the end."""
+    """Follow up to the last change."""
     caught_up = False
     while not caught_up:
         answer = await follow.answer(ask(answer.next, limit=1000), wait=0)
@@ -116,7 +116,7 @@ async def rest(follow: Follow, replica: Replica, answer: Answer) -> None:
 
 
 async def test_an_interrupted_snapshot_goes_on(follow: Follow, database: Database) -> None:
-    """From the token of any of its lines: rows may come again, and nothing is missed."""
+    """A snapshot resumes from any line's token: rows may repeat, and nothing is missed."""
     await database.write(write, ENTITIES, lock=True)
     begin = ask(Start.NOW, snapshot=True)
     replica = Replica()
@@ -136,7 +136,7 @@ async def test_an_interrupted_snapshot_goes_on(follow: Follow, database: Databas
 
 
 async def test_a_snapshot_of_a_state(follow: Follow, database: Database) -> None:
-    """Rows that are in it, then those that come into it or leave it."""
+    """A snapshot of a state has its rows, then the rows that enter or leave it."""
     await database.write(write, ENTITIES[:10], lock=True)
     await database.write(write, ENTITIES[:4], lock=True)
     wanted = Filter("registration", states=frozenset({STATES[1]}))
@@ -155,7 +155,7 @@ async def test_a_snapshot_of_a_state(follow: Follow, database: Database) -> None
 
 
 async def test_a_snapshot_of_some_entities(follow: Follow, database: Database) -> None:
-    """Their rows in pages; one that does not exist has none."""
+    """A snapshot of some entities has their rows in pages; an unknown entity has none."""
     await database.write(write, ENTITIES[:10], lock=True)
     wanted = Filter("registration", entity_ids=frozenset({*ENTITIES[:5], node(77)}), node_type="storage")
     replica = Replica()
@@ -168,7 +168,7 @@ async def test_a_snapshot_of_some_entities(follow: Follow, database: Database) -
 
 
 async def test_a_snapshot_is_bound_to_its_filter(follow: Follow, database: Database) -> None:
-    """Its rows were chosen by the filter, so another one is refused; in whatever order its values are."""
+    """A snapshot's token is refused with other filters than those that chose its rows."""
     await database.write(write, ENTITIES[:10], lock=True)
     answer = await follow.answer(ask(Start.NOW, limit=3, snapshot=True), wait=0)
     with pytest.raises(BadTokenError, match="other filters"):
@@ -176,7 +176,7 @@ async def test_a_snapshot_is_bound_to_its_filter(follow: Follow, database: Datab
 
 
 async def test_a_snapshot_row_by_row(follow: Follow, database: Database) -> None:
-    """The smallest pages."""
+    """A snapshot works with pages of one row."""
     await database.write(write, ENTITIES[:5], lock=True)
     replica = Replica()
     answer = await follow.answer(ask(Start.NOW, limit=1, snapshot=True), wait=0)
@@ -188,7 +188,7 @@ async def test_a_snapshot_row_by_row(follow: Follow, database: Database) -> None
 
 
 async def test_an_empty_snapshot(follow: Follow) -> None:
-    """It is at its end at once, and can be followed."""
+    """An empty snapshot is complete at once, and can be followed."""
     answer = await follow.answer(ask(Start.NOW, snapshot=True), wait=0)
     assert (answer.lines, answer.next.digest) == ([], b"")
 
@@ -196,7 +196,7 @@ async def test_an_empty_snapshot(follow: Follow) -> None:
 async def test_a_stream_begins_with_a_snapshot(
     follow: Follow, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows, then changes as they come, bookmarks in silence, and an end."""
+    """A stream sends rows, then changes as they happen, bookmarks when idle, and then ends."""
     monkeypatch.setattr("app.feed.follow.BOOKMARK", 0.2)
     monkeypatch.setattr("app.feed.follow.STREAM", 1.5)
     await database.write(write, ENTITIES[:3], lock=True)

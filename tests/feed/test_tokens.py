@@ -1,4 +1,4 @@
-"""Tokens: what goes in comes out, and nothing else does."""
+"""Tokens: encoding and decoding gives the same values, and anything else is refused."""
 
 import string
 from uuid import UUID
@@ -30,7 +30,7 @@ TOKENS = st.builds(
 
 @given(TOKENS)
 def test_a_token_comes_back(token: Token) -> None:
-    """Place, entity and filter are as they were, also where they are zero."""
+    """Place, entity and filter come back unchanged, even if they are zero."""
     text = tokens.write(token)
     assert tokens.read(text) == token
     assert set(text) <= URL_SAFE
@@ -38,7 +38,7 @@ def test_a_token_comes_back(token: Token) -> None:
 
 @pytest.mark.parametrize("token", [Token(Place(5, 7)), Token(Place(5, 7), node(1), b"abcd")])
 def test_a_damaged_token_is_refused(token: Token) -> None:
-    """Cut, lengthened, or with one character altered."""
+    """A token that is cut, lengthened or altered in one character is refused."""
     text = tokens.write(token)
     damaged = [text[:end] for end in range(len(text))] + [text + each for each in "A=- "] + ["é", "now ", "A" * 26]
     for place in range(len(text)):
@@ -49,12 +49,12 @@ def test_a_damaged_token_is_refused(token: Token) -> None:
 
 
 def test_a_token_of_another_release_is_refused() -> None:
-    """Its seal is right, and its kind unknown."""
+    """A token with a valid seal and an unknown kind is refused."""
     with pytest.raises(BadTokenError):
         tokens.read(tokens._sealed(b"\x09" + bytes(12)))
 
 
 def test_the_first_entity_of_all_is_told_from_none() -> None:
-    """An entity id may be zero."""
+    """The entity id zero differs from no entity."""
     nil = Token(Place(1, 1), UUID(int=0), b"abcd")
     assert tokens.read(tokens.write(nil)).key == UUID(int=0)

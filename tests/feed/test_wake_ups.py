@@ -1,4 +1,4 @@
-"""No wake-up is lost: writers and waits at random, in two processes that share nothing but the database."""
+"""No wake-up is lost: random writers and waits in two processes that share only the database."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ STATES = ("pending_registration", "accepted", "ack_received", "active")
 
 
 class History:
-    """What was written to one entity: for each version its state, and when it was known to be committed."""
+    """The record of one entity: for each version its state, and the time it was known to be committed."""
 
     def __init__(self) -> None:
         self.states: list[str] = []
@@ -32,7 +32,7 @@ class History:
 
     @property
     def version(self) -> int:
-        """The newest one."""
+        """The newest version."""
         return len(self.states)
 
     def first(self, state: str, after: int) -> int | None:
@@ -55,7 +55,7 @@ async def two_services(folder: Path, url: str) -> AsyncIterator[list[httpx.Async
 
 
 async def write(clients: list[httpx.AsyncClient], entity_id: UUID, history: History, dice: random.Random) -> None:
-    """Events for one entity, one after the other, by either service: half of them are heartbeats."""
+    """Send one entity's events one after the other, to either service; half of them are heartbeats."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end or history.states[-1] != "rejected":
         sequence = history.version + 1
@@ -76,7 +76,7 @@ async def write(clients: list[httpx.AsyncClient], entity_id: UUID, history: Hist
 async def wait_for_versions(
     clients: list[httpx.AsyncClient], entity_id: UUID, history: History, dice: random.Random
 ) -> int:
-    """Follow an entity from version to version, until it is rejected. How often that was waited for."""
+    """Follow an entity version by version until it is rejected; returns the number of waits."""
     version, waits, state = 0, 0, ""
     while state != "rejected":
         began = time.monotonic()
@@ -97,7 +97,7 @@ async def wait_for_versions(
 async def wait_for_states(
     clients: list[httpx.AsyncClient], entity_id: UUID, history: History, dice: random.Random
 ) -> int:
-    """Wait for one state after the other, each after the version in which the one before was reached."""
+    """Wait for one state after the other, each after the version that reached the one before."""
     version, waits = 0, 0
     while True:
         state = dice.choice(STATES)
@@ -117,7 +117,7 @@ async def wait_for_states(
 
 
 async def test_no_wake_up_is_lost(tmp_path: Path, database_url: str) -> None:
-    """Each wait ends soon after the version that it waits for, and no state is passed through unseen."""
+    """Each wait ends soon after the version that it waits for, and no state is missed."""
     seed = random.randrange(1_000_000)
     async with two_services(tmp_path, database_url) as clients:
         histories = {entity_id: History() for entity_id in ENTITIES}

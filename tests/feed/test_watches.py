@@ -1,4 +1,4 @@
-"""Waits for entities: how many reads they cost, and that they hold no connection."""
+"""Waits for entities: the number of reads that they cost, and that they hold no connection."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ HELD = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
 
 
 class Counting(Reader):
-    """A reader that says how many entities each of its statements was for."""
+    """A reader that records how many entities each of its statements is for."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database, joining=True)
@@ -37,7 +37,7 @@ class Counting(Reader):
 
 @pytest.fixture
 async def reader(database: Database) -> AsyncIterator[Counting]:
-    """It, on a database."""
+    """A counting reader on a database."""
     reader = Counting(database)
     yield reader
     await reader.close()
@@ -54,7 +54,7 @@ async def watches(feed_database: Database, database: Database, reader: Counting)
 
 
 async def waiting(watches: Watches, *numbers: int) -> list["asyncio.Task[Found]"]:
-    """A wait for the next version of each of these nodes."""
+    """Start a wait for the next version of each of these nodes."""
     tasks = []
     for number in numbers:
         wanted = Wanted(after_version=1)
@@ -71,7 +71,7 @@ async def waiting(watches: Watches, *numbers: int) -> list["asyncio.Task[Found]"
 async def test_a_thousand_that_are_woken_are_one_read(
     watches: Watches, reader: Counting, database: Database, database_url: str
 ) -> None:
-    """Of as many as a statement takes; and as long as they wait, no connection is busy."""
+    """Woken waits share reads of as many entities as a statement takes; waits keep no connection busy."""
     log = ChangeLog()
     log.on_save = watches.committed
     projector = Projector(database, Timing(), log=log)
@@ -89,7 +89,7 @@ async def test_a_thousand_that_are_woken_are_one_read(
 
 
 async def test_a_thousand_for_one_entity_share_a_read(watches: Watches, reader: Counting, database: Database) -> None:
-    """It begins after the commit that woke them."""
+    """Waits for one entity share a read, which begins after the commit that woke them."""
     log = ChangeLog()
     log.on_save = watches.committed
     projector = Projector(database, Timing(), log=log)
@@ -103,7 +103,7 @@ async def test_a_thousand_for_one_entity_share_a_read(watches: Watches, reader: 
 
 
 async def test_a_wait_that_is_cancelled_leaves_nothing(watches: Watches) -> None:
-    """Nobody waits any more."""
+    """A cancelled wait is no longer registered."""
     [task] = await waiting(watches, 7)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -113,7 +113,7 @@ async def test_a_wait_that_is_cancelled_leaves_nothing(watches: Watches) -> None
 
 
 async def test_a_database_that_is_down_ends_a_wait(feed_database: Database) -> None:
-    """With its error, and at once."""
+    """An outage of the database ends a wait at once, with its error."""
     down = Database("postgresql://nobody@127.0.0.1:1/nothing", pool_size=1, statement_timeout=timedelta(seconds=1))
     reader = Counting(down)
     feed = Feed(feed_database, most=1)

@@ -1,7 +1,7 @@
-"""A process that writes changes as several writers do: `python -m tests.feed.writing URL SEED SECONDS`.
+"""A process with several concurrent writers of changes: `python -m tests.feed.writing URL SEED SECONDS`.
 
-Each of its writers takes some entities again and again, by the guard alone or with their rows locked, and at times
-keeps its transaction open. Some transactions are rolled back.
+Each writer changes some entities repeatedly, by the version guard only or with locked rows, and sometimes keeps its
+transaction open. Some transactions are rolled back.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ SLICE_SECONDS = 2  # short, so that a run writes to several slices
 
 
 class GivenUpError(Exception):
-    """This transaction is rolled back on purpose."""
+    """Rolls a transaction back on purpose."""
 
 
 def after(read: Registration | None, entity_id: UUID) -> Registration:
@@ -43,14 +43,14 @@ def after(read: Registration | None, entity_id: UUID) -> Registration:
 
 
 def logged(read: Registration | None, now: Registration) -> Change:
-    """The change between the two."""
+    """The change between two rows."""
     return change(
         read, now, now.last_applied_event_id, "registration.recorded", ChangeOutcome.APPLIED, now.updated_at
     )
 
 
 async def write(connection: Connection, entities: list[UUID], *, lock: bool) -> None:
-    """Bring these entities one version further, or raise LostRaceError; twice at once for one of them."""
+    """Raise these entities' versions by one, one of them twice; raises LostRaceError."""
     rows = await REGISTRATIONS.get_entity_states(connection, [(each, "registration") for each in entities], lock=lock)
     saves, made = [], []
     for entity_id in entities:
@@ -65,7 +65,7 @@ async def write(connection: Connection, entities: list[UUID], *, lock: bool) -> 
 
 
 async def write_on(database: Database, seed: int, until: float) -> None:
-    """One writer."""
+    """Run one writer."""
     dice = random.Random(seed)
     while time.monotonic() < until:
         entities = dice.sample(ENTITIES, dice.choice((1, 1, 2, 5)))
@@ -94,7 +94,7 @@ async def write_on(database: Database, seed: int, until: float) -> None:
 
 
 async def main(url: str, seed: int, seconds: float) -> None:
-    """Write for so many seconds."""
+    """Write for this many seconds."""
     database = Database(url, pool_size=WRITERS, statement_timeout=timedelta(seconds=20))
     until = time.monotonic() + seconds
     try:

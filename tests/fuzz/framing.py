@@ -1,9 +1,9 @@
-"""A fuzzer of HTTP/1.1 framing: the requests that a connection carries out are those that RFC 9112 says were sent.
+"""A fuzzer of HTTP/1.1 framing: a connection carries out exactly the requests that RFC 9112 finds in its bytes.
 
-It makes up connections of a few requests each, plain ones and ones with everything that framing is confused by, cuts
-the bytes into segments, and sends them to a live service. What was carried out is what can be seen afterwards: each
-request that writes creates a workflow of its own. Requests also stand inside bodies, where nobody may find them. The
-reader in `reference.py` says which workflows must be there, and which may be.
+It generates connections of a few requests each, plain ones and ones with everything that confuses framing, cuts the
+bytes into segments, and sends them to a live service. Afterwards it checks which requests were carried out: each
+request that writes creates a workflow of its own. Requests also hide inside bodies, where no server may find them.
+The reader in `reference.py` says which workflows must exist, and which may.
 
     python -m tests.fuzz.framing [HOST PORT] [--seconds N] [--seed N] [--finds N]
 """
@@ -40,19 +40,19 @@ Rng = random.Random
 
 @dataclass(frozen=True)
 class Case:
-    """A connection: the pieces of each of its requests, and where its bytes are cut into segments."""
+    """A connection: the pieces of each of its requests, and the places where its bytes are cut into segments."""
 
     requests: tuple[tuple[bytes, ...], ...]
     cuts: tuple[int, ...] = ()
 
     @property
     def data(self) -> bytes:
-        """All that is sent."""
+        """All bytes of the connection."""
         return b"".join(b"".join(pieces) for pieces in self.requests)
 
     @property
     def segments(self) -> list[bytes]:
-        """The same, cut."""
+        """The bytes cut into segments."""
         places = sorted({0, len(self.data), *(cut % (len(self.data) + 1) for cut in self.cuts)})
         return [self.data[a:b] for a, b in itertools.pairwise(places)]
 
@@ -73,7 +73,7 @@ class Find:
 
 
 class Maker:
-    """Makes up cases, from a seed."""
+    """Generates cases from a seed."""
 
     def __init__(self, seed: int) -> None:
         self._rng = Rng(seed)
@@ -81,7 +81,7 @@ class Maker:
         self._number = 0
 
     def case(self) -> Case:
-        """The next one."""
+        """The next case."""
         rng = self._rng
         requests = tuple(self._request() for _ in range(rng.randint(1, 4)))
         size = sum(len(piece) for pieces in requests for piece in pieces)
@@ -96,7 +96,7 @@ class Maker:
         return Case(requests, tuple(cuts))
 
     def _request(self, depth: int = 0) -> tuple[bytes, ...]:
-        """A request as its request line, its fields and its body."""
+        """A request as request line, fields and body."""
         rng = self._rng
         writes = rng.random() < 0.6
         key = self._key()
@@ -113,7 +113,7 @@ class Maker:
         return pieces
 
     def _carried(self, depth: int) -> bytes:
-        """A body with a request in it."""
+        """A body that contains a request."""
         rng = self._rng
         if depth or rng.random() < 0.2:
             return b""
@@ -121,7 +121,7 @@ class Maker:
         return rng.choice([b"", b"\r\n", b"0\r\n\r\n", b"0\r\n\r\n", b"\n"]) + inner
 
     def _framed(self, content: bytes) -> tuple[bytes, bytes]:
-        """The fields that tell the length of a body, and the body: mostly true, at times not."""
+        """Framing fields and a body: the fields are mostly true, and sometimes wrong."""
         rng = self._rng
         kind = rng.random()
         if kind < 0.45:
@@ -312,7 +312,7 @@ def _commit(key: bytes) -> dict[str, Any]:
 
 
 def _commits(request: Request) -> tuple[bytes, Any] | None:
-    """The key of the workflow that a request creates, and what its body says; None for any other request."""
+    """The key of the workflow that a request creates, and the state in its body; None for any other request."""
     target = request.target.removeprefix(b"http://127.0.0.1")
     key = target.removeprefix(b"/v1/workflows/")
     if request.method != b"PUT" or key == target or not KEY.fullmatch(key):
@@ -333,16 +333,16 @@ def _creates(request: Request) -> bytes | None:
 
 
 def _is_plain(request: Request) -> bool:
-    """Whether a service has no reason to refuse this one, and so to close its connection."""
+    """Whether a service has no reason to refuse this request, and so to close its connection."""
     if request.version != (1, 1) or request.has(b"expect") or request.has(b"proxy-connection"):
         return False
     return _creates(request) is not None or (request.method in {b"GET", b"HEAD"} and request.target == b"/livez")
 
 
 def expected(case: Case) -> tuple[list[bytes | None], dict[bytes, list[Any]]]:
-    """The requests that must be carried out, each as the key that it creates if any; and all keys that may be.
+    """The requests that must be carried out, each as the key that it creates, if any; and all keys that may exist.
 
-    These with the states that they may have: a damaged body may still be a commit.
+    The latter have the states that they may have: a damaged body may still be a commit.
     """
     strict = requests_of(case.data, lenient=False)
     plain = [_creates(request) for request in itertools.takewhile(_is_plain, strict)]
@@ -365,7 +365,7 @@ class Target:
         self._earlier: set[bytes] = set()  # keys of earlier cases: a damaged key may be one of them
 
     def check(self, case: Case) -> Find | None:
-        """Send a case; what came of it that may not."""
+        """Send a case; returns what went against RFC 9112."""
         plain, may = expected(case)
         must = {key for key in plain if key is not None}
         answers = self._send(case, len(plain))
@@ -386,11 +386,11 @@ class Target:
         return None
 
     def close(self) -> None:
-        """End the connection that asks what has come of the cases."""
+        """Close the connection that checks the results of cases."""
         self._asking.close()
 
     def _send(self, case: Case, answers: int) -> list[bytes]:
-        """The statuses that came; as many as must come are waited for."""
+        """The statuses received; waits for as many as must come."""
         received = b""
         with socket.create_connection(self._address, timeout=PATIENCE) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -408,7 +408,7 @@ class Target:
         return _finals(received)
 
     def _state_of(self, key: bytes) -> Any:
-        """The state of a workflow; None where there is none."""
+        """The state of a workflow; None if it does not exist."""
         for attempt in (1, 2):  # a connection that was idle may have been closed
             try:
                 self._asking.request("GET", f"/v1/workflows/{key.decode()}")
@@ -430,7 +430,7 @@ def _finals(received: bytes) -> list[bytes]:
 
 
 def shrunk(target: Target, find: Find) -> Find:
-    """The same find with fewer requests and cuts, where it stays one. Keys that are there already stay away."""
+    """The find with fewer requests and cuts, as long as it still fails, and without keys that exist already."""
     for number in range(len(find.case.requests)):
         fewer = find.case.requests[:number] + find.case.requests[number + 1 :]
         if fewer and (smaller := target.check(_renamed(replace(find.case, requests=fewer), number))):
@@ -439,7 +439,7 @@ def shrunk(target: Target, find: Find) -> Find:
 
 
 def _renamed(case: Case, number: int) -> Case:
-    """The case with keys that nobody has used. Their length stays, and with it all framing."""
+    """The case with unused keys of the same length, which keeps all framing."""
     fresh = f"{time.time_ns() + number:x}".encode()
     rename = re.compile(rb"(fuzz-[0-9]+-)[0-9a-f]{%d}" % len(fresh))
     return replace(
@@ -449,7 +449,7 @@ def _renamed(case: Case, number: int) -> Case:
 
 
 def fuzz(host: str, port: int, *, seconds: float, seed: int, most_finds: int = 1) -> tuple[int, list[Find]]:
-    """How many cases were sent within a time, and what was found; it ends early after so many finds."""
+    """The number of cases sent within a time, and the finds; ends early after this many finds."""
     target, maker = Target(host, port), Maker(seed)
     end = time.monotonic() + seconds
     finds: list[Find] = []
@@ -465,7 +465,7 @@ def fuzz(host: str, port: int, *, seconds: float, seed: int, most_finds: int = 1
 
 
 def main() -> int:
-    """Fuzz the service that the command line names. Status 1 when something was found."""
+    """Fuzz the service named on the command line; status 1 if there is a find."""
     parser = argparse.ArgumentParser(description="Fuzz the HTTP/1.1 framing of a live service.")
     parser.add_argument("host", nargs="?", help="of the service; without it, one is started")
     parser.add_argument("port", nargs="?", type=int)

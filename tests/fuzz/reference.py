@@ -1,9 +1,9 @@
-"""A reader of HTTP/1.1 requests, written from RFC 9112 and for nothing but comparison: slow, and plain.
+"""A reader of HTTP/1.1 requests written from RFC 9112, for comparison only: slow and plain.
 
-RFC 9112 leaves some things to the recipient: it may refuse a message, or read it in one way that is given. So there
-are two readings of the bytes of a connection: a strict recipient refuses whatever it may refuse, a lenient one takes
-whatever it may take. A correct server carries out at least the requests of the first reading and at most those of the
-second, in their order; the first is always the beginning of the second.
+RFC 9112 leaves some choices to the recipient: it may refuse a message, or read it in one given way. So the bytes of a
+connection have two readings: a strict recipient refuses whatever it may refuse, a lenient one accepts whatever it may
+accept. A correct server carries out at least the requests of the strict reading and at most those of the lenient one,
+in their order; the strict reading is always the beginning of the lenient one.
 """
 
 import re
@@ -30,11 +30,11 @@ BLANKS = b" \t"
 
 
 class RefusedError(Exception):
-    """The bytes are not a request that this recipient takes. It answers with an error and closes the connection."""
+    """The recipient refuses the bytes as a request: it answers with an error and closes the connection."""
 
 
 class UnfinishedError(Exception):
-    """The request is not at its end."""
+    """The bytes end inside the request."""
 
 
 @dataclass
@@ -53,12 +53,12 @@ class Request:
         return [item.strip(BLANKS) for item in joined.split(b",")] if joined.strip(BLANKS) else []
 
     def has(self, name: bytes) -> bool:
-        """Whether it has a field of that name."""
+        """Whether the request has a field of that name."""
         return any(key == name for key, _ in self.fields)
 
 
 def requests_of(data: bytes, *, lenient: bool) -> list[Request]:
-    """The whole requests that a connection carries, up to the one after which it is closed."""
+    """The complete requests of a connection, up to the one after which it is closed."""
     reader = _Reader(data, lenient=lenient)
     found: list[Request] = []
     try:
@@ -99,12 +99,12 @@ class _Reader:
         return request
 
     def _may(self) -> None:
-        """Here a recipient may refuse, or read on as it is written here."""
+        """A choice of the recipient: a strict one refuses, a lenient one reads on as written here."""
         if not self._lenient:
             raise RefusedError("a strict recipient refuses this")
 
     def _line(self, *, in_chunks: bool = False) -> bytes:
-        """A line without its end, which is CRLF; section 2.2: for start line and fields it may be a single LF."""
+        """A line without its CRLF; a start line or field may end in a single LF (section 2.2)."""
         end = self._data.find(b"\n", self._place)
         if end < 0:
             raise UnfinishedError
@@ -159,7 +159,7 @@ class _Reader:
         return fields
 
     def _body(self, request: Request) -> bytes:
-        """Section 6.3: how long the body is."""
+        """The body, whose length follows section 6.3."""
         if request.has(b"transfer-encoding"):
             if request.version < (1, 1) or request.has(b"content-length"):
                 # Section 6.1: refused, or read by the coding, and then the connection is closed.

@@ -1,4 +1,4 @@
-"""The reader that the fuzzer compares with, held against what RFC 9112 says in its examples and its rules."""
+"""The fuzzer's reference reader, tested against the examples and rules of RFC 9112."""
 
 import pytest
 
@@ -67,7 +67,7 @@ LEFT_OPEN: dict[str, tuple[bytes, list[bytes], list[bytes]]] = {
 
 @pytest.mark.parametrize("case", SURE)
 def test_where_rfc_9112_is_plain(case: str) -> None:
-    """Both readings are the same."""
+    """Where RFC 9112 leaves no choice, both readings are the same."""
     data, expected = SURE[case]
     assert bodies(data, lenient=False) == expected
     assert bodies(data, lenient=True) == expected
@@ -75,7 +75,7 @@ def test_where_rfc_9112_is_plain(case: str) -> None:
 
 @pytest.mark.parametrize("case", LEFT_OPEN)
 def test_where_rfc_9112_leaves_a_choice(case: str) -> None:
-    """A strict recipient refuses; a lenient one reads it in the one way that is given."""
+    """Where RFC 9112 leaves a choice, a strict recipient refuses, and a lenient one reads in the one given way."""
     data, strict, lenient = LEFT_OPEN[case]
     assert bodies(data, lenient=False) == strict
     assert bodies(data, lenient=True) == lenient

@@ -1,4 +1,4 @@
-"""Input from Kafka: every message is applied once and in order, whatever happens to its consumers."""
+"""Input from Kafka: every message is applied once and in order, despite failures of consumers."""
 
 import asyncio
 import time
@@ -62,7 +62,7 @@ DEAD = 'SELECT partition, "offset", key, value, headers, error FROM dead_letters
 
 
 def lives(nodes: int = NODES) -> list[Json]:
-    """The events of some nodes, one step of each after the other."""
+    """The events of some nodes: each step for all nodes, then the next step."""
     return [event for step in zip(*(life(node(number)) for number in range(nodes)), strict=True) for event in step]
 
 
@@ -70,7 +70,7 @@ def lives(nodes: int = NODES) -> list[Json]:
 async def reading(
     kafka: Broker, topic: str, url: str, group: str | None = None, *, batch: int = MAX_BATCH
 ) -> AsyncIterator[None]:
-    """A consumer that reads a topic into a database while this lasts."""
+    """Run a consumer that reads a topic into a database within this context."""
     database = patient_database(url)
     try:
         async with running(consumer_on(database, kafka.servers, topic, group or uuid4().hex, batch=batch)):
@@ -88,7 +88,7 @@ async def clean_read(kafka: Broker, topic: str, query: tuple[str, int] = ALL) ->
 
 
 async def test_rows_stand_at_the_places_of_their_messages(kafka: Broker, topic: str, database_url: str) -> None:
-    """A message's position is its partition and offset, and a position that it carries is ignored."""
+    """A row's position is its message's partition and offset; a position in the message is ignored."""
     produce(kafka, topic, life(), partition=2)
     async with reading(kafka, topic, database_url):
         await until(database_url, *taken(5))
@@ -101,7 +101,7 @@ async def test_rows_stand_at_the_places_of_their_messages(kafka: Broker, topic: 
 
 
 async def test_watermarks_say_what_is_in_and_when(kafka: Broker, topic: str, database_url: str) -> None:
-    """A watermark stands at the last message and its time; at the end of the partition it moves on with the clock."""
+    """A watermark has the last message's offset and time; at the partition's end its time follows the clock."""
     produce(kafka, topic, life(), partition=1, timestamps=[1_767_225_600_000] * 5)
     async with reading(kafka, topic, database_url):
         is_read = "SELECT count(*) FROM watermarks WHERE partition = 1 AND "
@@ -119,7 +119,7 @@ AHEAD = 1800  # seconds; Apache Kafka refuses messages that are more than an hou
 async def test_a_message_from_the_future_is_no_reason_to_expire_anything(
     kafka: Broker, topic: str, database_url: str
 ) -> None:
-    """A time that is still to come says nothing about how far a partition is read."""
+    """A message's time in the future does not move the time up to which its partition is read."""
     produce(kafka, topic, life(), partition=1, timestamps=[int((time.time() + AHEAD) * 1000)] * 5)
     async with reading(kafka, topic, database_url):
         await until(database_url, *taken(5))
@@ -134,7 +134,7 @@ WAITING = 30  # nodes whose heartbeats wait
 
 
 class Swept(Projector):
-    """A projector that lets a sweep go through everything after each batch, and notes what has expired by then."""
+    """A projector that sweeps everything after each batch, and records what has expired by then."""
 
     def __init__(self, database: Database, sweep: Sweep) -> None:
         super().__init__(database, Timing())
@@ -149,7 +149,7 @@ class Swept(Projector):
         also: Also | None = None,
         after: "asyncio.Task[object] | None" = None,
     ) -> list[Result]:
-        """Take events in, and sweep."""
+        """Apply events, and sweep."""
         results = await super().persist(events, by_position=by_position, also=also, after=after)
         page = await self._sweep.page(Deadline.LIVENESS)
         while page is not None:
@@ -163,7 +163,7 @@ class Swept(Projector):
 def backlog(start: float) -> list[tuple[float, Json]]:
     """Heartbeats of many nodes every 20 seconds, with their times, in one partition.
 
-    The first node is one whose producer's clock is fast; the second one is never heard of again.
+    The first node's producer has a fast clock; the second node sends nothing more.
     """
     fast, dead, *others = (node(number) for number in range(WAITING + 2))
     said: list[tuple[float, Json]] = []
@@ -190,7 +190,7 @@ def backlog(start: float) -> list[tuple[float, Json]]:
 async def test_no_node_expires_whose_heartbeats_wait(
     kafka: Broker, topic: str, database: Database, database_url: str
 ) -> None:
-    """While a backlog is taken in that one producer's fast clock is in, a sweep finds the dead node and no other."""
+    """During a backlog with one producer's fast clock, a sweep expires the dead node and no other."""
     for partition in (0, 2, 3):  # a partition that was never read protects every node
         await rows(
             database_url,
@@ -210,7 +210,7 @@ async def test_no_node_expires_whose_heartbeats_wait(
 
 
 async def test_what_cannot_be_taken_in_goes_to_the_dead_letters(kafka: Broker, topic: str, database_url: str) -> None:
-    """Unreadable and conflicting messages are kept with bytes, place and error, and the partition goes on."""
+    """Unreadable and conflicting messages become dead letters with bytes, position and error; reading goes on."""
     first, *others = life()
     conflict = event_json("node.heartbeat", 9)
     await _stand_elsewhere(database_url, conflict | {"entity_id": str(node(1))})
@@ -228,7 +228,7 @@ async def test_what_cannot_be_taken_in_goes_to_the_dead_letters(kafka: Broker, t
 
 
 async def test_a_header_whose_name_is_no_text_stops_nothing(kafka: Broker, topic: str, database_url: str) -> None:
-    """What the client can't give is said in the error of a dead letter, and an event that needs none of it is in."""
+    """Unreadable headers are named in a dead letter's error; an event that does not need them is applied."""
     produce(kafka, topic, lives(), partition=0)  # so many that the interpreter has specialised the code by then
     last = event_json("node.heartbeat", 9, entity_id=node(0))
     for value in (msgspec.json.encode(last), b"broken"):
@@ -243,7 +243,7 @@ async def test_a_header_whose_name_is_no_text_stops_nothing(kafka: Broker, topic
 
 
 async def _stand_elsewhere(url: str, event: Json) -> None:
-    """Put an entity on a track of its own."""
+    """Move an entity to a track of its own."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(
@@ -258,7 +258,7 @@ async def _stand_elsewhere(url: str, event: Json) -> None:
 
 @pytest.mark.parametrize("kind", POISON)
 async def test_what_postgresql_refuses_stops_nothing(kafka: Broker, topic: str, database_url: str, kind: str) -> None:
-    """A message that only PostgreSQL is against is a dead letter, wherever it stands; all others are in, in order."""
+    """A message that only PostgreSQL refuses becomes a dead letter, wherever it stands; all others apply in order."""
     statements, data = POISON[kind]
     for statement in statements:
         await rows(database_url, statement)
@@ -284,7 +284,7 @@ async def test_what_postgresql_refuses_stops_nothing(kafka: Broker, topic: str, 
 
 
 async def test_a_database_of_another_encoding_stops_nothing(kafka: Broker, topic: str) -> None:
-    """A message in letters that the database does not have is a dead letter, also one that can't be read either."""
+    """A message with characters outside the database's encoding is a dead letter, also if it is unreadable."""
     async with bare_database("ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'") as url:
         engine = create_engine(url, pool_size=2)
         await initialize_schema(engine)
@@ -303,7 +303,7 @@ async def test_a_database_of_another_encoding_stops_nothing(kafka: Broker, topic
 async def test_what_cannot_even_be_a_dead_letter_ends_the_consumer(
     kafka: Broker, topic: str, database_url: str
 ) -> None:
-    """Nothing is passed over: when the database refuses the letter as well, the consumer says so and stops there."""
+    """If the database refuses the dead letter too, the consumer logs it and stops, and skips no message."""
     await rows(database_url, "ALTER TABLE dead_letters ADD CHECK (topic = '')")
     produce(kafka, topic, [*life()[:2], b"broken", *life()[2:]], partition=0)
     database = patient_database(database_url)
@@ -316,7 +316,7 @@ async def test_what_cannot_even_be_a_dead_letter_ends_the_consumer(
 
 
 async def test_watermark_and_rows_are_one_transaction(kafka: Broker, topic: str, database_url: str) -> None:
-    """As long as the watermark can't be written no row is, and afterwards all is in once."""
+    """While the watermark cannot be written no row is; afterwards each message is applied once."""
     connection = await asyncpg.connect(database_url)
     await connection.execute(
         "CREATE SEQUENCE tries; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
@@ -334,7 +334,7 @@ async def test_watermark_and_rows_are_one_transaction(kafka: Broker, topic: str,
 
 
 async def test_a_replay_gives_the_same_rows(kafka: Broker, topic: str, database_url: str) -> None:
-    """Without watermarks a topic is read from its beginning, and nothing changes by that, dead letters included."""
+    """Without watermarks a topic is reread from the start, which changes no row and no dead letter."""
     produce(kafka, topic, [*lives(), b"broken"])
     total = taken(EVENTS + 1)
     async with reading(kafka, topic, database_url):
@@ -349,7 +349,7 @@ async def test_a_replay_gives_the_same_rows(kafka: Broker, topic: str, database_
 
 
 async def test_reading_goes_on_at_the_watermark(kafka: Broker, topic: str, database_url: str) -> None:
-    """What another group has read is not read again, and Kafka is not asked how far that was."""
+    """A consumer of another group resumes at the watermark, and ignores Kafka's committed offset."""
     produce(kafka, topic, life(), partition=0)
     async with reading(kafka, topic, database_url):
         await until(database_url, *taken(5))
@@ -363,7 +363,7 @@ async def test_reading_goes_on_at_the_watermark(kafka: Broker, topic: str, datab
 async def test_whoever_has_lost_a_partition_writes_nothing_of_it(
     kafka: Broker, topic: str, database_url: str
 ) -> None:
-    """A consumer whose watermark was moved starts again from the moved one."""
+    """A consumer whose watermark was moved writes nothing, and restarts from the moved watermark."""
     produce(kafka, topic, life(), partition=0)
     async with reading(kafka, topic, database_url):
         await until(database_url, *taken(5))
@@ -375,7 +375,7 @@ async def test_whoever_has_lost_a_partition_writes_nothing_of_it(
 
 
 class Feed:
-    """Writes events as fast as they are taken in, so that there is always something to read: first the lives of some
+    """Writes events as fast as they are applied, so that unread messages always exist: first the lives of some
     nodes, one step of all after the other, and then their heartbeats."""
 
     def __init__(self, kafka: Broker, topic: str, url: str) -> None:
@@ -389,7 +389,7 @@ class Feed:
             yield [event_json("node.heartbeat", number, entity_id=node(each)) for each in range(NODES)]
 
     async def run(self, enough: asyncio.Event) -> None:
-        """Write until there are enough, a round whenever the one before the last one is taken in."""
+        """Write rounds until there are enough, each once the round before the last one is applied."""
         for each in self._rounds():
             if enough.is_set():
                 break
@@ -401,7 +401,7 @@ class Feed:
 async def test_consumers_share_the_partitions_and_hand_them_over(
     kafka: Broker, topic: str, database_url: str
 ) -> None:
-    """While consumers come and go at their work, each message is taken in once: the rows are a clean read's."""
+    """While consumers come and go, each message is applied once: the rows equal those of a clean read."""
     feed, group, enough = Feed(kafka, topic, database_url), uuid4().hex, asyncio.Event()
     async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
         feeding = tasks.create_task(feed.run(enough))
@@ -421,7 +421,7 @@ async def test_consumers_share_the_partitions_and_hand_them_over(
 
 
 async def test_a_killed_consumer_leaves_nothing_half_done(kafka: Broker, topic: str, database_url: str) -> None:
-    """Of two at work, one is killed in the middle of a batch; the other goes on, and the rows are a clean read's."""
+    """Of two consumers one is killed inside a batch; the other goes on, and the rows equal those of a clean read."""
     events, group = lives(), uuid4().hex
     half = EVENTS // 2
     produce(kafka, topic, events[:half])
@@ -478,7 +478,7 @@ async def test_a_database_that_is_away_does_not_hold_up_the_end(kafka: Broker, t
 
 @asynccontextmanager
 async def _away(url: str) -> AsyncIterator[None]:
-    """A database that takes no connections while this lasts."""
+    """Within this context the database accepts no connections."""
     server = await asyncpg.connect(on_server(url, "postgres"))
     name = urlsplit(url).path[1:]
     try:
@@ -491,7 +491,7 @@ async def _away(url: str) -> AsyncIterator[None]:
 
 
 async def test_a_broker_that_is_away_is_waited_for(topic: str, database_url: str) -> None:
-    """While it is away nothing counts as caught up, and when it is back reading goes on."""
+    """Without a broker no partition counts as caught up; when the broker is back, reading continues."""
     with built_in_broker() as broker:
         broker.create_topic(topic)
         produce(broker, topic, life(), partition=0)
@@ -512,7 +512,7 @@ async def test_a_broker_that_is_away_is_waited_for(topic: str, database_url: str
 
 
 async def test_a_topic_that_is_made_later_is_found(kafka: Broker, database_url: str) -> None:
-    """A consumer may be started before its topic is there."""
+    """A consumer may start before its topic exists."""
     topic = f"test-{uuid4().hex}"
     async with reading(kafka, topic, database_url):
         await asyncio.sleep(0)
@@ -522,7 +522,7 @@ async def test_a_topic_that_is_made_later_is_found(kafka: Broker, database_url: 
 
 
 async def test_the_command_reads_until_it_is_stopped(kafka: Broker, topic: str, database_url: str) -> None:
-    """`pqs consume` tells Kafka how far it has written before it leaves, and ends with status 0."""
+    """A stopped `pqs consume` commits its written offsets to Kafka, and ends with status 0."""
     produce(kafka, topic, life(), partition=3)
     group = f"group-{uuid4().hex}"
     given = {"kafka": kafka.servers, "topics_in": topic, "consumer_group": group, "database_url": database_url}
@@ -539,13 +539,13 @@ async def test_the_command_reads_until_it_is_stopped(kafka: Broker, topic: str, 
 
 @pytest.mark.parametrize(("given", "missing"), [({}, "PQS_KAFKA"), ({"kafka": "127.0.0.1:1"}, "PQS_TOPICS_IN")])
 def test_the_command_says_what_is_missing(given: Json, missing: str) -> None:
-    """Without servers or topics there is one line that names the setting."""
+    """Without servers or topics, one line names the missing setting."""
     assert f"{missing} is not set" in refusal(pqs("consume", database_url="postgresql://127.0.0.1:1/none", **given))
 
 
 @pytest.mark.parametrize("given", [{"topic_out": "mine"}, {"topic_out": "mine", "bus": "kafka"}])
 def test_the_command_does_not_read_what_the_service_writes(given: Json) -> None:
-    """Its own output among the topics to read is refused by one line that names both settings, before all else."""
+    """If the output topic is among the input topics, the start is refused by a line that names both settings."""
     run = pqs(
         "consume",
         database_url="postgresql://127.0.0.1:1/none",
@@ -559,27 +559,27 @@ def test_the_command_does_not_read_what_the_service_writes(given: Json) -> None:
 
 
 async def test_a_topic_that_the_service_does_not_write_may_be_read(database_url: str) -> None:
-    """With the bus off, PQS_TOPIC_OUT may be a topic to read."""
+    """With the bus off, PQS_TOPIC_OUT may be an input topic."""
     given = {"kafka": "127.0.0.1:1", "bus": "off", "topics_in": "mine", "topic_out": "mine"}
     async with Parts(read_settings(given), database_url) as parts:
         parts.consumer()
 
 
 def test_the_help_says_what_has_to_be_the_same() -> None:
-    """Who starts a consumer learns that its messages go out through the service's outbox."""
+    """The help says that the consumer's messages go out through the service's outbox."""
     said = " ".join(pqs("consume", "--help").stdout.split())
     assert "PQS_BUS, PQS_TOPIC_OUT and PQS_CONSUL_URL the values that the service has" in said
 
 
 async def test_settings_that_the_client_refuses_are_said(database: Database) -> None:
-    """An option that librdkafka does not take ends the start with its words."""
+    """An option that librdkafka refuses prevents the start, with librdkafka's message."""
     consumer = consumer_on(database, "127.0.0.1:1", "topic", "group", options={"session.timeout.ms": -1})
     with pytest.raises(StartError, match=r"session\.timeout\.ms"):
         await consumer.run(asyncio.Event())
 
 
 async def test_the_settings_lead_to_a_consumer(kafka: Broker, topic: str, database_url: str) -> None:
-    """The consumer that is built from settings reads what PQS_TOPICS_IN names."""
+    """A consumer built from settings reads the topics in PQS_TOPICS_IN."""
     other = f"test-{uuid4().hex}"
     kafka.create_topic(other)
     produce(kafka, topic, life())
@@ -591,9 +591,9 @@ async def test_the_settings_lead_to_a_consumer(kafka: Broker, topic: str, databa
 
 
 async def test_messages_behind_and_after_a_tombstone(kafka: Broker, topic: str, database_url: str) -> None:
-    """A tombstone made at a place keeps what waits up to there, and what began before the forget; then one may begin.
+    """A tombstone at a position stops waiting messages up to it and registrations from before it; a later one begins.
 
-    Nothing of it becomes a dead letter.
+    None of the messages becomes a dead letter.
     """
     database = patient_database(database_url)
     acts = Acts(database, EntryBuilder(), ChangeLog())

@@ -1,4 +1,4 @@
-"""Reading from a real Kafka that asks for TLS and SASL, with the settings that `pqs consume` has."""
+"""Reading from a real Kafka with TLS and SASL, with the settings of `pqs consume`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ pytestmark = HAS_SECURE_KAFKA
 
 @asynccontextmanager
 async def reading(way: Access, topic: str, url: str) -> AsyncIterator[None]:
-    """A consumer that reads a topic into a database while this lasts."""
+    """Run a consumer that reads a topic into a database within this context."""
     settings = way.settings(topics_in=topic, consumer_group=uuid4().hex, database_url=url, bus="off")
     async with Parts(settings, url) as parts, running(parts.consumer()):
         yield
@@ -29,7 +29,7 @@ async def reading(way: Access, topic: str, url: str) -> AsyncIterator[None]:
 async def test_messages_come_by_every_listener(
     security: str, mechanism: str | None, kafka: Broker, topic: str, database_url: str, tmp_path: Path
 ) -> None:
-    """The rows are those of the topic."""
+    """The topic's messages are applied through each listener."""
     produce(kafka, topic, life())
     async with reading(access(security, mechanism, tmp_path), topic, database_url):
         await until(database_url, *taken(5))
@@ -38,7 +38,7 @@ async def test_messages_come_by_every_listener(
 async def test_a_password_changes_while_messages_come(
     kafka: Broker, topic: str, database_url: str, tmp_path: Path
 ) -> None:
-    """The consumer has the new password when the broker asks again who it is, and reads on."""
+    """When the broker authenticates the consumer again it sends the new password, and reads on."""
     way = access("sasl_plaintext", "SCRAM-SHA-512", tmp_path)
     produce(kafka, topic, life(node(1)))
     async with reading(way, topic, database_url):

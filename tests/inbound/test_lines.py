@@ -1,4 +1,4 @@
-"""Streams, read line by line."""
+"""Streams read line by line."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ LIMIT = 16  # bytes in a line
 
 
 class BrokenOffError(Exception):
-    """The sender is gone."""
+    """The sender has disconnected."""
 
 
 bodies = st.lists(
@@ -27,14 +27,14 @@ bodies = st.lists(
 
 @st.composite
 def in_chunks(draw: st.DrawFn) -> list[bytes]:
-    """A body, cut anywhere, into chunks that may be empty."""
+    """A body cut at arbitrary places into chunks, some of them empty."""
     body = draw(bodies)
     cuts = sorted(draw(st.lists(st.integers(0, len(body)), max_size=6)))
     return [body[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
 
 
 async def pieces_of(chunks: list[bytes], *, ends: bool = True) -> AsyncIterator[bytes]:
-    """A body that comes in these chunks, and then ends, or breaks off."""
+    """A body that arrives in these chunks, and then ends or breaks off."""
     for chunk in chunks:
         yield chunk
     if not ends:
@@ -42,7 +42,7 @@ async def pieces_of(chunks: list[bytes], *, ends: bool = True) -> AsyncIterator[
 
 
 async def read(pieces: AsyncIterator[bytes]) -> tuple[list[bytes | None], bool]:
-    """The lines, and whether the body came to its end."""
+    """The lines, and whether the body was complete."""
     read: list[bytes | None] = []
     try:
         async for some in split_lines(pieces, LIMIT):
@@ -54,7 +54,7 @@ async def read(pieces: AsyncIterator[bytes]) -> tuple[list[bytes | None], bool]:
 
 
 def expected(body: bytes, *, ends: bool = True) -> list[bytes | None]:
-    """The lines of a body that is held in memory; one that breaks off has no last line without an end."""
+    """The lines of a body in memory; a body that breaks off loses an unterminated last line."""
     *whole, rest = body.split(b"\n")
     if ends and rest:
         whole.append(rest)
@@ -63,19 +63,19 @@ def expected(body: bytes, *, ends: bool = True) -> list[bytes | None]:
 
 @given(in_chunks())
 def test_lines_do_not_depend_on_how_the_body_is_cut(chunks: list[bytes]) -> None:
-    """However a body arrives, its lines are the same, and those over the limit are None."""
+    """However a body is cut its lines are the same, and a line over the limit is None."""
     assert asyncio.run(read(pieces_of(chunks))) == (expected(b"".join(chunks)), True)
 
 
 @given(in_chunks())
 def test_a_body_that_breaks_off_loses_its_half_line(chunks: list[bytes]) -> None:
-    """A body that ends early gives the lines that were whole, and then says that it ended early."""
+    """A body that breaks off gives its complete lines, and then the error."""
     assert asyncio.run(read(pieces_of(chunks, ends=False))) == (expected(b"".join(chunks), ends=False), False)
 
 
 @pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1, 1000 * LIMIT])
 async def test_a_line_over_the_limit_does_not_spoil_the_next(size: int) -> None:
-    """After a line of any length the next one is read as it is."""
+    """After a line of any length, the next one is read correctly."""
     read_, _ = await read(pieces_of([b"x" * size, b"\nnext", b"\n"]))
     assert read_ == [b"x" * size if size <= LIMIT else None, b"next"]
 
@@ -92,6 +92,6 @@ async def test_a_line_is_there_before_the_body_ends() -> None:
 
 
 async def test_lines_come_as_many_at_a_time_as_arrive() -> None:
-    """The lines that one network read completes come together, and none waits for the next read."""
+    """The lines that one network read completes come together, without waiting for the next read."""
     chunks = [b"a\nb\nc", b"", b"d\n", b"e", b"f\ng\n"]
     assert [some async for some in split_lines(pieces_of(chunks), LIMIT)] == [[b"a", b"b"], [b"cd"], [b"ef", b"g"]]

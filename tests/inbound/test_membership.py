@@ -1,4 +1,4 @@
-"""What a consumer fetches; the rest of reading from Kafka is in tests/inbound/test_consumer.py, on a broker."""
+"""A consumer's fetches; the rest of reading from Kafka is tested on a broker in tests/inbound/test_consumer.py."""
 
 from collections import defaultdict
 from itertools import accumulate, pairwise
@@ -17,7 +17,7 @@ PARTITIONS = strategies.integers(0, 2)
 
 @given(partitions=strategies.lists(PARTITIONS, min_size=1, max_size=12), extra=strategies.booleans())
 def test_halves_lead_where_the_whole_does(partitions: list[int], extra: bool) -> None:
-    """Down to single messages, each piece moves watermarks from where the one before left them, to the same end."""
+    """A batch split down to single messages moves watermarks step by step to the same end as the whole."""
     numbers = defaultdict[int, int](lambda: 4)
     messages = []
     for partition in partitions:
@@ -44,7 +44,7 @@ def test_halves_lead_where_the_whole_does(partitions: list[int], extra: bool) ->
 
 
 def reached(times: list[int]) -> int:
-    """Up to when a partition is read whose messages have these times, in milliseconds."""
+    """The time up to which a partition with messages of these times is read, in milliseconds."""
     known = Times()
     for each in times:
         known.add(each)
@@ -54,13 +54,13 @@ def reached(times: list[int]) -> int:
 
 @given(times=strategies.lists(MILLISECONDS, min_size=1).map(sorted))
 def test_a_partition_whose_times_do_not_go_back_is_read_up_to_its_last_message(times: list[int]) -> None:
-    """Where clocks agree, or are the broker's, nothing is held back."""
+    """If message times never go back, a partition is read up to its last message's time."""
     assert reached(times) == times[-1]
 
 
 @given(times=strategies.lists(MILLISECONDS, min_size=2))
 def test_no_message_is_older_than_what_was_read_up_to_once_clocks_are_known(times: list[int]) -> None:
-    """After the step back that is the greatest of a log, no later message of it is older than what counts as read."""
+    """After a log's greatest step back in time, no later message is older than the time read up to."""
     steps = [newest - each for newest, each in zip(accumulate(times, max), times, strict=True)]
     known = steps.index(max(steps)) + 1
     for end in range(known, len(times)):
@@ -69,24 +69,24 @@ def test_no_message_is_older_than_what_was_read_up_to_once_clocks_are_known(time
 
 @given(times=strategies.lists(MILLISECONDS, min_size=2))
 def test_a_message_that_is_older_is_taken_back_at_once(times: list[int]) -> None:
-    """In any log, the last message read is not older than `reached`."""
+    """In any log, the last message read is never older than `reached`."""
     assert all(reached(times[:end]) <= times[end - 1] for end in range(1, len(times) + 1))
 
 
 @given(times=strategies.lists(MILLISECONDS, min_size=1))
 def test_what_counts_as_read_goes_back_only_by_a_greater_step_back(times: list[int]) -> None:
-    """It falls behind by what a message has shown to be wrong, and otherwise never."""
+    """`reached` goes back only by the error that a message has shown, and otherwise never."""
     ends = [reached(times[:end]) for end in range(1, len(times) + 1)]
     for (before, after), time in zip(pairwise(ends), times[1:], strict=True):
         assert after >= before or after == time
 
 
 def test_times_that_no_calendar_has_are_brought_into_it() -> None:
-    """A producer may write any number, and none stops the reading."""
+    """Message times outside the calendar are clamped, so no producer's number stops the reading."""
     assert reached([-5]) == 0
     assert reached([2**63 - 1]) == LAST_TIME
 
 
 def test_without_times_nothing_is_known() -> None:
-    """Messages of Kafka's oldest formats have no time."""
+    """A partition of messages without times, as in Kafka's oldest formats, has no known time."""
     assert Times().reached is None

@@ -1,4 +1,4 @@
-"""Topics that change: more partitions, another name, created again, messages removed before they were read."""
+"""Topics that change: more partitions, another name, created again, or messages removed before they were read."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ needs_kafka = pytest.mark.skipif(
 async def reading(
     kafka: Broker, topic: str, url: str, *, follow: bool = False, timing: Timing | None = None, **more: Any
 ) -> AsyncIterator[None]:
-    """A consumer that reads a topic into a database while this lasts."""
+    """Run a consumer that reads a topic into a database within this context."""
     database = patient_database(url)
     projector = Projector(
         database, timing or Timing(), log=ChangeLog(), follow=within(topic.__eq__) if follow else None
@@ -54,7 +54,7 @@ async def reading(
 
 
 async def read_to_an_error(kafka: Broker, topic: str, url: str, error: type[Exception], **more: Any) -> str:
-    """Read a topic with a consumer that is to end by an error; what that says."""
+    """Read a topic with a consumer that must end by an error; returns the message."""
     database = patient_database(url)
     try:
         consumer = consumer_on(database, kafka.servers, topic, uuid4().hex, **more)
@@ -66,7 +66,7 @@ async def read_to_an_error(kafka: Broker, topic: str, url: str, error: type[Exce
 
 
 def lives() -> list[Json]:
-    """The events of some nodes, one step of each after the other."""
+    """The events of some nodes: each step for all nodes, then the next step."""
     return [event for step in zip(*(life(node(number)) for number in range(NODES)), strict=True) for event in step]
 
 
@@ -76,7 +76,7 @@ def heartbeats(sequence: int) -> list[Json]:
 
 
 def present() -> str:
-    """The present time."""
+    """The current time."""
     return datetime.now(UTC).isoformat()
 
 
@@ -94,7 +94,7 @@ async def swept(url: str, *, follow: bool) -> None:
 
 
 async def test_a_node_that_follows_its_messages_stays_alive(kafka: Broker, topic: str, database_url: str) -> None:
-    """Heartbeats that come on other partitions than the registration are applied, and each move is noted once."""
+    """Heartbeats on other partitions than the registration's are applied, and each move is logged once."""
     produce(kafka, topic, lives(), partition=0)
     async with reading(kafka, topic, database_url, follow=True):
         await until(database_url, *taken(5 * NODES))
@@ -108,7 +108,7 @@ async def test_a_node_that_follows_its_messages_stays_alive(kafka: Broker, topic
 
 
 async def test_a_node_whose_messages_conflict_is_not_expired(kafka: Broker, topic: str, database_url: str) -> None:
-    """With strict tracks the heartbeats are dead letters, which say that the nodes are alive."""
+    """With strict tracks such heartbeats become dead letters, which protect their nodes from expiry."""
     produce(kafka, topic, lives(), partition=0)
     async with reading(kafka, topic, database_url):
         await until(database_url, *taken(5 * NODES))
@@ -125,7 +125,7 @@ async def test_a_node_whose_messages_conflict_is_not_expired(kafka: Broker, topi
 
 
 async def test_a_topic_under_another_name(kafka: Broker, topic: str, database_url: str) -> None:
-    """`pqs rebase --from --to` moves all nodes of a topic, and they take the other topic's messages from offset 0."""
+    """`pqs rebase --from --to` moves a topic's nodes, which accept the other topic's messages from offset 0."""
     produce(kafka, topic, lives())
     async with reading(kafka, topic, database_url):
         await until(database_url, *taken(5 * NODES))
@@ -145,7 +145,7 @@ async def test_a_topic_under_another_name(kafka: Broker, topic: str, database_ur
 
 
 async def test_values_that_are_not_events_are_passed_over(kafka: Broker, topic: str, database_url: str) -> None:
-    """Tombstones and events of others are no dead letters, and the watermark goes past them."""
+    """Kafka tombstones and foreign events are no dead letters, and the watermark passes them."""
     foreign = {"specversion": "1.0", "type": "invoice.paid", "id": "1", "source": "/shop"}
     produce(kafka, topic, [None, foreign, *life(node(0)), {"type": "invoice.paid"}, None], partition=0)
     async with reading(kafka, topic, database_url):
@@ -155,7 +155,7 @@ async def test_values_that_are_not_events_are_passed_over(kafka: Broker, topic: 
 
 
 async def test_values_that_are_not_events_may_be_kept(kafka: Broker, topic: str, database_url: str) -> None:
-    """With PQS_FOREIGN=dead_letter they are kept with what they are."""
+    """With PQS_FOREIGN=dead_letter such messages become dead letters that say what they are."""
     produce(kafka, topic, [None, {"type": "invoice.paid"}], partition=0)
     async with reading(kafka, topic, database_url, keep_foreign=True):
         await until(database_url, DEAD, 2)
@@ -164,7 +164,7 @@ async def test_values_that_are_not_events_may_be_kept(kafka: Broker, topic: str,
 
 
 async def test_an_event_ahead_of_the_clock_is_a_dead_letter(kafka: Broker, topic: str, database_url: str) -> None:
-    """A clock that is years ahead can't make its node immortal, and other events go on."""
+    """A clock years ahead cannot make its node immortal, and other events are applied."""
     ahead = event_json("node.heartbeat", 9, entity_id=node(0), occurred_at="2036-01-01T00:00:00Z")
     hidden = event_json("node.heartbeat", 10, entity_id=node(0), data={"heartbeat_at": "2036-01-01T00:00:00Z"})
     produce(
@@ -182,7 +182,7 @@ async def test_an_event_ahead_of_the_clock_is_a_dead_letter(kafka: Broker, topic
 
 
 async def test_a_new_partition_is_known_before_it_is_read(kafka: Broker, topic: str, database_url: str) -> None:
-    """Every partition of a topic has a watermark before its first message: -1, until its end was reached."""
+    """Before its first message each partition of a topic has a watermark: -1 until its end is reached."""
     async with reading(kafka, topic, database_url):
         await until(database_url, "SELECT count(*) FROM watermarks WHERE caught_up_at IS NOT NULL", 4)
     assert await rows(database_url, 'SELECT DISTINCT "offset" FROM watermarks') == [(-1,)]
@@ -192,7 +192,7 @@ async def test_a_new_partition_is_known_before_it_is_read(kafka: Broker, topic: 
 
 
 def changed(kafka: Broker, change: Callable[[AdminClient], Mapping[Any, "Future[Any]"]]) -> None:
-    """Have topics changed, and wait until they are."""
+    """Apply changes to topics, and wait until they are visible."""
     admin = AdminClient({"bootstrap.servers": kafka.servers})  # it must live until the answers are there
     for future in change(admin).values():
         future.result(PATIENCE)
@@ -200,7 +200,7 @@ def changed(kafka: Broker, change: Callable[[AdminClient], Mapping[Any, "Future[
 
 @needs_kafka
 async def test_more_partitions(kafka: Broker, database_url: str) -> None:
-    """From one partition to four while nodes send heartbeats by key: nobody expires, and nothing is a dead letter."""
+    """While a topic grows from one partition to four, no node expires and no heartbeat becomes a dead letter."""
     kafka.create_topic(topic := f"grows-{uuid4()}", 1)
     produce(kafka, topic, [each | {"occurred_at": present()} for each in lives()])
     soon = timedelta(seconds=4)
@@ -222,7 +222,7 @@ async def test_more_partitions(kafka: Broker, database_url: str) -> None:
 @needs_kafka
 @pytest.mark.parametrize("messages", [3, 12], ids=["shorter", "longer than what was read"])
 async def test_a_topic_that_was_created_again(kafka: Broker, database_url: str, messages: int) -> None:
-    """The consumer stops and names the topic; with --restarted its messages are applied from the first one on."""
+    """The consumer stops and names the topic; with --restarted it applies the messages from the first one on."""
     kafka.create_topic(topic := f"again-{uuid4()}", 1)
     produce(kafka, topic, life(node(0)))
     async with reading(kafka, topic, database_url):
@@ -247,7 +247,7 @@ async def test_a_topic_that_was_created_again(kafka: Broker, database_url: str, 
 async def test_messages_removed_before_they_were_read(
     kafka: Broker, database_url: str, stop: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What retention took is named by its first and last offset; the consumer goes on behind it, or stops there."""
+    """Messages removed by retention are named by first and last offset; the consumer continues or stops, as set."""
     kafka.create_topic(topic := f"cut-{uuid4()}", 1)
     produce(kafka, topic, life(node(0)))
     async with reading(kafka, topic, database_url):

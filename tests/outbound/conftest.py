@@ -1,4 +1,4 @@
-"""Both buses, and how what they carried is read."""
+"""Both kinds of bus, and how to read the messages that they carried."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tests.broker import Broker, read_topic
 
 @dataclass(frozen=True)
 class Line:
-    """A bus, a topic of four partitions, and `read(count)`: what arrived there, each partition in its order."""
+    """A bus, a topic of four partitions, and `read(count)`: the messages in the topic, each partition in order."""
 
     bus: Bus
     topic: str

@@ -1,4 +1,4 @@
-"""The log of the Kafka client: a repeated message is written only now and then."""
+"""The log of the Kafka client: a repeated message is logged only from time to time."""
 
 import logging
 
@@ -11,7 +11,7 @@ def record(message: str, *arguments: object) -> logging.LogRecord:
 
 
 def test_the_same_is_said_once_in_a_while() -> None:
-    """Numbers do not make it another message; something else is said at once, and so is the same later on."""
+    """A message that differs only in numbers is a repeat; another message, or the same after a while, is logged."""
     now = [0.0]
     repeats = RepeatFilter(lambda: now[0])
     assert repeats.filter(record("refused after %dms", 1))
@@ -22,7 +22,7 @@ def test_the_same_is_said_once_in_a_while() -> None:
 
 
 def test_what_was_said_is_forgotten_before_it_is_too_much() -> None:
-    """A client that never says the same twice does not fill the memory."""
+    """A client that never repeats a message does not fill the memory."""
     repeats = RepeatFilter(lambda: 0.0)
     assert all(repeats.filter(record("x" * length)) for length in range(KINDS))
     assert repeats.filter(record("something else"))

@@ -31,7 +31,7 @@ def agent() -> Iterator[Agent]:
 
 @asynccontextmanager
 async def handler(url: str, **options: object) -> AsyncIterator[Consul]:
-    """The handler for that agent, which does not rest between attempts."""
+    """The handler for that agent, without pauses between attempts."""
     settings = {"backoff": timedelta(0), **options}
     consul = Consul(url, **settings)  # type: ignore[arg-type]  # each option has its own type
     try:
@@ -42,7 +42,7 @@ async def handler(url: str, **options: object) -> AsyncIterator[Consul]:
 
 
 async def test_a_node_is_registered_as_a_service(agent: Agent) -> None:
-    """ID is domain and entity id, Name the node type, Tags the node's, Meta the domain and the row's version."""
+    """A service has domain and entity id as ID, node type as Name, the node's Tags, domain and version as Meta."""
     async with handler(agent.url) as consul:
         await consul.handle(REGISTER)
     assert agent.services == {
@@ -52,7 +52,7 @@ async def test_a_node_is_registered_as_a_service(agent: Agent) -> None:
 
 
 async def test_a_node_is_deregistered(agent: Agent) -> None:
-    """Its service is gone, and another one's stays."""
+    """A deregistered node's service is removed, and other services stay."""
     other = RegisterService(entity_id=node(1), domain="registration", node_type="gpu", tags=(), version=3)
     async with handler(agent.url) as consul:
         for intent in (REGISTER, other, DEREGISTER):
@@ -62,7 +62,7 @@ async def test_a_node_is_deregistered(agent: Agent) -> None:
 
 @pytest.mark.parametrize("domain", ["a/b", "a?b#c", "ü %2F", "..", "x" * 128])
 async def test_a_domain_may_hold_anything(agent: Agent, domain: str) -> None:
-    """Registration and deregistration use the same id, also with characters that a URL must encode."""
+    """Registration and deregistration use the same id, even with characters that need escaping in a URL."""
     async with handler(agent.url) as consul:
         await consul.handle(RegisterService(entity_id=NODE, domain=domain, node_type="n", tags=(), version=1))
         assert list(agent.services) == [f"{domain}.{NODE}"]
@@ -71,7 +71,7 @@ async def test_a_domain_may_hold_anything(agent: Agent, domain: str) -> None:
 
 
 async def test_an_intent_may_be_repeated(agent: Agent) -> None:
-    """Registering twice is once, and to deregister what Consul does not know is done already."""
+    """A second registration changes nothing; deregistering a service that Consul does not know succeeds."""
     async with handler(agent.url) as consul:
         for intent in (REGISTER, REGISTER, DEREGISTER, DEREGISTER):
             await consul.handle(intent)
@@ -80,7 +80,7 @@ async def test_an_intent_may_be_repeated(agent: Agent) -> None:
 
 @pytest.mark.parametrize("status", [0, 301, 401, 403, 404, 405, 408, 425, 429, 500, 502, 503])
 async def test_what_may_pass_is_tried_again(agent: Agent, status: int) -> None:
-    """An answer that does not count, or none, is followed by another attempt."""
+    """A temporary error status, or no answer, is followed by another attempt."""
     agent.answers = [status] * (ATTEMPTS - 1)
     async with handler(agent.url) as consul:
         await consul.handle(REGISTER)
@@ -97,7 +97,7 @@ async def test_what_may_pass_is_tried_again(agent: Agent, status: int) -> None:
     ],
 )
 async def test_an_agent_that_is_down_is_left_for_later(agent: Agent, status: int, error: str) -> None:
-    """After the last attempt the error allows a retry, and counts as a failure of Consul."""
+    """After the last attempt the error allows a retry, and the breaker counts a failure."""
     agent.answers = [status] * ATTEMPTS
     async with handler(agent.url, breaker=breaker_of_one()) as consul:
         with pytest.raises(EffectDownError, match=error):
@@ -111,7 +111,7 @@ async def test_an_agent_that_is_down_is_left_for_later(agent: Agent, status: int
 async def test_one_that_is_not_carried_out_now_is_nobody_elses_concern(
     agent: Agent, intent: RegisterService | DeregisterService, status: int
 ) -> None:
-    """The error quotes what Consul said, and the breaker stays closed: another intent may well get through."""
+    """The error quotes Consul's answer; the breaker stays closed, as another intent may succeed."""
     agent.answers = [status] * ATTEMPTS
     async with handler(agent.url, breaker=breaker_of_one()) as consul:
         with pytest.raises(
@@ -131,7 +131,7 @@ def breaker_of_one() -> CircuitBreaker:
 async def test_what_consul_refuses_is_not_tried_again(
     agent: Agent, intent: RegisterService | DeregisterService, status: int
 ) -> None:
-    """The error is for good, names the status, and counts as an answer."""
+    """A permanent refusal raises an error with the status, without a retry, and the breaker counts an answer."""
     agent.answers = [status] * (FAILURES + 1)
     async with handler(agent.url) as consul:
         for attempt in range(1, FAILURES + 2):
@@ -144,7 +144,7 @@ async def test_what_consul_refuses_is_not_tried_again(
 
 
 async def test_an_agent_that_says_nothing_is_given_up(agent: Agent) -> None:
-    """A request ends with its time-out."""
+    """A request to a silent agent ends at its timeout."""
     agent.silent = True
     async with handler(agent.url, timeout=timedelta(milliseconds=20)) as consul:
         with pytest.raises(EffectDownError):
@@ -154,7 +154,7 @@ async def test_an_agent_that_says_nothing_is_given_up(agent: Agent) -> None:
 
 
 async def test_an_agent_that_is_not_there_opens_the_breaker() -> None:
-    """After failures in a row Consul gets no more requests, and the error says when to retry."""
+    """After repeated failures Consul gets no more requests, and the error says when to retry."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening: connections are refused for as long as this lives
         async with handler(f"http://127.0.0.1:{taken.getsockname()[1]}") as consul:
@@ -169,7 +169,7 @@ async def test_an_agent_that_is_not_there_opens_the_breaker() -> None:
 
 
 async def test_one_probe_closes_the_breaker_again(agent: Agent) -> None:
-    """When its time is over and Consul is back, the next intent goes through, and so do those after it."""
+    """Once the breaker's time is over and Consul is back, the next intent and all later ones succeed."""
     now = [0.0]
     breaker = CircuitBreaker(failures=1, clock=lambda: now[0], what="Consul", down=EffectDownError)
     agent.answers = [503] * ATTEMPTS
@@ -184,7 +184,7 @@ async def test_one_probe_closes_the_breaker_again(agent: Agent) -> None:
 
 
 async def test_attempts_are_spread(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two attempts the handler rests for a random time, whose upper bound doubles."""
+    """Between two attempts the handler waits for a random time, whose upper bound doubles."""
     bounds: list[tuple[float, float]] = []
 
     def uniform(low: float, high: float) -> float:
@@ -206,7 +206,7 @@ async def test_attempts_are_spread(agent: Agent, monkeypatch: pytest.MonkeyPatch
     [UpdateRegistration(entity_id=NODE, domain="registration", changes={"node_type": "x"}, read_version=1), {}, None],
 )
 async def test_what_is_no_intent_of_consuls_is_refused(agent: Agent, intent: object) -> None:
-    """It never reaches the agent."""
+    """An intent that is not Consul's is refused without a request to the agent."""
     async with handler(agent.url) as consul:
         with pytest.raises(IntentError, match=f"not {type(intent).__name__}$"):
             await consul.handle(intent)

@@ -1,4 +1,4 @@
-"""A Consul that asks for rights: tokens, TLS with authorities and client certificates, namespace and datacenter."""
+"""A Consul with access control: tokens, TLS with authorities and client certificates, namespace and datacenter."""
 
 import ssl
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ ID = f"registration.{NODE}"
 
 @pytest.fixture
 def authority() -> Authority:
-    """Who signs Consul's certificate, and that of its clients."""
+    """The authority that signs the certificates of Consul and its clients."""
     return Authority("consul")
 
 
 @pytest.fixture
 def agent(authority: Authority, tmp_path: Path) -> Iterator[Agent]:
-    """An agent that is reached by TLS, wants a client certificate, and knows one token."""
+    """An agent that is reached by TLS, requires a client certificate, and knows one token."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=authority.pem.decode())
     context.load_cert_chain(*authority.issue(tmp_path / "agent", "consul"))
     context.verify_mode = ssl.CERT_REQUIRED
@@ -38,7 +38,7 @@ def agent(authority: Authority, tmp_path: Path) -> Iterator[Agent]:
 
 
 async def register(url: str, rights: Rights) -> None:
-    """Register a node, with one attempt's patience."""
+    """Register a node, with one attempt."""
     handler = Consul(url, rights=rights, breaker=CircuitBreaker(what="Consul", down=EffectDownError))
     try:
         await handler.handle(REGISTER)
@@ -47,7 +47,7 @@ async def register(url: str, rights: Rights) -> None:
 
 
 async def test_a_node_is_registered_with_rights(agent: Agent, authority: Authority, tmp_path: Path) -> None:
-    """With the token from its file, the certificate, the namespace and the datacenter; a new token counts at once."""
+    """A request has the file's token, certificate, namespace and datacenter; a changed token counts at once."""
     cert, key = authority.issue(tmp_path / "client", "pqs")
     token = tmp_path / "token"
     token.write_text("one\n")
@@ -76,7 +76,7 @@ async def test_a_node_is_registered_with_rights(agent: Agent, authority: Authori
 async def test_the_usual_variables_count_where_ours_are_not_set(
     agent: Agent, authority: Authority, tmp_path: Path
 ) -> None:
-    """CONSUL_HTTP_TOKEN and CONSUL_CACERT, as Consul's own tools read them."""
+    """Without our settings, CONSUL_HTTP_TOKEN and CONSUL_CACERT count, as in Consul's own tools."""
     cert, key = authority.issue(tmp_path / "client", "pqs")
     settings = read_settings({"consul_url": agent.url, "consul_cert": str(cert), "consul_key": str(key)})
     usual = {"CONSUL_HTTP_TOKEN": "one", "CONSUL_CACERT": str(authority.write(tmp_path))}
@@ -88,7 +88,7 @@ async def test_the_usual_variables_count_where_ours_are_not_set(
 
 @pytest.mark.parametrize("lacks", ["authority", "certificate"])
 async def test_without_trust_nothing_is_sent(agent: Agent, authority: Authority, tmp_path: Path, lacks: str) -> None:
-    """A server of an unknown authority is not told the token, and a client without certificate is not let in."""
+    """The token is not sent to a server of an unknown authority; a client without a certificate is refused."""
     cert, key = authority.issue(tmp_path / "client", "pqs")
     given = {"consul_url": agent.url, "consul_token": "one", "consul_ca": str(authority.write(tmp_path))}
     if lacks == "authority":
@@ -100,7 +100,7 @@ async def test_without_trust_nothing_is_sent(agent: Agent, authority: Authority,
 
 
 async def test_without_tls_the_token_is_sent_as_well() -> None:
-    """An agent on this machine may have ACLs; CONSUL_CACERT says nothing to http."""
+    """The token is sent over http too, as a local agent may have ACLs; CONSUL_CACERT is then ignored."""
     with consul() as agent:
         agent.tokens = {"one"}
         settings = read_settings({"consul_url": agent.url, "consul_token": "one"})
@@ -109,7 +109,7 @@ async def test_without_tls_the_token_is_sent_as_well() -> None:
 
 
 def test_files_that_cannot_be_used_are_refused_at_the_start(authority: Authority, tmp_path: Path) -> None:
-    """The line names the setting."""
+    """An unusable file prevents the start, and the message names its setting."""
     url = {"consul_url": "https://127.0.0.1:1"}
     empty = tmp_path / "empty"
     empty.write_text("")
@@ -129,7 +129,7 @@ def test_files_that_cannot_be_used_are_refused_at_the_start(authority: Authority
 
 
 def test_a_token_is_not_shown() -> None:
-    """Not by what holds it."""
+    """No repr contains the token."""
     settings = read_settings({"consul_url": "http://127.0.0.1:1", "consul_token": "hunter2"})
     assert "hunter2" not in f"{rights_of(settings)!r} {settings!r}"
     assert rights_of(settings).token() == "hunter2"

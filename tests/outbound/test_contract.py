@@ -1,4 +1,4 @@
-"""The contract of intents: what is shipped, and what is refused at start-up."""
+"""The contract of intents: the shipped one, and contracts that are refused at the start."""
 
 import logging
 from importlib.resources import files
@@ -34,7 +34,7 @@ def contract(**intents: str | None) -> Contract:
 
 
 def test_the_shipped_contract_has_every_intent() -> None:
-    """Each intent that the decider can emit has a handler that can carry it out, and the contract has no others."""
+    """The shipped contract has exactly the decider's intents, each with a handler that can carry it out."""
     assert [(each.intent, each.handler) for each in route(SHIPPED, EVERYTHING)] == [
         ("postgres.upsert_registration", "postgres"),
         ("postgres.update_registration", "postgres"),
@@ -46,7 +46,7 @@ def test_the_shipped_contract_has_every_intent() -> None:
 
 
 def test_what_runs_after_the_transaction_leaves_through_the_outbox() -> None:
-    """The intents of Consul do, those of PostgreSQL are carried out within it."""
+    """Consul's intents leave through the outbox; PostgreSQL's are carried out within the transaction."""
     assert after_the_transaction(route(SHIPPED, EVERYTHING)) == {
         "consul.register": "consul",
         "consul.deregister": "consul",
@@ -54,7 +54,7 @@ def test_what_runs_after_the_transaction_leaves_through_the_outbox() -> None:
 
 
 def test_without_consul_its_intents_are_off() -> None:
-    """They have no handler, nothing of them goes to the outbox, and the others stay."""
+    """Without Consul its intents have no handler and no entry in the outbox; other intents stay on."""
     routes = routes_of(read_settings())
     assert routes[2:] == [
         Route("consul.register", OFF, "consul", after=False),
@@ -64,13 +64,13 @@ def test_without_consul_its_intents_are_off() -> None:
 
 
 def test_with_consul_its_intents_are_on() -> None:
-    """They need PQS_CONSUL_URL."""
+    """Consul's intents are on if PQS_CONSUL_URL is set."""
     routes = routes_of(read_settings({"consul_url": "http://127.0.0.1:8500"}))
     assert set(after_the_transaction(routes)) == {"consul.register", "consul.deregister"}
 
 
 def test_the_log_says_what_is_off(caplog: pytest.LogCaptureFixture) -> None:
-    """Each missing resource has one line, with the intents that need it."""
+    """Each missing resource is logged in one line with the intents that need it."""
     with caplog.at_level(logging.INFO, logger="app.outbound.contract"):
         log_what_is_off(route(SHIPPED, {"database"}))
     assert caplog.messages == [
@@ -102,7 +102,7 @@ def test_the_log_says_what_is_off(caplog: pytest.LogCaptureFixture) -> None:
     ids=["none", "unknown", "unable", "another's", "misspelt", "no exact name", "without what it needs"],
 )
 def test_a_contract_that_cannot_be_kept_is_refused(broken: Contract, present: set[str], said: str) -> None:
-    """The message names the intent and what is missing."""
+    """The message names the intent and what it lacks."""
     with pytest.raises(StartError) as refused:
         route(broken, present)
     assert str(refused.value).startswith("the contract of intents cannot be kept: ")
@@ -121,7 +121,7 @@ def test_a_contract_that_cannot_be_kept_is_refused(broken: Contract, present: se
     ],
 )
 def test_a_file_that_is_no_contract_is_named(tmp_path: Path, written: str, instead: str, said: str) -> None:
-    """The message has the file, what is wrong, and where in the file that is."""
+    """The message names the file, the fault, and its place in the file."""
     shipped = files("app.outbound").joinpath("contract.yaml").read_text(encoding="utf-8")
     file = tmp_path / "contract.yaml"
     file.write_text(shipped.replace(f"{written}\n", f"{instead}\n", 1))
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_contract_is_named(tmp_path: Path, written: str, inste
 
 
 def test_everything_that_is_wrong_is_named_at_once() -> None:
-    """One start names all mistakes of the contract."""
+    """One message names all mistakes of the contract."""
     with pytest.raises(StartError) as refused:
         route(contract(consul__register=None, consul__deregister="nomad"), set())
     said = str(refused.value)

@@ -1,4 +1,4 @@
-"""The Kafka bus when things go wrong: on a built-in broker of its own, which can be taken down."""
+"""Failures of the Kafka bus, on a built-in broker of its own that the tests take down."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -27,7 +27,7 @@ AT_ONCE = timedelta(milliseconds=200)
 
 @pytest.fixture
 def broker() -> Iterator[BuiltInBroker]:
-    """A broker that listens."""
+    """A broker that accepts connections."""
     with built_in_broker() as broker:
         broker.create_topic(TOPIC)
         yield broker
@@ -35,7 +35,7 @@ def broker() -> Iterator[BuiltInBroker]:
 
 @asynccontextmanager
 async def connected(broker: BuiltInBroker, **given: Any) -> AsyncIterator[KafkaBus]:
-    """A bus on it, closed at the end."""
+    """A bus on that broker, closed at the end."""
     bus = KafkaBus(broker.servers, **given)
     try:
         yield bus
@@ -49,7 +49,7 @@ def values(broker: BuiltInBroker, count: int) -> list[bytes]:
 
 
 async def test_a_broker_that_is_down_is_an_error_by_name(broker: BuiltInBroker) -> None:
-    """A message that no broker confirms in time fails, and another one is taken when the broker is up again."""
+    """A message that no broker confirms in time raises an error; once the broker is back, messages arrive."""
     async with connected(broker, delivery_timeout=AT_ONCE) as bus:
         broker.go_down()
         with pytest.raises(BusError, match="timed out"):
@@ -93,7 +93,7 @@ async def test_the_event_loop_goes_on_while_a_broker_is_down(broker: BuiltInBrok
 
 
 async def test_a_message_that_is_too_large_is_refused(broker: BuiltInBroker) -> None:
-    """What can never be published has an error of its own, and does not keep the next message out."""
+    """A message too large to publish raises its own error, and does not block the next message."""
     async with connected(broker, options={"message.max.bytes": 1_000_000}) as bus:
         with pytest.raises(MessageRefusedError, match="too large"):
             await bus.publish(TOPIC, b"key", b"x" * 2_000_000, {})
@@ -102,14 +102,14 @@ async def test_a_message_that_is_too_large_is_refused(broker: BuiltInBroker) -> 
 
 
 async def test_the_broker_says_what_is_too_large(broker: BuiltInBroker) -> None:
-    """A message as large as a body may be goes to the broker: what counts there is its size when compressed."""
+    """A message of the largest body size is sent; the broker's limit counts its compressed size."""
     async with connected(broker) as bus:
         await bus.publish(TOPIC, b"key", b"x" * 8_000_000, {})
     assert [len(value) for value in values(broker, 1)] == [8_000_000]
 
 
 async def test_a_caller_that_goes_away_disturbs_nobody(broker: BuiltInBroker) -> None:
-    """A cancelled call leaves its message on its way, and the others with their answers."""
+    """A cancelled call still sends its message, and other calls get their answers."""
     broker.go_down()
     async with connected(broker) as bus:
         gone = asyncio.create_task(bus.publish(TOPIC, b"key", b"gone", {}))
@@ -123,7 +123,7 @@ async def test_a_caller_that_goes_away_disturbs_nobody(broker: BuiltInBroker) ->
 
 
 async def test_what_waits_for_the_next_flight_is_not_begun_when_its_caller_has_gone(broker: BuiltInBroker) -> None:
-    """While a flight is on its way another message waits; cancelled, it is never sent. Those after it are."""
+    """A message that waits behind a flight and is cancelled is never sent; the messages after it are."""
     broker.go_down()
     async with connected(broker) as bus:
         first = asyncio.create_task(bus.publish(TOPIC, b"key", b"first", {}))
@@ -139,7 +139,7 @@ async def test_what_waits_for_the_next_flight_is_not_begun_when_its_caller_has_g
 
 
 async def test_what_is_handed_over_together_fails_one_by_one(broker: BuiltInBroker) -> None:
-    """Of messages of one call and of others in the same flight, those fail that are too large, each by its place."""
+    """In one flight of several calls only the messages that are too large fail, each by its index in its call."""
     async with connected(broker, options={"message.max.bytes": 1_000_000}) as bus:
         large = b"x" * 2_000_000
         some, none, one = await asyncio.gather(
@@ -153,7 +153,7 @@ async def test_what_is_handed_over_together_fails_one_by_one(broker: BuiltInBrok
 
 
 async def test_of_a_flight_fails_what_the_broker_does_not_confirm(broker: BuiltInBroker) -> None:
-    """If the broker stays away, every message of a call fails, whatever their number."""
+    """If the broker stays away, every message of a call fails, however many there are."""
     broker.go_down()
     async with connected(broker, delivery_timeout=AT_ONCE) as bus:
         failed = await bus.publish_all(TOPIC, [(b"%d" % number, b"") for number in range(50)], {})
@@ -163,7 +163,7 @@ async def test_of_a_flight_fails_what_the_broker_does_not_confirm(broker: BuiltI
 
 
 async def test_what_is_on_its_way_arrives_before_the_end(broker: BuiltInBroker) -> None:
-    """Closing waits for messages that were handed over."""
+    """Closing waits for the messages that were handed over."""
     bus = KafkaBus(broker.servers)
     publishing = asyncio.gather(*(bus.publish(TOPIC, b"key", b"%d" % number, {}) for number in range(100)))
     await asyncio.sleep(0)
@@ -173,7 +173,7 @@ async def test_what_is_on_its_way_arrives_before_the_end(broker: BuiltInBroker) 
 
 
 async def test_what_cannot_arrive_fails_at_the_end(broker: BuiltInBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Closing does not wait for a broker that is down: after the grace, all waiting calls fail."""
+    """Closing does not wait for a broker that is down: after the grace period, all waiting calls fail."""
     monkeypatch.setattr(kafka_bus, "GRACE", AT_ONCE)
     monkeypatch.setattr(kafka_bus, "MAX_IN_FLIGHT", 5)
     broker.go_down()
@@ -187,7 +187,7 @@ async def test_what_cannot_arrive_fails_at_the_end(broker: BuiltInBroker, monkey
 
 
 async def test_more_than_may_be_in_flight_take_turns(broker: BuiltInBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the bound messages wait for others to be confirmed, and keep their order."""
+    """Messages beyond the bound wait until others are confirmed, and keep their order."""
     monkeypatch.setattr(kafka_bus, "MAX_IN_FLIGHT", 7)
     sent = [b"%d" % number for number in range(100)]
     async with connected(broker) as bus:
@@ -196,7 +196,7 @@ async def test_more_than_may_be_in_flight_take_turns(broker: BuiltInBroker, monk
 
 
 async def test_a_full_queue_of_the_client_is_an_error_by_name(broker: BuiltInBroker) -> None:
-    """What the client's own queue has no room for fails at once, to be published again."""
+    """A message that finds the client's own queue full fails at once, to be published again."""
     broker.go_down()
     options = {"queue.buffering.max.messages": 1}
     async with connected(broker, delivery_timeout=AT_ONCE, options=options) as bus:
@@ -209,7 +209,7 @@ async def test_a_full_queue_of_the_client_is_an_error_by_name(broker: BuiltInBro
 
 
 async def test_a_producer_that_fails_for_good_is_replaced(broker: BuiltInBroker) -> None:
-    """After an error that librdkafka calls fatal the bus goes on with a new producer."""
+    """After an error that librdkafka calls fatal, the bus continues with a new producer."""
     broker.refuse(INIT_PRODUCER_ID, CLUSTER_AUTHORIZATION_FAILED)
     async with connected(broker) as bus:
         with pytest.raises(BusError):
@@ -221,7 +221,7 @@ async def test_a_producer_that_fails_for_good_is_replaced(broker: BuiltInBroker)
 async def test_what_comes_while_a_failed_producer_ends_is_no_part_of_its_flight(
     broker: BuiltInBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A producer fails for good while nothing is under way: what is published then is confirmed by the next one."""
+    """If an idle producer fails for good, messages published meanwhile are confirmed by the next one."""
     ending, end_producer = asyncio.Event(), KafkaBus._end_producer
 
     def told(bus: KafkaBus, producer: Producer) -> None:
@@ -241,7 +241,7 @@ async def test_what_comes_while_a_failed_producer_ends_is_no_part_of_its_flight(
 
 
 async def published(bus: KafkaBus, value: bytes) -> None:
-    """Publish a message, and again until that succeeds."""
+    """Publish a message, repeatedly until it succeeds."""
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
@@ -251,7 +251,7 @@ async def published(bus: KafkaBus, value: bytes) -> None:
 
 
 async def test_what_is_not_handed_over_fails(broker: BuiltInBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the client raises for a message of a flight, it is that message's error, and the others arrive."""
+    """An exception of the client for one message of a flight fails that message only; the others arrive."""
 
     class Moody(Producer):
         def produce(self, topic: str, value: Any = None, *given: Any, **named: Any) -> None:
@@ -271,7 +271,7 @@ async def test_what_is_not_handed_over_fails(broker: BuiltInBroker, monkeypatch:
 async def test_without_a_producer_whoever_publishes_is_told(
     broker: BuiltInBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When one has failed for good and no other can be made, messages fail by name, until one can."""
+    """After a fatal error, while no new producer can be made, each message raises BusError."""
     broker.refuse(INIT_PRODUCER_ID, CLUSTER_AUTHORIZATION_FAILED)
     async with connected(broker) as bus:
 
@@ -292,7 +292,7 @@ async def test_without_a_producer_whoever_publishes_is_told(
 async def test_a_client_that_does_not_end_leaves_nobody_waiting(
     broker: BuiltInBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When not even giving up brings an end, the messages have failed, and closing ends."""
+    """If even purging the client does not end it, its messages fail and closing ends."""
     monkeypatch.setattr(kafka_bus, "GRACE", AT_ONCE)
 
     class Stubborn(Producer):
@@ -314,6 +314,6 @@ async def test_a_client_that_does_not_end_leaves_nobody_waiting(
     ("options", "said"), [({"no.such.setting": 1}, "no.such.setting"), ({"acks": 0}, "enable.idempotence")]
 )
 async def test_settings_that_the_client_refuses_stop_the_start(options: dict[str, int], said: str) -> None:
-    """A setting that does not exist, or that would cost safety, is an error that names it."""
+    """A setting that does not exist, or would cost safety, is an error that names it."""
     with pytest.raises(StartError, match=said):
         KafkaBus("127.0.0.1:1", options=options)

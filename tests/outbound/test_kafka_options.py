@@ -1,4 +1,4 @@
-"""The options of the Kafka client: what the settings make of them, and what librdkafka says to that."""
+"""The Kafka client's options: made from the settings, and accepted or refused by librdkafka."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ def options(**given: str) -> dict[str, str]:
 
 
 def test_without_settings_there_are_none() -> None:
-    """The client is then as it always was."""
+    """Without settings the client has no options beyond the usual ones."""
     assert options() == {}
 
 
 def test_security_as_librdkafka_names_it(tmp_path: Path) -> None:
-    """Protocol, mechanism, user, password from its file, authorities, certificate and key; the client takes them."""
+    """Protocol, mechanism, user, password file, authorities, certificate and key become options of librdkafka."""
     authority = Authority()
     ca, (cert, key) = authority.write(tmp_path), authority.issue(tmp_path, "pqs")
     password = tmp_path / "password"
@@ -53,7 +53,7 @@ def test_security_as_librdkafka_names_it(tmp_path: Path) -> None:
 
 
 def test_values_may_have_commas_and_equal_signs() -> None:
-    """A comma is escaped, and an equal sign is not."""
+    """In a value a comma is escaped, and an equal sign is not."""
     made = options(kafka_options=r"sasl.oauthbearer.extensions=a=b\,c=d,client.rack=r\\1,statistics.interval.ms=")
     assert made == {
         "sasl.oauthbearer.extensions": "a=b,c=d",
@@ -79,19 +79,19 @@ def test_values_may_have_commas_and_equal_signs() -> None:
     ],
 )
 def test_what_the_service_depends_on_is_refused(given: str, said: str) -> None:
-    """In one line that names the option, and the setting that it has, without a value."""
+    """An option that the service sets itself is refused by a line with its name and setting, without a value."""
     with pytest.raises(StartError, match=rf"^PQS_KAFKA_OPTIONS: {said}") as refused:
         options(kafka_options=given)
     assert "hunter2" not in str(refused.value)
 
 
 async def test_what_librdkafka_does_not_know_is_refused_at_the_start() -> None:
-    """It says which."""
+    """An unknown option is refused at the start, by name."""
     with pytest.raises(StartError, match=r'^the Kafka client refuses its settings: No such .* "no.such.option"'):
         KafkaBus("127.0.0.1:1", options=options(kafka_options="no.such.option=1"))
 
 
 async def test_what_librdkafka_cannot_use_is_refused_at_the_start(tmp_path: Path) -> None:
-    """Such as a file that is not there."""
+    """An unusable value, such as a missing file, is refused at the start."""
     with pytest.raises(StartError, match=r"^the Kafka client refuses its settings: .*ssl\.ca\.location"):
         KafkaBus("127.0.0.1:1", options=options(kafka_security="ssl", kafka_ca=str(tmp_path / "none")))

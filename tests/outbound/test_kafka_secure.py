@@ -1,4 +1,4 @@
-"""The bus on a real Kafka that asks for TLS and SASL: who gets in, who does not, and passwords that change."""
+"""The bus on a real Kafka with TLS and SASL: accepted and refused clients, and passwords that change."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ pytestmark = HAS_SECURE_KAFKA
 
 @asynccontextmanager
 async def connected(settings: Settings, seconds: float = PATIENCE) -> AsyncIterator[KafkaBus]:
-    """A bus with these settings; what is not confirmed in time fails."""
+    """A bus with these settings; a message that is not confirmed in time fails."""
     bus = KafkaBus(
         settings.kafka or "",
         options=client_options(settings),
@@ -43,7 +43,7 @@ async def connected(settings: Settings, seconds: float = PATIENCE) -> AsyncItera
 async def test_messages_arrive_by_every_listener(
     security: str, mechanism: str | None, named: bool, kafka: Broker, topic: str, tmp_path: Path
 ) -> None:
-    """With the settings alone, and with the scheme in the address as well."""
+    """Messages arrive with the settings only, and with the scheme in the address as well."""
     way = access(security, mechanism, tmp_path)
     if named:
         way.given["kafka"] = f"{security}://{way.given['kafka']}"
@@ -70,7 +70,7 @@ async def test_who_is_not_who_it_should_be_gets_nothing_through(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A wrong password, a broker of another authority, a missing certificate: an error, and a log without secrets."""
+    """A wrong password, an unknown authority or a missing certificate is an error, and no secret is logged."""
     way = access(security, mechanism, tmp_path)
     match wrong:
         case "password":
@@ -93,7 +93,7 @@ async def test_who_is_not_who_it_should_be_gets_nothing_through(
 async def test_a_password_changes_while_messages_go(
     mechanism: str, kafka: Broker, topic: str, tmp_path: Path
 ) -> None:
-    """The broker asks again who the client is; it has the new password by then, and no message fails."""
+    """When the broker authenticates the client again it sends the new password, and no message fails."""
     way = access("sasl_plaintext", mechanism, tmp_path)
     sent: list[bytes] = []
     async with connected(way.settings()) as bus:
@@ -110,7 +110,7 @@ async def test_a_password_changes_while_messages_go(
 async def test_a_password_that_was_wrong_recovers_when_the_file_is_right(
     kafka: Broker, topic: str, tmp_path: Path
 ) -> None:
-    """Without a restart."""
+    """Once the file has the right password, messages arrive without a restart."""
     way = access("sasl_ssl", "SCRAM-SHA-512", tmp_path)
     right = way.password.read_text()
     way.password.write_text("wrong")
@@ -131,7 +131,7 @@ async def test_a_password_that_was_wrong_recovers_when_the_file_is_right(
 async def test_a_plaintext_client_at_a_real_tls_port_is_told_so_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often it tries."""
+    """A plaintext client at a TLS port logs the hint at TLS once, however often it tries."""
     monkeypatch.setattr(client_log, "filters", [TlsExpected()])
     caplog.set_level(logging.INFO, client_log.name)
     options: dict[str, str | int] = {"reconnect.backoff.ms": 10, "reconnect.backoff.max.ms": 20}

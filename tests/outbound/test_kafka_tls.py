@@ -1,4 +1,4 @@
-"""A client without TLS at a port with TLS, and what is said of it: over real connections."""
+"""A Kafka client without TLS at a TLS port, and the hint in the log: over real connections."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ SAID = "a Kafka broker closes connections: it may expect TLS (PQS_KAFKA_SECURITY
 async def test_a_plaintext_client_at_a_tls_port_is_told_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often it tries."""
+    """A plaintext client at a TLS port logs the hint at TLS once, however often it tries."""
     monkeypatch.setattr(client_log, "filters", [TlsExpected()])
     caplog.set_level(logging.INFO, client_log.name)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -26,7 +26,7 @@ async def test_a_plaintext_client_at_a_tls_port_is_told_so_once(
     attempts = 0
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """What a TLS listener does with bytes that are no handshake: it sends an alert, and closes."""
+        """Send an alert and close, as a TLS listener does for bytes that are not a handshake."""
         nonlocal attempts
         attempts += 1
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -1,10 +1,10 @@
-"""The bus in memory, where it differs from a Kafka."""
+"""The bus in memory: its differences from a Kafka."""
 
 from app.outbound.memory import MemoryBus
 
 
 async def test_messages_without_a_key_take_turns() -> None:
-    """Without a key the partitions are used one after the other."""
+    """Messages without a key go to the partitions in turn."""
     bus = MemoryBus(partitions=3)
     for _ in range(6):
         await bus.publish("topic", None, b"", {})
@@ -12,7 +12,7 @@ async def test_messages_without_a_key_take_turns() -> None:
 
 
 async def test_only_the_latest_messages_are_kept() -> None:
-    """A bus that nobody reads does not grow for ever; the offsets go on."""
+    """A bus that no one reads keeps only its latest messages; offsets go on."""
     bus = MemoryBus(partitions=1, kept=2)
     for _ in range(5):
         await bus.publish("topic", b"key", b"", {})
@@ -20,7 +20,7 @@ async def test_only_the_latest_messages_are_kept() -> None:
 
 
 async def test_topics_are_apart() -> None:
-    """Each topic has messages and offsets of its own, and one that nobody wrote to has none."""
+    """Each topic has its own messages and offsets, and an unused topic has none."""
     bus = MemoryBus()
     await bus.publish("one", b"key", b"1", {})
     await bus.publish("two", b"key", b"2", {})

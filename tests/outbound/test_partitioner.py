@@ -1,4 +1,4 @@
-"""The partitioner, with the Kafka client's own as the measure."""
+"""The partitioner, compared with the Kafka client's own."""
 
 import asyncio
 import random
@@ -25,7 +25,7 @@ def keys() -> list[bytes]:
 
 
 async def test_kafka_puts_keys_where_the_partitioner_says(kafka: Broker, topic: str) -> None:
-    """Each of 10,000 keys, published through the Kafka client, lies in the partition that the partitioner names."""
+    """Each of 10,000 keys, published by the Kafka client, is in the partition that the partitioner names."""
     wide = f"{topic}-wide"
     kafka.create_topic(wide, PARTITIONS)
     bus = KafkaBus(kafka.servers)
@@ -37,7 +37,7 @@ async def test_kafka_puts_keys_where_the_partitioner_says(kafka: Broker, topic: 
 
 @pytest.mark.parametrize("partitions", [1, 2, 4, 64, 1000])
 def test_the_client_computes_the_same(partitions: int) -> None:
-    """The client's own function names the same partition for each of these keys, among any number of them."""
+    """The client's own function names the same partition for each key, for any number of partitions."""
     assert [partition_of(key, partitions) for key in keys()] == [
         confluent_kafka.murmur2(key, partitions) for key in keys()
     ]
@@ -48,5 +48,5 @@ def test_the_client_computes_the_same(partitions: int) -> None:
     [(b"21", -973932308), (b"foobar", -790332482), (b"a-little-bit-long-string", -985981536), (b"abc", 479470107)],
 )
 def test_the_hashes_are_those_of_kafka(key: bytes, hashed: int) -> None:
-    """Keys have the hashes that Apache Kafka's own tests list, there as signed numbers (UtilsTest.testMurmur2)."""
+    """Keys have the hashes listed in Apache Kafka's own tests, as signed numbers (UtilsTest.testMurmur2)."""
     assert murmur2(key) == hashed % 2**32

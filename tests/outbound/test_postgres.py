@@ -1,4 +1,4 @@
-"""One row written as an intent says, on a real PostgreSQL."""
+"""One row written by an intent, on a real PostgreSQL."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -28,32 +28,32 @@ KEY = (NODE, "registration")
 
 
 async def put(database: Database, registration: Registration) -> None:
-    """Have that row."""
+    """Store this row."""
     await database.write_alone(lambda connection: REGISTRATIONS.upsert.save(connection, [Save(registration, None)]))
 
 
 async def row_of(database: Database) -> Registration | None:
-    """The row as it stands."""
+    """The stored row."""
     return await database.read(lambda connection: REGISTRATIONS.get_entity_state(connection, *KEY))
 
 
 async def counts_are_right(database: Database) -> bool:
-    """Whether the state counts are what a full count gives."""
+    """Whether the state counts equal a full count."""
     return await database.read(REGISTRATIONS.counts.verify_counts) == []
 
 
 def update(changes: Mapping[str, object], *, read_version: int = 21, domain: str = "registration") -> Intent:
-    """The intent to update the row below."""
+    """An intent that updates the row below."""
     return UpdateRegistration(entity_id=NODE, domain=domain, changes=changes, read_version=read_version)
 
 
 async def carry_out(database: Database, intent: object) -> bool:
-    """Carry an update out, in a transaction of its own."""
+    """Carry an update out in a transaction of its own."""
     return await database.write(lambda connection: update_registration(connection, intent))
 
 
 def test_the_columns_are_the_tables() -> None:
-    """An update may name every column but the key, and nothing else; the values are those of a registration."""
+    """An update may have exactly the columns beside the key, with values of a registration."""
     columns = [c.key for c in cast("Table", RegistrationProjection.__table__).columns if not c.primary_key]
     assert list(Columns.__struct_fields__) == columns
     values = {name: value for name, value in asdict(row(ACTIVE)).items() if name in columns}
@@ -74,7 +74,7 @@ BEFORE: dict[str, list[Registration | None]] = {
 async def test_the_intent_writes_the_row_that_the_projector_writes(
     database: Database, type_: str, before: Registration | None
 ) -> None:
-    """Carried out, the `postgres.*` intent of a decision leads to the decision's row, with counts to match."""
+    """A decision's `postgres.*` intent writes the decision's row and the matching counts."""
     if before is not None:
         await put(database, before)
     trigger = event(type_, 100)
@@ -88,7 +88,7 @@ async def test_the_intent_writes_the_row_that_the_projector_writes(
 
 
 async def test_a_passed_deadline_is_written_by_its_intent(database: Database) -> None:
-    """The update of a timeout changes only the columns that it names."""
+    """The update for a timeout changes only the columns in it."""
     before = row(ACTIVE, liveness_timeout_emitted_at=None)
     await put(database, before)
     decision = expire(before, Deadline.LIVENESS, when(500))
@@ -118,7 +118,7 @@ AS_TEXT: list[tuple[str, object, object]] = [
 
 @pytest.mark.parametrize(("column", "given", "kept"), AS_TEXT)
 async def test_a_column_is_written_as_its_type(database: Database, column: str, given: object, kept: object) -> None:
-    """Times and ids may be strings; nothing else in the row changes but the version."""
+    """Times and ids may be strings; nothing else in the row changes except the version."""
     await put(database, row(ACTIVE))
     assert await carry_out(database, update({column: given}))
     assert await row_of(database) == replace(row(ACTIVE), version=22, **{column: kept})
@@ -126,7 +126,7 @@ async def test_a_column_is_written_as_its_type(database: Database, column: str, 
 
 
 async def test_an_update_may_name_every_column(database: Database) -> None:
-    """All of them at once are one statement."""
+    """One statement can update all columns at once."""
     await put(database, row(ACTIVE))
     after = row(REJECTED, node_type="x", last_heartbeat_at=when(99), last_applied_sequence=18, version=30)
     changes = {name: value for name, value in asdict(after).items() if name not in {"entity_id", "domain"}}
@@ -146,7 +146,7 @@ async def test_an_update_may_name_every_column(database: Database) -> None:
     ids=["an older version", "a newer one", "with a state", "another domain"],
 )
 async def test_a_row_that_is_not_as_it_was_read_is_left_alone(database: Database, intent: Intent) -> None:
-    """Nothing is written where the version or the domain is another, and the answer says so."""
+    """At another version or in another domain nothing is written, and the answer says so."""
     await put(database, row(ACTIVE))
     assert await carry_out(database, intent) is False
     assert await row_of(database) == row(ACTIVE)
@@ -162,7 +162,7 @@ async def test_a_row_that_is_not_as_it_was_read_is_left_alone(database: Database
 async def test_a_heartbeat_has_to_be_newer(
     database: Database, stands: float | None, given: float, written: bool, others: Json
 ) -> None:
-    """An update that names `last_heartbeat_at` is written when the row's is older or none, whole or not at all."""
+    """An update of `last_heartbeat_at` is written, as a whole, only if the row's is older or absent."""
     await put(database, row(ACTIVE, last_heartbeat_at=None if stands is None else when(stands)))
     before = await row_of(database)
     assert await carry_out(database, update({"last_heartbeat_at": when(given), **others})) is written
@@ -198,7 +198,7 @@ WRONG: list[tuple[object, str]] = [
 
 @pytest.mark.parametrize(("intent", "said"), WRONG, ids=[said for _, said in WRONG])
 async def test_what_cannot_be_written_is_refused_before_any_sql(intent: object, said: str) -> None:
-    """An empty update, names and values that the table cannot have, and other payloads never reach the database."""
+    """Empty updates, invalid names or values and other payloads are refused without reaching the database."""
     with pytest.raises(IntentError, match=said.replace("`", "`?").replace("|", r"\|")):
         await update_registration(cast("Connection", None), intent)
 
@@ -216,7 +216,7 @@ async def test_what_cannot_be_written_is_refused_before_any_sql(intent: object, 
 async def test_what_the_table_refuses_is_said_without_its_words(
     database: Database, changes: Json, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The caller hears that it was refused, the log has what PostgreSQL said, and the row is as it was."""
+    """The error says that the values were refused; only the log has PostgreSQL's words; the row is unchanged."""
     await put(database, row(ACTIVE))
     with pytest.raises(RefusedValuesError) as refused:
         await carry_out(database, update(changes))
@@ -230,7 +230,7 @@ async def test_what_the_table_refuses_is_said_without_its_words(
 
 
 def upsert(registration: Registration, read_version: int | None) -> UpsertRegistration:
-    """The intent to write a whole row."""
+    """An intent that writes a whole row."""
     return UpsertRegistration(
         entity_id=NODE, domain="registration", registration=registration, read_version=read_version
     )
@@ -240,7 +240,7 @@ def upsert(registration: Registration, read_version: int | None) -> UpsertRegist
 async def test_a_whole_row_is_written_on_what_was_read_alone(
     database: Database, there: bool, read_version: int | None
 ) -> None:
-    """Nothing is written without a row, over an unexpected row, or at another version."""
+    """Nothing is written if the row is missing, unexpected, or at another version."""
     if there:
         await put(database, row(ACTIVE))
     intent = upsert(row(REJECTED, version=22), read_version)
@@ -259,13 +259,13 @@ async def test_a_whole_row_is_written_on_what_was_read_alone(
     ],
 )
 async def test_a_whole_row_that_is_none_is_refused_before_any_sql(intent: object, said: str) -> None:
-    """The row has to be the entity's, its values the table's, and the payload the right one."""
+    """A row of another entity, with invalid values or in another payload is refused before any SQL."""
     with pytest.raises(IntentError, match=said):
         await upsert_registration(cast("Connection", None), intent)
 
 
 async def test_a_whole_row_that_the_table_refuses_is_said_without_its_words(database: Database) -> None:
-    """A constraint is named only in the log."""
+    """If the table refuses the row, only the log names the constraint."""
     intent = upsert(row(ACTIVE, last_applied_sequence=None), None)
     with pytest.raises(RefusedValuesError, match=r"^the table does not accept these values; the log says why$"):
         await database.write(lambda connection: upsert_registration(connection, intent))
@@ -273,7 +273,7 @@ async def test_a_whole_row_that_the_table_refuses_is_said_without_its_words(data
 
 
 async def test_an_intent_lives_in_the_callers_transaction(database: Database) -> None:
-    """Rolled back with it, nothing of the update is left."""
+    """If the caller's transaction is rolled back, so is the update."""
     await put(database, row(ACTIVE))
 
     async def work(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The relay: all messages arrive, in each entity's order, despite failures of relays and of the other side."""
+"""The relay: all messages arrive, in each entity's order, despite failures of relays and of destinations."""
 
 import asyncio
 import gc
@@ -47,7 +47,7 @@ SEQUENCES = [1, 2, 3, 4, 5, 6]  # of the events of one such way
 
 @asynccontextmanager
 async def relaying(database_url: str, *destinations: Destination, share: int = 1) -> AsyncIterator[Relay]:
-    """A relay at work, as one process has it."""
+    """A running relay, as one process has it."""
     size = max(1, len(destinations) * LANES)
     database = Database(database_url, pool_size=size, statement_timeout=timedelta(seconds=5))
     relay = Relay(database, destinations, share=share)
@@ -59,14 +59,14 @@ async def relaying(database_url: str, *destinations: Destination, share: int = 1
 
 
 async def until(condition: Callable[[], Awaitable[object]], what: str) -> None:
-    """Ask again and again until the condition holds."""
+    """Poll until the condition holds."""
     async with asyncio.timeout(PATIENCE):
         while not await condition():  # noqa: ASYNC110 - what is waited for is in the database
             await asyncio.sleep(0.01)
 
 
 async def waiting(database: Database) -> list[Backlog]:
-    """What the outbox holds."""
+    """The content of the outbox."""
     return await database.read(outbox.backlogs)
 
 
@@ -80,13 +80,13 @@ async def drained(database: Database) -> None:
 
 
 async def send(projector: Projector, nodes: Sequence[UUID], *, first: int = 1, types: Sequence[str] = WAY) -> None:
-    """Let these nodes come and go."""
+    """Register these nodes and let them leave."""
     for place, type_ in enumerate(types, start=first):
         await projector.persist([event(type_, place, entity_id=each) for each in nodes])
 
 
 def told(values: Sequence[bytes]) -> dict[str, list[int]]:
-    """The sequences of each entity, in the order in which they first arrived."""
+    """The sequences of each entity, in the order in which each first arrived."""
     sequences: dict[str, list[int]] = {}
     for value in values:
         envelope = Envelope.from_json(value)
@@ -97,7 +97,7 @@ def told(values: Sequence[bytes]) -> dict[str, list[int]]:
 
 
 def entity_of(message: PendingMessage) -> UUID:
-    """The entity that a message speaks of."""
+    """The entity of a message."""
     return UUID(message.key.decode())
 
 
@@ -116,7 +116,7 @@ class Hand:
         self.destination = Destination(name, one_by_one(self.take), 100)
 
     async def take(self, message: PendingMessage) -> None:
-        """Take a message."""
+        """Accept a message."""
         self.calls += 1
         await self.open.wait()
         sequence = Envelope.from_json(message.envelope).sequence
@@ -129,7 +129,7 @@ class Hand:
 
     @property
     def told(self) -> dict[str, list[int]]:
-        """The sequences of each entity, in their order."""
+        """The sequences of each entity, in the order of arrival."""
         return told([each.envelope for each in self.taken])
 
 
@@ -150,7 +150,7 @@ ALL = {str(each): SEQUENCES for each in NODES}
 
 
 async def test_what_waits_arrives_and_is_removed(to_bus: Projector, database: Database, database_url: str) -> None:
-    """Every message goes to its topic as it was kept, under its entity's key, and none is left."""
+    """Every message reaches its topic unchanged, under its entity's key, and leaves the outbox."""
     await send(to_bus, NODES)
     bus = MemoryBus()
     async with relaying(database_url, to_topic(TOPIC, bus)):
@@ -165,7 +165,7 @@ async def test_what_waits_arrives_and_is_removed(to_bus: Projector, database: Da
 async def test_several_relays_keep_each_entitys_order(
     to_bus: Projector, database: Database, database_url: str, kafka: Broker, topic: str
 ) -> None:
-    """With three relays at work on Kafka while nodes come and go, each node's events are there once and in order."""
+    """With three relays on Kafka at work while nodes come and go, each node's events arrive once and in order."""
     projector = Projector(database, Timing(), EntryBuilder(topic))
     buses = [KafkaBus(kafka.servers) for _ in range(3)]
     try:
@@ -185,7 +185,7 @@ async def test_several_relays_keep_each_entitys_order(
 
 
 async def test_slots_are_shared(to_bus: Projector, database: Database, database_url: str) -> None:
-    """While one relay is held up with its share of the slots, another one sends the rest; no message goes twice."""
+    """While one relay is held up with its share of the slots, another sends the rest; no message goes twice."""
     await send(to_bus, NODES)
     slow, quick = Hand(), Hand()
     slow.open.clear()
@@ -211,7 +211,7 @@ async def test_slots_are_shared(to_bus: Projector, database: Database, database_
 async def test_a_failure_holds_its_own_entity_up_and_no_other(
     to_bus: Projector, database: Database, database_url: str
 ) -> None:
-    """A message that cannot be sent now keeps its successors back; everybody else's go, and it is tried again."""
+    """A message that cannot be sent now is retried, and delays only the later messages of its own entity."""
     await send(to_bus, NODES)
     hand = Hand()
     hand.errors[NODES[0]] = BusError("not now")
@@ -231,7 +231,7 @@ async def test_a_failure_holds_its_own_entity_up_and_no_other(
 async def test_what_is_refused_for_good_is_set_aside(
     to_bus: Projector, database: Database, database_url: str, error: Exception
 ) -> None:
-    """A message that is never accepted becomes a dead letter, and does not keep its successors back."""
+    """A permanently refused message becomes a dead letter, and does not hold back later ones."""
     await send(to_bus, NODES[:3])
     hand = Hand()
     hand.errors[NODES[1]] = error
@@ -245,7 +245,7 @@ async def test_what_is_refused_for_good_is_set_aside(
 
 
 async def letters_of(database: Database) -> dict[str, list[int]]:
-    """The sequences of the dead letters, by entity; each letter once."""
+    """The sequences of the dead letters by entity; each letter occurs once."""
     letters, _ = await database.read(lambda connection: dead_letters.get_page(connection, after=0, limit=100))
     values = [each.value or b"" for each in letters]
     assert len(set(values)) == len(values)
@@ -253,7 +253,7 @@ async def letters_of(database: Database) -> dict[str, list[int]]:
 
 
 async def test_of_an_entry_stays_what_waits(to_bus: Projector, database: Database, database_url: str) -> None:
-    """When one of a row's messages fails, it and its node's next ones stay; what has arrived does not go again."""
+    """If one message of an entry fails, it and its entity's later ones stay; those that arrived are not resent."""
     slot = [UUID(int=number * outbox.SLOTS) for number in range(1, 6)]  # one row has the messages of all
     await send(to_bus, slot)
     hand = Hand()
@@ -279,7 +279,7 @@ async def test_of_an_entry_stays_what_waits(to_bus: Projector, database: Databas
 
 
 async def test_what_is_refused_is_set_aside_at_once(to_bus: Projector, database: Database, database_url: str) -> None:
-    """Also while the next message of the same row waits; there is one dead letter for it, and not more."""
+    """A refused message becomes one dead letter at once, even if the next message of its entry must wait."""
     await send(to_bus, NODES[:2])
     hand = Hand()
     hand.faults = {
@@ -308,7 +308,7 @@ async def test_what_is_refused_is_set_aside_at_once(to_bus: Projector, database:
 
 
 async def test_nodes_that_consul_forbids_hold_up_no_other(database: Database, database_url: str) -> None:
-    """More forbidden nodes than a pass takes messages rest; the others are registered, and so are they later."""
+    """More forbidden nodes than fit in a pass do not block the allowed ones, and are registered once allowed."""
     in_one_slot = [UUID(int=number * outbox.SLOTS) for number in range(1, 25)]
     forbidden, allowed = in_one_slot[:12], in_one_slot[12:]
     with consul() as agent:
@@ -330,7 +330,7 @@ async def test_nodes_that_consul_forbids_hold_up_no_other(database: Database, da
 
 
 async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, database: Database) -> None:
-    """An entity rests until its message gets through; rests and their number are limited."""
+    """An entity's back-off doubles until its message succeeds; back-offs and their number are limited."""
     await send(to_bus, NODES[:1])
 
     async def work(connection: Connection) -> list[PendingMessage]:
@@ -366,7 +366,7 @@ async def test_an_entity_rests_twice_as_long_each_time(to_bus: Projector, databa
 
 
 async def delivered(message: PendingMessage, error: Exception | None) -> Delivery:
-    """What became of a message that was answered with an error, or taken."""
+    """A delivery of one message that was accepted or raised this error."""
 
     async def take(_: PendingMessage) -> None:
         if error is not None:
@@ -380,7 +380,7 @@ async def delivered(message: PendingMessage, error: Exception | None) -> Deliver
 async def test_a_consul_that_is_down_does_not_hold_up_the_bus(
     sending: Projector, database: Database, database_url: str
 ) -> None:
-    """Events go out while Consul fails; what Consul missed is carried out when it is there again, in order."""
+    """Events go out while Consul fails; intents for Consul are carried out when it is back, in order."""
     bus = MemoryBus()
     with consul() as agent:
         agent.answers = [503] * 1000
@@ -405,9 +405,9 @@ async def test_a_consul_that_is_down_does_not_hold_up_the_bus(
 async def test_a_broker_that_comes_back_gets_its_backlog(
     to_bus: Projector, database: Database, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the broker is down messages pile up, and can be counted; then they arrive, each node's in order.
+    """While the broker is down messages pile up and are counted; afterwards they arrive in each node's order.
 
-    The Kafka client gives each attempt up soon here, so that messages are really tried again.
+    Here the Kafka client gives up each attempt soon, so that messages are really retried.
     """
     with built_in_broker() as broker:
         broker.create_topic(TOPIC)
@@ -436,7 +436,7 @@ BACKLOG_NODES, STEPS = 1000, 20
 
 
 async def an_hour_of_messages(database_url: str) -> None:
-    """Fill the outbox as an hour would, in which all nodes took turns; the oldest message is an hour old."""
+    """Fill the outbox with an hour of messages, of all nodes in turn; the oldest is an hour old."""
     template = Envelope(
         id=node(0), source="", type="x", subject=node(0), time=START, partitionkey=node(0), digits="0", data={}
     )
@@ -457,7 +457,7 @@ async def an_hour_of_messages(database_url: str) -> None:
 
 
 async def test_a_service_drains_the_backlog_of_an_hour(settings: Settings, database_url: str) -> None:
-    """While the broker is down the metrics tell how much waits, and how long; then all of it arrives, in order."""
+    """While the broker is down the metrics show the backlog's size and age; then all of it arrives in order."""
     await an_hour_of_messages(database_url)
     with built_in_broker() as broker:
         broker.create_topic(TOPIC, partitions=8)
@@ -486,7 +486,7 @@ async def test_a_service_drains_the_backlog_of_an_hour(settings: Settings, datab
 async def test_a_relay_that_loses_its_database_begins_anew(
     to_bus: Projector, database: Database, database_url: str
 ) -> None:
-    """If PostgreSQL ends its session, the relay gives up the messages under way, and sends them again."""
+    """If PostgreSQL ends its session, the relay gives up the messages under way and sends them again."""
     await send(to_bus, NODES)
     hand = Hand()
     hand.open.clear()
@@ -507,7 +507,7 @@ async def test_a_relay_that_loses_its_database_begins_anew(
 
 
 async def test_what_is_on_its_way_comes_to_its_end(to_bus: Projector, database: Database, database_url: str) -> None:
-    """A relay that is closed waits for what it has sent, and removes that; it begins nothing more."""
+    """A closing relay waits for the messages that it has sent, removes them, and begins no others."""
     await send(to_bus, NODES[:5], types=WAY[:1])
     hand = Hand()
     hand.open.clear()
@@ -536,7 +536,7 @@ async def test_what_does_not_end_is_given_up_when_closing(
     held_at: set[int],
     arrived: dict[UUID, list[int]],
 ) -> None:
-    """Messages without an answer within the grace stay; the ones that have arrived are removed."""
+    """At closing, messages without an answer within the grace period stay; those that arrived are removed."""
     monkeypatch.setattr(relay_module, "GRACE", 0.2)
     await send(to_bus, NODES[:2], types=WAY[:1])
     hand = Hand()
@@ -554,7 +554,7 @@ async def test_what_does_not_end_is_given_up_when_closing(
 async def test_a_relay_that_is_called_for_nothing_does_not_run_each_time(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it is called for may be another relay's by now: it looks some times a second, and no more often."""
+    """However often a relay is woken, it reads the outbox only a few times a second."""
     looks, take = 0, outbox.take
 
     async def counted(*arguments: Any, **named: Any) -> list[int]:
@@ -578,7 +578,7 @@ async def test_what_is_given_up_when_closing_is_no_trouble(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A relay that is closed says nothing of messages that wait: it has let go of them itself."""
+    """A relay that closes logs nothing about messages that it gives up itself."""
     monkeypatch.setattr(relay_module, "GRACE", 0.2)
     await send(to_bus, NODES[:1], types=WAY[:1])
     hand = Hand()
@@ -594,7 +594,7 @@ async def test_what_is_given_up_when_closing_is_no_trouble(
 
 
 async def test_a_report_that_was_cancelled_is_no_trouble(to_bus: Projector, database: Database) -> None:
-    """The message stays where it is, and the pass has nothing to say about it."""
+    """A cancelled message is neither arrived nor refused nor delayed, and is no trouble of the pass."""
     await send(to_bus, NODES[:1], types=WAY[:1])
 
     async def work(connection: Connection) -> list[PendingMessage]:
@@ -631,7 +631,7 @@ async def test_a_row_that_names_nobody_is_set_aside(database: Database, database
 
 
 class HeldBus(MemoryBus):
-    """Takes messages, and answers when it is told to."""
+    """A bus that accepts messages, and answers when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -640,14 +640,14 @@ class HeldBus(MemoryBus):
     async def publish_all(
         self, topic: str, messages: Sequence[Keyed], headers: Mapping[str, bytes]
     ) -> dict[int, BusError]:
-        """Publish, and wait."""
+        """Publish, and wait for the test."""
         failed = await super().publish_all(topic, messages, headers)
         await self.open.wait()
         return failed
 
 
 async def test_a_delivery_that_waits_for_its_bus_holds_up_no_other() -> None:
-    """Each takes the bus that fewest use; one that is given up leaves its bus to the next."""
+    """Each delivery takes the least used bus; a delivery that is given up frees its bus for the next."""
     held, free = HeldBus(), MemoryBus()
     destination = to_topic(TOPIC, held, free)
     messages = [
@@ -674,7 +674,7 @@ async def test_a_delivery_that_waits_for_its_bus_holds_up_no_other() -> None:
 
 
 async def test_what_was_sent_is_let_go(to_bus: Projector, database: Database) -> None:
-    """A delivery that is over goes with its messages at once: there is no cycle for the garbage collector to find."""
+    """A finished delivery frees its messages at once, without a cycle for the garbage collector."""
     await send(to_bus, NODES)
 
     async def work(connection: Connection) -> list[PendingMessage]:
@@ -697,7 +697,7 @@ async def test_what_was_sent_is_let_go(to_bus: Projector, database: Database) ->
 async def test_an_idle_relay_wakes_for_what_this_process_writes(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit with messages wakes the relay of the same process, which else looks from time to time."""
+    """A commit with messages wakes the relay of the same process, which otherwise polls."""
     monkeypatch.setattr(relay_module, "POLL", PATIENCE)
     entries = EntryBuilder(TOPIC)
     hand = Hand()
@@ -712,7 +712,7 @@ async def test_an_idle_relay_wakes_for_what_this_process_writes(
 async def test_an_idle_relay_looks_for_what_others_write(
     to_bus: Projector, database: Database, database_url: str
 ) -> None:
-    """What another process has written is found without a word from it."""
+    """An idle relay finds another process's messages by polling."""
     hand = Hand()
     async with relaying(database_url, hand.destination):
         for first in (1, 4):

@@ -1,4 +1,4 @@
-"""`pqs relay` as processes: stopped, killed in the middle of their work, and what a service relays itself."""
+"""`pqs relay` as processes: stopped, killed at work, and the relay within a service."""
 
 import asyncio
 import signal
@@ -31,7 +31,7 @@ NODES = 300  # that come and go before each kill
 
 @contextmanager
 def relay(**settings: object) -> Iterator["subprocess.Popen[str]"]:
-    """A relay that is at work; killed at the end, unless it has ended by then."""
+    """A running relay, which is killed at the end unless it has ended."""
     command = [*COMMAND, "relay"]
     # What it logs comes with what it prints: nobody reads two pipes at once here.
     with subprocess.Popen(
@@ -45,7 +45,7 @@ def relay(**settings: object) -> Iterator["subprocess.Popen[str]"]:
 
 
 async def is_at_work(process: "subprocess.Popen[str]") -> None:
-    """Wait until it says so."""
+    """Wait until the relay reports that it is at work."""
     assert process.stdout is not None
     async with asyncio.timeout(PATIENCE):
         said = await asyncio.to_thread(process.stdout.readline)
@@ -53,7 +53,7 @@ async def is_at_work(process: "subprocess.Popen[str]") -> None:
 
 
 def length(kafka: Broker, topic: str) -> int:
-    """How many messages a topic has."""
+    """The number of messages in a topic."""
     consumer = Consumer({"bootstrap.servers": kafka.servers, "group.id": "tests", "log_level": 0})
     try:
         partitions = consumer.list_topics(topic, timeout=PATIENCE).topics[topic].partitions
@@ -64,12 +64,12 @@ def length(kafka: Broker, topic: str) -> int:
 
 
 async def left(database: Database) -> int:
-    """How many messages wait."""
+    """The number of messages in the outbox."""
     return sum(each.messages for each in await database.read(outbox.backlogs))
 
 
 async def drained(database: Database) -> None:
-    """Wait until none does."""
+    """Wait until the outbox is empty."""
     async with asyncio.timeout(PATIENCE):
         while await left(database):  # noqa: ASYNC110 - what is waited for is in the database
             await asyncio.sleep(0.02)
@@ -78,7 +78,7 @@ async def drained(database: Database) -> None:
 async def test_killed_relays_lose_and_reorder_nothing(
     database: Database, database_url: str, kafka: Broker, topic: str
 ) -> None:
-    """With relays killed at work and replaced, each event is there, in order, and repeats have its id."""
+    """With relays killed at work and replaced, every event arrives in order, and repeats have the same id."""
     settings = {"database_url": database_url, "kafka": kafka.servers, "topic_out": topic}
     projector = Projector(database, Timing(), EntryBuilder(topic))
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ async def test_killed_relays_lose_and_reorder_nothing(
 async def test_what_a_killed_relay_had_sent_is_sent_again_with_its_id(
     database: Database, database_url: str, kafka: Broker, topic: str
 ) -> None:
-    """Killed between the sending and the removal, a relay leaves its messages to the next one, and their ids."""
+    """A relay killed between sending and removal leaves its messages to the next, which resends them by id."""
     settings = {"database_url": database_url, "kafka": kafka.servers, "topic_out": topic}
     projector = Projector(database, Timing(), EntryBuilder(topic))
     some = [node(each) for each in range(20)]
@@ -145,7 +145,7 @@ async def test_what_a_killed_relay_had_sent_is_sent_again_with_its_id(
 async def test_a_relay_that_is_stopped_finishes_what_it_sends(
     number: signal.Signals, database: Database, database_url: str, kafka: Broker, topic: str
 ) -> None:
-    """Stopped while it works, a relay ends well, and what it leaves in the outbox it has not sent."""
+    """A relay stopped at work exits with success, and leaves in the outbox only messages that it did not send."""
     projector = Projector(database, Timing(), EntryBuilder(topic))
     some = [node(each) for each in range(2000)]
     await projector.persist([event("node.introspected", 1, entity_id=each) for each in some])
@@ -172,12 +172,12 @@ async def test_a_relay_that_is_stopped_finishes_what_it_sends(
     ids=["nothing", "memory", "no servers"],
 )
 def test_a_relay_with_nowhere_to_send_to_does_not_start(settings: dict[str, str], said: str) -> None:
-    """It ends with a line that names the missing setting."""
+    """A relay without a destination ends with a line that names the missing setting."""
     assert said in refusal(pqs("relay", database_url="postgresql://127.0.0.1:1/nowhere", **settings))
 
 
 def told_of(service: Service, series: str) -> float:
-    """What a series of the metrics says."""
+    """The value of a metric series."""
     with service.client() as client:
         lines = client.get("/metrics").raise_for_status().text.splitlines()
     [value] = [line.removeprefix(series) for line in lines if line.startswith(f"{series} ")]
@@ -185,7 +185,7 @@ def told_of(service: Service, series: str) -> float:
 
 
 def test_a_service_relays_what_it_writes(data_dir: Path, tmp_path: Path, kafka: Broker, topic: str) -> None:
-    """`pqs serve` with a Kafka sends what follows, with several workers too; told not to, it lets that wait."""
+    """With a Kafka, `pqs serve` sends its events, with several workers too; without its relay, they wait."""
     settings = {"data_dir": data_dir, "kafka": kafka.servers, "topic_out": topic}
     series = f'pqs_outbox_messages{{destination="topic:{topic}"}}'
     with serving(tmp_path, relay=False, **settings) as service, service.client() as client:

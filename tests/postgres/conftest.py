@@ -1,4 +1,4 @@
-"""A PostgreSQL 15 that the tests of a module share, and a migrated database on it for each test."""
+"""A PostgreSQL 15 shared by the tests of a module, and a migrated database on it for each test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def postgres(folder: Path) -> Iterator[Postgres]:
 
 @pytest.fixture
 def name(postgres: Postgres) -> Iterator[str]:
-    """The name of a migrated, empty database there."""
+    """The name of a migrated, empty database on the server."""
     name = f"test_{uuid4().hex}"
     postgres.sql(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield name

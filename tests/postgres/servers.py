@@ -1,7 +1,7 @@
 """Real servers for tests: PostgreSQL 15 with replicas, PgBouncer and HAProxy, on loopback, each with its own folder.
 
-They are Debian's packages, and what is missing is named by the test that is skipped. PostgreSQL and PgBouncer refuse
-to run as root, so there they run as the user `postgres`.
+They are Debian's packages; a test without its server is skipped and names it. PostgreSQL and PgBouncer refuse to run
+as root, so under root they run as the user `postgres`.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ OWNER = "postgres"
 
 
 def _account() -> dict[str, int]:
-    """The account of the servers, for subprocess.Popen."""
+    """The account of the servers, as arguments for subprocess.Popen."""
     if os.geteuid() != 0:
         return {}
     entry = pwd.getpwnam(OWNER)
@@ -41,7 +41,7 @@ def _account() -> dict[str, int]:
 
 
 def give(path: Path) -> None:
-    """Make a folder or file that of the servers' account."""
+    """Give a folder or file to the servers' account."""
     if account := _account():
         os.chown(path, account["user"], account["group"])
 
@@ -68,7 +68,7 @@ class Postgres:
 
     @classmethod
     def new(cls, folder: Path, name: str = "primary", *options: str) -> Self:
-        """A new cluster, which runs. `options` are those of initdb."""
+        """A new, running cluster; `options` are those of initdb."""
         if not BINARIES.is_dir():
             pytest.skip("PostgreSQL 15 is not installed (the package postgresql-15)")
         self = cls(folder, name)
@@ -81,7 +81,7 @@ class Postgres:
         return self
 
     def replica(self, name: str = "replica", *, synchronous: bool = False) -> "Postgres":
-        """A standby that follows this one, and runs."""
+        """A running standby that follows this server."""
         copy = Postgres(self.folder.parent, name)
         address = ("--host=127.0.0.1", f"--port={self.port}", "--username", OWNER)
         self._run(
@@ -93,11 +93,11 @@ class Postgres:
         return copy
 
     def url(self, database: str = OWNER, *, role: str = OWNER, port: int | None = None) -> str:
-        """The address of a database here; `port` is that of a server in front."""
+        """The address of a database on this server; `port` is that of a proxy in front."""
         return f"postgresql://{role}@127.0.0.1:{port or self.port}/{database}"
 
     def start(self, *, await_answer: bool = True) -> None:
-        """Start it at the same address."""
+        """Start the server at the same address."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [BINARIES / "postgres", "-D", self.folder, "-p", str(self.port), "-c", "listen_addresses=127.0.0.1"],
@@ -116,27 +116,27 @@ class Postgres:
             time.sleep(POLL)
 
     def answers(self) -> bool:
-        """Whether it takes connections now."""
+        """Whether the server accepts connections now."""
         return self._run("pg_isready", "--host=127.0.0.1", f"--port={self.port}", check=False).returncode == 0
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it: SIGINT cuts the sessions off, SIGQUIT is a crash."""
+        """End the server: SIGINT disconnects the sessions, SIGQUIT is a crash."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(how)
             self._process.wait(PATIENCE)
 
     def promote(self) -> None:
-        """Make a standby the primary, and wait for it."""
+        """Make a standby the primary, and wait until it is."""
         self._run("pg_ctl", "promote", "--pgdata", self.folder, "--wait")
 
     def set(self, name: str, value: str) -> None:
-        """Change a setting of the server, and have it read."""
+        """Change a setting of the server, and reload it."""
         with (self.folder / "postgresql.auto.conf").open("a") as file:
             file.write(f"{name} = '{value}'\n")
         self._run("pg_ctl", "reload", "--pgdata", self.folder)
 
     def sql(self, statement: str, database: str = OWNER) -> str:
-        """Run a statement, and return what it printed."""
+        """Run a statement; returns its output."""
         done = self._run("psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement, self.url(database))
         return done.stdout.decode().strip()
 
@@ -164,7 +164,7 @@ async def fetch(url: str, statement: str) -> list[asyncpg.Record]:
 
 @contextmanager
 def _in_foreground(command: list[object], port: int, log: Path, **options: object) -> Iterator[None]:
-    """A program that listens on a port, as long as the context."""
+    """Run a program that listens on a port within this context."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -195,7 +195,7 @@ def _in_foreground(command: list[object], port: int, log: Path, **options: objec
 
 @contextmanager
 def pgbouncer(folder: Path, postgres: Postgres, mode: str, *, size: int = 20) -> Iterator[int]:
-    """A PgBouncer in this pool mode, with its defaults but for the size of its pools; its port."""
+    """The port of a PgBouncer in this pool mode, with its defaults except for the pools' size."""
     path, port = program("pgbouncer"), free_port()
     configuration, users = folder / "pgbouncer.ini", folder / "users.txt"
     users.write_text(f'"{OWNER}" ""\n')
@@ -210,7 +210,7 @@ def pgbouncer(folder: Path, postgres: Postgres, mode: str, *, size: int = 20) ->
 
 @contextmanager
 def haproxy(folder: Path, *servers: Postgres) -> Iterator[int]:
-    """An HAProxy that leads to the first of these servers that listens; its port."""
+    """The port of an HAProxy that forwards to the first of these servers that listens."""
     path, port = program("haproxy"), free_port()
     configuration = folder / "haproxy.cfg"
     lines = [
@@ -233,13 +233,13 @@ Ask = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
 
 
 class Load:
-    """Requests at a steady pace, from one task a kind, and when each kind was last refused."""
+    """Requests at a steady pace, one task for each kind, and the time at which each kind was last refused."""
 
     def __init__(self) -> None:
         self.statuses: dict[str, list[tuple[float, int]]] = {}
 
     def first_success_after(self, moment: float) -> dict[str, float]:
-        """Seconds from this moment until each kind was answered, and from then on always."""
+        """Seconds from this moment until each kind is answered, and always answered after that."""
         found = {}
         for kind, seen in self.statuses.items():
             bad = max((at for at, status in seen if status >= 500 and at > moment), default=moment)
@@ -251,7 +251,7 @@ class Load:
 
 @asynccontextmanager
 async def loaded(url: str, ask: Mapping[str, Ask], *, pace: float) -> AsyncIterator[Load]:
-    """Requests of each kind, `pace` a second, as long as the context."""
+    """Send requests of each kind within this context, `pace` a second."""
     load, stop = Load(), asyncio.Event()
 
     async def go_on(kind: str, client: httpx.AsyncClient) -> None:

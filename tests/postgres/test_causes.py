@@ -1,4 +1,4 @@
-"""Causes for which a database cannot serve: each is named in one line, by commands, the log and `/readyz`."""
+"""Causes for which a database cannot serve: commands, the log and `/readyz` name each in one line."""
 
 import asyncio
 import threading
@@ -21,7 +21,7 @@ PASSWORD = "s3cret-p4ss"
 
 @contextmanager
 def hba(postgres: Postgres, line: str) -> Iterator[None]:
-    """A rule before all others."""
+    """Add a rule before all others to pg_hba.conf."""
     rules = postgres.folder / "pg_hba.conf"
     before = rules.read_text()
     rules.write_text(f"{line}\n{before}")
@@ -35,7 +35,7 @@ def hba(postgres: Postgres, line: str) -> Iterator[None]:
 
 
 def said_by(url: str, command: str = "serve") -> str:
-    """The one line with which a command ends."""
+    """The one line of a command's failure."""
     return refusal(
         pqs(command, *(["--port", "0"] if command == "serve" else []), database_url=url, log_level="error")
     )
@@ -43,7 +43,7 @@ def said_by(url: str, command: str = "serve") -> str:
 
 @pytest.mark.parametrize("command", ["serve", "migrate", "relay", "sweep"])
 def test_a_wrong_password(postgres: Postgres, name: str, command: str) -> None:
-    """It is called a wrong password, and is not shown."""
+    """A wrong password is named as the cause, and is not shown."""
     role = f"alice_{command}"
     postgres.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'right'")
     settings = {"bus": "kafka", "kafka": "127.0.0.1:1"} if command == "relay" else {}
@@ -69,12 +69,12 @@ def test_a_wrong_password(postgres: Postgres, name: str, command: str) -> None:
     ],
 )
 def test_parameters_of_the_address(postgres: Postgres, name: str, command: str, query: str, cause: str) -> None:
-    """One that cannot be honoured is named."""
+    """A parameter of the address that cannot be honoured is named."""
     assert cause in said_by(f"{postgres.url(name)}?{query}", command)
 
 
 def test_parameters_that_are_honoured(postgres: Postgres, name: str) -> None:
-    """Those of libpq that mean something here, or nothing, do not stand in the way."""
+    """libpq's parameters that we honour, or that have no effect here, do not prevent the start."""
     query = (
         "channel_binding=prefer&connect_timeout=3&keepalives=1&keepalives_idle=30&keepalives_interval=5"
         "&keepalives_count=3&tcp_user_timeout=9000&gssencmode=disable&options=-c%20geqo%3Doff&application_name=mine"
@@ -88,7 +88,7 @@ def test_parameters_that_are_honoured(postgres: Postgres, name: str) -> None:
 
 @pytest.mark.parametrize("command", ["serve", "migrate"])
 def test_no_such_database_or_role(postgres: Postgres, command: str) -> None:
-    """Each is called what it is."""
+    """A missing database and a missing role are each named as the cause."""
     assert "no database of the configured name" in said_by(postgres.url("nowhere"), command)
     assert "the role" in said_by(postgres.url(role="nobody_at_all"), command)
 
@@ -105,7 +105,7 @@ def test_another_encoding(postgres: Postgres, command: str) -> None:
 
 
 def test_what_time_may_mend_does_not_stop_the_start(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """Missing schema and rights are named by `/readyz` and the log, and the service is ready once they are there."""
+    """`/readyz` and the log name missing schema and rights; the service is ready once they exist."""
     postgres.sql("CREATE ROLE poor LOGIN")
     postgres.sql("CREATE DATABASE bare")
     with serving(tmp_path, database_url=postgres.url("bare")) as service, service.client() as client:
@@ -120,7 +120,7 @@ def test_what_time_may_mend_does_not_stop_the_start(postgres: Postgres, name: st
 
 
 def test_sequences_behind_their_tables(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """After logical replication: a 503 and no 422, named by `/readyz`, and mended by `pqs migrate`."""
+    """Sequences left behind by logical replication cause a 503, named by `/readyz` and repaired by `pqs migrate`."""
     settings = {"database_url": postgres.url(name), "consul_url": "http://127.0.0.1:1", "relay": False}
     with serving(tmp_path, **settings) as service, service.client() as client:
         for number in range(1, 4):
@@ -141,7 +141,7 @@ def test_sequences_behind_their_tables(postgres: Postgres, name: str, tmp_path: 
 
 
 def test_a_lock_of_migrations_that_is_held(postgres: Postgres, name: str) -> None:
-    """`pqs migrate` says that it waits, and ends within its bound."""
+    """`pqs migrate` says that it waits for the lock, and ends within its time limit."""
     held, release = threading.Event(), threading.Event()
 
     async def hold() -> None:

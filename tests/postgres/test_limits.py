@@ -1,4 +1,4 @@
-"""Limits that an operator's database has: time-outs of sessions, and room on its disk."""
+"""Limits of an operator's database: timeouts of sessions, and disk space."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ SLOW = 1.4  # seconds that Consul takes for an answer
 def test_the_relay_outlives_time_outs_of_sessions(
     postgres: Postgres, name: str, tmp_path: Path, setting: str
 ) -> None:
-    """A Consul that takes longer than the database lets a session wait gets each message once."""
+    """A Consul slower than the database's session timeout gets each message once."""
     postgres.sql(f"ALTER DATABASE {name} SET {setting} = '1s'")
     with consul() as agent:
         agent.takes = SLOW
@@ -35,7 +35,7 @@ def test_the_relay_outlives_time_outs_of_sessions(
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of 24 MiB; the test is skipped where this may not mount one."""
+    """A file system of 24 MiB; skips the test if it cannot be mounted."""
     with servers_folder() as folder:
         mounted = folder / "small"
         mounted.mkdir()
@@ -52,7 +52,7 @@ def small_disk() -> Iterator[Path]:
 
 
 def test_a_full_disk(postgres: Postgres, name: str, tmp_path: Path, small_disk: Path) -> None:
-    """Writes are 503 while there is no room, reads go on, and writes are back when there is room again."""
+    """On a full disk writes are 503 and reads go on; writes succeed once there is room again."""
     ballast = small_disk.parent / "ballast"
     postgres.sql(f"CREATE TABLESPACE small LOCATION '{small_disk}'")
     try:
@@ -87,7 +87,7 @@ def test_a_full_disk(postgres: Postgres, name: str, tmp_path: Path, small_disk: 
 
 
 def test_no_room_injected(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """PostgreSQL's error of a full disk, wherever it comes from, closes nothing to reads."""
+    """PostgreSQL's disk-full error, wherever it is raised, does not stop reads."""
     asyncio.run(
         fetch(
             postgres.url(name),

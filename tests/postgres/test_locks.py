@@ -1,4 +1,4 @@
-"""A row that another client keeps locked for long delays only the requests that need it."""
+"""A row that another client keeps locked delays only the requests that need it."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ PROVENANCE = {"effect_id": "e", "timestamp": "2026-01-01T00:00:00Z"}
 
 
 async def _rate(client: httpx.AsyncClient, kind: int, until: float) -> tuple[int, float]:
-    """The number of answers of one client after another, and the longest time of one."""
+    """The number of answers of one client that sends one request after another, and its longest wait."""
     answers, longest, sequence = 0, 0.0, 1
     while time.monotonic() < until:
         began = time.monotonic()
@@ -29,7 +29,7 @@ async def _rate(client: httpx.AsyncClient, kind: int, until: float) -> tuple[int
 
 
 async def test_other_writes_go_on(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """While a row is locked, and asked for again and again, the writes of others keep most of their pace."""
+    """While requests keep coming for a locked row, writes to other rows keep most of their pace."""
     with serving(tmp_path, database_url=postgres.url(name)) as service:
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             for each in (NODE, node(1), node(2)):
@@ -57,7 +57,7 @@ async def test_other_writes_go_on(postgres: Postgres, name: str, tmp_path: Path)
 
 
 async def test_other_workflows_go_on(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """The same holds for workflows."""
+    """While requests keep coming for a locked workflow, commits to others keep most of their pace."""
 
     async def commit(client: httpx.AsyncClient, key: str, version: int) -> httpx.Response:
         headers = {"If-Match": f'"{version}"'} if version else {"If-None-Match": "*"}
@@ -83,7 +83,7 @@ async def test_other_workflows_go_on(postgres: Postgres, name: str, tmp_path: Pa
 
 
 async def test_many_locked_rows_leave_reads_alone(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """More locked rows than places: reads and other writes are answered, and the late ones end as 503."""
+    """With more locked rows than places, reads and other writes are answered, and delayed ones get 503."""
     nodes = [node(number) for number in range(12)]
     with serving(tmp_path, database_url=postgres.url(name), statement_timeout=4, pool_size=2) as service:
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:

@@ -1,4 +1,4 @@
-"""What the service does while its PostgreSQL restarts, fails over, takes no writes, or takes no more connections."""
+"""The service while its PostgreSQL restarts, fails over, is read-only, or accepts no more connections."""
 
 import asyncio
 import signal
@@ -17,22 +17,22 @@ _sequence = count(1)
 
 
 async def write(client: httpx.AsyncClient) -> httpx.Response:
-    """A new event of a node."""
+    """Send a new event of the node."""
     return await client.post("/v1/events", json=event_json("node.heartbeat", next(_sequence)))
 
 
 async def read(client: httpx.AsyncClient) -> httpx.Response:
-    """A node."""
+    """Read the node."""
     return await client.get(f"/v1/entities/{NODE}")
 
 
 async def tally(client: httpx.AsyncClient) -> httpx.Response:
-    """The counts, which come from the other pool."""
+    """Read the counts, which use the other pool."""
     return await client.get("/v1/state-counts")
 
 
 async def ready(client: httpx.AsyncClient) -> httpx.Response:
-    """What a prober asks, who counts for nothing."""
+    """Ask for readiness, as a prober does."""
     return await client.get("/readyz")
 
 
@@ -40,7 +40,7 @@ ASK: dict[str, Ask] = {"write": write, "read": read, "tally": tally, "ready": re
 
 
 def begin(client: httpx.Client) -> None:
-    """The node that the requests are about."""
+    """Create the node of the requests."""
     sent = event_json("registration.initiated", next(_sequence))
     assert client.post("/v1/events", json=sent).status_code == 200
 
@@ -58,7 +58,7 @@ async def through(
 
 
 def test_a_restart_under_load(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """After a restart of a moment, every kind of request is answered within two seconds."""
+    """After a brief restart, every kind of request is answered within two seconds."""
 
     def restart() -> None:
         postgres.stop()
@@ -73,7 +73,7 @@ def test_a_restart_under_load(postgres: Postgres, name: str, tmp_path: Path) -> 
 
 
 def test_an_outage_of_seconds(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """A crash, and eight seconds without a server, cost two seconds after the server is back."""
+    """After a crash and eight seconds without a server, requests succeed within two seconds of its return."""
 
     def crash() -> None:
         postgres.stop(signal.SIGQUIT)
@@ -88,7 +88,7 @@ def test_an_outage_of_seconds(postgres: Postgres, name: str, tmp_path: Path) -> 
 
 
 def test_a_database_that_comes_up_after_the_service(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """Probes of readiness do not keep the service from being ready."""
+    """Readiness probes before the database starts do not delay the service's readiness."""
     postgres.stop()
     with serving(tmp_path, database_url=postgres.url(name)) as service, service.client() as client:
         end = time.monotonic() + 4
@@ -103,7 +103,7 @@ def test_a_database_that_comes_up_after_the_service(postgres: Postgres, name: st
 
 
 def test_a_failover_behind_a_balancer(tmp_path: Path) -> None:
-    """The primary dies, its replica is promoted eight seconds later: all goes on within two seconds."""
+    """If the primary dies and its replica is promoted eight seconds later, requests succeed within two seconds."""
     with servers_folder() as folder:
         primary = Postgres.new(folder)
         try:
@@ -134,7 +134,7 @@ def _fail_over(tmp_path: Path, folder: Path, primary: Postgres, replica: Postgre
 
 
 def test_read_only_and_back(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """While the database takes no writes `/readyz` says so and reads go on; it is back as soon as it takes them."""
+    """While the database is read-only, `/readyz` says so and reads go on; writes return with the database."""
     with serving(tmp_path, database_url=postgres.url(name)) as service, service.client() as client:
         begin(client)
         postgres.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -154,7 +154,7 @@ def test_read_only_and_back(postgres: Postgres, name: str, tmp_path: Path) -> No
 
 
 def test_a_limit_of_connections(postgres: Postgres, name: str, tmp_path: Path) -> None:
-    """With fewer connections than clients, all are answered, and the breaker stays closed."""
+    """With fewer database connections than clients all are answered, and the breaker stays closed."""
     role = f"few_{name}"
     postgres.sql(f"CREATE ROLE {role} LOGIN SUPERUSER")  # to be let in by the template's rights
     postgres.sql(f"ALTER ROLE {role} NOSUPERUSER CONNECTION LIMIT 3")
@@ -176,7 +176,7 @@ def test_a_limit_of_connections(postgres: Postgres, name: str, tmp_path: Path) -
 
 
 async def _from_sixteen(url: str) -> set[int]:
-    """The statuses that sixteen clients see, who read and write at once."""
+    """The statuses that sixteen concurrent clients get for reads and writes."""
 
     async def one(client: httpx.AsyncClient, number: int) -> set[int]:
         found = set()

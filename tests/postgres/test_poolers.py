@@ -1,4 +1,4 @@
-"""The service behind PgBouncer: in session mode it works; another mode is refused, and never gives others' rows."""
+"""The service behind PgBouncer: session mode works; other modes are refused, and never return another's rows."""
 
 import asyncio
 from datetime import timedelta
@@ -33,7 +33,7 @@ def test_session_mode_works(postgres: Postgres, name: str, tmp_path: Path, folde
 
 
 def test_settings_are_made(postgres: Postgres, name: str, folder: Path) -> None:
-    """Behind the pooler a session has the same settings as without it."""
+    """A session behind the pooler has the same settings as a direct one."""
 
     async def shown(url: str) -> list[str]:
         database = Database(url, pool_size=1, statement_timeout=TIMEOUT)
@@ -54,7 +54,7 @@ def test_settings_are_made(postgres: Postgres, name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
 def test_another_mode_is_refused_at_the_start(postgres: Postgres, name: str, folder: Path, mode: str) -> None:
-    """`pqs serve` and `pqs migrate` say in one line that the pooler's mode does not do."""
+    """`pqs serve` and `pqs migrate` refuse another pool mode in one line."""
     with pgbouncer(folder, postgres, mode) as port:
         for command in ("serve", "migrate"):
             said = refusal(pqs(command, database_url=postgres.url(name, port=port), log_level="error"))
@@ -62,7 +62,7 @@ def test_another_mode_is_refused_at_the_start(postgres: Postgres, name: str, fol
 
 
 async def test_a_service_that_meets_it_later_refuses_in_words(postgres: Postgres, name: str, folder: Path) -> None:
-    """Every call ends with the cause, never with a row."""
+    """If the mode changes later, every call ends with the cause, and never with a row."""
     with pgbouncer(folder, postgres, "transaction") as port:
         database = Database(
             postgres.url(name, port=port), pool_size=2, statement_timeout=TIMEOUT, breaker=CircuitBreaker()
@@ -74,7 +74,7 @@ async def test_a_service_that_meets_it_later_refuses_in_words(postgres: Postgres
 
 
 async def test_one_pool_of_one_connection_is_no_other_mode(postgres: Postgres, name: str, folder: Path) -> None:
-    """A session pool with no second connection is used as it is."""
+    """A session pool of one connection is accepted, although it has no second one to test the mode with."""
     with pgbouncer(folder, postgres, "session", size=1) as port:
         database = Database(postgres.url(name, port=port), pool_size=1, statement_timeout=TIMEOUT)
         assert await database.read(lambda connection: connection.fetchval("SELECT 1")) == 1
@@ -84,7 +84,7 @@ async def test_one_pool_of_one_connection_is_no_other_mode(postgres: Postgres, n
 async def test_two_processes_have_no_statement_in_common(
     postgres: Postgres, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where two processes share a session of the server, neither gets the rows of the other's statement."""
+    """Two processes that share a server session use different statement names, so neither gets the other's rows."""
 
     async def names(process: str) -> set[str]:
         monkeypatch.setattr(sessions, "_process", lambda: process)
@@ -101,7 +101,7 @@ async def test_two_processes_have_no_statement_in_common(
 
 
 def test_event_is_kept(postgres: Postgres, name: str, tmp_path: Path, folder: Path) -> None:
-    """Beside another client of the pooler, the rows are those that were asked for."""
+    """Beside another client of the pooler, each read gets the rows that it asked for."""
     with pgbouncer(folder, postgres, "session", size=40) as port:
         url = postgres.url(name, port=port)
         with (

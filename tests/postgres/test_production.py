@@ -1,4 +1,4 @@
-"""The roles of docs/how-to/production.md, as they are shown there: with them the service works, and no more."""
+"""The roles of docs/how-to/production.md, made as shown there: they suffice for the service, and have no more."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "production.md"
 
 
 def test_the_roles(postgres: Postgres, tmp_path: Path) -> None:
-    """The owner migrates, the other role serves and lacks nothing, and may make no tables."""
+    """The owner migrates; the other role serves with all rights it needs, and cannot create tables."""
     [statements] = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
     postgres.sql("CREATE DATABASE roles")
     postgres.sql(statements, "roles")

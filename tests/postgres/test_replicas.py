@@ -1,4 +1,4 @@
-"""Reads from a replica that lags, or is down: measured, told, and answered by the primary where that is wanted."""
+"""Reads from a replica that lags or is down: the lag is measured and reported, and the primary answers if so set."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -39,14 +39,14 @@ def pair() -> Iterator[tuple[Postgres, Postgres]]:
 
 
 def settings(pair: tuple[Postgres, Postgres], **more: object) -> dict[str, object]:
-    """Those of a service with both."""
+    """The settings of a service with primary and replica."""
     primary, replica = pair
     urls = {"database_url": primary.url("pqs", role=ROLE), "database_read_url": replica.url("pqs", role=ROLE)}
     return urls | more
 
 
 def lag(client: httpx.Client) -> float | None:
-    """What the metrics say of it."""
+    """The replica's lag in the metrics."""
     lines = client.get("/metrics").text.splitlines()
     found = [float(line.split()[1]) for line in lines if line.startswith("pqs_replica_lag_seconds ")]
     return found[0] if found else None
@@ -59,12 +59,12 @@ def is_near(client: httpx.Client) -> bool:
 
 
 def hold(replica: Postgres, *, back: bool) -> None:
-    """Have the replica replay nothing for now, or go on."""
+    """Pause or resume the replica's replay."""
     replica.sql(f"SELECT pg_wal_replay_{'pause' if back else 'resume'}()")
 
 
 def begin(client: httpx.Client, number: int, at: datetime) -> None:
-    """An active node whose deadline is a minute and a half after `at`."""
+    """Create an active node whose deadline is a minute and a half after `at`."""
     types = ("initiated", "accepted", "ack_requested", "ack_received", "activated")
     for sequence, type_ in enumerate(types, 1):
         sent = event_json(f"registration.{type_}", sequence, entity_id=node(number)) | {"occurred_at": at.isoformat()}
@@ -98,7 +98,7 @@ def test_a_live_node_is_not_overdue_on_a_lagging_replica(pair: tuple[Postgres, P
 
 
 def test_a_bound_of_the_lag(pair: tuple[Postgres, Postgres], tmp_path: Path) -> None:
-    """With a bound the replica answers overdue scans too, until it lags by more: then the primary answers all."""
+    """With a bound, the replica answers overdue scans too, until it lags more; then the primary answers all reads."""
     with serving(tmp_path, **settings(pair, read_max_lag=2)) as service, service.client() as client:
         until(lambda: "pqs-replica-lag" in client.get(OVERDUE).headers, "the replica answers")
         hold(pair[1], back=True)
@@ -114,7 +114,7 @@ def test_a_bound_of_the_lag(pair: tuple[Postgres, Postgres], tmp_path: Path) -> 
 
 
 def test_a_replica_that_is_down(pair: tuple[Postgres, Postgres], tmp_path: Path) -> None:
-    """The primary answers in its place, and `/readyz` says so."""
+    """If the replica is down the primary answers in its place, and `/readyz` says so."""
     with serving(tmp_path, **settings(pair)) as service, service.client() as client:
         until(lambda: is_near(client), "the lag is measured")
         assert "read_database" not in client.get("/readyz").json()

@@ -1,4 +1,4 @@
-"""`pqs verify` on a large table: it finishes whatever the time-out of statements, and shows progress."""
+"""`pqs verify` on a large table: it finishes despite the statement timeout, and shows progress."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ FROM generate_series(1, {MANY})
 
 
 def test_a_large_table(postgres: Postgres, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Page by page, in one snapshot, past PQS_STATEMENT_TIMEOUT; the difference is found to the row."""
+    """The check reads pages in one snapshot, beyond PQS_STATEMENT_TIMEOUT, and finds the exact difference."""
     postgres.sql(FILL, name)
     postgres.sql(f"INSERT INTO registration_state_counts VALUES ('registration', 'active', 0, {MANY - 1})", name)
     monkeypatch.setattr(counts, "PAGE_BLOCKS", 256)

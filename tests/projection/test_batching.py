@@ -1,4 +1,4 @@
-"""The joins: single requests that come at once share a statement, and nothing else."""
+"""Batching: concurrent single requests share a statement, and nothing else."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.making import NODE, WAY_TO_ACTIVE, event, node
 
 
 async def test_joined_reads_answer_each_with_its_own_row(database: Database, projector: Projector) -> None:
-    """A hundred readers at once get their own rows, those that ask for nothing get nothing, domains apart."""
+    """Of a hundred concurrent readers each gets its own row, or nothing if it has none; domains are separate."""
     nodes = [node(number) for number in range(50)]
     await projector.persist([event("registration.initiated", 1, entity_id=each) for each in nodes])
     reader = Reader(database, joining=True)
@@ -27,7 +27,7 @@ async def test_joined_reads_answer_each_with_its_own_row(database: Database, pro
 async def test_joined_events_of_one_entity_are_taken_in_in_the_order_of_arrival(
     database: Database, projector: Projector, joining: bool
 ) -> None:
-    """The five events of a registration, asked in order without waiting, all apply when they are joined."""
+    """The five events of a registration, sent in order without waiting, all apply in one batch."""
     writer = Writer(projector, joining=joining)
     tasks = []
     for sequence, type_ in enumerate(WAY_TO_ACTIVE, start=1):
@@ -43,7 +43,7 @@ async def test_joined_events_of_one_entity_are_taken_in_in_the_order_of_arrival(
 
 
 async def test_a_repeat_in_the_same_batch_is_a_duplicate(projector: Projector) -> None:
-    """The same event, asked twenty times at once, applies once."""
+    """Of the same event sent twenty times at once, one is applied."""
     writer = Writer(projector, joining=True)
     one = event("registration.initiated", 1)
     results = await asyncio.gather(*(writer.ask(one) for _ in range(20)))

@@ -1,4 +1,4 @@
-"""What follows from triggers and deadlines leaves through the outbox, in the transaction that it follows from."""
+"""Events and intents that follow leave through the outbox, in the transaction of their trigger or deadline."""
 
 import asyncio
 from collections.abc import Sequence
@@ -42,19 +42,19 @@ OUTBOX = """
 
 
 async def outbox(database: Database) -> list[asyncpg.Record]:
-    """Every message, oldest first."""
+    """Every message in the outbox, oldest first."""
     messages: list[asyncpg.Record] = await database.read(lambda connection: connection.fetch(OUTBOX))
     assert all(each["counted"] for each in messages)
     return messages
 
 
 def envelopes(messages: Sequence[asyncpg.Record], destination: str) -> list[Envelope]:
-    """The envelopes for a destination."""
+    """The envelopes for this destination."""
     return [Envelope.from_json(each["envelope"].encode()) for each in messages if each["destination"] == destination]
 
 
 def told(messages: Sequence[asyncpg.Record]) -> list[tuple[str, str, int]]:
-    """Destination, type and sequence of each message."""
+    """The destination, type and sequence of each message."""
     read = [(each["destination"], Envelope.from_json(each["envelope"].encode())) for each in messages]
     return [(destination, envelope.type, envelope.sequence) for destination, envelope in read]
 
@@ -66,7 +66,7 @@ def sending(database: Database) -> Projector:
 
 
 async def test_what_follows_is_kept_for_the_bus_and_for_consul(sending: Projector, database: Database) -> None:
-    """Every event that follows, in its order and with the version it leads to, and the intents of Consul."""
+    """The outbox gets every followed event, in order and with its version, and Consul's intents."""
     types = ["node.introspected", "node.registration_acked", "node.heartbeat", "node.deregistered"]
     for place, type_ in enumerate(types, start=1):
         await sending.persist([event(type_, place)])
@@ -83,7 +83,7 @@ async def test_what_follows_is_kept_for_the_bus_and_for_consul(sending: Projecto
 
 
 async def test_an_envelope_says_what_the_event_says(sending: Projector, database: Database) -> None:
-    """Id, type, subject, key, time in UTC, version, correlation id and data are those of the event that followed."""
+    """An envelope has its event's id, type, subject, key, time in UTC, version, correlation id and data."""
     data = {"node_type": "gpu", "node_version": "2.0", "capabilities": {"tags": ["a"], "ü": [None, 1.5]}}
     given: Json = {"domain": "edge", "correlation_id": str(node(7)), "occurred_at": "2026-01-01T05:30:01.25+05:30"}
     sent = event("node.introspected", 1, data=data, **given)
@@ -99,7 +99,7 @@ async def test_an_envelope_says_what_the_event_says(sending: Projector, database
 
 
 async def test_what_goes_out_is_written_in_one_way(sending: Projector, database: Database) -> None:
-    """Times are in UTC with Z, whatever offset they came with; the default domain is left out, whoever named it."""
+    """Times go out in UTC with Z, whatever their offset was; the default domain is always left out."""
     given: Json = {"domain": "registration", "occurred_at": "2026-01-01T05:30:01.25+05:30"}
     await sending.persist([event("node.introspected", 1, **given)])
     messages = await outbox(database)
@@ -128,7 +128,7 @@ async def test_what_goes_out_can_be_taken_in_elsewhere(sending: Projector, datab
 
 
 async def test_an_intent_says_what_its_handler_needs(sending: Projector, database: Database) -> None:
-    """The data of its envelope are the intent, and its id is made of the event's that it came with."""
+    """An intent's envelope has the intent as data, and an id made from its event's id."""
     data = {"node_type": "gpu", "capabilities": {"tags": ["a", "b"]}}
     await sending.persist([event("node.introspected", 1, data=data), event("node.deregistered", 2)])
     messages = await outbox(database)
@@ -155,7 +155,7 @@ async def test_an_intent_says_what_its_handler_needs(sending: Projector, databas
 async def test_nothing_is_kept_for_what_is_off(
     database: Database, entries: EntryBuilder, destinations: set[str]
 ) -> None:
-    """Without a bus no event is written to the outbox, and no intent that nobody carries out."""
+    """Without a bus no event is written to the outbox; an intent without a handler is not either."""
     await Projector(database, Timing(), entries).persist([event("node.introspected", 1)])
     assert {each["destination"] for each in await outbox(database)} == destinations
 
@@ -172,13 +172,13 @@ async def test_nothing_is_kept_for_what_is_off(
 async def test_nothing_is_kept_when_nothing_followed(
     sending: Projector, database: Database, sent: list[Event]
 ) -> None:
-    """Facts from outside are not sent to the bus again."""
+    """Facts from outside are not published again."""
     await sending.persist(sent)
     assert await outbox(database) == []
 
 
 async def test_a_repeat_sends_nothing_again(sending: Projector, database: Database) -> None:
-    """A trigger that is a duplicate, stale, early or in conflict has nothing following it."""
+    """A duplicate, stale, early or conflicting trigger adds nothing to the outbox."""
     await sending.persist([event("node.introspected", 5)])
     before = await outbox(database)
     await sending.persist(
@@ -193,13 +193,13 @@ async def test_a_repeat_sends_nothing_again(sending: Projector, database: Databa
 
 
 async def test_foreseeing_sends_nothing(sending: Projector, database: Database) -> None:
-    """A dry run leaves the outbox empty."""
+    """A dry run writes nothing to the outbox."""
     await sending.foresee([event("node.introspected", 1)])
     assert await outbox(database) == []
 
 
 async def test_a_batch_keeps_each_nodes_messages_in_order(sending: Projector, database: Database) -> None:
-    """In one batch of many nodes, each node's messages are in the order of its versions, all in its slot."""
+    """In a batch of many nodes, each node's messages are in version order, all in its slot."""
     types = ["node.introspected", "node.registration_acked", "node.deregistered"]
     sent = [event(type_, place, entity_id=node(n)) for place, type_ in enumerate(types, start=1) for n in range(50)]
     await sending.persist(sent)
@@ -214,12 +214,12 @@ async def test_a_batch_keeps_each_nodes_messages_in_order(sending: Projector, da
 
 
 def test_a_slot_is_that_of_the_entity_id() -> None:
-    """An entity id has the same slot in every domain, and many ids fill all slots."""
+    """An entity id has the same slot in every domain, and many ids use all slots."""
     assert {slot_of(node(number)) for number in range(2000)} == set(range(SLOTS))
 
 
 async def test_writers_that_race_keep_each_nodes_messages_in_order(database: Database) -> None:
-    """With several writers at the same nodes, entries by id have the versions in order, each once."""
+    """With several writers at the same nodes, entries by id have each version once and in order."""
     projectors = [Projector(database, Timing(), EntryBuilder(TOPIC, CONSUL)) for _ in range(4)]
     types = ["node.introspected", "node.registration_acked", "node.deregistered"] * 4
     log = [event(type_, place, entity_id=node(n)) for place, type_ in enumerate(types, start=1) for n in range(5)]
@@ -237,7 +237,7 @@ async def test_writers_that_race_keep_each_nodes_messages_in_order(database: Dat
 
 
 async def test_a_write_that_is_lost_leaves_no_message(database: Database) -> None:
-    """When the row is not as it was read, neither row nor message is written."""
+    """If the row has changed since it was read, neither row nor message is written."""
     before, decisions = None, list[Decision]()
     after, _ = take_in(REGISTRATION, before, event("node.introspected", 1), Timing(), decisions)
     assert after is not None
@@ -253,7 +253,7 @@ async def test_a_write_that_is_lost_leaves_no_message(database: Database) -> Non
 
 
 async def test_a_passed_deadline_is_sent_too(database: Database) -> None:
-    """Its event goes to the bus with the version it leads to, and Consul is told; the row is written beside it."""
+    """A timeout event goes to the bus with its version, and Consul is told, beside the row's update."""
     before = row(RegistrationState.ACTIVE, liveness_deadline=START, liveness_timeout_emitted_at=None)
     decision = expire(before, Deadline.LIVENESS, when(5))
     assert isinstance(decision, Decision)
@@ -271,7 +271,7 @@ async def test_a_passed_deadline_is_sent_too(database: Database) -> None:
 
 
 async def test_the_time_of_a_message_is_the_databases(sending: Projector, database: Database) -> None:
-    """`created_at` says when the transaction began that wrote it, so that a backlog has an age."""
+    """`created_at` is the start of the writing transaction, so that a backlog has an age."""
     before, after = "SELECT clock_timestamp()", "SELECT min(created_at) > $1 AND max(created_at) < clock_timestamp()"
     moment = await database.read(lambda connection: connection.fetchval(before))
     await sending.persist([event("node.introspected", 1)])

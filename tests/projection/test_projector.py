@@ -1,4 +1,4 @@
-"""Events in, outcomes out: batches, races and retries, on a real PostgreSQL."""
+"""The projector: events in, outcomes out; batches, races and retries, on a real PostgreSQL."""
 
 import asyncio
 from collections import Counter
@@ -33,18 +33,18 @@ PATIENCE = 60.0  # seconds; only a test that fails waits that long
 def heartbeat(
     sequence: int, *, entity_id: UUID = NODE, previous: int | None = None, domain: str = "registration"
 ) -> Event:
-    """A heartbeat that is newer the higher its sequence."""
+    """A heartbeat whose time rises with its sequence."""
     position = {"sequence": sequence} if previous is None else {"sequence": sequence, "previous": previous}
     return event("node.heartbeat", sequence, entity_id=entity_id, position=position, domain=domain)
 
 
 def initiated(sequence: int = 1, *, entity_id: UUID = NODE, domain: str = "registration") -> Event:
-    """What begins a registration."""
+    """An event that begins a registration."""
     return event("registration.initiated", sequence, entity_id=entity_id, domain=domain)
 
 
 async def row_of(database: Database, entity_id: UUID = NODE, domain: str = "registration") -> Registration | None:
-    """The row as it stands in the database."""
+    """The stored row."""
 
     async def work(connection: Connection) -> Registration | None:
         return await REGISTRATIONS.get_entity_state(connection, entity_id, domain)
@@ -61,7 +61,7 @@ async def table(url: str) -> list[str]:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """A connection beside the service's own."""
+    """A connection separate from the service's."""
     connection = await asyncpg.connect(url)
     try:
         yield connection
@@ -70,7 +70,7 @@ async def connected(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Recor
 
 
 def outcomes(results: Sequence[Result]) -> list[Outcome]:
-    """What became of the events, in the order of the results."""
+    """The outcomes of the results, in order."""
     return [result.outcome for result in results]
 
 
@@ -78,7 +78,7 @@ def outcomes(results: Sequence[Result]) -> list[Outcome]:
 
 
 def all_outcomes() -> list[Event]:
-    """A batch, for a row at sequence 10 and an unknown node 1, in which every outcome occurs."""
+    """A batch with every outcome, for a row at sequence 10 and an unknown node 1."""
     return [
         heartbeat(11),
         heartbeat(11),
@@ -108,7 +108,7 @@ EXPECTED = [
 
 
 async def test_each_event_has_its_result_in_the_order_given(projector: Projector, database: Database) -> None:
-    """Outcome, state, version and position are those right after the event, for each of the six outcomes."""
+    """For each of the six outcomes, the result has outcome, state, version and position right after the event."""
     await projector.persist([event("registration.recorded", 10, data=ACTIVE)])
     sent = all_outcomes()
     results = await projector.persist(sent)
@@ -128,7 +128,7 @@ async def test_each_event_has_its_result_in_the_order_given(projector: Projector
 async def test_foreseeing_answers_what_taking_in_then_does_and_writes_nothing(
     projector: Projector, database_url: str
 ) -> None:
-    """A dry run has the very results, and leaves every row as it was."""
+    """A dry run has the results of the real run, and leaves every row unchanged."""
     await projector.persist([event("registration.recorded", 10, data=ACTIVE)])
     before = await table(database_url)
     foreseen = await projector.foresee(all_outcomes())
@@ -137,7 +137,7 @@ async def test_foreseeing_answers_what_taking_in_then_does_and_writes_nothing(
 
 
 async def test_a_dry_run_can_be_folded_by_position(projector: Projector, database: Database) -> None:
-    """Foreseeing orders a batch as taking it in does."""
+    """A dry run orders a batch by position as the real run does."""
     sent = [heartbeat(2), initiated(1)]
     assert outcomes(await projector.foresee(sent)) == [IGNORED, APPLIED]
     assert outcomes(await projector.foresee(sent, by_position=True)) == [APPLIED, APPLIED]
@@ -145,13 +145,13 @@ async def test_a_dry_run_can_be_folded_by_position(projector: Projector, databas
 
 
 async def test_nothing_to_take_in_is_no_mistake(projector: Projector) -> None:
-    """An empty batch has no results."""
+    """An empty batch has no results, and is not an error."""
     assert await projector.persist([]) == []
     assert await projector.foresee([]) == []
 
 
 async def test_a_batch_is_folded_as_it_comes_unless_by_position(projector: Projector) -> None:
-    """In the order sent, late events are stale; by position, all are applied, and results keep the order sent."""
+    """In the order sent, late events are stale; by position all are applied, and results keep the order sent."""
     sent = [heartbeat(3), initiated(1), heartbeat(2)]
     elsewhere = [replace(event, entity_id=node(1)) for event in sent]
     as_it_comes = await projector.persist(sent)
@@ -165,7 +165,7 @@ async def test_a_batch_is_folded_as_it_comes_unless_by_position(projector: Proje
 
 
 async def test_by_position_each_entity_is_ordered_on_its_own(projector: Projector) -> None:
-    """Events of several entities are sorted among their own, wherever they stand in the batch."""
+    """Each entity's events are sorted among themselves, wherever they are in the batch."""
     nodes = [node(number) for number in range(3)]
     sent = [heartbeat(sequence, entity_id=n) for sequence in (3, 2) for n in nodes]
     sent += [initiated(entity_id=n) for n in reversed(nodes)]
@@ -178,7 +178,7 @@ async def test_by_position_each_entity_is_ordered_on_its_own(projector: Projecto
 
 
 async def test_one_entity_id_in_two_domains_is_two_entities(projector: Projector, database: Database) -> None:
-    """Rows, positions and versions of two domains are independent."""
+    """The same entity id in two domains has separate rows, positions and versions."""
     await projector.persist([initiated(5), initiated(1, domain="edge"), heartbeat(2, domain="edge")])
     results = await projector.persist([heartbeat(4), heartbeat(4, domain="edge")])
     assert outcomes(results) == [STALE, APPLIED]
@@ -194,7 +194,7 @@ async def test_one_entity_id_in_two_domains_is_two_entities(projector: Projector
 
 
 async def test_taking_a_log_in_again_changes_nothing(projector: Projector, database_url: str) -> None:
-    """The last event of each entity is a duplicate, the others are stale, and no row is written."""
+    """Replaying a log, the last event of each entity is a duplicate, the others are stale, and no row is written."""
     log = [read_event(msgspec.json.encode(item)) for number in (1, 2) for item in life(node(number))]
     assert set(outcomes(await projector.persist(log))) == {APPLIED}
     before = await table(database_url)
@@ -203,7 +203,7 @@ async def test_taking_a_log_in_again_changes_nothing(projector: Projector, datab
 
 
 async def test_the_timing_is_that_of_the_projector(database: Database) -> None:
-    """A deadline that no event gives is computed from the settings."""
+    """A deadline that the event does not give is computed from the settings."""
     projector = Projector(database, Timing(ack_timeout=timedelta(seconds=7)))
     await projector.persist([initiated(1), event("registration.accepted", 2)])
     row = await row_of(database)
@@ -212,7 +212,7 @@ async def test_the_timing_is_that_of_the_projector(database: Database) -> None:
 
 
 async def test_a_batch_may_be_larger_than_an_array(projector: Projector, database: Database) -> None:
-    """12,000 events of 3,000 entities go into one transaction."""
+    """One transaction can apply 12,000 events of 3,000 entities."""
     nodes = [node(number) for number in range(3000)]
     sent = [initiated(entity_id=n) for n in nodes]
     sent += [heartbeat(sequence, entity_id=n) for sequence in (2, 3, 4) for n in nodes]
@@ -231,7 +231,7 @@ async def test_a_batch_may_be_larger_than_an_array(projector: Projector, databas
 
 @pytest.fixture
 async def rival(database_url: str) -> AsyncIterator[Projector]:
-    """A second writer, with connections of its own."""
+    """A second writer with its own connections."""
     database = Database(database_url, pool_size=4, statement_timeout=timedelta(seconds=5))
     yield Projector(database, Timing())
     await database.close()
@@ -246,7 +246,7 @@ async def until_blocked(url: str, sessions: int = 1) -> None:
 
 
 async def test_racing_writers_lose_no_update(projector: Projector, rival: Projector, database: Database) -> None:
-    """Many batches for the same rows, on eight connections at once: each event counts once, as version 1, 2, 3…"""
+    """Of many batches for the same rows on eight connections, each event counts once, as version 1, 2, 3…"""
     nodes, last = [node(number) for number in range(4)], 60
     log = [initiated(entity_id=n) for n in nodes]
     log += [heartbeat(sequence, entity_id=n, previous=sequence - 1) for sequence in range(2, last + 1) for n in nodes]
@@ -277,7 +277,7 @@ async def test_racing_writers_lose_no_update(projector: Projector, rival: Projec
 async def test_a_batch_that_lost_is_folded_again_on_what_is_there_now(
     projector: Projector, rival: Projector, database: Database, database_url: str
 ) -> None:
-    """After another writer has moved a row on, the events are judged again."""
+    """After another writer changed a row, the batch is folded again on the new row."""
     await projector.persist([initiated(1), initiated(1, entity_id=node(1))])
     async with connected(database_url) as connection:
         async with connection.transaction():
@@ -299,7 +299,7 @@ async def test_a_batch_that_lost_is_folded_again_on_what_is_there_now(
 async def test_a_row_that_another_writer_inserts_first_is_folded_onto(
     projector: Projector, database_url: str, end: str, outcome: Outcome
 ) -> None:
-    """Where there was no row, the other writer's row counts if it is committed, and only then."""
+    """Another writer's new row is folded onto if its transaction commits, and only then."""
     await projector.persist([initiated()])
     async with connected(database_url) as connection:
         [inserted] = await connection.fetch("DELETE FROM registration_projections t RETURNING t")
@@ -318,7 +318,7 @@ async def test_a_row_that_another_writer_inserts_first_is_folded_onto(
 async def test_from_the_second_attempt_on_the_rows_are_locked(
     projector: Projector, database: Database, database_url: str
 ) -> None:
-    """A database that rolls back every writer that has not locked its rows is written to all the same."""
+    """Batches succeed on a database that rolls back every writer whose rows are not locked."""
     await projector.persist([initiated()])
     await add_trigger(
         database_url,
@@ -338,7 +338,7 @@ async def test_from_the_second_attempt_on_the_rows_are_locked(
 
 
 async def add_trigger(url: str, when: str, body: str) -> None:
-    """A trigger that makes PostgreSQL itself behave as the test needs it, and counts how often it did."""
+    """Add a database trigger that makes PostgreSQL behave as the test needs, and counts its runs."""
     async with connected(url) as connection:
         await connection.execute(
             f"CREATE SEQUENCE attempts; CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
@@ -359,7 +359,7 @@ async def add_trigger(url: str, when: str, body: str) -> None:
 async def test_a_batch_that_loses_at_every_attempt_is_given_up_and_nothing_is_written(
     projector: Projector, database_url: str, verb: str, body: str
 ) -> None:
-    """After ATTEMPTS races the error allows a retry, and no row of the batch is written."""
+    """After ATTEMPTS lost races the error allows a retry, and no row of the batch is written."""
     await projector.persist([initiated(entity_id=node(1))])
     before = await table(database_url)
     # A trigger loses the race for the row of one node, as a writer would that is always there first.
@@ -378,7 +378,7 @@ async def test_a_batch_that_loses_at_every_attempt_is_given_up_and_nothing_is_wr
 
 
 async def test_batches_in_opposite_orders_do_not_deadlock(projector: Projector, rival: Projector) -> None:
-    """Two writers that name the same rows in opposite orders, new and known ones, both get through each time."""
+    """Two writers that name the same rows, new and known, in opposite orders both succeed each time."""
     nodes = [node(number) for number in range(40)]
     async with asyncio.timeout(PATIENCE):
         for round_ in range(1, 31):

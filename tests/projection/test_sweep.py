@@ -1,4 +1,4 @@
-"""Passed deadlines become events: each once, by whichever sweep, and none of a node that may still be heard of."""
+"""The sweep: each passed deadline becomes one event, and none for a node whose events are still unread."""
 
 import asyncio
 import itertools
@@ -44,7 +44,7 @@ SPENT = {Deadline.ACK: ["node.introspected"], Deadline.LIVENESS: ["node.introspe
 
 
 def ago(seconds: float) -> str:
-    """A time this many seconds before now: the sweep goes by the clock, and a run of all tests takes minutes."""
+    """A time this many seconds ago, as the sweep uses the clock and a run of all tests takes minutes."""
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
 
 
@@ -57,7 +57,7 @@ async def register(
     since: float = 3600,
     partition: str | None = None,
 ) -> None:
-    """Have these nodes wait for a deadline: they came this many seconds ago, and none was heard of after that."""
+    """Register nodes this many seconds ago that wait for a deadline, with no event since."""
     for number, type_ in enumerate(SPENT[deadline], start=1):
         fields: Json = {"domain": domain, "occurred_at": ago(since), "correlation_id": str(node(99))}
         if partition is not None:
@@ -66,14 +66,14 @@ async def register(
 
 
 async def read(database: Database, entity_id: UUID, domain: str = "registration") -> Registration:
-    """A row."""
+    """A stored row."""
     found = await database.read(lambda connection: REGISTRATIONS.get_entity_state(connection, entity_id, domain))
     assert found is not None
     return found
 
 
 async def sent(database: Database) -> list[tuple[str, Envelope]]:
-    """What is in the outbox, oldest first: destinations and envelopes."""
+    """The destinations and envelopes in the outbox, oldest first."""
     query = "SELECT destination, envelope FROM outbox ORDER BY id"
     rows = await database.read(lambda connection: connection.fetch(query))
     return [
@@ -82,7 +82,7 @@ async def sent(database: Database) -> list[tuple[str, Envelope]]:
 
 
 async def expired(database: Database) -> int:
-    """How many rows' time-outs are out."""
+    """The number of rows whose timeout was emitted."""
     query = (
         "SELECT count(*) FROM registration_projections"
         " WHERE ack_timeout_emitted_at IS NOT NULL OR liveness_timeout_emitted_at IS NOT NULL"
@@ -101,7 +101,7 @@ async def execute(database: Database, *statements: str) -> None:
 
 
 async def walk(sweep: Sweep, deadline: Deadline) -> int:
-    """Sweep page by page to the end, and return how many pages that took."""
+    """Sweep page by page to the end; returns the number of pages."""
     after, pages = await sweep.page(deadline), 1
     while after is not None:
         after, pages = await sweep.page(deadline, after), pages + 1
@@ -128,7 +128,7 @@ async def until_expired(database: Database, count: int) -> None:
 
 @asynccontextmanager
 async def running(sweep: Sweep) -> AsyncIterator[None]:
-    """A running sweep that ends by itself when it is stopped."""
+    """A running sweep that ends by itself when stopped."""
     stop = asyncio.Event()
     task = asyncio.create_task(sweep.run(stop))
     try:
@@ -140,7 +140,7 @@ async def running(sweep: Sweep) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def scans(database_url: str) -> AsyncIterator[Database]:
-    """The same database as a sweep has it."""
+    """The test's database, opened as a sweep opens it."""
     database = Database(database_url, pool_size=4, statement_timeout=timedelta(seconds=5), scans=True)
     yield database
     await database.close()
@@ -148,7 +148,7 @@ async def scans(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def sweep(database: Database, scans: Database) -> Sweep:
-    """A sweep that has a bus and a Consul to tell."""
+    """A sweep with a bus and a Consul."""
     return Sweep(database, scans, EntryBuilder(TOPIC, CONSUL))
 
 
@@ -156,7 +156,7 @@ def sweep(database: Database, scans: Database) -> Sweep:
 async def test_a_passed_deadline_becomes_an_event(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """State, marker, time and version change, by the database's clock, and nothing else does."""
+    """State, marker, time and version change, by the database's clock, and no other column."""
     await register(projector, [node(1)], deadline)
     before = await read(database, node(1))
     earliest = await database.read(now)
@@ -173,7 +173,7 @@ async def test_a_passed_deadline_becomes_an_event(
 async def test_what_follows_goes_out(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """One event for the bus, with the id that any sweep would give it and the version it leads to; and for Consul."""
+    """The bus gets one event, with its version and the id that any sweep would give it; Consul is told too."""
     await register(projector, [node(1)], deadline)
     before = await read(database, node(1))
     await sweep.page(deadline)
@@ -189,7 +189,7 @@ async def test_what_follows_goes_out(
 async def test_the_sources_next_event_still_fits(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """An expired node can register again with the next event of its source."""
+    """The next event of its source can register an expired node again."""
     await register(projector, [node(1)], deadline)
     await sweep.page(deadline)
     stood_at = (await read(database, node(1))).last_applied_sequence
@@ -203,7 +203,7 @@ async def test_the_sources_next_event_still_fits(
 async def test_what_is_not_overdue_is_left_alone(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """No deadline that is still to come, none that counts no more, and none whose time-out is out."""
+    """Deadlines that are ahead, no longer awaited, or already emitted are left alone."""
     await register(projector, [node(1)], deadline, since=-3600)
     await register(projector, [node(2)], deadline)
     await projector.persist([event("node.deregistered", 9, entity_id=node(2))])
@@ -220,7 +220,7 @@ async def test_what_is_not_overdue_is_left_alone(
 async def test_pages_lead_through_all_domains(
     scans: Database, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """Page by page, every domain is swept to its end, whatever its name."""
+    """A sweep walks through every domain to its end, page by page, whatever its name."""
     domains = ["", "A", "a", "ä", "registration", "zone-1", "zone 1"]
     for domain in domains[1:]:
         await register(projector, [node(number) for number in range(5)], deadline, domain=domain)
@@ -252,7 +252,7 @@ async def test_a_partition_that_lags_protects_its_nodes(
     watermark: tuple[str, int, float | None, float | None] | None,
     swept: bool,
 ) -> None:
-    """A node on a partition expires once the partition's watermark has passed the deadline, and not before."""
+    """A node of a partition expires only once the partition's watermark has passed the deadline."""
     await register(projector, [node(1)], deadline, partition="nodes-eu-1")
     if watermark is not None:
         topic, partition, *times = watermark
@@ -266,7 +266,7 @@ async def test_a_partition_that_lags_protects_its_nodes(
 
 
 async def mark(database: Database, partition: int, *, offset: int = 7, caught_up: float | None = 100) -> None:
-    """A watermark of the topic `nodes-eu`, caught up so many seconds ago."""
+    """A watermark of the topic `nodes-eu`, caught up this many seconds ago."""
     at = "NULL" if caught_up is None else f"'{ago(caught_up)}'"
     columns = 'topic, partition, "offset", caught_up_at, updated_at, consumer'
     await execute(
@@ -278,7 +278,7 @@ async def mark(database: Database, partition: int, *, offset: int = 7, caught_up
 async def test_a_partition_that_nobody_has_read_protects_its_topic(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """A new partition may hold the heartbeats of any node of its topic: none expires until it was read once."""
+    """A new partition may hold any node's heartbeats: no node of its topic expires until it has been read."""
     await register(projector, [node(1)], deadline, partition="nodes-eu-1")
     await mark(database, 1)
     await mark(database, 2, offset=-1, caught_up=None)
@@ -293,7 +293,7 @@ async def test_a_partition_that_nobody_has_read_protects_its_topic(
 async def test_where_nodes_follow_their_messages_each_partition_counts(
     scans: Database, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """With PQS_TRACKS=follow a node's messages may wait in any partition of its topic, so the slowest one counts."""
+    """With PQS_TRACKS=follow messages may wait in any partition of a node's topic, so the slowest one counts."""
     await register(projector, [node(1)], deadline, partition="nodes-eu-1")
     await mark(database, 1)
     await mark(database, 2, caught_up=3590)
@@ -307,7 +307,7 @@ async def test_where_nodes_follow_their_messages_each_partition_counts(
 async def test_a_row_before_a_topic_does_not_expire(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """A row that was moved before a topic's first message waits for that message."""
+    """A row moved before a topic's first message does not expire until that message."""
     await register(projector, [node(1)], deadline, partition="nodes-eu-*")
     await mark(database, 1)
     await walk(sweep, deadline)
@@ -318,7 +318,7 @@ async def test_a_row_before_a_topic_does_not_expire(
 async def test_a_dead_letter_protects_its_node(
     sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """A node whose message could not be applied may be alive; what the relay could not send says nothing about it."""
+    """A node with a message that could not be applied does not expire; the relay's dead letters do not protect it."""
     await register(projector, [node(1), node(2)], deadline)
     for number, source in ((1, "consumer"), (2, "relay")):
         await execute(
@@ -338,7 +338,7 @@ async def test_a_dead_letter_protects_its_node(
 async def test_nodes_that_are_protected_hold_nobody_up(
     scans: Database, projector: Projector, database: Database, deadline: Deadline
 ) -> None:
-    """Behind many older deadlines that may not be swept, one that may is reached by the same walk."""
+    """A walk reaches an expirable deadline behind many older deadlines that are protected."""
     await register(projector, [node(number) for number in range(10)], deadline, partition="nodes-1", since=7200)
     await register(projector, [node(10)], deadline)
     assert await walk(Sweep(database, scans, EntryBuilder(), page=2), deadline) == 6
@@ -347,7 +347,7 @@ async def test_nodes_that_are_protected_hold_nobody_up(
 
 
 async def test_a_row_at_work_is_not_waited_for(sweep: Sweep, projector: Projector, database: Database) -> None:
-    """A row that another transaction has locked is left for the next walk; the others of its page are not."""
+    """A row locked by another transaction is left for the next walk; the other rows of its page are swept."""
     await register(projector, [node(number) for number in range(5)], Deadline.ACK)
 
     async def meanwhile(connection: Connection) -> None:
@@ -368,7 +368,7 @@ async def test_a_row_that_cant_be_written_stops_nothing(
     deadline: Deadline,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is logged once, with its entity, and skipped; the other rows of its page expire, now and later."""
+    """A row that cannot be written is logged once with its entity and skipped; other rows expire, now and later."""
     caplog.set_level(logging.ERROR, "app.projection.sweep")
     await register(projector, [node(number) for number in range(5)], deadline)
     await execute(
@@ -389,7 +389,7 @@ async def test_a_row_that_cant_be_written_stops_nothing(
 
 
 async def test_sweeps_that_meet_share_the_work(projector: Projector, database: Database, scans: Database) -> None:
-    """Four at the same rows in small pages: each deadline becomes one event, and each row one version more."""
+    """Four sweeps on the same rows in small pages make one event and one version for each deadline."""
     nodes = [node(number) for number in range(300)]
     for deadline, half in ((Deadline.ACK, nodes[:150]), (Deadline.LIVENESS, nodes[150:])):
         await register(projector, half, deadline)
@@ -411,7 +411,7 @@ async def test_sweeps_that_meet_share_the_work(projector: Projector, database: D
 async def test_a_node_expires_or_is_heard_of_and_never_both(
     projector: Projector, database: Database, scans: Database
 ) -> None:
-    """Heartbeats race sweeps: where one was applied the node lives and no event is out; else it was just too late."""
+    """If heartbeats race sweeps, a node with an applied heartbeat has no timeout event; others expired first."""
     nodes = [node(number) for number in range(400)]
     await register(projector, nodes, Deadline.LIVENESS)
     outcomes: dict[UUID, Outcome] = {}
@@ -437,7 +437,7 @@ async def test_a_node_expires_or_is_heard_of_and_never_both(
 
 @contextmanager
 def sweep_processes(count: int, url: str, folder: Path) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Run this many `pqs sweep`, and stop them all at the end."""
+    """Run this many `pqs sweep`, and stop all of them at the end."""
     settings: Json = {"database_url": url, "bus": "memory", "topic_out": TOPIC, "statement_timeout": PATIENCE}
     processes = []
     for number in range(count):
@@ -465,7 +465,7 @@ async def until_work_waits(database: Database, count: int) -> None:
 async def test_each_deadline_becomes_one_event_though_a_sweep_is_killed(
     projector: Projector, database: Database, database_url: str, tmp_path: Path
 ) -> None:
-    """Three processes, each in the middle of its pages when one is killed: nothing is left undone, or done twice."""
+    """Of three processes at work one is killed: each deadline still becomes exactly one event."""
     nodes = [node(number) for number in range(3000)]
     for start in range(0, len(nodes), 1000):
         deadline = (Deadline.ACK, Deadline.LIVENESS)[start == 2000]
@@ -502,7 +502,7 @@ async def test_each_deadline_becomes_one_event_though_a_sweep_is_killed(
 async def test_each_of_a_thousand_deadlines_a_second_becomes_one_event(
     projector: Projector, database: Database, database_url: str, tmp_path: Path
 ) -> None:
-    """While 2,000 deadlines pass in two seconds, one process turns each into an event, once, and none too early."""
+    """While 2,000 deadlines pass in two seconds, one process turns each into one event, none too early."""
     nodes = [node(number) for number in range(2000)]
     timeout = Timing().ack_timeout
     with sweep_processes(1, database_url, tmp_path) as [process]:
@@ -531,7 +531,7 @@ async def test_each_of_a_thousand_deadlines_a_second_becomes_one_event(
 
 
 async def test_a_sweep_outlives_its_connections(projector: Projector, database: Database, scans: Database) -> None:
-    """When PostgreSQL ends its sessions, it goes on with new ones."""
+    """If PostgreSQL ends its sessions, the sweep continues with new ones."""
     await register(projector, [node(1)], Deadline.ACK)
     async with running(Sweep(database, scans, EntryBuilder())):
         await until_expired(database, 1)
@@ -547,7 +547,7 @@ async def test_a_sweep_outlives_its_connections(projector: Projector, database: 
 async def test_a_sweep_that_is_told_to_stop_finishes_its_page(
     projector: Projector, database: Database, scans: Database
 ) -> None:
-    """It returns by itself: the page under way is committed, and the next one is left for another sweep."""
+    """A stopped sweep commits its current page, leaves the next to another sweep, and returns."""
     await register(projector, [node(number) for number in range(6)], Deadline.LIVENESS)
     stop = asyncio.Event()
 
@@ -560,7 +560,7 @@ async def test_a_sweep_that_is_told_to_stop_finishes_its_page(
 
 
 async def test_a_sweep_that_rests_stops_at_once(database: Database, scans: Database) -> None:
-    """With nothing to do, and told to stop before it starts or while it waits, it does not wait any longer."""
+    """An idle sweep stops at once, whether stopped before it starts or while it waits."""
     stop = asyncio.Event()
     looks: list[str] = []
     sweep = Sweep(database, scans, EntryBuilder(), lambda deadline, *_: looks.append(deadline))
@@ -574,7 +574,7 @@ async def test_a_sweep_that_rests_stops_at_once(database: Database, scans: Datab
 
 
 async def test_a_relay_is_told(database: Database, scans: Database, projector: Projector) -> None:
-    """What a sweep puts into the outbox is announced when it is there, and only then."""
+    """A sweep wakes the relay after its messages are committed, and only then."""
     calls: list[str] = []
     entries = EntryBuilder(TOPIC)
     entries.on_commit = lambda: calls.append("committed")
@@ -587,7 +587,7 @@ async def test_a_relay_is_told(database: Database, scans: Database, projector: P
 
 
 async def test_a_service_sweeps_when_it_is_told_to(settings: Settings, projector: Projector) -> None:
-    """With PQS_SWEEP a deadline of a moment passes, the overdue list empties, and the metrics count it."""
+    """With PQS_SWEEP a passed deadline is handled, the overdue list empties, and the metrics count it."""
     async with application(settings.model_copy(update={"sweep": True})) as client:
         sent = event("node.introspected", 1, occurred_at=(datetime.now(UTC) - timedelta(seconds=29.5)).isoformat())
         await projector.persist([sent])
@@ -604,7 +604,7 @@ async def test_a_service_sweeps_when_it_is_told_to(settings: Settings, projector
 async def test_a_service_does_not_sweep_by_itself(
     settings: Settings, projector: Projector, database: Database
 ) -> None:
-    """Off is the default: old logs can be read without everything in them expiring at once."""
+    """PQS_SWEEP is off by default: replaying an old log would otherwise expire everything at once."""
     await register(projector, [node(1)], Deadline.ACK)
     async with application(settings) as client:
         assert not settings.sweep

@@ -1,4 +1,4 @@
-"""Triggers through the projector: the same six outcomes as events, and what follows in one transaction."""
+"""Triggers through the projector: the six outcomes of events, and followed events in the same transaction."""
 
 from typing import Any
 
@@ -16,17 +16,17 @@ APPLIED, IGNORED, DUPLICATE, STALE, EARLY, CONFLICT = Outcome
 
 
 def introspected(sequence: int = 1) -> Event:
-    """The node describes itself."""
+    """An introspection of the node."""
     return event("node.introspected", sequence)
 
 
 def acked(sequence: int, **fields: Any) -> Event:
-    """The node acknowledges."""
+    """An ack of the node."""
     return event("node.registration_acked", sequence, **fields)
 
 
 async def row_of(database: Database) -> Registration | None:
-    """The node's row."""
+    """The node's stored row."""
 
     async def work(connection: Connection) -> Registration | None:
         return await REGISTRATIONS.get_entity_state(connection, NODE, "registration")
@@ -35,7 +35,7 @@ async def row_of(database: Database) -> Registration | None:
 
 
 async def test_order_is_checked_once_for_the_trigger(projector: Projector, database: Database) -> None:
-    """A trigger has each of the six outcomes as an event has, and leaves the row alone in four of them."""
+    """A trigger has the six outcomes of an event, and four of them leave the row unchanged."""
     sent = [
         (introspected(5), APPLIED),
         (introspected(5), DUPLICATE),
@@ -57,7 +57,7 @@ async def test_order_is_checked_once_for_the_trigger(projector: Projector, datab
 
 
 async def test_a_whole_life_by_triggers_alone(projector: Projector, database: Database) -> None:
-    """Introspection, acknowledgement, heartbeat and leaving take a node through its states, and round again."""
+    """Introspection, ack, heartbeat and leaving take a node through its states, and round again."""
     types = [
         "node.introspected",
         "node.registration_acked",
@@ -79,7 +79,7 @@ async def test_a_whole_life_by_triggers_alone(projector: Projector, database: Da
 
 
 async def test_triggers_and_facts_of_many_nodes_mix_in_a_batch(projector: Projector) -> None:
-    """By position each node's events and triggers take their turns, however they came."""
+    """By position, each node's events and triggers are folded in order, however they arrived."""
     sent: list[Event] = []
     for number in range(3):
         sent += [
@@ -93,14 +93,14 @@ async def test_triggers_and_facts_of_many_nodes_mix_in_a_batch(projector: Projec
 
 
 async def test_foreseeing_a_trigger_names_what_would_follow(projector: Projector, database: Database) -> None:
-    """A dry run has the very result, and writes nothing."""
+    """A dry run of a trigger has the real result, and writes nothing."""
     foreseen = await projector.foresee([introspected(), acked(2)])
     assert await row_of(database) is None
     assert foreseen == await projector.persist([introspected(), acked(2)])
 
 
 async def test_the_deadlines_are_those_of_the_timing(projector: Projector, database: Database) -> None:
-    """The node has the ack time-out from its introspection on, and the liveness interval from its ack."""
+    """The node gets the ack timeout at its introspection, and the liveness interval at its ack."""
     sent = introspected()
     assert isinstance(sent, Introspected)
     await projector.persist([sent])

@@ -1,4 +1,4 @@
-"""How many connections may be open."""
+"""The budget of open connections."""
 
 import logging
 
@@ -19,12 +19,12 @@ class Clock:
 
 
 def connections(most: int, descriptors: int | None = None) -> Connections:
-    """A budget on a clock that stands still."""
+    """A connection budget on a clock that stands still."""
     return Connections(most, clock=Clock(), descriptors=descriptors)
 
 
 def test_a_peer_has_a_quarter() -> None:
-    """One address gets a quarter of the connections, then a few to ask after the health, then none."""
+    """One address gets a quarter of the connections, then a few that serve health checks only, then none."""
     budget = connections(400)
     given = [budget.admit("192.0.2.1") for _ in range(120)]
     assert given == [OPEN] * 100 + [HEALTH_ONLY] * 4 + [REFUSED] * 16
@@ -32,7 +32,7 @@ def test_a_peer_has_a_quarter() -> None:
 
 
 def test_a_full_process_keeps_a_reserve() -> None:
-    """When the process is full, those who ask after its health still come in, from every address."""
+    """A full process keeps a reserve of connections for health checks, open to every address."""
     budget = connections(400)
     given = [budget.admit(f"192.0.2.{number}") for number in range(400)]
     assert given == [OPEN] * (400 - RESERVE) + [HEALTH_ONLY] * RESERVE
@@ -40,7 +40,7 @@ def test_a_full_process_keeps_a_reserve() -> None:
 
 
 def test_what_ends_makes_room() -> None:
-    """A connection that ends gives its place back, to its peer and to the process; a refused one has none."""
+    """A connection that ends frees its place for its address and for the process; a refused one frees nothing."""
     budget = connections(400)
     given = [("192.0.2.1", budget.admit("192.0.2.1")) for _ in range(110)]
     for host, admission in given:
@@ -53,7 +53,7 @@ def test_what_ends_makes_room() -> None:
 
 
 def test_the_descriptor_limit_bounds_all_of_it() -> None:
-    """No more connections than the process may open files, less those that it needs itself; the reserve included."""
+    """All connections, the reserve included, are bounded by the process's open files less those it needs itself."""
     budget = connections(10_000, descriptors=1024)
     given = [budget.admit(f"2001:db8:0:{number:x}::1") for number in range(2000)]
     assert sum(each is not REFUSED for each in given) == 1024 - HEADROOM
@@ -63,7 +63,7 @@ def test_the_descriptor_limit_bounds_all_of_it() -> None:
 
 
 def test_a_socket_without_addresses_knows_no_peers() -> None:
-    """Connections through a Unix socket all come from one place: only the bound of the process counts."""
+    """Connections through a Unix socket share no address: only the bound of the process counts."""
     budget = connections(400)
     assert [budget.admit(None) for _ in range(384)] == [OPEN] * 384
     for _ in range(384):
@@ -85,12 +85,12 @@ def test_a_socket_without_addresses_knows_no_peers() -> None:
     ],
 )
 def test_peers(host: str | None, peer: str | None) -> None:
-    """An IPv6 client cannot choose among the addresses of its network to count as many."""
+    """The addresses of one IPv6 network count as one client."""
     assert peer_of(host) == peer
 
 
 def test_it_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """The first that is turned away is logged at once, the others are counted into the line of the next minute."""
+    """The first refused connection is logged at once; the next minute's line counts the others."""
     clock = Clock()
     budget = Connections(8, clock=clock)
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Framing: what a request is, what is refused, and that it does not matter how the bytes are cut."""
+"""Framing: which bytes are a request, and which are refused, however the bytes are cut."""
 
 import itertools
 from contextlib import nullcontext
@@ -23,12 +23,12 @@ HOST = "Host: service"
 
 
 def head(*fields: str, line: str = "GET / HTTP/1.1") -> bytes:
-    """A head without its last empty line."""
+    """A request's head without its last empty line."""
     return "\r\n".join([line, *fields]).encode("latin-1")
 
 
 def test_a_head_is_read() -> None:
-    """Names are in lower case, values without the blanks around them, and the target is as it was sent."""
+    """Names come in lower case, values without surrounding blanks, and the target as it was sent."""
     read, _ = read_head(head("HOST:service:80 ", "x-A:\t b  c\t", "Empty:", line="PUT /%41?b=%20&c HTTP/1.1"))
     assert (read.method, read.target, read.version, read.length) == ("PUT", b"/%41?b=%20&c", "1.1", 0)
     assert read.headers == [(b"host", b"service:80"), (b"x-a", b"b  c"), (b"empty", b"")]
@@ -36,7 +36,7 @@ def test_a_head_is_read() -> None:
 
 
 def test_fields_that_are_repeated_are_not_read_again() -> None:
-    """The same header section gives the same fields, another one its own."""
+    """The same header section reuses the parsed fields; another section is parsed anew."""
     first, fields = read_head(head(HOST, "Content-Length: 5"))
     again, same = read_head(head(HOST, "Content-Length: 5", line="POST /x HTTP/1.1"), fields)
     other, _ = read_head(head(HOST, "Content-Length: 6"), fields)
@@ -57,7 +57,7 @@ def test_fields_that_are_repeated_are_not_read_again() -> None:
     ],
 )
 def test_versions_and_connections(line: str, version: str, fields: list[str], *, keep_alive: bool) -> None:
-    """An unknown 1.x is a 1.1, a 1.0 closes, and so does `close` in any Connection."""
+    """An unknown HTTP/1.x counts as 1.1; HTTP/1.0 and `close` in any Connection field end the connection."""
     read, _ = read_head(head(*fields, line=line))
     assert (read.version, read.keep_alive) == (version, keep_alive)
 
@@ -72,13 +72,13 @@ def test_versions_and_connections(line: str, version: str, fields: list[str], *,
     ],
 )
 def test_an_absolute_target_replaces_the_host(target: str, origin: bytes) -> None:
-    """What an absolute URL says of the host counts, and not what Host says (RFC 9112, section 3.2.2)."""
+    """The host in an absolute URL counts, and the Host field does not (RFC 9112, section 3.2.2)."""
     read, _ = read_head(head(HOST, "A: b", line=f"GET {target} HTTP/1.1"))
     assert (read.target, read.headers) == (origin, [(b"host", b"other:8080"), (b"a", b"b")])
 
 
 def test_an_asterisk_is_for_options() -> None:
-    """`OPTIONS *` asks about the whole service."""
+    """`OPTIONS *` is accepted with the target `*`."""
     read, _ = read_head(head(HOST, line="OPTIONS * HTTP/1.1"))
     assert read.target == b"*"
 
@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_read_for_sure_is_refused(case: str) -> None:
-    """Each of these has its status, whatever a more lenient reader might make of it."""
+    """Each ambiguous head is refused with its status, however a more lenient parser would read it."""
     status, raw = REFUSED[case]
     with pytest.raises(FramingError) as caught:
         read_head(raw)
@@ -151,7 +151,7 @@ def test_what_cannot_be_read_for_sure_is_refused(case: str) -> None:
 
 
 def test_a_refusal_has_the_fields() -> None:
-    """A refused request's correlation id can be returned, where its fields could be read."""
+    """A refusal keeps the request's fields if they could be parsed, so its correlation id can be returned."""
     with pytest.raises(FramingError) as caught:
         read_head(head("X-Correlation-ID: 7", line="GET / HTTP/1.1"))
     assert caught.value.headers == [(b"x-correlation-id", b"7")]
@@ -169,7 +169,7 @@ def test_a_refusal_has_the_fields() -> None:
     ],
 )
 def test_what_no_head_has_is_seen_at_once(part: bytes, *, stray: bool) -> None:
-    """A client that speaks TLS, or ends lines by itself, need not wait for a time-out."""
+    """Bytes that no head contains, as of TLS or lone line ends, are refused at once, without a timeout."""
     with pytest.raises(FramingError, match="cannot be read") if stray else nullcontext():
         check_stray(bytearray(part), 0)
 
@@ -178,7 +178,7 @@ def test_what_no_head_has_is_seen_at_once(part: bytes, *, stray: bool) -> None:
 
 
 def take(body: SizedBody | ChunkedBody, pieces: list[bytes]) -> tuple[bytes, bytes, bool]:
-    """The content, what is left behind the body, and whether the body has ended."""
+    """The content, the bytes behind the body, and whether the body has ended."""
     buffer, content = bytearray(), b""
     for piece in pieces:
         buffer += piece
@@ -188,13 +188,13 @@ def take(body: SizedBody | ChunkedBody, pieces: list[bytes]) -> tuple[bytes, byt
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Bytes in pieces."""
+    """Bytes cut into pieces."""
     marks = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
     return [data[start:end] for start, end in itertools.pairwise(marks)]
 
 
 def test_a_body_of_known_length_ends_there() -> None:
-    """What follows it stays where it is."""
+    """The bytes after a body of known length are left for the next request."""
     assert take(SizedBody(5), [b"ab", b"cdeGET"]) == (b"abcde", b"GET", True)
 
 
@@ -210,7 +210,7 @@ TRAILERS = st.lists(st.sampled_from([b"a: b\r\n", b"Content-Length: 5\r\n"]), ma
 def test_chunks_are_read_however_they_are_cut(
     chunks: list[tuple[bytes, bytes]], trailers: list[bytes], places: list[int]
 ) -> None:
-    """Content is the chunks' content; extensions and trailers are dropped; what follows is left alone."""
+    """The body is the chunks' content; extensions and trailers are dropped; bytes after it are left alone."""
     raw = b"".join(b"%X%b\r\n%b\r\n" % (len(content), extension, content) for content, extension in chunks)
     raw += b"000\r\n" + b"".join(trailers) + b"\r\n"
     content = b"".join(content for content, _ in chunks)
@@ -246,7 +246,7 @@ BAD_CHUNKS: dict[str, tuple[int, bytes]] = {
 @pytest.mark.parametrize("case", BAD_CHUNKS)
 @pytest.mark.parametrize("whole", [True, False], ids=["at once", "byte by byte"])
 def test_bad_chunks_are_refused(case: str, *, whole: bool) -> None:
-    """No byte of them is taken for anything else."""
+    """A malformed chunk is refused, and none of its bytes is read as something else."""
     status, raw = BAD_CHUNKS[case]
     with pytest.raises(FramingError) as caught:
         take(ChunkedBody(), [raw] if whole else [bytes([byte]) for byte in raw])
@@ -254,7 +254,7 @@ def test_bad_chunks_are_refused(case: str, *, whole: bool) -> None:
 
 
 def test_extensions_are_bounded_together() -> None:
-    """Many chunks with extensions do not cost more than a bound."""
+    """The chunk extensions of one body are bounded in total."""
     raw = (b"1;" + b"a" * 1000 + b"\r\nx\r\n") * (MAX_EXTENSIONS // 1000 + 1)
     with pytest.raises(FramingError):
         take(ChunkedBody(), [raw])

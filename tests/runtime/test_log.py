@@ -1,4 +1,4 @@
-"""The log: its two forms, its levels, and what each request leaves in it."""
+"""The log: its two forms, its levels, and the lines of each request."""
 
 import json
 import logging
@@ -58,7 +58,7 @@ def record(message: str, *arguments: object, **extra: object) -> logging.LogReco
 
 
 def line_of(entry: logging.LogRecord) -> Json:
-    """What the JSON form makes of a record."""
+    """The line that the JSON form makes of a record."""
     text = JsonFormatter().format(entry)
     assert "\n" not in text
     line: Json = json.loads(text)
@@ -66,7 +66,7 @@ def line_of(entry: logging.LogRecord) -> Json:
 
 
 def test_json_line() -> None:
-    """A record becomes one line with its time in UTC, level, logger and message, and what it carries."""
+    """A record becomes one line with its time in UTC, level, logger, message and extra fields."""
     line = line_of(record('two\nlines, "%s"', "ü", status=200, seconds=0.25, unknown="left out"))
     assert datetime.fromisoformat(line.pop("time")).utcoffset() == timedelta(0)
     assert line == {
@@ -93,20 +93,20 @@ def test_json_line_of_an_error() -> None:
 
 @pytest.mark.parametrize(("current", "shown"), [(CORRELATION_ID, CORRELATION_ID), (None, "-")])
 def test_correlation_id_of_a_record(current: str | None, shown: str) -> None:
-    """Each record gets the id that is current, or a dash where there is none."""
+    """Each record gets the current correlation id, or a dash if there is none."""
     entry = record("anything")
     assert CorrelationFilter(lambda: current).filter(entry)
     assert line_of(entry)["correlation_id"] == shown
 
 
 def test_the_levels_are_all_here() -> None:
-    """The levels below are those that can be set, least important first."""
+    """The levels tested below are all that can be set, least important first."""
     assert tuple(LogLevel) == LEVELS
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_level(level: str) -> None:
-    """What is less important than the level is left out; the rest goes to standard error, a line each."""
+    """Records below the level are dropped; the others go to standard error, one line each."""
     run = python(SPEAK, level)
     assert run.stdout == ""
     assert re.findall(r"^[\d-]+ [\d:,]+ ([A-Z]+) +said at (\w+) \[-\]$", run.stderr, re.MULTILINE) == [
@@ -121,7 +121,7 @@ def test_nothing_happens_at_import() -> None:
 
 
 def test_each_request_has_its_json_line(database_url: str, tmp_path: Path) -> None:
-    """As JSON, each request has a line with method, path, status and its correlation id, and no line a password."""
+    """In JSON each request has one line with method, path, status and correlation id; no line has a password."""
     url = database_url.replace("postgres@", f"postgres:{PASSWORD}@")
     with serving(tmp_path, database_url=url, log_format="json", log_level="debug") as service:
         with service.client() as client:
@@ -139,7 +139,7 @@ def test_each_request_has_its_json_line(database_url: str, tmp_path: Path) -> No
 
 
 def test_each_request_has_its_console_line(database_url: str, tmp_path: Path) -> None:
-    """For eyes, a request has one line, with caller and address; a service also says what is off, once, no more."""
+    """On a console each request has one line with caller and address; a service also lists once what is off."""
     with serving(tmp_path, database_url=database_url) as service, service.client() as client:
         client.get("/v1/state-counts", headers={"x-correlation-id": CORRELATION_ID})
         until(lambda: service.log.count("\n") == 2, "the line is written")

@@ -29,7 +29,7 @@ Ending = Callable[[Service], None]
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(data_dir: Path, tmp_path: Path) -> Iterator[None]:
-    """After each test no PostgreSQL runs in its data directory, and its services left no temporary file."""
+    """After each test no PostgreSQL runs in its data directory, and its services have left no temporary file."""
     yield
     left_running = running_url(data_dir) is not None
     if left_running:
@@ -60,7 +60,7 @@ def end_with_the_terminal(service: Service) -> None:
 
 @contextmanager
 def paused(pid: int) -> Iterator[None]:
-    """Hold a process for a while, so that it can't answer."""
+    """Suspend a process for a while, so that it cannot answer."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -70,7 +70,7 @@ def paused(pid: int) -> Iterator[None]:
 
 @contextmanager
 def client_of_the_others(service: Service) -> Iterator[httpx.Client]:
-    """A client whose connection a worker has that answers. Which one gets a new connection is the kernel's choice."""
+    """A client connected to a worker that still answers: the kernel chooses the worker of a new connection."""
     for _ in range(100):
         with service.client() as client:
             try:
@@ -83,7 +83,7 @@ def client_of_the_others(service: Service) -> Iterator[httpx.Client]:
 
 
 def connections(pid: int) -> int:
-    """How many sockets a process has open."""
+    """The number of sockets that a process has open."""
     opened = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
@@ -92,7 +92,7 @@ def connections(pid: int) -> int:
 
 
 def states(client: httpx.Client) -> Json:
-    """How many entities are in each state."""
+    """The number of entities in each state."""
     counts: Json = client.get("/v1/state-counts").raise_for_status().json()
     return counts
 
@@ -104,14 +104,14 @@ def rows(client: httpx.Client, domain: str = "registration") -> list[str]:
 
 
 def value_of(client: httpx.Client, series: str) -> float:
-    """What a series of the metrics says."""
+    """The value of a metric series."""
     lines = client.get("/metrics").raise_for_status().text.splitlines()
     [value] = [line.removeprefix(series) for line in lines if line.startswith(f"{series} ")]
     return float(value)
 
 
 def test_printed_lines_work_and_data_outlives_a_stop(data_dir: Path, tmp_path: Path) -> None:
-    """The curl lines work as printed; Ctrl-C or a closed terminal ends all, and the next service has the data."""
+    """The printed curl lines work; Ctrl-C or a closed terminal ends every process; the next service has the data."""
     with serving(tmp_path, data_dir=data_dir) as service:
         lines = [line for line in service.printed.splitlines() if line.startswith("  curl ")]
         answers = [
@@ -143,7 +143,7 @@ def test_printed_lines_work_and_data_outlives_a_stop(data_dir: Path, tmp_path: P
 
 @pytest.mark.parametrize(("end", "workers"), [(end_at_the_terminal, 1), (end_by_a_supervisor, 2)])
 def test_impatience_leaves_nothing_behind(end: Ending, workers: int, data_dir: Path, tmp_path: Path) -> None:
-    """However often Ctrl-C and SIGTERM follow each other, everything ends, PostgreSQL and workers included."""
+    """Repeated Ctrl-C and SIGTERM, however fast, end every process, PostgreSQL and workers included."""
     with serving(tmp_path, data_dir=data_dir, workers=workers) as service:
         with service.client() as client:
             client.get("/livez").raise_for_status()
@@ -170,7 +170,7 @@ def test_impatience_leaves_nothing_behind(end: Ending, workers: int, data_dir: P
     ],
 )
 def test_stop_during_the_start(reached: str, number: signal.Signals, data_dir: Path, tmp_path: Path) -> None:
-    """A service that is told to stop before it serves ends, and leaves no PostgreSQL running."""
+    """A service stopped during its start ends, and leaves no PostgreSQL running."""
     with starting(tmp_path, data_dir=data_dir) as service:
         until((data_dir / reached).exists, reached, poll=0.005)
         service.signal(number)
@@ -183,7 +183,7 @@ def test_stop_during_the_start(reached: str, number: signal.Signals, data_dir: P
 
 @pytest.mark.parametrize("crash", [False, True], ids=["service", "service and PostgreSQL"])
 def test_acknowledged_events_outlive_a_kill(crash: bool, data_dir: Path, tmp_path: Path) -> None:
-    """After a kill -9 in the middle of the writing, every event that was acknowledged is in the next service."""
+    """After a kill -9 amid writes, the next service has every acknowledged event."""
     acknowledged: list[str] = []
 
     def write(service: Service) -> None:
@@ -214,13 +214,13 @@ def test_acknowledged_events_outlive_a_kill(crash: bool, data_dir: Path, tmp_pat
 
 
 def test_stream_is_sent_again_after_a_kill(database_url: str, tmp_path: Path) -> None:
-    """A stream that a kill -9 broke off, sent again to the next service, ends in the rows of one clean pass."""
+    """A stream cut by a kill -9 and sent again to the next service gives the same rows as one complete stream."""
     events = [event for number in range(600) for event in life(node(number))]
     lines = [json.dumps(event).encode() + b"\n" for event in events]
     clean = [json.dumps(event | {"domain": "clean"}).encode() + b"\n" for event in events]
 
     def broken_off(service: Service) -> Iterator[bytes]:
-        """The first half; then the service is killed, once it has committed some of it."""
+        """Send the first half, and kill the service once it has committed some of it."""
         yield b"".join(lines[: len(lines) // 2])
         with service.client() as client:
             until(lambda: states(client)["total"], "a part is committed")
@@ -241,7 +241,7 @@ def test_stream_is_sent_again_after_a_kill(database_url: str, tmp_path: Path) ->
 
 
 def test_workers_share_settings_and_metrics_and_are_replaced(database_url: str, tmp_path: Path) -> None:
-    """Each of two workers answers with the service's settings; one that is killed is replaced, its counts stay."""
+    """Both workers answer with the service's settings; a killed worker is replaced, and its counts are kept."""
     with serving(tmp_path, "--workers", 2, "--max-body", 2048, database_url=database_url) as service:
         one, two = service.await_workers(2)
         for sequence, (busy, type_) in enumerate(
@@ -270,7 +270,7 @@ def test_workers_share_settings_and_metrics_and_are_replaced(database_url: str, 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel shares connections out on Linux alone")
 def test_workers_share_connections(database_url: str, tmp_path: Path) -> None:
-    """Many connections at once are not all one worker's, and those of a killed one wait for the next one."""
+    """Many connections at once spread over the workers; a killed worker's connections wait for the next one."""
     with serving(tmp_path, workers=2, database_url=database_url) as service, ExitStack() as stack:
         workers = service.await_workers(2)
         before = list(map(connections, workers))
@@ -292,7 +292,7 @@ def test_workers_share_connections(database_url: str, tmp_path: Path) -> None:
 
 
 def test_all_workers_are_replaced_without_a_gap(database_url: str, tmp_path: Path) -> None:
-    """SIGHUP replaces one worker after the other, requests are answered meanwhile, and their number stays."""
+    """SIGHUP replaces the workers one by one; requests are answered meanwhile; the number of workers stays."""
     with serving(tmp_path, workers=2, database_url=database_url) as service:
         before = set(service.await_workers(2))
         for number in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGHUP):
@@ -312,7 +312,7 @@ def test_all_workers_are_replaced_without_a_gap(database_url: str, tmp_path: Pat
 
 
 def test_a_restart_that_fails_leaves_the_workers(database_url: str, tmp_path: Path) -> None:
-    """When the first successor does not get ready, the restart is given up, and the workers go on."""
+    """If the first new worker does not become ready, the restart is abandoned, and the old workers go on."""
     with serving(tmp_path, workers=2, database_url=database_url) as service:
         before = service.await_workers(2)
         [metrics] = service.temporary.glob("pqs-metrics-*")
@@ -335,7 +335,7 @@ def test_a_restart_that_fails_leaves_the_workers(database_url: str, tmp_path: Pa
 
 
 def test_breaker_of_a_dead_worker_is_not_reported(tmp_path: Path) -> None:
-    """A worker that was killed while its breaker was open is no longer counted as one whose breaker is open."""
+    """The metrics no longer count the open breaker of a worker that was killed."""
     series = 'pqs_breaker_open{database="primary"}'
     with serving(tmp_path, workers=2, database_url=NOWHERE) as service:
         one, two = service.await_workers(2)
@@ -350,7 +350,7 @@ def test_breaker_of_a_dead_worker_is_not_reported(tmp_path: Path) -> None:
 
 
 def test_workers_end_with_a_killed_service(database_url: str, tmp_path: Path) -> None:
-    """When the service itself is killed, its workers end too, so that the next one gets the port."""
+    """When the service itself is killed its workers end too, which frees the port for the next service."""
     with serving(tmp_path, workers=2, database_url=database_url) as service:
         service.await_workers(2)
         with service.client() as client:
@@ -364,7 +364,7 @@ def test_workers_end_with_a_killed_service(database_url: str, tmp_path: Path) ->
 
 
 def test_the_service_ends_with_its_postgresql(data_dir: Path, tmp_path: Path) -> None:
-    """A service whose own PostgreSQL was killed does not stay on without it: it ends with status 1, and says why."""
+    """A service whose own PostgreSQL is killed ends with status 1 and logs the reason."""
     with serving(tmp_path, data_dir=data_dir) as service:
         os.kill(postgres_pid(data_dir), signal.SIGKILL)
         assert service.process.wait(PATIENCE) == 1

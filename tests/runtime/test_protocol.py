@@ -1,4 +1,4 @@
-"""The protocol: raw bytes to an ASGI application behind uvicorn, on both event loops."""
+"""The protocol: raw bytes sent to an ASGI application behind uvicorn, on both event loops."""
 
 import asyncio
 import itertools
@@ -23,19 +23,19 @@ READ_AHEAD = HIGH_WATER + 256 * 1024  # bytes: what is held at most, as the last
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Both event loops."""
+    """Each of the two event loops."""
     return LOOP if request.param == "uvloop" else ("asyncio", {"use_uvloop": False})
 
 
 @pytest.fixture
 async def echo() -> Echo:
-    """The application."""
+    """The ASGI application."""
     return Echo()
 
 
 @pytest.fixture
 async def served(echo: Echo) -> AsyncIterator[Listening]:
-    """The same behind uvicorn."""
+    """The application behind uvicorn."""
     served = Listening(echo)
     async with served.listening():
         yield served
@@ -44,7 +44,7 @@ async def served(echo: Echo) -> AsyncIterator[Listening]:
 
 @pytest.fixture
 async def client(served: Listening) -> AsyncIterator[Client]:
-    """A connection to it."""
+    """A connection to the application."""
     async with served.connect() as client:
         yield client
 
@@ -56,7 +56,7 @@ def request(line: str, *fields: str, body: bytes = b"", version: str = "1.1") ->
 
 
 def chunked(line: str, *chunks: bytes) -> bytes:
-    """The same in chunks."""
+    """A request's bytes with its body in chunks."""
     parts = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
     return request(line, "Transfer-Encoding: chunked") + parts + b"0\r\n\r\n"
 
@@ -84,7 +84,7 @@ TALK: list[tuple[bytes, tuple[str, str, bytes]]] = [
 
 @pytest.mark.parametrize("cut", ["at once", "one by one", "byte by byte", *range(5)])
 async def test_each_request_is_carried_out_as_it_was_sent(echo: Echo, client: Client, cut: str | int) -> None:
-    """However the bytes arrive, these requests are carried out, and no others, in this order, on one connection."""
+    """However the bytes arrive, exactly the requests sent are carried out, in order, on one connection."""
     raw = b"".join(each for each, _ in TALK)
     match cut:
         case "at once":
@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "behind another"])
 async def test_what_is_refused_ends_the_connection(echo: Echo, served: Listening, *, alone: bool) -> None:
-    """The status says why, nothing behind it is carried out, and the requests before it are answered."""
+    """A refusal's status gives the reason; earlier requests are answered, later bytes are ignored."""
     for case, (status, raw) in REFUSED.items():
         echo.asked.clear()
         async with served.connect() as client:
@@ -143,7 +143,7 @@ async def test_what_is_refused_ends_the_connection(echo: Echo, served: Listening
 
 
 async def test_a_refused_head_has_no_body(client: Client) -> None:
-    """The refusal of a HEAD has none, as its answer would have."""
+    """The refusal of a HEAD request has no body, like its answer."""
     await client.send(b"HEAD / HTTP/1.1\r\n\r\n")
     assert (await client.rest()).endswith(b"\r\n\r\n")
 
@@ -160,7 +160,7 @@ ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
 
 @pytest.mark.parametrize("case", ENDLESS)
 async def test_what_has_no_end_is_not_held(served: Listening, client: Client, case: str) -> None:
-    """It is refused as soon as it is too long, and the server never holds more of it than that and one read."""
+    """An endless head or line is refused once it is too long; the server holds at most the limit and one read."""
     start, again, status = ENDLESS[case]
     await client.send(start)
     await until(lambda: served.server.server_state.connections)
@@ -180,7 +180,7 @@ SOON = 0.2  # seconds
 
 
 async def test_a_silent_connection_is_closed(echo: Echo) -> None:
-    """Nobody has asked anything, so there is nothing to answer."""
+    """A connection on which no byte arrives is closed without an answer."""
     served = Listening(echo, keep_alive=1)
     async with served.listening(), served.connect() as client:
         assert await client.rest() == b""
@@ -199,7 +199,7 @@ UNFINISHED: dict[str, tuple[bytes, str]] = {
 async def test_what_does_not_come_is_a_time_out(
     served: Listening, client: Client, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    """A client that stops in the middle of its request is told so, and the connection is closed."""
+    """A client that stops inside its request gets a timeout answer, and the connection closes."""
     raw, bound = UNFINISHED[case]
     monkeypatch.setattr(protocol, bound, SOON)
     await client.send(raw)
@@ -213,7 +213,7 @@ async def test_what_does_not_come_is_a_time_out(
 
 
 async def test_a_head_has_its_time_as_a_whole(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that sends one byte after the other does not get more of it."""
+    """The time limit covers the whole head: sending it byte by byte does not extend the limit."""
     monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
     sending = asyncio.create_task(drip(client, PLAIN))
     assert (await client.answer()).status == 408
@@ -222,7 +222,7 @@ async def test_a_head_has_its_time_as_a_whole(client: Client, monkeypatch: pytes
 
 
 async def test_a_slow_body_is_no_time_out(echo: Echo, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body has all the time that it takes, as long as something comes."""
+    """A body may take any time as long as bytes keep arriving."""
     monkeypatch.setattr(protocol, "BODY_SECONDS", SOON)
     await client.send(request("POST /plain", "Content-Length: 20"))
     await drip(client, b"x" * 20)
@@ -231,7 +231,7 @@ async def test_a_slow_body_is_no_time_out(echo: Echo, client: Client, monkeypatc
 
 
 async def test_an_application_may_take_its_time(echo: Echo, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bounds are for clients that are waited for, not for those that wait."""
+    """The time limits apply while the server waits for the client, not while the application works."""
     monkeypatch.setattr(protocol, "BODY_SECONDS", SOON)
     monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
     await client.send(request("POST /wait", body=b"x"))
@@ -241,7 +241,7 @@ async def test_an_application_may_take_its_time(echo: Echo, client: Client, monk
 
 
 async def drip(client: Client, raw: bytes) -> None:
-    """Send byte by byte, slower than any bound of these tests."""
+    """Send byte by byte, more slowly than any time limit of these tests."""
     for byte in raw:
         client.writer.write(bytes([byte]))
         await asyncio.sleep(SOON / 10)
@@ -251,7 +251,7 @@ async def drip(client: Client, raw: bytes) -> None:
 
 
 async def test_leave_is_given_when_the_body_is_wanted(echo: Echo, client: Client) -> None:
-    """`100 Continue` is sent when the application reads, and the connection stays in step."""
+    """`100 Continue` is sent when the application reads the body, and the connection stays in step."""
     await client.send(request("POST /a", "Expect: 100-continue", "Content-Length: 2"))
     assert [await client.line() for _ in range(2)] == [b"HTTP/1.1 100 Continue\r\n", b"\r\n"]
     await client.send(b"hi" + PLAIN)
@@ -269,13 +269,13 @@ async def test_leave_is_given_when_the_body_is_wanted(echo: Echo, client: Client
     ids=["the body is there", "an old client", "no body"],
 )
 async def test_leave_is_not_given_where_nobody_needs_it(client: Client, raw: bytes, rest: list[bytes]) -> None:
-    """A body that has come, or of a client that does not know, or none at all."""
+    """No `100 Continue` is sent if the body has arrived or is empty, or if the client speaks HTTP/1.0."""
     await client.send(raw, *rest)
     assert (await client.line()).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_leave_that_is_not_given_ends_the_connection(echo: Echo, client: Client) -> None:
-    """A client that is refused may send its body or not: nobody could say what its next bytes are."""
+    """An answer without `100 Continue` closes the connection: the next bytes may or may not be the body."""
     await client.send(request("POST /refuse", "Expect: 100-continue", f"Content-Length: {len(SMUGGLED)}"))
     answer = await client.answer()
     assert (answer.status, answer.header("connection")) == (403, "close")
@@ -288,7 +288,7 @@ async def test_leave_that_is_not_given_ends_the_connection(echo: Echo, client: C
 
 
 async def test_an_answer_of_unknown_length_comes_in_chunks(client: Client) -> None:
-    """The connection stays; the application has no say in how its answer is framed."""
+    """An answer of unknown length is chunked and keeps the connection; the application cannot set its framing."""
     await client.send(request("GET /pieces") + PLAIN)
     answer = await client.answer()
     assert (answer.body, answer.header("transfer-encoding")) == (b"onetwo", "chunked")
@@ -296,7 +296,7 @@ async def test_an_answer_of_unknown_length_comes_in_chunks(client: Client) -> No
 
 
 async def test_an_old_client_gets_no_chunks(client: Client) -> None:
-    """The end of the connection is the end of the answer."""
+    """For an HTTP/1.0 client, the end of the connection ends an answer of unknown length."""
     await client.send(request("GET /pieces", version="1.0"))
     answer = await client.answer()
     assert (answer.body, answer.header("transfer-encoding")) == (b"onetwo", None)
@@ -305,7 +305,7 @@ async def test_an_old_client_gets_no_chunks(client: Client) -> None:
 
 @pytest.mark.parametrize("line", ["HEAD /plain", "HEAD /pieces", "GET /status?204", "GET /status?304"])
 async def test_an_answer_without_a_body(client: Client, line: str) -> None:
-    """HEAD, 204 and 304 have none, whatever the application sends; the connection stays in step."""
+    """Answers to HEAD, 204 and 304 have no body whatever the application sends, and the connection stays in step."""
     await client.send(request(line) + PLAIN)
     answer = await client.answer("HEAD")
     assert answer.header("transfer-encoding") is None
@@ -317,7 +317,7 @@ async def test_an_answer_without_a_body(client: Client, line: str) -> None:
 async def test_an_application_that_fails_is_a_500(
     client: Client, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    """Also when it answers nothing, or what would be a header of somebody else's; the connection ends."""
+    """An application that fails, sends nothing or sends header injections gets a 500, which closes the connection."""
     await client.send(request(f"GET /{path}"))
     answer = await client.answer()
     assert (answer.status, answer.header("connection"), answer.header("set-cookie")) == (500, "close", None)
@@ -327,14 +327,14 @@ async def test_an_application_that_fails_is_a_500(
 
 @pytest.mark.parametrize("path", ["start", "short"])
 async def test_an_answer_that_breaks_off_breaks_the_connection(client: Client, path: str) -> None:
-    """Nothing else can say it, once the answer has begun."""
+    """A failure after the answer has begun can only be shown by breaking the connection."""
     await client.send(request(f"GET /{path}") + PLAIN)
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
         await client.answer()
 
 
 async def test_an_answer_is_given_once(echo: Echo, client: Client) -> None:
-    """An application that answers twice is told, and the client never is."""
+    """An application that answers twice gets an error; the client sees only the first answer."""
     await client.send(request("GET /twice"))
     assert (await client.answer()).body == b"once"
     await client.send(PLAIN)
@@ -344,14 +344,14 @@ async def test_an_answer_is_given_once(echo: Echo, client: Client) -> None:
 
 @pytest.mark.parametrize("line", ["POST /refuse", "POST /fail"])
 async def test_a_client_that_goes_on_sending_sees_its_answer(client: Client, line: str) -> None:
-    """The rest of a body that is refused is read and dropped: a reset would take the answer away."""
+    """The rest of a refused body is read and dropped, as a reset could destroy the answer."""
     sending = asyncio.create_task(client.send_all(request(line, body=bytes(1_000_000))))
     assert (await client.answer()).status in {403, 500}
     await sending
 
 
 async def test_a_refused_body_is_dropped(echo: Echo, client: Client) -> None:
-    """Where an answer comes before the end of the body, the next request begins behind that."""
+    """If the answer precedes the end of the body, the next request begins after the body."""
     await client.send_all(request("POST /refuse", body=SMUGGLED * 5000) + PLAIN)
     assert [(await client.answer()).status for _ in range(2)] == [403, 200]
     assert echo.asked == [("GET", "/plain", b"")]
@@ -362,7 +362,7 @@ async def test_a_refused_body_is_dropped(echo: Echo, client: Client) -> None:
 
 @pytest.mark.parametrize("raw", [request("GET /gone"), request("POST /gone", "Content-Length: 5") + b"ab"])
 async def test_an_application_hears_that_the_client_is_gone(echo: Echo, client: Client, raw: bytes) -> None:
-    """By `http.disconnect`, in its body or behind it."""
+    """A disconnect reaches the application as `http.disconnect`, inside the body or after it."""
     await client.send(raw)
     await until(lambda: echo.messages)
     linger = struct.pack("ii", 1, 0)
@@ -372,7 +372,7 @@ async def test_an_application_hears_that_the_client_is_gone(echo: Echo, client: 
 
 
 async def test_half_a_body_is_no_request(echo: Echo, client: Client) -> None:
-    """A client that shuts down its sending side in its body is gone."""
+    """A client that shuts down its sending side inside its body counts as disconnected."""
     await client.send(request("POST /gone", "Content-Length: 5") + b"ab")
     client.writer.write_eof()
     await until(lambda: echo.messages[-1:] == ["http.disconnect"])
@@ -380,7 +380,7 @@ async def test_half_a_body_is_no_request(echo: Echo, client: Client) -> None:
 
 
 async def test_a_client_that_sends_no_more_is_answered(echo: Echo, client: Client) -> None:
-    """A half-closed connection: all that was sent whole is answered, the rest is not."""
+    """On a half-closed connection all complete requests are answered, and the incomplete rest is dropped."""
     await client.send(request("GET /wait") + PLAIN + b"GET /half HTTP/1.1\r\n")
     client.writer.write_eof()
     await asyncio.sleep(0.05)
@@ -391,7 +391,7 @@ async def test_a_client_that_sends_no_more_is_answered(echo: Echo, client: Clien
 
 
 async def test_a_body_that_nobody_reads_is_not_held(echo: Echo, served: Listening, client: Client) -> None:
-    """The server stops reading; when the body is wanted, all of it is there."""
+    """The server stops receiving a body that the application does not read, and loses no byte of it."""
     body = random.Random(1).randbytes(4_000_000)
     raw = request("POST /plain", body=body)
     sending = asyncio.create_task(client.send_all(request("GET /wait") + raw))
@@ -404,7 +404,7 @@ async def test_a_body_that_nobody_reads_is_not_held(echo: Echo, served: Listenin
 
 
 async def test_an_answer_that_nobody_reads_is_not_held(echo: Echo, served: Listening, client: Client) -> None:
-    """The application waits, and is rid of the client when that leaves."""
+    """The application waits while the client does not read its answer, and is released when the client leaves."""
     await client.send(request("GET /long"))
     await until(lambda: served.server.server_state.connections and served.protocol._drained is not None)
     sent = 0
@@ -428,13 +428,13 @@ READER_SECONDS = 0.4  # that a client has in these tests
 
 
 async def waiting_reader(served: Listening, client: Client) -> None:
-    """Ask for an answer without end, and wait until the server waits for its reader."""
+    """Request an endless answer, and wait until the server waits for the client to read."""
     await client.send(request("GET /long"))
     await until(lambda: served.server.server_state.connections and served.protocol._drained is not None)
 
 
 async def test_a_client_that_never_reads_is_cut_off(echo: Echo) -> None:
-    """One that has read nothing of what waits for it within its time is broken off, and the application hears it."""
+    """A client that reads nothing of its answer within the limit is cut off, and the application is told."""
     served = Listening(echo, protocol=partial(HttpProtocol, reader_seconds=READER_SECONDS))
     async with served.listening(), served.connect() as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # one that can
@@ -447,7 +447,7 @@ async def test_a_client_that_never_reads_is_cut_off(echo: Echo) -> None:
 
 
 async def test_a_client_that_reads_slowly_is_not_cut_off(echo: Echo) -> None:
-    """One that reads some of it within each such time stays, for longer than that."""
+    """A client that reads some bytes within each limit stays connected beyond the limit."""
     served = Listening(echo, protocol=partial(HttpProtocol, reader_seconds=READER_SECONDS))
     async with served.listening(), served.connect() as client:
         await waiting_reader(served, client)
@@ -464,7 +464,7 @@ async def test_a_client_that_reads_slowly_is_not_cut_off(echo: Echo) -> None:
 
 
 async def test_a_direct_answer_that_nobody_reads_ends_too(echo: Echo) -> None:
-    """A whole answer that waits for its reader is bounded in the same way."""
+    """A complete answer that the client does not read is bounded in the same way."""
     served = Listening(echo, protocol=partial(HttpProtocol, reader_seconds=READER_SECONDS))
     echo.direct = lambda *_asked: Direct(b"")  # type: ignore[attr-defined]  # the protocol looks for it there
     async with served.listening(), served.connect() as client:
@@ -478,7 +478,7 @@ async def test_a_direct_answer_that_nobody_reads_ends_too(echo: Echo) -> None:
 
 
 async def test_a_stop(echo: Echo, served: Listening) -> None:
-    """What waits is closed at once; what is under way is answered, says that it closes, and is closed."""
+    """On a stop, idle connections close at once; requests under way get an answer with `close`, then close."""
     async with served.connect() as idle, served.connect() as half, served.connect() as busy:
         await idle.send(PLAIN)
         await idle.answer()
@@ -498,7 +498,7 @@ async def test_a_stop(echo: Echo, served: Listening) -> None:
 
 
 async def test_a_stop_that_waits_no_longer(echo: Echo) -> None:
-    """A request that does not come to its end is broken off."""
+    """A request that outlasts the stop's patience is cut off."""
     served = Listening(echo)
     served.server.config.timeout_graceful_shutdown = 0
     async with served.listening(), served.connect() as client:
@@ -513,27 +513,27 @@ async def test_a_stop_that_waits_no_longer(echo: Echo) -> None:
 
 
 class Direct:
-    """A call that is answered directly, when it is told."""
+    """A direct call, answered when the test says so."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.left = 0
 
     def begin(self, body: bytes, answer: Callable[[int, list[tuple[bytes, bytes]], bytes, bytes], None]) -> None:
-        """Answer in the next round of the loop."""
+        """Answer in the next turn of the loop."""
         headers = [(b"content-length", b"%d" % (len(body) + 1))]
         asyncio.get_running_loop().call_soon(answer, 200, headers, b"", b"-" + body)
 
     def leave(self) -> None:
-        """Count it."""
+        """Count a client that left."""
         self.left += 1
 
     def abandon(self) -> None:
-        """Answer all the same."""
+        """Ignore that the client has left, and answer all the same."""
 
 
 async def test_direct_answers_keep_their_place(echo: Echo) -> None:
-    """Requests of both kinds are answered in their order; a refusal is the application's own."""
+    """Direct and other requests are answered in their order; the application words refusals."""
     calls: list[Direct] = []
 
     def direct(_method: str, target: bytes, _headers: list[tuple[bytes, bytes]], peer: str) -> Direct | None:

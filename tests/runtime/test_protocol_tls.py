@@ -1,4 +1,4 @@
-"""The protocol over TLS: raw bytes to an ASGI application behind our server, on both event loops."""
+"""The protocol over TLS: raw bytes sent to an ASGI application behind our server, on both event loops."""
 
 import asyncio
 import socket
@@ -24,12 +24,12 @@ BODY = 4 * 1024 * 1024  # bytes; more than kernels and transports hold
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Both event loops."""
+    """Each of the two event loops."""
     return LOOP if request.param == "uvloop" else ("asyncio", {"use_uvloop": False})
 
 
 class Secure:
-    """An application behind our server, with TLS, in this loop."""
+    """An application behind our server with TLS, in this event loop."""
 
     def __init__(self, app: object, folder: Path) -> None:
         authority = Authority()
@@ -47,7 +47,7 @@ class Secure:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """As long as this lasts, it takes requests."""
+        """Serve requests within this context."""
         listener = socket.create_server(self.address)
         self.address = listener.getsockname()
         end = asyncio.create_task(self.server.serve(sockets=[listener]))
@@ -61,7 +61,7 @@ class Secure:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Client]:
-        """A connection to it."""
+        """A connection to the server."""
         reader, writer = await asyncio.open_connection(*self.address, ssl=self.context)
         try:
             yield Client(reader, writer)
@@ -71,13 +71,13 @@ class Secure:
 
 @pytest.fixture
 async def echo() -> Echo:
-    """The application."""
+    """The ASGI application."""
     return Echo()
 
 
 @pytest.fixture
 async def served(echo: Echo, tmp_path: Path) -> AsyncIterator[Secure]:
-    """The same behind our server."""
+    """The application behind our server."""
     served = Secure(echo, tmp_path)
     async with served.listening():
         yield served
@@ -91,7 +91,7 @@ def request(line: str, *fields: str, body: bytes = b"") -> bytes:
 
 
 async def test_requests_are_answered_in_turn(echo: Echo, served: Secure) -> None:
-    """Several at once, and one with a body that is larger than all buffers."""
+    """Pipelined requests are answered in order, also behind a body larger than all buffers."""
     async with served.connect() as client:
         await client.send(request("GET /a") + request("GET /b"))
         assert [(await client.answer()).status for _ in range(2)] == [200, 200]
@@ -105,7 +105,7 @@ async def test_requests_are_answered_in_turn(echo: Echo, served: Secure) -> None
 
 
 async def test_a_handshake_has_its_time(echo: Echo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that connects and is silent, or sends half a handshake, is hung up on."""
+    """A client that is silent, or sends half a handshake, is disconnected after the time limit."""
     monkeypatch.setattr(processes, "HEAD_SECONDS", 0.3)
     served = Secure(echo, tmp_path)
     async with served.listening():
@@ -123,7 +123,7 @@ async def test_a_handshake_has_its_time(echo: Echo, tmp_path: Path, monkeypatch:
 async def test_a_client_that_says_goodbye_is_gone(
     echo: Echo, served: Secure, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """TLS has no half-closed connections: the application hears that nobody waits for the answer."""
+    """A client that closes TLS counts as disconnected, as TLS has no half-closed connections."""
     reader, writer = await asyncio.open_connection(*served.address, ssl=served.context)
     writer.write(request("GET /gone"))
     await until(lambda: served.server.server_state.tasks)
@@ -136,7 +136,7 @@ async def test_a_client_that_says_goodbye_is_gone(
 
 
 async def test_a_client_that_still_sends_reads_its_last_answer(served: Secure) -> None:
-    """The answer to a body that nobody wants arrives, whatever else the client sends."""
+    """The answer to a refused body arrives, whatever else the client sends."""
     async with served.connect() as client:
         await client.send(request("POST /", f"Content-Length: {10**20}"))
         sending = asyncio.create_task(client.send_all(bytes(BODY)))
@@ -149,7 +149,7 @@ async def test_a_client_that_still_sends_reads_its_last_answer(served: Secure) -
 async def test_a_client_that_reads_slowly_gets_all(
     echo: Echo, served: Secure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection is closed after the answer, not in it."""
+    """A slow reader gets the whole answer: the connection closes after it, not inside it."""
     monkeypatch.setattr(protocol, "GOODBYE_SECONDS", 0.1)
     body = bytes(BODY)
 
@@ -170,7 +170,7 @@ async def test_a_client_that_reads_slowly_gets_all(
 
 
 async def test_a_stop_does_not_wait_for_idle_clients(echo: Echo, tmp_path: Path) -> None:
-    """One that holds its connection open and does not look at it costs no more than a moment."""
+    """A client that ignores its open connection delays a stop by no more than a moment."""
     served = Secure(echo, tmp_path)
     context = served.context
 

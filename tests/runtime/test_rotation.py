@@ -1,4 +1,4 @@
-"""Passwords that change while the service runs: a role of a real PostgreSQL that asks for them."""
+"""Passwords that change while the service runs, with a role of a real PostgreSQL that requires them."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +19,7 @@ CUT = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usena
 
 @pytest.fixture
 async def guarded(data_dir: Path) -> AsyncIterator[str]:
-    """A migrated PostgreSQL whose role `keeper` needs a password; its superuser's address."""
+    """A migrated PostgreSQL whose role `keeper` needs a password; yields its superuser's address."""
     with EmbeddedPostgres(data_dir, parameters={"fsync": "off"}, sync=False) as url:
         (data_dir / "postgres" / "pg_hba.conf").write_text(HBA)
         engine = create_engine(url, pool_size=2)  # one keeps others from migrating
@@ -34,17 +34,17 @@ async def guarded(data_dir: Path) -> AsyncIterator[str]:
 
 
 def address(url: str, password: str) -> str:
-    """That role's address."""
+    """The role's address."""
     return url.replace("postgres@", f"keeper:{quote(password)}@", 1)
 
 
 def shown(*pids: int) -> str:
-    """What others may see of processes: their environments and command lines."""
+    """The parts of processes that other accounts can see: environments and command lines."""
     return str([Path(f"/proc/{pid}/{each}").read_bytes() for pid in pids for each in ("environ", "cmdline")])
 
 
 async def test_a_password_is_rotated_while_the_service_runs(guarded: str, tmp_path: Path) -> None:
-    """New connections take it from the file, in each worker; nothing of it is logged, nor in the environment."""
+    """Each worker's new connections use the password in the file; neither log nor environment has it."""
     file = tmp_path / "address"
     file.write_text(address(guarded, "first"))
     with serving(tmp_path, workers=2, database_url_file=file, log_level="debug") as service:
@@ -66,7 +66,7 @@ async def test_a_password_is_rotated_while_the_service_runs(guarded: str, tmp_pa
 
 
 async def test_a_wrong_password_recovers_when_the_file_is_right(guarded: str, tmp_path: Path) -> None:
-    """Whichever is changed first: as long as they differ the service answers 503, then it answers again."""
+    """While file and role differ the service answers 503, whichever changed first; then it answers again."""
     file = tmp_path / "address"
     file.write_text(address(guarded, "first"))
     with serving(tmp_path, database_url_file=file) as service, service.client() as client:

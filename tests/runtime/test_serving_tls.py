@@ -1,4 +1,4 @@
-"""The service over TLS as a process: what it prints, whom it lets in, and certificates that are renewed on disk."""
+"""The service over TLS as a process: its printed lines, its admitted clients, and certificates renewed on disk."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("anyio_backend")
 
 
 def trusting(authority: Authority, certificate: tuple[Path, Path] | None = None) -> ssl.SSLContext:
-    """What a client needs that trusts this authority, and that has this certificate."""
+    """A client's TLS context that trusts this authority and has this certificate."""
     context = ssl.create_default_context(cadata=authority.pem.decode())
     if certificate is not None:
         context.load_cert_chain(*certificate)
@@ -31,7 +31,7 @@ def client_of(service: Service, context: ssl.SSLContext) -> httpx.Client:
 
 
 def name_of(service: Service, context: ssl.SSLContext) -> str:
-    """The common name of the certificate that a new connection gets."""
+    """The common name of the certificate that a new connection receives."""
     with client_of(service, context) as client, client.stream("GET", "/livez") as answer:
         stream = answer.extensions["network_stream"]
         found = stream.get_extra_info("ssl_object").getpeercert()
@@ -39,7 +39,7 @@ def name_of(service: Service, context: ssl.SSLContext) -> str:
 
 
 def test_printed_lines_work_over_tls(database_url: str, tmp_path: Path) -> None:
-    """They say https, and curl carries them out when it trusts the certificate's authority."""
+    """The printed lines say https, and work in curl if it trusts the certificate's authority."""
     authority = Authority()
     ca, (cert, key) = authority.write(tmp_path), authority.issue(tmp_path, "service")
     with serving(tmp_path, database_url=database_url, tls_cert=cert, tls_key=key) as service:
@@ -72,7 +72,7 @@ def test_printed_lines_work_over_tls(database_url: str, tmp_path: Path) -> None:
 
 
 def test_renewed_certificates_are_taken_over_by_every_worker(database_url: str, tmp_path: Path) -> None:
-    """Without a restart; an open connection stays, and files that cannot be used change nothing."""
+    """All workers use renewed certificates without a restart; open connections stay; bad files change nothing."""
     authority = Authority()
     cert, key = authority.issue(tmp_path, "before")
     context = trusting(authority)
@@ -96,7 +96,7 @@ def test_renewed_certificates_are_taken_over_by_every_worker(database_url: str, 
 
 
 def test_clients_need_certificates_where_authorities_are_set(database_url: str, tmp_path: Path) -> None:
-    """Without one, or with one of another authority, nothing is answered; and a stop does not wait for clients."""
+    """With authorities set, clients without their certificate get no answer; a stop does not wait for clients."""
     servers, clients, others = Authority("servers"), Authority("clients"), Authority("others")
     cert, key = servers.issue(tmp_path / "server", "service")
     settings = {"tls_cert": cert, "tls_key": key, "tls_client_ca": clients.write(tmp_path / "clients")}
@@ -117,7 +117,7 @@ def test_clients_need_certificates_where_authorities_are_set(database_url: str, 
 
 
 def test_a_service_does_not_start_with_files_that_cannot_be_used(tmp_path: Path) -> None:
-    """One line names the settings and the file; nothing was started."""
+    """Unusable files prevent the start, with one line that names the settings and the file."""
     authority = Authority()
     cert, _ = authority.issue(tmp_path, "service")
     _, other = authority.issue(tmp_path / "other", "other")

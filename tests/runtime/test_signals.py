@@ -1,4 +1,4 @@
-"""What the commands share: a signal stops them, whatever they are doing."""
+"""Signals: each stops a command, whatever it is doing."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ except KeyboardInterrupt:
 
 
 def test_a_signal_that_comes_in_a_finalizer_is_not_lost() -> None:
-    """Python drops an exception that is raised there; the command stops nevertheless, and says nothing about it."""
+    """Python drops exceptions raised in finalizers; a signal there still stops the command, without a message."""
     done = subprocess.run(
         [sys.executable, "-c", IN_A_FINALIZER], capture_output=True, text=True, timeout=PATIENCE, check=True
     )

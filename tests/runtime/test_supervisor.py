@@ -1,4 +1,4 @@
-"""The supervisor of workers: replaced when they end or hang, and given up when they never start."""
+"""The supervisor of workers: it replaces workers that end or hang, and gives up if they never start."""
 
 import os
 import re
@@ -50,9 +50,9 @@ if __name__ == "__main__":
 
 
 class Supervised:
-    """A supervisor of two workers that do nothing but live.
+    """A supervisor of two idle workers.
 
-    In `environment`, SLOW is how long a start takes and HANGING how long a worker may be silent, in seconds.
+    In `environment`, SLOW is the duration of a start, HANGING the time a worker may be silent, both in seconds.
     """
 
     def __init__(self, folder: Path, kind: str = "well", **environment: str) -> None:
@@ -76,21 +76,21 @@ class Supervised:
             )
 
     def behave(self, kind: str) -> None:
-        """From here on new workers are of this kind: well, fails, stubborn."""
+        """Set the kind of new workers: well, fails, stubborn."""
         self._kind.write_text(kind)
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """The supervisor's log so far."""
         return self._log.read_text()
 
     def workers(self) -> list[int]:
-        """The numbers of the workers that have begun and live."""
+        """The process ids of the workers that have begun and live."""
         found = [int(path.name) for path in self._marks.iterdir() if path.suffix == ""]
         return sorted(pid for pid in found if not gone(pid))
 
     def await_workers(self, *without: int) -> list[int]:
-        """Wait for as many workers as there are places, none of them one of these."""
+        """Wait until every place has a worker that is not one of these."""
         found: list[int] = []
 
         def are_there() -> bool:
@@ -101,11 +101,11 @@ class Supervised:
         return found
 
     def hang(self, pid: int) -> None:
-        """Let a worker give no more signs of life."""
+        """Stop a worker's signs of life."""
         (self._marks / f"{pid}.hang").touch()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """Stop it, and return what it printed."""
+        """Stop the supervisor, and return its output."""
         self.process.send_signal(number)
         printed, _ = self.process.communicate(timeout=PATIENCE)
         return printed
@@ -113,7 +113,7 @@ class Supervised:
 
 @contextmanager
 def supervised(folder: Path, kind: str = "well", **environment: str) -> Iterator[Supervised]:
-    """The same, which is over at the end."""
+    """A supervisor that is stopped at the end."""
     supervised = Supervised(folder, kind, **environment)
     try:
         yield supervised
@@ -127,7 +127,7 @@ def supervised(folder: Path, kind: str = "well", **environment: str) -> Iterator
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_ends_all(tmp_path: Path, number: signal.Signals) -> None:
-    """SIGTERM and Ctrl-C stop the workers; the command hears of it as of a Ctrl-C."""
+    """SIGTERM and Ctrl-C both stop the workers; the command sees either as a Ctrl-C."""
     with supervised(tmp_path) as service:
         service.await_workers()
         assert service.end(number) == "stopped\n"
@@ -135,7 +135,7 @@ def test_a_stop_ends_all(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_a_worker_that_does_not_stop_is_killed(tmp_path: Path) -> None:
-    """A stop does not wait for ever; one line says so."""
+    """A worker that does not stop in time is killed, and one line says so."""
     with supervised(tmp_path) as service:
         before = service.await_workers()
         service.behave("stubborn")
@@ -147,7 +147,7 @@ def test_a_worker_that_does_not_stop_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
-    """At once, and with one line."""
+    """A dead worker is replaced at once, with one line in the log."""
     with supervised(tmp_path) as service:
         one, two = service.await_workers()
         os.kill(one, signal.SIGKILL)
@@ -156,7 +156,7 @@ def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_hanging_worker_is_replaced(tmp_path: Path) -> None:
-    """One that gives no sign of life any more is killed, and replaced, with one line."""
+    """A worker without signs of life is killed and replaced, with one line in the log."""
     with supervised(tmp_path, HANGING="1") as service:
         one, two = service.await_workers()
         service.hang(one)
@@ -166,7 +166,7 @@ def test_a_hanging_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_slow_start_is_no_fault(tmp_path: Path) -> None:
-    """A worker that takes longer to start than one may hang is left alone."""
+    """A worker may take longer to start than a worker may hang."""
     with supervised(tmp_path, SLOW="2.5", HANGING="2") as service:
         workers = service.await_workers()
         time.sleep(1)
@@ -174,7 +174,7 @@ def test_a_slow_start_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_service_that_cannot_start_ends(tmp_path: Path) -> None:
-    """When a first worker fails, all are stopped, and the error names it."""
+    """If a first worker fails, all workers are stopped, and the error names the failed one."""
     with supervised(tmp_path, "fails") as service:
         printed, _ = service.process.communicate(timeout=PATIENCE)
     assert re.fullmatch(
@@ -183,7 +183,7 @@ def test_a_service_that_cannot_start_ends(tmp_path: Path) -> None:
 
 
 def test_a_successor_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
-    """In growing intervals; the service goes on with the others, and has all again when it works again."""
+    """A failing replacement is retried at growing intervals; the others serve until it starts."""
     with supervised(tmp_path) as service:
         one, two = service.await_workers()
         service.behave("fails")
@@ -195,7 +195,7 @@ def test_a_successor_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_restart_goes_on_to_the_first_failure(tmp_path: Path) -> None:
-    """SIGHUP replaces all workers; where a successor fails, the worker before it stays, and those after it."""
+    """SIGHUP replaces all workers; if a new worker fails, its predecessor and the later workers stay."""
     with supervised(tmp_path) as service:
         before = service.await_workers()
         service.process.send_signal(signal.SIGHUP)

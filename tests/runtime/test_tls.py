@@ -20,7 +20,7 @@ PATIENCE = 30.0  # seconds; only a test that fails waits that long
 
 @asynccontextmanager
 async def serving(context: ssl.SSLContext) -> AsyncIterator[int]:
-    """A server that says one line to each client; its port."""
+    """A server that sends one line to each client; yields its port."""
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -42,7 +42,7 @@ async def serving(context: ssl.SSLContext) -> AsyncIterator[int]:
 
 
 def trusting(authority: Authority, *, client: tuple[Path, Path] | None = None) -> ssl.SSLContext:
-    """A client that trusts this authority."""
+    """A client's TLS context that trusts this authority."""
     context = ssl.create_default_context(cadata=authority.pem.decode())
     if client is not None:
         context.load_cert_chain(*client)
@@ -50,7 +50,7 @@ def trusting(authority: Authority, *, client: tuple[Path, Path] | None = None) -
 
 
 async def name_seen(port: int, context: ssl.SSLContext, *, server_name: str | None = None) -> str:
-    """The common name of the server's certificate, after a line was exchanged."""
+    """The common name of the server's certificate, seen on a connection that exchanges a line."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=server_name)
     try:
         writer.write(b"\n")
@@ -62,12 +62,12 @@ async def name_seen(port: int, context: ssl.SSLContext, *, server_name: str | No
 
 
 def renewed(subject: ServerTls) -> bool:
-    """Look at the files until they have settled."""
+    """Check the files twice, as changes count only once they have settled; whether they were taken over."""
     return any(subject.renew() for _ in range(2))
 
 
 async def test_a_certificate_is_taken_over_without_a_restart(tmp_path: Path) -> None:
-    """New connections get it, with a server name or without; one that is open stays."""
+    """New connections get the renewed certificate, with or without a server name; an open one stays."""
     authority = Authority()
     cert, key = authority.issue(tmp_path, "before")
     subject = ServerTls(cert, key)
@@ -89,7 +89,7 @@ async def test_a_certificate_is_taken_over_without_a_restart(tmp_path: Path) -> 
 async def test_files_that_cannot_be_used_leave_the_old_ones(
     tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning; a good pair is taken over afterwards."""
+    """Unusable files cause one warning and no change; a good pair is used afterwards."""
     authority = Authority()
     cert, key = authority.issue(tmp_path, "before")
     subject = ServerTls(cert, key)
@@ -114,7 +114,7 @@ async def test_files_that_cannot_be_used_leave_the_old_ones(
 
 
 async def test_half_of_a_pair_is_waited_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Between the writes of a certificate and of its key nothing is taken over, and nothing is warned of."""
+    """Between the writes of a certificate and of its key nothing changes, and no warning is logged."""
     authority = Authority()
     cert, key = authority.issue(tmp_path, "before")
     subject = ServerTls(cert, key)
@@ -128,7 +128,7 @@ async def test_half_of_a_pair_is_waited_out(tmp_path: Path, caplog: pytest.LogCa
 
 
 async def test_a_client_has_to_have_a_certificate_where_authorities_are_set(tmp_path: Path) -> None:
-    """One without, or of another authority, does not come in; and authorities may be exchanged too."""
+    """With authorities set, a client needs a certificate of theirs; the authorities may be exchanged too."""
     servers, clients, others = Authority("servers"), Authority("clients"), Authority("others")
     cert, key = servers.issue(tmp_path, "server")
     subject = ServerTls(cert, key, clients.write(tmp_path))
@@ -148,7 +148,7 @@ async def test_a_client_has_to_have_a_certificate_where_authorities_are_set(tmp_
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 async def test_tls_begins_at_1_2(tmp_path: Path) -> None:
-    """A client that knows only 1.1 is refused, one with 1.2 is not."""
+    """A client with TLS 1.1 is refused, one with 1.2 is accepted."""
     authority = Authority()
     subject = ServerTls(*authority.issue(tmp_path, "server"))
     async with serving(subject.context) as port:
@@ -163,7 +163,7 @@ async def test_tls_begins_at_1_2(tmp_path: Path) -> None:
 
 
 async def test_the_files_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until it is stopped."""
+    """The files are watched until the stop."""
     monkeypatch.setattr(tls, "LOOK", timedelta(milliseconds=10))
     authority = Authority()
     subject = ServerTls(*authority.issue(tmp_path, "before"))
@@ -179,7 +179,7 @@ async def test_the_files_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_start_needs_files_that_can_be_used(tmp_path: Path) -> None:
-    """The line names the setting and the file, and shows nothing of it."""
+    """Unusable files prevent the start; the message names setting and file, and shows none of the content."""
     authority = Authority()
     cert, key = authority.issue(tmp_path, "server")
     _, other = authority.issue(tmp_path / "other", "other")

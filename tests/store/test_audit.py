@@ -1,4 +1,4 @@
-"""The log of acts: written with the act, read in pages, and never changed."""
+"""The audit log: written with each act, read in pages, and never changed."""
 
 import asyncpg
 import pytest
@@ -18,12 +18,12 @@ ACT = Act(
 
 
 async def page_of(connection: Connection, before: int = audit.NEWEST, limit: int = 10) -> list[LoggedAct]:
-    """A page."""
+    """A page of the audit log."""
     return await audit.get_page(connection, before=before, limit=limit)
 
 
 async def test_an_act_is_read_back(database: Database) -> None:
-    """With the time of the database and an id."""
+    """An act is read back with an id and the database's time."""
     await database.write(audit.add, ACT)
     [entry] = await database.read(page_of)
     assert {name: value for name, value in asdict(entry).items() if name not in {"id", "at"}} == asdict(ACT)
@@ -31,7 +31,7 @@ async def test_an_act_is_read_back(database: Database) -> None:
 
 
 async def test_an_act_that_is_rolled_back_is_not_in_the_log(database: Database) -> None:
-    """It is written in the act's own transaction."""
+    """An entry is written in the act's transaction, so a rollback of the act removes the entry."""
 
     async def fail(connection: Connection) -> None:
         await audit.add(connection, ACT)
@@ -43,7 +43,7 @@ async def test_an_act_that_is_rolled_back_is_not_in_the_log(database: Database) 
 
 
 async def test_pages_are_newest_first(database: Database) -> None:
-    """To the end, each entry once, by the primary key."""
+    """Pages give each entry once, newest first, by the primary key."""
 
     async def work(connection: Connection) -> None:
         for number in range(7):
@@ -77,7 +77,7 @@ async def test_pages_are_newest_first(database: Database) -> None:
     ],
 )
 async def test_an_entry_stays_as_it_is(database: Database, database_url: str, statement: str) -> None:
-    """No role changes or removes one, the superuser included."""
+    """No role, not even the superuser, can change or remove an entry."""
     await database.write(audit.add, ACT)
     connection = await asyncpg.connect(database_url)
     try:
@@ -91,7 +91,7 @@ async def test_an_entry_stays_as_it_is(database: Database, database_url: str, st
 
 
 async def test_a_strange_name_does_not_hinder_an_act(database: Database) -> None:
-    """Characters that PostgreSQL cannot store are escaped, and long values are cut."""
+    """Characters that PostgreSQL cannot store are escaped in an entry, and long values are cut."""
     await database.write(audit.add, Act(principal="p" * 400, action="a", target="a\0b\ud800" + "x" * 5000))
     [entry] = await database.read(page_of)
     assert (len(entry.principal), entry.target[:9], len(entry.target)) == (300, "a\\u0000b?", 4000)

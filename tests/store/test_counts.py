@@ -32,12 +32,12 @@ NONE = dict.fromkeys(S, 0)
 
 
 async def miscounts(database: Database) -> list[Miscount]:
-    """The differences from a full count, in one snapshot."""
+    """The differences between the counters and a full count, in one snapshot."""
     return await database.read(REGISTRATIONS.counts.verify_counts)
 
 
 async def counts(database: Database, domain: str = "registration") -> dict[StrEnum, int]:
-    """What the service says."""
+    """The counts that the service reports."""
     return await database.read(lambda connection: REGISTRATIONS.counts.count_by_state(connection, domain))
 
 
@@ -48,7 +48,7 @@ def recorded(state: RegistrationState, sequence: int, **fields: Any) -> Event:
 
 
 def some_events(random: Random, sequence: int) -> list[Event]:
-    """A batch for a few of twenty nodes: most of it changes states, some of it nothing."""
+    """A batch for a few of twenty nodes: most events change states, some change nothing."""
     batch = []
     for number in random.sample(range(20), 6):
         fields: Json = {"entity_id": node(number), "domain": random.choice(DOMAINS)}
@@ -76,7 +76,7 @@ async def test_each_transition_is_counted(projector: Projector, database: Databa
 async def test_recorded_events_are_counted(
     projector: Projector, database: Database, before: RegistrationState | None
 ) -> None:
-    """From any state, or from no row, into each of the eight, by a batch for eight nodes."""
+    """Batches for eight nodes, from any state or no row to each of the eight states, are counted right."""
     nodes = dict(zip(S, map(node, range(8)), strict=True))
     if before is not None:
         await projector.persist([recorded(before, 1, entity_id=each) for each in nodes.values()])
@@ -86,7 +86,7 @@ async def test_recorded_events_are_counted(
 
 
 async def test_what_changes_no_state_changes_no_count(projector: Projector, database: Database) -> None:
-    """Repeats, late and ignored events and heartbeats write no counter, nor do two nodes that change places."""
+    """Duplicate, late and ignored events, heartbeats, and two nodes that swap states write no counter."""
     kept = "SELECT xmin, t::text FROM registration_state_counts t ORDER BY t"
     await projector.persist([recorded(S.ACTIVE, 2), recorded(S.REJECTED, 2, entity_id=node(1))])
     before = await database.read(lambda connection: connection.fetch(kept))
@@ -107,7 +107,7 @@ async def test_what_changes_no_state_changes_no_count(projector: Projector, data
 
 
 async def test_the_slots_take_turns(projector: Projector, database: Database) -> None:
-    """One transaction adds to one slot, the next to another: a slot may go below zero, the sum does not."""
+    """Successive transactions use different slots: a slot may be negative, the sum cannot."""
     for sequence in range(1, 2 * upsert.SLOTS + 1):
         await projector.persist([recorded((S.ACTIVE, S.ACCEPTED)[sequence % 2], sequence)])
     rows = await database.read(
@@ -119,7 +119,7 @@ async def test_the_slots_take_turns(projector: Projector, database: Database) ->
 
 
 async def test_a_rollback_takes_the_counts_back(projector: Projector, database: Database) -> None:
-    """A rollback after `save` undoes the counts, too."""
+    """A rollback after `save` undoes the counts too."""
     await projector.persist([recorded(S.ACTIVE, 1)])
 
     async def given_up(connection: Connection) -> None:
@@ -141,7 +141,7 @@ async def test_a_rollback_takes_the_counts_back(projector: Projector, database: 
 
 @pytest.fixture
 async def rival(database_url: str) -> AsyncIterator[Projector]:
-    """A second writer, with connections of its own."""
+    """A second writer with its own connections."""
     database = Database(database_url, pool_size=4, statement_timeout=timedelta(seconds=5))
     yield Projector(database, Timing())
     await database.close()
@@ -150,7 +150,7 @@ async def rival(database_url: str) -> AsyncIterator[Projector]:
 async def test_the_counts_are_exact_at_every_commit(
     projector: Projector, rival: Projector, database: Database, database_url: str
 ) -> None:
-    """While six writers race for the same rows, every snapshot has the counts that a full count gives."""
+    """While six writers race for the same rows, the counts equal a full count in every snapshot."""
     sequences = count(1)
 
     async def write(writer: Projector, seed: int) -> None:
@@ -180,7 +180,7 @@ async def test_the_counts_are_exact_at_every_commit(
 async def test_writers_of_the_same_counters_do_not_deadlock(
     projector: Projector, rival: Projector, database: Database, database_url: str
 ) -> None:
-    """Batches whose nodes go opposite ways between two states, in two domains, wait for each other, no more."""
+    """Batches that move nodes in opposite ways between two states, in two domains, wait without a deadlock."""
     there, back = (S.ACTIVE, S.REJECTED), (S.REJECTED, S.ACTIVE)
     sequences = count(1)
 
@@ -208,7 +208,7 @@ async def test_writers_of_the_same_counters_do_not_deadlock(
 
 
 def write_until_killed(url: str, seed: int) -> None:
-    """Take in batches on two connections, for as long as the process lives."""
+    """Apply batches on two connections for as long as the process lives."""
 
     async def write() -> None:
         database = Database(url, pool_size=2, statement_timeout=timedelta(seconds=10))
@@ -225,7 +225,7 @@ def write_until_killed(url: str, seed: int) -> None:
 
 
 async def test_a_writer_that_is_killed_leaves_exact_counts(database: Database, database_url: str) -> None:
-    """SIGKILL in the middle of its work, four times over, takes nothing from the counts and adds nothing to them."""
+    """Writers killed by SIGKILL at work, four times over, leave exact counts."""
     context = multiprocessing.get_context("spawn")
     connection = await asyncpg.connect(database_url)
     backends = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pqs'"

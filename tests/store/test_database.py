@@ -1,4 +1,4 @@
-"""Database against real servers: ones that refuse, restart, freeze, time out, run full or are read-only."""
+"""Database against real servers that refuse, restart, freeze, time out, run full or are read-only."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ SECRET = "s3cret-p4ss"
 
 
 async def one(connection: Connection) -> object:
-    """The shortest work."""
+    """The shortest piece of work."""
     return await connection.fetchval("SELECT 1")
 
 
@@ -63,7 +63,7 @@ def open_database(
 async def opened(
     url: str, *, pool_size: int = 2, give_up: timedelta = PATIENT, breaker: CircuitBreaker | None = None
 ) -> AsyncIterator[Database]:
-    """The same, closed at the end."""
+    """A database that is closed at the end."""
     database = open_database(url, pool_size=pool_size, give_up=give_up, breaker=breaker)
     try:
         yield database
@@ -72,13 +72,13 @@ async def opened(
 
 
 def checked_out(database: Database) -> int:
-    """How many connections are in use."""
+    """The number of connections in use."""
     assert database._pool is not None
     return database._pool.get_size() - database._pool.get_idle_size() - len(database._at_hand)
 
 
 async def warm(database: Database, connections: int) -> None:
-    """Fill the pool: this many connections are opened, and given back."""
+    """Open this many connections of the pool, and return them to it."""
     together = asyncio.Barrier(connections)
 
     async def work(connection: Connection) -> None:
@@ -89,7 +89,7 @@ async def warm(database: Database, connections: int) -> None:
 
 
 async def active(url: str) -> int:
-    """How many statements of a Database run in this database on the server."""
+    """The number of statements that a Database runs on the server in this database."""
     connection = await asyncpg.connect(url)
     try:
         found: int = await connection.fetchval(
@@ -102,14 +102,14 @@ async def active(url: str) -> int:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
-    """Wait until it holds. A statement whose cancellation got lost ends at its time-out, well before this one."""
+    """Wait until a condition holds; much longer than the timeout of a statement whose cancellation was lost."""
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - what is waited for happens in the server
             await asyncio.sleep(0.01)
 
 
 class Server:
-    """A PostgreSQL only for these tests, to be stopped, killed and frozen."""
+    """A PostgreSQL for these tests only, to be stopped, killed and frozen."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,25 +118,25 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The postmaster's."""
+        """The postmaster's process id."""
         return int((self.folder / "postgres" / "postmaster.pid").read_text().split()[0])
 
     def stop(self) -> None:
-        """Shut it down in order."""
+        """Shut the server down in order."""
         self.postgres.stop()
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """End the server with SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
         self.postgres.stop()
 
     def start(self) -> None:
-        """Start it again, at the same address."""
+        """Start the server again, at the same address."""
         assert self.postgres.start() == self.url
 
     @contextmanager
     def frozen(self, backends: list[int]) -> Iterator[None]:
-        """While this lasts, it takes connections and says nothing."""
+        """Within this context the server accepts connections and sends nothing."""
         stopped = [self.pid, *backends]
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
@@ -150,7 +150,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Server]:
-    """One such server for this file."""
+    """One server for this file."""
     with tempfile.TemporaryDirectory(prefix="pqs-") as folder:
         server = Server(Path(folder))
         try:
@@ -161,7 +161,7 @@ def running() -> Iterator[Server]:
 
 @pytest.fixture
 def server(running: Server) -> Iterator[Server]:
-    """It, running at the beginning and at the end of each test."""
+    """The server, running at the beginning and at the end of each test."""
     yield running
     running.stop()
     running.start()
@@ -174,7 +174,7 @@ def server(running: Server) -> Iterator[Server]:
 async def test_a_refused_connection(
     tmp_path: Path, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
-    """A server that is not there is a DatabaseDownError, at once."""
+    """A refused connection raises DatabaseDownError at once."""
     async with opened(f"postgresql://postgres@/postgres?host={tmp_path}") as database:
         began = time.monotonic()
         with pytest.raises(DatabaseDownError):
@@ -184,7 +184,7 @@ async def test_a_refused_connection(
 
 
 async def test_after_five_refusals_the_breaker_answers(tmp_path: Path) -> None:
-    """The sixth call does not try to connect, and says how long to wait."""
+    """After five refusals the sixth call does not connect, and its error has the time to wait."""
     async with opened(f"postgresql://postgres@/postgres?host={tmp_path}", breaker=CircuitBreaker()) as database:
         for _ in range(FAILURES):
             with pytest.raises(DatabaseDownError):
@@ -196,14 +196,14 @@ async def test_after_five_refusals_the_breaker_answers(tmp_path: Path) -> None:
 
 
 async def test_a_name_that_does_not_exist() -> None:
-    """A host name that nobody knows is a DatabaseDownError."""
+    """An unknown host name raises DatabaseDownError."""
     async with opened("postgresql://postgres@no-such-host.invalid/postgres") as database:
         with pytest.raises(DatabaseDownError):
             await database.read(one)
 
 
 async def test_a_server_that_takes_connections_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port behind which nobody speaks is a DatabaseDownError after the time that a caller waits."""
+    """A port that accepts and stays silent raises DatabaseDownError after the patience of a caller."""
     monkeypatch.setattr(pool_module, "POOL_WAIT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -215,7 +215,7 @@ async def test_a_server_that_takes_connections_and_says_nothing(monkeypatch: pyt
 
 
 async def test_no_such_database(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A database that does not exist is a DatabaseDownError, whose message does not name it."""
+    """A missing database raises DatabaseDownError, whose message does not name it."""
     async with opened(on_server(database_url, "no_such_database")) as database:
         with pytest.raises(DatabaseDownError) as raised:
             await database.read(one)
@@ -243,7 +243,7 @@ async def test_a_database_that_lets_nobody_in(
 
 
 async def test_a_wrong_password_is_told_to_nobody(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """A wrong password is a DatabaseDownError, and stands neither in its message nor in the log."""
+    """A wrong password raises DatabaseDownError, and is neither in its message nor in the log."""
     connection = await asyncpg.connect(server.url)
     rules = server.folder / "postgres" / "pg_hba.conf"
     before = rules.read_text()
@@ -282,7 +282,7 @@ async def test_a_wrong_password_is_told_to_nobody(server: Server, caplog: pytest
 
 @pytest.mark.parametrize("end", [Server.stop, Server.kill], ids=["stopped", "killed"])
 async def test_reads_outlive_a_restart(server: Server, end: Callable[[Server], None]) -> None:
-    """After a restart every read is answered, although each connection of the pool is dead."""
+    """After a restart every read is answered, although all connections of the pool are dead."""
     async with opened(server.url, pool_size=4, breaker=CircuitBreaker()) as database:
         await warm(database, 4)
         end(server)
@@ -293,7 +293,7 @@ async def test_reads_outlive_a_restart(server: Server, end: Callable[[Server], N
 
 @pytest.mark.parametrize("end", [Server.stop, Server.kill], ids=["stopped", "killed"])
 async def test_writes_recover_after_one_error(server: Server, end: Callable[[Server], None]) -> None:
-    """After a restart at most one write fails, with DatabaseDownError, whatever the size of the pool."""
+    """After a restart at most one write fails, with DatabaseDownError, whatever the pool's size."""
     async with opened(server.url, pool_size=4, breaker=CircuitBreaker()) as database:
         await warm(database, 4)
         end(server)
@@ -309,7 +309,7 @@ async def test_writes_recover_after_one_error(server: Server, end: Callable[[Ser
 
 
 async def test_a_write_that_is_cut_off_is_not_done_again(server: Server) -> None:
-    """A write whose server dies in the middle is tried once, and fails with DatabaseDownError."""
+    """A write whose server dies in the middle is tried once, and raises DatabaseDownError."""
     begun = asyncio.Event()
     times = 0
 
@@ -333,7 +333,7 @@ async def test_a_write_that_is_cut_off_is_not_done_again(server: Server) -> None
 
 
 async def test_while_it_is_down_reads_fail_and_the_breaker_opens(server: Server) -> None:
-    """Reads on a stopped server fail with DatabaseDownError, one failure a call, until the breaker opens."""
+    """Reads on a stopped server raise DatabaseDownError, one failure a call, until the breaker opens."""
     async with opened(server.url, breaker=CircuitBreaker()) as database:
         await warm(database, 2)
         server.stop()
@@ -351,7 +351,7 @@ async def test_a_frozen_server(
     call: Callable[[Database, Work[[], object]], Awaitable[object]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A server that freezes is a DatabaseDownError in bounded time, and costs no connection of the pool."""
+    """A frozen server raises DatabaseDownError in bounded time, and costs no connection of the pool."""
     monkeypatch.setattr(pool_module, "ANSWER_GRACE", 0.3)
     monkeypatch.setattr(pool_module, "POOL_WAIT", 0.3)
     answer = QUICK.total_seconds() + 0.3
@@ -373,7 +373,7 @@ async def test_a_frozen_server(
 
 
 async def test_connections_that_the_server_closed(database_url: str) -> None:
-    """A pool whose connections were all closed by the server answers every read."""
+    """A pool whose connections the server has closed answers every read."""
     async with opened(database_url, pool_size=4) as database:
         await warm(database, 4)
         connection = await asyncpg.connect(database_url)
@@ -389,7 +389,7 @@ async def test_connections_that_the_server_closed(database_url: str) -> None:
 
 
 async def test_connections_that_the_server_is_closing(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Reads that come just after the server's goodbye, before asyncpg has seen the end, are answered all the same."""
+    """Reads just after the server has closed, before asyncpg notices it, are answered all the same."""
     connection = await asyncpg.connect(database_url)
     async with opened(database_url, pool_size=4) as database:
         for turns in range(30):
@@ -413,7 +413,7 @@ async def test_connections_that_the_server_is_closing(database_url: str, caplog:
 async def test_a_statement_that_takes_too_long(
     database_url: str, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
-    """The server gives a statement up: the service is unavailable for it, but the database is not down."""
+    """A statement cancelled by its timeout raises UnavailableError, and does not count as a database outage."""
     async with opened(database_url, pool_size=1, give_up=QUICK, breaker=CircuitBreaker()) as database:
         for _ in range(2):
             with pytest.raises(UnavailableError) as raised:
@@ -424,7 +424,7 @@ async def test_a_statement_that_takes_too_long(
 
 
 async def test_a_full_pool(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a free connection a call is sent away soon, and this says nothing to the breaker."""
+    """Without a free connection a call fails soon, and the breaker does not count it."""
     monkeypatch.setattr(pool_module, "POOL_WAIT", 0.2)
     held, release = asyncio.Event(), asyncio.Event()
 
@@ -449,7 +449,7 @@ async def test_a_full_pool(database_url: str, monkeypatch: pytest.MonkeyPatch) -
 async def test_a_cancelled_call_gives_its_connection_back(
     database_url: str, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
-    """A call that is cancelled in the middle of a statement ends it on the server and leaves the pool whole."""
+    """A call cancelled inside a statement cancels it on the server and leaves the pool whole."""
     async with opened(database_url, pool_size=2, breaker=CircuitBreaker()) as database:
         for _ in range(2 * FAILURES):
             task = asyncio.create_task(asyncio.wait_for(call(database, sleep), 30))
@@ -464,7 +464,7 @@ async def test_a_cancelled_call_gives_its_connection_back(
 
 
 async def test_a_cancelled_call_on_a_frozen_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that is cancelled while its server is frozen ends as cancelled, soon, and keeps no connection."""
+    """A call cancelled while its server is frozen ends soon as cancelled, and keeps no connection."""
     monkeypatch.setattr(pool_module, "POOL_WAIT", 0.3)
 
     async def backend(connection: Connection) -> int:
@@ -488,7 +488,7 @@ async def _has(number: Awaitable[int], wanted: int) -> bool:
 
 
 async def test_calls_cancelled_at_any_moment(database_url: str) -> None:
-    """Calls that are cancelled while they wait, connect, ask or end leave no connection checked out."""
+    """Calls cancelled while they wait, connect, execute or end leave no connection checked out."""
     async with opened(database_url, pool_size=2) as database:
         for milliseconds in range(30):
             tasks = [asyncio.create_task(call(one)) for call in (database.read, database.write) for _ in range(2)]
@@ -506,7 +506,7 @@ async def _number(number: int) -> int:
 
 
 async def test_an_error_of_the_work_reaches_the_caller(database: Database) -> None:
-    """An error of the work is raised unchanged, and its changes are undone."""
+    """An exception of the work is raised unchanged, and its changes are rolled back."""
     await database.write(lambda connection: connection.execute("CREATE TABLE kept (n int)"))
 
     async def work(connection: Connection) -> None:
@@ -534,7 +534,7 @@ async def test_work_alone_commits_each_statement(database: Database) -> None:
 
 
 async def test_a_deadlock_is_a_lost_race(database: Database) -> None:
-    """Of two transactions that lock each other out one commits, and the other one lost the race."""
+    """Of two transactions in a deadlock one commits, and the other raises LostRaceError."""
     await database.write(lambda connection: connection.execute("CREATE TABLE pair (n int)"))
     await database.write(lambda connection: connection.execute("INSERT INTO pair VALUES (1), (2)"))
     both = asyncio.Barrier(2)
@@ -555,7 +555,7 @@ async def test_a_deadlock_is_a_lost_race(database: Database) -> None:
 
 
 async def test_a_serialization_failure_is_a_lost_race(database: Database) -> None:
-    """A transaction that saw an older row than the one it changes lost the race."""
+    """A transaction that read an older row than the one it changes raises LostRaceError."""
     await database.write(lambda connection: connection.execute("CREATE TABLE single AS SELECT 1 AS n"))
 
     async def work(connection: Connection) -> None:
@@ -574,7 +574,7 @@ RECOVERY_CONFLICT = (  # what a replica answers to a read that is in the way of 
 
 
 async def test_a_read_that_a_replica_broke_off_is_done_again(database: Database) -> None:
-    """A read that ends in a conflict with recovery is answered by the second attempt."""
+    """A read cancelled by a conflict with recovery is repeated, and its second attempt is answered."""
     times = 0
 
     async def work(connection: Connection) -> object:
@@ -589,14 +589,14 @@ async def test_a_read_that_a_replica_broke_off_is_done_again(database: Database)
 
 
 async def test_a_read_that_a_replica_keeps_breaking_off(database: Database) -> None:
-    """A read that is cancelled twice raises UnavailableError, not LostRaceError."""
+    """A read cancelled twice by a replica raises UnavailableError, not LostRaceError."""
     with pytest.raises(UnavailableError) as raised:
         await database.read(lambda connection: connection.execute(RECOVERY_CONFLICT))
     assert type(raised.value) is UnavailableError
 
 
 async def test_a_migration_under_a_running_service(database_url: str, database: Database) -> None:
-    """A table that changes under prepared statements costs a read nothing, and a write one lost race."""
+    """A table that changes under prepared statements costs a read nothing, and a write one LostRaceError."""
 
     async def work(connection: Connection) -> object:
         return await REGISTRATIONS.get_entity_state(connection, NODE, "registration")
@@ -622,7 +622,7 @@ async def test_a_migration_under_a_running_service(database_url: str, database: 
 async def test_a_database_without_the_tables(
     empty_database_url: str, call: Callable[[Database, Work[[], object]], Awaitable[object]]
 ) -> None:
-    """A missing table is a SchemaMismatchError, which points at /readyz, and no failure of the database."""
+    """A missing table raises SchemaMismatchError, which points at /readyz; the breaker does not count it."""
     async with opened(empty_database_url, breaker=CircuitBreaker(failures=1)) as database:
         with pytest.raises(SchemaMismatchError, match="/readyz"):
             await call(database, lambda connection: REGISTRATIONS.get_entity_state(connection, NODE, "registration"))
@@ -630,7 +630,7 @@ async def test_a_database_without_the_tables(
 
 
 async def test_a_database_without_a_column(database_url: str, database: Database) -> None:
-    """A missing column is a SchemaMismatchError."""
+    """A missing column raises SchemaMismatchError."""
     connection = await asyncpg.connect(database_url)
     try:
         await connection.execute("ALTER TABLE registration_projections DROP COLUMN correlation_id")
@@ -641,7 +641,7 @@ async def test_a_database_without_a_column(database_url: str, database: Database
 
 
 async def test_a_read_only_server(database_url: str) -> None:
-    """On a server that takes no writes just now a write is unavailable, and reads go on."""
+    """On a read-only server a write raises UnavailableError, and reads go on."""
     connection = await asyncpg.connect(database_url)
     try:
         name = await connection.fetchval("SELECT current_database()")
@@ -656,7 +656,7 @@ async def test_a_read_only_server(database_url: str) -> None:
 
 
 async def test_what_is_our_own_mistake_is_not_hidden(database: Database) -> None:
-    """A statement that PostgreSQL finds wrong is an error of ours, and comes through as such."""
+    """A statement that PostgreSQL rejects as wrong raises its error unchanged, as a bug of ours."""
     with pytest.raises(asyncpg.PostgresSyntaxError):
         await database.read(lambda connection: connection.execute("SELEKT 1"))
 
@@ -670,7 +670,7 @@ async def test_check_finds_the_right_revision(database: Database) -> None:
 
 
 async def set_revision(url: str, statement: str) -> None:
-    """Change what the database says of its revision."""
+    """Change the revision that the database reports."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(statement)
@@ -686,7 +686,7 @@ async def test_check_of_an_empty_database(empty_database_url: str) -> None:
 
 
 async def test_check_of_a_database_that_was_emptied(database_url: str, database: Database) -> None:
-    """A database that was migrated down to nothing lacks every revision too."""
+    """For a database that was migrated down to nothing, the error lists all revisions as missing."""
     await set_revision(database_url, "DELETE FROM alembic_version")
     with pytest.raises(SchemaMismatchError, match=r"has no schema; missing: 0001.*; run `pqs migrate`"):
         await database.check()
@@ -702,7 +702,7 @@ async def test_check_of_a_database_that_is_behind(database: Database, monkeypatc
 
 
 async def test_check_of_a_database_that_is_ahead(database_url: str, database: Database) -> None:
-    """For a schema of a later release, the error says so."""
+    """For a later release's schema, the error says that the schema is newer."""
     await set_revision(database_url, "UPDATE alembic_version SET version_num = 'from_later'")
     with pytest.raises(SchemaMismatchError, match=r"at revision from_later.*later release"):
         await database.check()
@@ -714,7 +714,7 @@ async def test_check_of_a_database_that_is_ahead(database_url: str, database: Da
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
 @pytest.mark.parametrize("query", ["", "sslmode=disable", "sslmode=prefer&application_name=other"])
 async def test_addresses(database_url: str, scheme: str, query: str) -> None:
-    """Each common spelling of an address works, and our own settings go before those in it."""
+    """Each common form of an address works, and our settings override those in it."""
     parts = urlsplit(database_url)
     url = parts._replace(scheme=scheme, query="&".join(filter(None, [parts.query, query]))).geturl()
     async with opened(url) as database:
@@ -727,14 +727,14 @@ async def test_addresses(database_url: str, scheme: str, query: str) -> None:
 
 
 async def test_the_clock_is_the_databases(database: Database) -> None:
-    """`now` has a zone, and goes on from one call to the next."""
+    """`now` has a time zone, and advances between two calls."""
     first = await database.read(now)
     assert first.tzinfo is not None
     assert await database.read(now) > first
 
 
 async def test_each_pool_has_the_planner_that_it_needs(database_url: str) -> None:
-    """The pool for scans plans each execution, the other one plans once; both cancel slow statements."""
+    """The pool for scans plans each execution, the other plans once; both cancel slow statements."""
     settings = "SELECT concat_ws(' ', current_setting('plan_cache_mode'), current_setting('statement_timeout'))"
     found = []
     for scans in (False, True):
@@ -745,7 +745,7 @@ async def test_each_pool_has_the_planner_that_it_needs(database_url: str) -> Non
 
 
 async def test_parameters_are_not_shown(database: Database) -> None:
-    """An error of a statement does not hold what nodes say of themselves."""
+    """A statement's error does not contain its parameters, which hold data of nodes."""
     with pytest.raises(asyncpg.DivisionByZeroError) as raised:
         await database.read(lambda connection: connection.fetch("SELECT $1::int / 0, $2::text", 1, SECRET))
     assert SECRET not in str(raised.value)

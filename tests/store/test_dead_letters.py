@@ -1,4 +1,4 @@
-"""How many dead letters there are; what becomes of them is in tests/api/test_dead_letters.py."""
+"""The number of dead letters; their retries and removals are tested in tests/api/test_dead_letters.py."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from app.store.dead_letters import Letter
 async def test_dead_letters_are_counted_or_estimated(
     database: Database, monkeypatch: pytest.MonkeyPatch, counted: int, number: int
 ) -> None:
-    """Those beyond the ones that are counted are estimated by their ids: exactly, where these have no gaps."""
+    """Dead letters beyond the counted ones are estimated by their ids: exactly if the ids have no gaps."""
     monkeypatch.setattr(dead_letters, "COUNTED", counted)
 
     async def work(connection: Connection) -> int:

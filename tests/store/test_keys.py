@@ -1,4 +1,4 @@
-"""Keys in the database: what is live, what a change tells, and which plans the statements have."""
+"""Keys in the database: which are live, the notification of a change, and the plans of the statements."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -30,12 +30,12 @@ KEY = StoredKey(
 
 
 def digest(number: int) -> bytes:
-    """Some digest."""
+    """An arbitrary digest."""
     return bytes([number]) * 32
 
 
 async def changed(database: Database, work: Callable[[Connection], Awaitable[None]]) -> None:
-    """A change of keys, as a whole."""
+    """Change keys in one transaction."""
 
     async def do(connection: Connection) -> None:
         await keys.change(connection)
@@ -50,7 +50,7 @@ async def added(database: Database, key: StoredKey, number: int = 1) -> None:
 
 
 async def test_a_key_is_read_back(database: Database) -> None:
-    """With everything that it was given, under the digest of its secret."""
+    """A key is read back with everything it was given, under the digest of its secret."""
     assert await database.read(keys.get_live) == keys.Keys(0, {})
     await added(database, KEY)
     live = await database.read(keys.get_live)
@@ -61,7 +61,7 @@ async def test_a_key_is_read_back(database: Database) -> None:
 
 
 async def test_what_is_over_is_not_live(database: Database) -> None:
-    """A revoked and an expired key are in the list, and let nobody in."""
+    """Revoked and expired keys are in the list, and are not live."""
     await added(database, KEY, 1)
     await added(database, replace(KEY, id="bbbbbbbbbb"), 2)
     await added(database, replace(KEY, id="cccccccccc", expires_at=datetime.now(UTC) - timedelta(seconds=1)), 3)
@@ -78,7 +78,7 @@ async def test_what_is_over_is_not_live(database: Database) -> None:
 
 
 async def test_an_end_is_only_brought_forward(database: Database) -> None:
-    """A key that ends earlier keeps its end."""
+    """A revocation never postpones the end of a key."""
     soon = datetime.now(UTC) + timedelta(days=1)
     await added(database, KEY, 1)
     await changed(database, lambda connection: keys.shorten(connection, [KEY.id], soon))
@@ -87,7 +87,7 @@ async def test_an_end_is_only_brought_forward(database: Database) -> None:
 
 
 async def test_the_day_of_use_is_noted_once_a_day(database: Database) -> None:
-    """It is the database's day, and no change of keys."""
+    """The day of use is the database's day, and does not count as a change of keys."""
     await added(database, KEY)
     await database.write(keys.note_use, {KEY.id, "unknownkey"})
     [first] = await database.read(keys.get_all)
@@ -103,7 +103,7 @@ async def test_the_day_of_use_is_noted_once_a_day(database: Database) -> None:
 
 
 async def test_a_change_is_told_at_its_commit(database: Database, database_url: str) -> None:
-    """Who listens hears of it; a change that is rolled back is not told, and not counted."""
+    """A commit notifies listeners of the change; a rolled back change notifies nobody and keeps the revision."""
     heard = asyncio.Event()
     async with listening(database_url, CHANNEL, heard.set, patience=timedelta(seconds=5)) as connection:
 
@@ -121,7 +121,7 @@ async def test_a_change_is_told_at_its_commit(database: Database, database_url: 
 
 
 async def test_changes_go_one_after_the_other(database: Database) -> None:
-    """Who changes keys sees all that was changed before: of many at once, one finds none of the name."""
+    """Concurrent changes of keys run one after the other, so each sees all changes before it."""
     found: list[int] = []
 
     async def make(number: int) -> None:
@@ -142,7 +142,7 @@ async def test_changes_go_one_after_the_other(database: Database) -> None:
     ids=str,
 )
 async def test_what_a_check_refuses(database_url: str, constraint: str, wrong: dict[str, float] | None) -> None:
-    """A digest that is none, and a limit that lets nothing through."""
+    """A digest of the wrong form and a limit that allows no call are refused."""
     connection = await asyncpg.connect(database_url)
     try:
         with pytest.raises(asyncpg.CheckViolationError) as refused:
@@ -165,7 +165,7 @@ async def test_what_a_check_refuses(database_url: str, constraint: str, wrong: d
     ],
 )
 async def test_a_key_is_found_by_its_id(database: Database, statement: Statement, given: dict[str, object]) -> None:
-    """By the primary key, however many keys of the past there are."""
+    """A key is found by the primary key, however many old keys there are."""
 
     async def plan(connection: Connection) -> str:
         rows = await connection.fetch(f"EXPLAIN {statement.text}", *statement.arguments(given))

@@ -1,4 +1,4 @@
-"""What waits in the outbox: taken by slots, read in order, removed by id, counted at a bounded price."""
+"""The outbox: entries are locked by slot, read in order, removed by id, and counted at a bounded cost."""
 
 import json
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ MANY = 30_000  # for each destination
 
 
 async def fill(database: Database, number: int) -> None:
-    """Let this many messages wait for each destination."""
+    """Add this many messages for each destination."""
     await database.write(lambda connection: connection.execute(FILL, number))
 
 
@@ -45,7 +45,7 @@ async def other(database_url: str) -> AsyncIterator[Database]:
 
 
 async def test_a_slot_has_one_holder(database: Database, other: Database) -> None:
-    """What one transaction has taken, another one does not get until the first has ended; the rest it does."""
+    """A slot locked by one transaction is not given to another until the first ends; other slots are."""
     await fill(database, 1000)
 
     async def first(connection: Connection) -> tuple[list[int], list[int], list[int]]:
@@ -63,14 +63,14 @@ async def test_a_slot_has_one_holder(database: Database, other: Database) -> Non
 
 
 async def test_a_slot_with_nothing_in_it_is_not_taken(database: Database) -> None:
-    """Only slots in which something waits are given."""
+    """Only slots with waiting entries are given."""
     await fill(database, 3)
     assert sorted(await database.write(lambda c: outbox.take(c, "topic:a", most=SLOTS))) == [1, 2, 3]
     assert await database.write(lambda c: outbox.take(c, "topic:c", most=SLOTS)) == []
 
 
 async def test_messages_are_read_in_the_order_of_their_ids(database: Database) -> None:
-    """Of each slot that is asked for the oldest, and nothing of other slots or destinations."""
+    """A read gives the oldest entries of each requested slot, and none of other slots or destinations."""
     await fill(database, 1000)
     read = await database.read(lambda c: outbox.read(c, "topic:a", [1, 3], most=4))
     ids = [each.id for each in read]
@@ -78,7 +78,7 @@ async def test_messages_are_read_in_the_order_of_their_ids(database: Database) -
 
 
 async def test_what_was_committed_late_is_not_removed_with_the_others(database: Database, database_url: str) -> None:
-    """A message with a lower id, which was not there yet when the others were read, is there afterwards."""
+    """An entry with a lower id that was committed after the read survives the removal of the others."""
     late = await asyncpg.connect(database_url)
     try:
         async with late.transaction():
@@ -95,7 +95,7 @@ async def test_what_was_committed_late_is_not_removed_with_the_others(database: 
 
 
 async def test_what_was_moved_is_not_removed(database: Database) -> None:
-    """Another row at the place of a removed entry stays."""
+    """A removal needs id and place of an entry, so another row at that place stays."""
     await fill(database, 1)
     [mine] = await database.read(lambda c: outbox.read(c, "topic:a", [1], most=10))
     [other] = await database.read(lambda c: outbox.read(c, "effect:b", [1], most=10))
@@ -106,7 +106,7 @@ async def test_what_was_moved_is_not_removed(database: Database) -> None:
 
 
 async def test_an_entry_has_its_messages_in_order(database: Database) -> None:
-    """They are read as they were written, counted one by one, and removed together."""
+    """The messages of an entry are read in written order, counted one by one, and removed together."""
     told = ['{"a": "\u00e9"}', "{}", "{}"]
     await database.write(lambda c: outbox.add(c, Entry("topic:a", 3, None, 3, "\n".join(told))))
     read = await database.read(lambda c: outbox.read(c, "topic:a", [3], most=10))
@@ -117,7 +117,7 @@ async def test_an_entry_has_its_messages_in_order(database: Database) -> None:
 
 
 async def test_what_is_kept_of_an_entry_stays_in_its_place(database: Database) -> None:
-    """The messages that are left are read in their order, before what was written after the entry."""
+    """Messages kept from an entry are read in their order, before any written after the entry."""
     entity_id, other = UUID(int=3), UUID(int=3 + SLOTS)
     lines = [f'{{"partitionkey":"{each}","n":{place}}}' for place, each in enumerate([entity_id, other, entity_id])]
     await database.write(lambda c: outbox.add(c, Entry("topic:a", 3, None, 3, "\n".join(lines))))
@@ -134,7 +134,7 @@ async def test_what_is_kept_of_an_entry_stays_in_its_place(database: Database) -
 
 @given(st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(1, 3), st.integers(1, ROOM)), max_size=60))
 def test_packed_entries_have_the_same_messages_in_order(drawn: list[tuple[int, int, int]]) -> None:
-    """For each slot; what was given together stays so, and no other entry exceeds the room, or could be spared."""
+    """Packing keeps each slot's messages in order and each group whole, with as few entries as the room allows."""
     given_ = [
         Lines(slot, messages, b"".join(b"%d.%d" % (place, each) + b"x" * size + b"\n" for each in range(messages)))
         for place, (slot, messages, size) in enumerate(drawn)
@@ -152,7 +152,7 @@ def test_packed_entries_have_the_same_messages_in_order(drawn: list[tuple[int, i
 
 
 async def test_a_small_backlog_is_counted(database: Database) -> None:
-    """The number of messages of each destination, and the age of the oldest; nothing where nothing waits."""
+    """A small backlog has each destination's exact number and oldest age; an empty one has no entry."""
     assert await database.read(outbox.backlogs) == []
     await fill(database, 700)
     found = await database.read(outbox.backlogs)
@@ -161,7 +161,7 @@ async def test_a_small_backlog_is_counted(database: Database) -> None:
 
 
 async def test_a_large_backlog_is_estimated(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond what is counted, the number is about right, also when the first messages of all slots have gone."""
+    """Beyond the counted messages the number is about right, even after the first of all slots have gone."""
     monkeypatch.setattr(outbox, "COUNTED", 20)
     await fill(database, MANY)
     await database.write(lambda c: c.execute("DELETE FROM outbox WHERE destination = 'topic:a' AND id < $1", MANY))
@@ -203,7 +203,7 @@ MOST_PAGES = {
 async def test_no_statement_reads_the_whole_outbox(
     database: Database, database_url: str, name: str, planned_for: str
 ) -> None:
-    """Each touches as many pages and rows as it needs, however much waits, and whatever it was planned for."""
+    """Each statement reads only the pages and rows it needs, however full the outbox, now or when it was planned."""
     statement, given = STATEMENTS[name]
     values = ", ".join(literal(value) for value in statement.arguments(given))
     connection = await asyncpg.connect(database_url, server_settings=POINTS)
@@ -225,11 +225,11 @@ async def test_no_statement_reads_the_whole_outbox(
 
 
 def literal(value: object) -> str:
-    """A value as SQL, of whatever type it is needed."""
+    """A value as an SQL literal of the type needed."""
     return "'" + (",".join(f'"{each}"' for each in value).join("{}") if isinstance(value, list) else str(value)) + "'"
 
 
 def most_rows(plan: dict[str, Any]) -> int:
-    """The most rows that a step of a plan has looked at."""
+    """The largest number of rows that a step of a plan has read."""
     looked_at = plan["Actual Rows"] + sum(plan.get(f"Rows Removed by {by}", 0) for by in ("Filter", "Join Filter"))
     return max(int(looked_at * plan["Actual Loops"]), *(most_rows(each) for each in plan.get("Plans", [])), 0)

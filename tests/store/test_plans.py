@@ -1,6 +1,6 @@
-"""The plan of every statement over registrations, watermarks and dead letters: which index it reads, and how much.
+"""The plan of every statement over registrations, watermarks and dead letters: its index, and the amount it reads.
 
-They are read among 60,000 registrations, 20,000 dead letters and, but for scans, 5,000 partitions.
+The tables hold 60,000 registrations, 20,000 dead letters and, except for scans, 5,000 partitions.
 """
 
 import json
@@ -124,22 +124,22 @@ def tables(plan: Plan) -> set[str]:
 
 
 def kinds(plan: Plan) -> set[str]:
-    """What a plan does, step by step."""
+    """The kinds of a plan's steps, in order."""
     return {node["Node Type"] for node in nodes(plan)}
 
 
 def buffers(plan: Plan) -> int:
-    """How many pages of 8 kB were read, from memory or disk."""
+    """The number of 8 kB pages read, from memory or disk."""
     return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
 
 
 def most_rows(plan: Plan) -> int:
-    """How many rows the step with the most of them gave."""
+    """The largest number of rows that a step returned."""
     return int(max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan)))
 
 
 async def explain(connection: Connection, statement: Statement, parameters: Parameters, *, run: bool = True) -> Plan:
-    """The plan of a statement for these parameters; `run` does it too, and counts."""
+    """The plan of a statement for these parameters; `run` also executes it and counts."""
     options = "ANALYZE, BUFFERS, TIMING off" if run else "COSTS"
     query = f"EXPLAIN ({options}, FORMAT JSON) {statement.text}"
     return cast("Plan", json.loads(await connection.fetchval(query, *statement.arguments(parameters)))[0]["Plan"])
@@ -159,7 +159,7 @@ async def explain_generic(connection: "Connection | asyncpg.Connection", stateme
 
 
 class _Nothing(dict[str, object]):
-    """Parameters of any name, none of which has a value."""
+    """Parameters of any name, each without a value."""
 
     def __contains__(self, _name: object) -> bool:
         return True
@@ -170,7 +170,7 @@ class _Nothing(dict[str, object]):
 
 @dataclass(frozen=True)
 class Databases:
-    """The database for lists, counts and scans, and the one for point reads and writes, as the service has them."""
+    """The database for lists, counts and scans, and the one for point reads and writes, as in the service."""
 
     scans: Database
     points: Database
@@ -178,7 +178,7 @@ class Databases:
 
 @pytest.fixture(scope="module")
 async def databases() -> AsyncIterator[Databases]:
-    """Each on a filled database of its own, made once for this file: what writes leave behind slows scans down."""
+    """Both, each on its own filled database, made once for this file: leftovers of writes slow scans down."""
     timeout = timedelta(seconds=60)
 
     async def fill(connection: Connection) -> None:
@@ -205,7 +205,7 @@ async def databases() -> AsyncIterator[Databases]:
 
 @asynccontextmanager
 async def undone(database: Database) -> AsyncIterator[Connection]:
-    """One of its connections, whose changes are rolled back."""
+    """A connection whose changes are rolled back."""
     connection = await database._take()
     try:
         transaction = connection.transaction()
@@ -234,7 +234,7 @@ async def points(databases: Databases) -> AsyncIterator[Connection]:
 
 @dataclass(frozen=True)
 class Case:
-    """A statement, what it is given, and the index that it must read."""
+    """A statement, its parameters, and the index that it must read."""
 
     name: str
     statement: Statement
@@ -306,7 +306,7 @@ FLAT = [
 
 @pytest.mark.parametrize("case", FLAT, ids=str)
 async def test_a_page_costs_what_a_page_costs(scans: Connection, case: Case) -> None:
-    """A page by domain, state or deadline is read off one index in its order, and no further than to its end."""
+    """A page by domain, state or deadline is read from one index in order, and no further than its end."""
     plan = await explain(scans, case.statement, case.given)
     assert indexes(plan) == {case.index}
     assert kinds(plan) <= {"Limit", "Merge Append", "Index Scan"}
@@ -319,7 +319,7 @@ async def test_a_page_costs_what_a_page_costs(scans: Connection, case: Case) -> 
 @pytest.mark.parametrize("domain", ["big", "other", "tiny"])
 @pytest.mark.parametrize("as_of", [START, SOON, LATE], ids=["all to come", "some", "all passed"])
 async def test_the_next_deadline_is_one_look(scans: Connection, kind: str, domain: str, as_of: datetime) -> None:
-    """The earliest deadline to come is the first entry of the index after the clock."""
+    """The next deadline is the first index entry after the clock."""
     scan, index = OVERDUE[kind]
     plan = await explain(scans, scan.next, {"domain": domain, "as_of": as_of})
     assert indexes(plan) == {index}
@@ -338,7 +338,7 @@ SWEPT = [
 @pytest.mark.parametrize("after", [after for _, after in SWEPT], ids=[name for name, _ in SWEPT])
 @pytest.mark.parametrize("kind", ["ack", "liveness"])
 async def test_the_sweep_reads_a_page(scans: Connection, kind: str, after: PassedKey) -> None:
-    """Passed deadlines of all domains are read off their index, from where the last page ended."""
+    """Passed deadlines of all domains are read from their index, starting where the last page ended."""
     scan, index = OVERDUE[kind]
     place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
     plan = await explain(scans, scan.passed, {"most": 250, "follow": False, **place})
@@ -363,7 +363,7 @@ SEARCHES = [
 
 @pytest.mark.parametrize("case", SEARCHES, ids=lambda case: f"{case} {case.given.get('capabilities')}")
 async def test_a_search_finds_the_few_rows_first(scans: Connection, case: Case) -> None:
-    """A rare capability and an event id are looked up in their index, and only what it names is read and sorted."""
+    """A rare capability or an event id is found by its index; only the rows found are read and sorted."""
     plan = await explain(scans, case.statement, case.given)
     assert indexes(plan) == {case.index}
     assert "Seq Scan" not in kinds(plan)
@@ -377,7 +377,7 @@ async def test_a_search_finds_the_few_rows_first(scans: Connection, case: Case) 
 async def test_a_common_capability_is_not_read_to_its_end(
     scans: Connection, domain: str, states: tuple[RegistrationState, ...], after: UUID | None
 ) -> None:
-    """A page of what every second node has is filled from an index in order; the 30,000 others are not read."""
+    """A page of a capability that half of all nodes have is filled in index order; the other 30,000 are not read."""
     case = listing("", domain, states, 100, capabilities={"gpu": True}, after=after)
     plan = await explain(scans, case.statement, case.given)
     assert indexes(plan) <= {KEY, BY_STATE}
@@ -390,7 +390,7 @@ async def test_a_common_capability_is_not_read_to_its_end(
     "given", [{"node_type": "storage"}, {"updated_before": START + timedelta(seconds=500)}], ids=str
 )
 async def test_what_narrows_a_list_stops_with_the_page(scans: Connection, given: Parameters) -> None:
-    """A condition without an index of its own passes rows over on the way, and stops when the page is full."""
+    """A condition without an index skips rows on the way, and the scan stops when the page is full."""
     case = listing(BY_STATE, "big", ALL, 100, **given)
     plan = await explain(scans, case.statement, case.given)
     assert indexes(plan) == {BY_STATE}
@@ -400,7 +400,7 @@ async def test_what_narrows_a_list_stops_with_the_page(scans: Connection, given:
 
 @pytest.mark.parametrize("domain", ["big", "tiny", "nobody"])
 async def test_counts_read_the_counters_alone(scans: Connection, domain: str) -> None:
-    """State counts read the slots of their domain in the counters' primary key, and not one registration."""
+    """State counts read their domain's slots by the counters' primary key, and no registration."""
     plan = await explain(scans, REGISTRATIONS.counts.count, {"domain": domain})
     assert tables(plan) == {COUNTS}
     assert indexes(plan) == {COUNTS_KEY}
@@ -441,12 +441,12 @@ BATCHES = {name: statement for name, statement in POINTS.items() if name != "reb
 
 
 def named(statements: dict[str, Statement]) -> pytest.MarkDecorator:
-    """A test for each of them, by its name."""
+    """Run a test for each of these statements, by name."""
     return pytest.mark.parametrize("statement", statements.values(), ids=statements)
 
 
 def point_parameters(rows: list[Registration], writes: Writes = EVERY_WRITE[0]) -> Parameters:
-    """What any of the statements above may be given for these rows: known ones, one version on, and new ones."""
+    """Parameters of the statements above for these rows: known ones one version on, and new ones."""
     first = rows[0]
     columns = {name: [getattr(row, name) for row in rows] for name in Registration.__struct_fields__}
     columns["capabilities"] = [msgspec.json.encode(row.capabilities).decode() for row in rows]
@@ -485,7 +485,7 @@ async def test_point_statements_go_by_the_key(points: Connection, statement: Sta
 
 @named(FINDING)
 async def test_prepared_point_statements_go_by_the_key(points: Connection, statement: Statement) -> None:
-    """With the generic plan, too, they find each row by the primary key."""
+    """With the generic plan, reads, locks and writes find each row by the primary key, too."""
     plan = await explain_generic(points, statement)
     assert indexes(plan) == {KEY}
     assert "Seq Scan" not in kinds(plan)
@@ -595,7 +595,7 @@ async def test_the_largest_lookup_reads_what_it_asks_for(points: Connection) -> 
 
 @pytest.mark.parametrize("writes", EVERY_WRITE, ids=str)
 async def test_a_write_reads_no_more_than_its_rows(points: Connection, writes: Writes) -> None:
-    """A thousand known rows are each found once; new rows and counters use only their primary keys."""
+    """A write of a thousand known rows finds each once; new rows and counters use only their primary keys."""
     given = point_parameters(await known(points, 1000, "other"), writes)
     plan = await explain(points, REGISTRATIONS.upsert.statement(writes), given)
     parts = {node["Subplan Name"]: node for node in nodes(plan) if "Subplan Name" in node}
@@ -661,7 +661,7 @@ OF_PARTITIONS = [
 
 @pytest.mark.parametrize(("case", "rows", "pages"), OF_PARTITIONS, ids=str)
 async def test_a_consumers_statements_go_by_the_key(points: Connection, case: Case, rows: int, pages: int) -> None:
-    """Watermarks and dead letters are found in their primary keys, as planned for these values and for any."""
+    """Watermarks and dead letters are found by primary key, in custom and in generic plans."""
     plan = await explain(points, case.statement, case.given)
     generic = await explain_generic(points, case.statement)
     for each in (plan, generic):
@@ -672,7 +672,7 @@ async def test_a_consumers_statements_go_by_the_key(points: Connection, case: Ca
 
 
 async def test_new_dead_letters_ask_for_their_places_alone(points: Connection) -> None:
-    """Whether a message is there already is asked of the index over the places, once for each."""
+    """A new dead letter looks up its position once in the index of positions."""
     plan = await explain(points, dead_letters.ADD, NEW)
     assert plan["Conflict Arbiter Indexes"] == ["dead_letters_place"]
     assert plan["Tuples Inserted"] == ASKED
@@ -683,7 +683,7 @@ async def test_new_dead_letters_ask_for_their_places_alone(points: Connection) -
 @pytest.mark.parametrize("after", [0, LETTERS // 2, LETTERS - 1])
 @pytest.mark.parametrize("limit", [1, 100, 1000])
 async def test_a_page_of_dead_letters_costs_what_a_page_costs(scans: Connection, after: int, limit: int) -> None:
-    """It is read off the primary key from where the last one ended, and one row further than to its end."""
+    """A page is read from the primary key where the last one ended, and reads one row beyond its own end."""
     given: Parameters = {"after": after, "limit": limit, "most_bytes": dead_letters.PAGE_BYTES}
     plan = await explain(scans, dead_letters.LIST, given)
     assert indexes(plan) == {LETTERS_KEY}
@@ -694,7 +694,7 @@ async def test_a_page_of_dead_letters_costs_what_a_page_costs(scans: Connection,
 
 @pytest.mark.parametrize("statement", [watermarks.LIST, watermarks.AGES], ids=["list", "ages"])
 async def test_all_watermarks_are_read_once(points: Connection, statement: Statement) -> None:
-    """There is no page: what is asked for is every partition, and nothing else is read."""
+    """The list of watermarks has no pages: it reads each partition once, and nothing else."""
     plan = await explain(points, statement, {})
     assert tables(plan) == {"watermarks"}
     assert most_rows(plan) == PARTITIONS
@@ -704,7 +704,7 @@ async def test_all_watermarks_are_read_once(points: Connection, statement: State
 
 
 def test_every_statement_has_a_case() -> None:
-    """The statements of the modules are those whose plans are read here; the clock and a full count need none."""
+    """Each statement of these modules has its plan tested here, except the clock and a full count."""
     named = {
         module: {name for name, value in vars(module).items() if isinstance(value, Statement)}
         for module in (watermarks, dead_letters)
@@ -746,7 +746,7 @@ async def test_every_index_is_needed(scans: Connection, case: Case) -> None:
 
 
 async def test_no_index_is_without_a_query(points: Connection) -> None:
-    """The table has the primary key and the indexes that a case above needs, and no others."""
+    """The table has exactly the primary key and the indexes that a case above needs."""
     found = await points.fetch(
         "SELECT indexrelid::regclass::text AS name FROM pg_index WHERE indrelid = $1::text::regclass", TABLE
     )

@@ -1,4 +1,4 @@
-"""Quotas of workflow prefixes: what is in use, what is refused, and what becomes of it beside other writers."""
+"""Quotas of workflow prefixes: the use counted, the writes refused, and concurrent writers."""
 
 import asyncio
 import json
@@ -17,14 +17,14 @@ WRITE = """
 
 
 def state(size: int) -> str:
-    """A state of this many bytes, as PostgreSQL writes it."""
+    """A state of this many bytes as PostgreSQL writes it."""
     text = json.dumps({"x": "y" * (size - 9)})
     assert len(text) == size
     return text
 
 
 async def commit(database: Database, key: str, size: int) -> None:
-    """Write a workflow as a commit does, and account for it."""
+    """Write a workflow as a commit does, and account for its size."""
 
     async def work(connection: Connection) -> None:
         before = await quotas.sizes(connection, [key])
@@ -36,7 +36,7 @@ async def commit(database: Database, key: str, size: int) -> None:
 
 
 async def test_a_quota_begins_with_what_is_in_use(database: Database) -> None:
-    """It counts the workflows of the prefix, to the letter; setting it again counts again."""
+    """A new quota counts the workflows of its prefix, byte for byte; setting it again counts again."""
     for key, size in (("team/a", 100), ("team/b", 50), ("tea", 30), ("team_x", 20)):
         await commit(database, key, size)
     await database.write(quotas.set_quota, "team/", 1000)
@@ -49,7 +49,7 @@ async def test_a_quota_begins_with_what_is_in_use(database: Database) -> None:
 
 
 async def test_what_is_over_the_quota_is_refused(database: Database) -> None:
-    """With the write that it comes from; another prefix is not concerned, and neither is a state that shrinks."""
+    """A write over the quota is refused; other prefixes, and states that shrink, are not."""
     await database.write(quotas.set_quota, "team/", 100)
     await commit(database, "team/a", 90)
     with pytest.raises(QuotaExceededError, match=r"^the workflows that begin with 'team/' may take up 100 bytes: "):
@@ -65,7 +65,7 @@ async def test_what_is_over_the_quota_is_refused(database: Database) -> None:
 
 
 async def test_every_prefix_of_a_key_counts(database: Database) -> None:
-    """Quotas may overlap, and the empty prefix is that of all workflows."""
+    """Quotas may overlap; the empty prefix covers all workflows."""
     for prefix, most in (("", 300), ("team/", 200), ("team/a", 100)):
         await database.write(quotas.set_quota, prefix, most)
     await commit(database, "team/a", 90)
@@ -79,7 +79,7 @@ async def test_every_prefix_of_a_key_counts(database: Database) -> None:
 
 
 async def test_writers_at_once_stay_below_the_quota(database: Database) -> None:
-    """The first writer gets the space, and the final sum is correct."""
+    """Of concurrent writers the first gets the space, and the final sum is correct."""
     await database.write(quotas.set_quota, "w", 500)
     done = await asyncio.gather(
         *(commit(database, f"w{number}", 100) for number in range(12)), return_exceptions=True
@@ -90,7 +90,7 @@ async def test_writers_at_once_stay_below_the_quota(database: Database) -> None:
 
 
 async def test_what_is_in_use_is_read_by_key(database: Database) -> None:
-    """The size of a workflow costs a look-up by the primary key."""
+    """The size of a workflow is found by the primary key."""
 
     async def plan(connection: Connection) -> str:
         rows = await connection.fetch(f"EXPLAIN {quotas.SIZES.text}", ["team/a"])

@@ -30,7 +30,7 @@ S = RegistrationState
 
 
 def minutes(number: float) -> datetime:
-    """A time, this many minutes after the start."""
+    """A time this many minutes after the start."""
     return START + timedelta(minutes=number)
 
 
@@ -94,7 +94,7 @@ async def shared() -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def database(shared: Database) -> Database:
-    """It, without a row in it."""
+    """The database without any row."""
     await shared.write(
         lambda connection: connection.execute("TRUNCATE registration_projections, registration_state_counts")
     )
@@ -108,7 +108,7 @@ async def insert(database: Database, rows: Iterable[Registration]) -> None:
 
 
 async def update(database: Database, registration: Registration, read: Registration) -> None:
-    """Write a row over the one that was read."""
+    """Write a row over the row that was read."""
     saves = [Save(registration, read)]
     await database.write(lambda connection: REGISTRATIONS.upsert.save(connection, saves))
 
@@ -120,17 +120,17 @@ async def table(database: Database, name: str) -> list[str]:
 
 
 def keys_of(*entity_ids: UUID) -> list[Name]:
-    """The keys of these entities in the usual domain."""
+    """The keys of these entities in the default domain."""
     return [(entity_id, DOMAIN) for entity_id in entity_ids]
 
 
 async def read(database: Database, entity_id: UUID, domain: str = DOMAIN) -> Registration | None:
-    """The row as it stands."""
+    """The stored row of an entity."""
     return await database.read(lambda connection: REGISTRATIONS.get_entity_state(connection, entity_id, domain))
 
 
 async def without_indexes(connection: Connection) -> None:
-    """Have the rest of the transaction read the table as it lies."""
+    """Have the rest of the transaction read the table without indexes."""
     for way in ("indexscan", "indexonlyscan", "bitmapscan"):
         await connection.execute(f"SET LOCAL enable_{way} = off")
 
@@ -140,7 +140,7 @@ async def without_indexes(connection: Connection) -> None:
 
 @pytest.mark.parametrize("registration", [row(node(1)), FULL], ids=["sparse", "full"])
 async def test_a_row_comes_back_as_it_went_in(database: Database, registration: Registration) -> None:
-    """Every column survives the way there and back, in value and type."""
+    """Every column keeps its value and type when it is written and read."""
     await insert(database, [registration])
     found = await read(database, registration.entity_id, registration.domain)
     assert found == registration
@@ -154,7 +154,7 @@ async def test_no_row(database: Database) -> None:
 
 
 async def test_a_domain_of_its_own(database: Database) -> None:
-    """The same entity in two domains has two rows, and each is read by its own domain."""
+    """The same entity in two domains has two rows, each read by its own domain."""
     here, there = row(node(1)), row(node(1), domain="other", node_type="storage")
     await insert(database, [here, there])
     assert await read(database, node(1)) == here
@@ -163,7 +163,7 @@ async def test_a_domain_of_its_own(database: Database) -> None:
 
 
 async def test_a_lookup(database: Database) -> None:
-    """A lookup gives the rows that there are, by id, however often an id is named."""
+    """A lookup gives the existing rows by id, however often an id is named."""
     rows = [row(node(number)) for number in range(5)]
     await insert(database, rows)
     asked = keys_of(node(3), node(99), node(1), node(3))
@@ -173,7 +173,7 @@ async def test_a_lookup(database: Database) -> None:
 
 @pytest.mark.parametrize("number", [0, 1000])
 async def test_the_smallest_and_the_largest_lookup(database: Database, number: int) -> None:
-    """A lookup of nothing finds nothing, and one of a thousand finds a thousand."""
+    """A lookup of no ids finds nothing; one of a thousand ids finds a thousand rows."""
     rows = {key_of(node(each), DOMAIN): row(node(each)) for each in range(number)}
     await insert(database, rows.values())
     asked = keys_of(*(node(each) for each in range(number)))
@@ -181,12 +181,12 @@ async def test_the_smallest_and_the_largest_lookup(database: Database, number: i
 
 
 def at_sequence(number: int) -> dict[str, Any]:
-    """The columns of a row that stands at a sequence."""
+    """The position columns of a row at a sequence."""
     return {"last_applied_sequence": number, "last_applied_partition": None, "last_applied_offset": None}
 
 
 def at_offset(partition: str, number: int) -> dict[str, Any]:
-    """The columns of a row that stands at an offset of a partition."""
+    """The position columns of a row at an offset of a partition."""
     return {"last_applied_sequence": None, "last_applied_partition": partition, "last_applied_offset": number}
 
 
@@ -195,7 +195,7 @@ def at_offset(partition: str, number: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("lock", [False, True])
 async def test_the_rows_of_a_batch(database: Database, *, lock: bool) -> None:
-    """A batch gets the rows that there are, by key: an entity in one domain is not that in another."""
+    """A batch gets its existing rows by key; the same entity in another domain is another row."""
     rows = [row(node(1)), row(node(1), domain="other"), row(node(2)), row(node(3), domain="other")]
     await insert(database, rows)
     keys = [(node(1), "other"), (node(2), DOMAIN), (node(3), DOMAIN), (node(4), DOMAIN)]
@@ -205,7 +205,7 @@ async def test_the_rows_of_a_batch(database: Database, *, lock: bool) -> None:
 
 
 async def waits_for_a_lock(database: Database) -> None:
-    """Return when somebody waits for a row, soon or with TimeoutError."""
+    """Return when a session waits for a row lock; raises TimeoutError otherwise."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(5):
         while await database.read(lambda c: c.fetchval(waiting)) == 0:  # noqa: ASYNC110 - who waits is in the server
@@ -213,7 +213,7 @@ async def waits_for_a_lock(database: Database) -> None:
 
 
 async def test_locked_rows_make_others_wait(database: Database) -> None:
-    """A second lock of a row waits, and then sees the first one's changes; a plain read does not wait."""
+    """A second lock of a row waits and then sees the first one's changes; a plain read does not wait."""
     await insert(database, [row(node(1))])
     keys: list[Name] = [(node(1), DOMAIN)]
     locked, go_on = asyncio.Event(), asyncio.Event()
@@ -238,7 +238,7 @@ async def test_locked_rows_make_others_wait(database: Database) -> None:
 
 
 async def test_batches_that_share_rows_wait_for_each_other(database: Database) -> None:
-    """Batches that lock the same rows, named in whatever order, all come through: no deadlock, no lost race."""
+    """Batches that lock the same rows in any order all succeed, without a deadlock or lost race."""
     rows = [row(node(number)) for number in range(20)]
     await insert(database, rows)
     shuffle = random.Random(7)
@@ -269,7 +269,7 @@ async def test_batches_that_share_rows_wait_for_each_other(database: Database) -
 
 
 async def test_a_save_changes_every_column(database: Database) -> None:
-    """An update writes each column but the key, to a value and back to null, and those of a tombstone as well."""
+    """An update writes each column but the key, to a value and back to null, those of a tombstone included."""
     sparse = row(FULL.entity_id, domain=FULL.domain)
     forget = event("registration.forgotten", 9, entity_id=FULL.entity_id, domain=FULL.domain)
     assert isinstance(forget, Forgotten)
@@ -294,7 +294,7 @@ async def test_a_save_of_nothing(database: Database) -> None:
 
 
 async def test_known_and_new_rows_in_one_save(database: Database) -> None:
-    """One save writes known rows, each by its own version, and new ones, and touches no other."""
+    """One save writes known rows, each by its own version, and new rows, and no other row."""
     rows = [row(node(number), version=number + 1) for number in range(4)]
     await insert(database, rows[:3])
     saves = [
@@ -327,7 +327,7 @@ async def test_known_and_new_rows_in_one_save(database: Database) -> None:
 async def test_a_lost_race_undoes_the_batch(
     database: Database, call: Callable[[Database, Work[[], None]], Awaitable[None]], lost: Save
 ) -> None:
-    """One row that is not as it was read undoes everything that the batch has written, in rows and in counts."""
+    """One row that changed since it was read undoes the whole batch, in rows and in counts."""
     before = [row(node(1), version=5), row(node(2), version=5)]
     await insert(database, before)
     counters = await table(database, "registration_state_counts")
@@ -343,7 +343,7 @@ async def test_a_lost_race_undoes_the_batch(
 
 @pytest.mark.parametrize("before", [None, row(node(1))], ids=["insert", "update"])
 async def test_of_two_writers_one_loses(database: Database, before: Registration | None) -> None:
-    """Of two transactions that write the same row the second waits for the first, and then has lost the race."""
+    """Of two transactions that write the same row, the second waits for the first, and then loses the race."""
     if before is not None:
         await insert(database, [before])
     first, second = row(node(1), version=2, node_type="first"), row(node(1), version=2, node_type="second")
@@ -367,7 +367,7 @@ async def test_of_two_writers_one_loses(database: Database, before: Registration
 
 
 async def test_a_writer_that_was_undone_wins_no_race(database: Database) -> None:
-    """When the first of two transactions is rolled back, the second writes its row."""
+    """If the first of two transactions is rolled back, the second writes its row."""
     await insert(database, [row(node(1))])
     written, go_on = asyncio.Event(), asyncio.Event()
 
@@ -414,7 +414,7 @@ ELSEWHERE = [replace(each, domain="other") for each in LISTED[:40]]
 
 
 def contains(value: object, part: object) -> bool:
-    """Whether JSON contains JSON, as PostgreSQL's `@>` says."""
+    """Whether one JSON value contains another, as PostgreSQL's `@>` defines it."""
     if isinstance(part, dict):
         return isinstance(value, dict) and all(name in value and contains(value[name], part[name]) for name in part)
     if isinstance(part, list):
@@ -423,7 +423,7 @@ def contains(value: object, part: object) -> bool:
 
 
 def expected(wanted: EntityFilter, after: UUID | None = None) -> list[Registration]:
-    """What a list has, worked out without SQL."""
+    """The expected list, computed without SQL."""
     return sorted(
         (
             each
@@ -441,7 +441,7 @@ def expected(wanted: EntityFilter, after: UUID | None = None) -> list[Registrati
 
 
 def wanted(**conditions: Any) -> EntityFilter:
-    """A filter of the usual domain."""
+    """A filter on the default domain."""
     return EntityFilter(**{"domain": DOMAIN, **conditions})
 
 
@@ -487,14 +487,14 @@ FILTERS = [
 
 
 def named(value: object) -> str:
-    """A filter in few words."""
+    """A filter described in few words."""
     conditions = asdict(value).items() if isinstance(value, EntityFilter) else ()
     return " ".join(f"{name}={condition}" for name, condition in conditions if condition)
 
 
 @pytest.mark.parametrize("wanted", FILTERS, ids=named)
 async def test_a_list_has_what_it_says(database: Database, wanted: EntityFilter) -> None:
-    """Each filter gives exactly the rows that it lets through, in the order of entity ids, from any place on."""
+    """Each filter gives exactly the matching rows, in the order of entity ids, from any place on."""
     await insert(database, LISTED + ELSEWHERE)
     everything = sorted(each.entity_id for each in LISTED)
     for after in (None, NIL, everything[60], everything[-1], UUID(int=2**128 - 1)):
@@ -511,7 +511,7 @@ async def test_a_list_has_what_it_says(database: Database, wanted: EntityFilter)
     ids=named,
 )
 async def test_pages_give_each_row_once(database: Database, wanted: EntityFilter, limit: int) -> None:
-    """Page by page a list gives each row once, the one with the nil UUID first, and no page is too long."""
+    """Paging gives each row once, beginning with the nil UUID, and no page is too long."""
     await insert(database, LISTED + ELSEWHERE)
 
     async def page(after: UUID | None) -> tuple[list[Registration], bool]:
@@ -528,7 +528,7 @@ async def test_pages_give_each_row_once(database: Database, wanted: EntityFilter
 
 
 async def test_a_list_is_in_order_without_an_index(database: Database) -> None:
-    """The order of a list is asked for, not a gift of the index that is read."""
+    """A list is ordered by its ORDER BY, not by the index that happens to be read."""
     await insert(database, [row(node(number), current_state=list(S)[number % 8]) for number in range(50)])
 
     async def work(connection: Connection) -> list[UUID]:
@@ -543,7 +543,7 @@ async def test_a_list_is_in_order_without_an_index(database: Database) -> None:
 
 
 async def test_counts_name_all_states(database: Database) -> None:
-    """A count has a number for each of the eight states, in order, of only its own domain."""
+    """A count has a number for each of the eight states, in order, for its own domain only."""
     await insert(
         database,
         [
@@ -584,7 +584,7 @@ each_scan = pytest.mark.parametrize(("scan", "deadline", "marker", "states"), SC
 async def overdue(
     database: Database, scan: Scan, as_of: datetime, *, after: DueKey | None = None, limit: int = 1000
 ) -> Overdue:
-    """A page of a scan."""
+    """A page of an overdue scan."""
     return await database.read(lambda c: scan(c, DOMAIN, as_of=as_of, after=after, limit=limit))
 
 
@@ -592,7 +592,7 @@ async def overdue(
 async def test_which_states_are_overdue(
     database: Database, scan: Scan, deadline: str, marker: str, states: set[RegistrationState]
 ) -> None:
-    """A passed deadline counts in the states that wait for it, and in no other."""
+    """A passed deadline counts exactly in the states that await it."""
     await insert(database, [row(node(n), current_state=state, **{deadline: START}) for n, state in enumerate(S)])
     found = await overdue(database, scan, minutes(1))
     assert {each.current_state for each in found.items} == states
@@ -605,7 +605,7 @@ async def test_which_states_are_overdue(
 async def test_a_deadline_at_the_moment_is_not_overdue(
     database: Database, scan: Scan, deadline: str, marker: str, states: set[RegistrationState]
 ) -> None:
-    """A deadline at `as_of` itself is the next one, a microsecond later it is overdue."""
+    """A deadline equal to `as_of` is the next one; a microsecond later it is overdue."""
     state = min(states)
     await insert(database, [row(node(1), current_state=state, **{deadline: START, marker: None})])
     assert await overdue(database, scan, START) == Overdue([], START)
@@ -618,8 +618,7 @@ async def test_a_deadline_at_the_moment_is_not_overdue(
 async def test_what_is_left_out(
     database: Database, scan: Scan, deadline: str, marker: str, states: set[RegistrationState]
 ) -> None:
-    """A row whose time-out is out, whenever that was, without a deadline, or in another domain is neither overdue nor
-    next."""
+    """A row of another domain, without a deadline or with an emitted timeout is neither overdue nor next."""
     state = min(states)
     other = {"ack_deadline", "liveness_deadline"} - {deadline}
     other_marker = {"ack_timeout_emitted_at", "liveness_timeout_emitted_at"} - {marker}
@@ -644,7 +643,7 @@ async def test_what_is_left_out(
 async def test_the_order_and_the_pages_of_a_scan(
     database: Database, scan: Scan, deadline: str, marker: str, states: set[RegistrationState]
 ) -> None:
-    """The oldest deadline comes first, equal ones by entity id, and pages of any size give each row once."""
+    """The oldest deadline comes first, equal ones by entity id; pages of any size give each row once."""
     rows = [
         row(
             NIL if n == 0 else node(n),
@@ -674,7 +673,7 @@ async def test_the_order_and_the_pages_of_a_scan(
 async def test_a_scan_is_in_order_without_an_index(
     database: Database, scan: Scan, deadline: str, marker: str, states: set[RegistrationState]
 ) -> None:
-    """Equal deadlines come in the order of entity ids, with any index."""
+    """Equal deadlines come in the order of entity ids, whichever index is read."""
     state = min(states)
     await insert(database, [row(node(n), current_state=state, **{deadline: START, marker: None}) for n in range(50)])
     # By insertion the rows lie in the order of their keys; so every second one moves to the end of the table.
@@ -694,7 +693,7 @@ async def test_a_scan_is_in_order_without_an_index(
 async def test_the_next_deadline(
     database: Database, scan: Scan, deadline: str, marker: str, states: set[RegistrationState]
 ) -> None:
-    """The next deadline is the earliest to come, whatever page is asked for, and None when there is none."""
+    """The next deadline is the earliest still ahead, whichever page is read, and None if there is none."""
     state = max(states)
     assert (await overdue(database, scan, START)).next_deadline is None
     await insert(
@@ -723,7 +722,7 @@ async def test_the_next_deadline(
 async def test_rebase(
     database: Database, stands_at: dict[str, Any], position: Position, moved: dict[str, Any]
 ) -> None:
-    """A rebase changes the position, onto either track, and the version by one; nothing else, and no other row."""
+    """A rebase changes the position (to either track) and raises the version by one, and changes nothing else."""
     before = replace(FULL, domain=DOMAIN, version=7, **stands_at)
     others = [replace(before, entity_id=node(99)), replace(before, domain="other")]
     await insert(database, [before, *others])
@@ -737,14 +736,14 @@ async def test_rebase(
 
 
 async def test_rebase_without_a_row(database: Database) -> None:
-    """A rebase of an entity that has no row says None, and makes none."""
+    """A rebase of an entity without a row returns None, and makes no row."""
     answer = await database.write(lambda c: REGISTRATIONS.rebase(c, node(1), DOMAIN, Position(sequence=1)))
     assert answer is None
     assert await read(database, node(1)) is None
 
 
 async def test_rebase_waits_for_a_writer(database: Database) -> None:
-    """A rebase in the middle of somebody's write starts from what that has written."""
+    """A rebase during another write waits for it, and starts from the row that it wrote."""
     await insert(database, [row(node(1))])
     written, go_on = asyncio.Event(), asyncio.Event()
 

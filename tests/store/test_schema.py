@@ -1,4 +1,4 @@
-"""The migrations: up, down and up again, two at once, in the way of others, and out of an installed wheel."""
+"""The migrations: up, down and up again, concurrent, blocked by locks, and from an installed wheel."""
 
 import asyncio
 import os
@@ -84,7 +84,7 @@ async def connected(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Recor
 
 
 async def catalog(url: str) -> Catalog:
-    """Everything in the schema, Alembic's own table left out."""
+    """Everything in the schema except Alembic's own table."""
     async with connected(url) as connection:
         return {
             part: [
@@ -97,7 +97,7 @@ async def catalog(url: str) -> Catalog:
 
 
 async def migrated(url: str, target: str = HEAD) -> tuple[str, str]:
-    """Migrate with an engine of its own, as a process would."""
+    """Migrate with a new engine, as a process would."""
     engine = create_engine(url, pool_size=2)
     try:
         return await initialize_schema(engine, target)
@@ -106,12 +106,12 @@ async def migrated(url: str, target: str = HEAD) -> tuple[str, str]:
 
 
 def environment(url: str, **changes: str) -> dict[str, str]:
-    """The environment of a command that has this database."""
+    """The environment of a command on this database."""
     return {**os.environ, "PQS_DATABASE_URL": url, **changes}
 
 
 async def run(*command: str, url: str, cwd: Path, **changes: str) -> tuple[int, str, str]:
-    """Run Python with this database: its exit status, output and errors."""
+    """Run Python with this database; returns exit status, output and errors."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,
@@ -135,7 +135,7 @@ async def run(*command: str, url: str, cwd: Path, **changes: str) -> tuple[int, 
 
 
 async def test_up_down_and_up_again(empty_database_url: str) -> None:
-    """The way down leaves nothing behind, and the way up leads to the same schema every time."""
+    """Migrating down leaves nothing behind, and migrating up leads to the same schema every time."""
     nothing = await catalog(empty_database_url)
     assert await migrated(empty_database_url) == (BASE, HEAD)
     first = await catalog(empty_database_url)
@@ -147,7 +147,7 @@ async def test_up_down_and_up_again(empty_database_url: str) -> None:
 
 
 async def test_each_revision_leads_down_and_up(empty_database_url: str) -> None:
-    """From each revision one step down and up again ends where it began."""
+    """From each revision, one step down and up again restores the schema."""
     order = (BASE, *REVISIONS)
     for below, revision in zip(order, REVISIONS, strict=False):
         assert await migrated(empty_database_url, revision) == (below, revision)
@@ -158,7 +158,7 @@ async def test_each_revision_leads_down_and_up(empty_database_url: str) -> None:
 
 
 async def test_what_waits_is_sent_in_the_same_order_after_a_way_down(empty_database_url: str) -> None:
-    """Down from 0006, where an entry may have several messages, each is a row of its own; up again too."""
+    """Down from 0006, each message of an entry becomes its own row, in order; up again keeps them."""
     await migrated(empty_database_url, "0006")
     async with connected(empty_database_url) as connection:
         await connection.execute("""
@@ -178,7 +178,7 @@ async def test_what_waits_is_sent_in_the_same_order_after_a_way_down(empty_datab
 
 
 async def test_what_waits_is_in_fewer_slots_from_0007_on(empty_database_url: str) -> None:
-    """Up, each entry is in its entity's new slot; down, each message is a row with its entity and domain again."""
+    """Up to 0007, entries move to their entity's new slot; down, each message is a row with entity and domain."""
     ids = [UUID(int=number) for number in (9, 73, 10, 255)]  # the first two share a slot before and after
     await migrated(empty_database_url, "0006")
     async with connected(empty_database_url) as connection:
@@ -215,7 +215,7 @@ async def test_what_waits_is_in_fewer_slots_from_0007_on(empty_database_url: str
 
 
 async def test_a_way_down_waits_for_who_is_writing(empty_database_url: str) -> None:
-    """What is written to the outbox while a migration down from 0006 begins is split like the rest, and after it."""
+    """Entries written while a migration down from 0006 begins are split too, and come last."""
     await migrated(empty_database_url, "0006")
     one = """
         INSERT INTO outbox (destination, slot, entity_id, domain, envelope, messages)
@@ -236,7 +236,7 @@ async def test_a_way_down_waits_for_who_is_writing(empty_database_url: str) -> N
 
 
 async def test_the_models_lead_to_the_same_schema(database_url: str, empty_database_url: str) -> None:
-    """What SQLAlchemy makes of the models is what the migrations lead to: checks and index predicates included."""
+    """SQLAlchemy's models and the migrations lead to the same schema, with checks and index predicates."""
     engine = create_engine(empty_database_url)
     try:
         async with engine.begin() as connection:
@@ -247,7 +247,7 @@ async def test_the_models_lead_to_the_same_schema(database_url: str, empty_datab
 
 
 async def test_every_index_is_valid(database_url: str) -> None:
-    """Each table has its primary key and the indexes that its queries need, each of them ready for use."""
+    """Each table has its primary key and the indexes that its queries need, all valid."""
     indexes = (await catalog(database_url))["indexes"]
     names = [
         f"{TABLE}_{name}" for name in ("ack_due", "by_capability", "by_event", "by_state", "liveness_due", "pkey")
@@ -300,7 +300,7 @@ async def test_the_page_about_storage_is_complete(database_url: str) -> None:
 
 
 def test_the_revisions_are_alembics() -> None:
-    """REVISIONS names Alembic's revisions, oldest first, in one line without branches."""
+    """REVISIONS lists Alembic's revisions, oldest first, without branches."""
     config = Config()
     config.set_main_option("script_location", str(script_location()))
     scripts = ScriptDirectory.from_config(config)
@@ -311,7 +311,7 @@ def test_the_revisions_are_alembics() -> None:
 
 @pytest.mark.parametrize("target", [HEAD, BASE])
 async def test_a_migration_can_be_repeated(empty_database_url: str, target: str) -> None:
-    """A migration to where the database is changes nothing."""
+    """A migration to the current revision changes nothing."""
     await migrated(empty_database_url)
     await migrated(empty_database_url, target)
     before = await catalog(empty_database_url)
@@ -320,7 +320,7 @@ async def test_a_migration_can_be_repeated(empty_database_url: str, target: str)
 
 
 async def test_an_empty_database_at_base_stays_empty(empty_database_url: str) -> None:
-    """Going down to nothing where nothing is does not lead up."""
+    """Migrating an empty database down to nothing creates nothing."""
     before = await catalog(empty_database_url)
     assert await migrated(empty_database_url, BASE) == (BASE, BASE)
     assert await catalog(empty_database_url) == before
@@ -353,14 +353,14 @@ ROW = f"""
 
 
 async def counts(url: str) -> Counter[tuple[str, str]]:
-    """How many entities there are of each domain and state, by the counters."""
+    """The number of entities in each domain and state, by the counters."""
     async with connected(url) as connection:
         rows = await connection.fetch(f"SELECT domain, current_state, count FROM {COUNTS}")
     return Counter({(domain, state): count for domain, state, count in rows})
 
 
 async def test_revision_0002_counts_the_rows_that_are_there(empty_database_url: str) -> None:
-    """Each domain and state has its number after the way up, and again after down and up; no row is lost."""
+    """After migrating up, and again after down and up, each count is right and no row is lost."""
     await migrated(empty_database_url, "0001")
     sent = [("registration", "active")] * 5 + [("registration", "rejected")] + [("other", "active")] * 2
     async with connected(empty_database_url) as connection:
@@ -375,7 +375,7 @@ async def test_revision_0002_counts_the_rows_that_are_there(empty_database_url: 
 
 
 async def test_revision_0002_waits_for_who_is_writing(empty_database_url: str) -> None:
-    """A row that a transaction was writing when the count began is counted."""
+    """A row that a transaction is writing when the count begins is counted."""
     await migrated(empty_database_url, "0001")
     blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(30), connected(empty_database_url) as writer, connected(empty_database_url) as other:
@@ -393,14 +393,14 @@ async def test_revision_0002_waits_for_who_is_writing(empty_database_url: str) -
 
 @pytest.mark.parametrize("together", [2, 5])
 async def test_migrations_at_once(empty_database_url: str, together: int) -> None:
-    """Of several migrations at once one does the work, and the others find it done."""
+    """Of several concurrent migrations one does the work, and the others find it done."""
     async with asyncio.timeout(60):
         ended = await asyncio.gather(*(migrated(empty_database_url) for _ in range(together)))
     assert sorted(ended) == sorted([(BASE, HEAD)] + [(HEAD, HEAD)] * (together - 1))
 
 
 async def test_migrations_at_once_from_processes(empty_database_url: str) -> None:
-    """The same holds between processes."""
+    """Concurrent migrations in separate processes also do the work once."""
     ended = await asyncio.gather(*(run("-m", "app", "migrate", url=empty_database_url, cwd=ROOT) for _ in range(3)))
     assert [status for status, _, _ in ended] == [0, 0, 0]
     assert sorted(output for _, output, _ in ended) == [
@@ -411,7 +411,7 @@ async def test_migrations_at_once_from_processes(empty_database_url: str) -> Non
 
 
 async def test_a_migration_waits_for_another(empty_database_url: str) -> None:
-    """While somebody else migrates nothing is done; afterwards it goes on by itself."""
+    """A migration waits while another one runs, and then goes on by itself."""
     async with connected(empty_database_url) as other:
         await other.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
         task = asyncio.create_task(migrated(empty_database_url))
@@ -424,7 +424,7 @@ async def test_a_migration_waits_for_another(empty_database_url: str) -> None:
 
 
 async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: str) -> None:
-    """A migration that is given up while it waits keeps nobody from migrating."""
+    """A migration cancelled while it waits blocks no other migration."""
     async with connected(empty_database_url) as other:
         await other.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
         task = asyncio.create_task(migrated(empty_database_url))
@@ -448,9 +448,9 @@ LOCKED = {
 
 
 async def test_a_migration_gives_up_on_a_locked_table() -> None:
-    """A table that somebody keeps locked ends a migration soon, in one plain line, and its revision undone.
+    """On a locked table a migration ends soon, with one plain line and its revision undone.
 
-    The commands run at once, each on a database of its own: they mostly wait.
+    The commands run concurrently, each on its own database, as they mostly wait.
     """
     async with AsyncExitStack() as databases:
         urls = {await databases.enter_async_context(new_database()): locked for locked in LOCKED}
@@ -465,7 +465,7 @@ async def test_a_migration_gives_up_on_a_locked_table() -> None:
 
 
 async def _gives_up(database_url: str, locked: str) -> None:
-    """A migration down, by the command, while this table is locked."""
+    """Run a migration down by the command while this table is locked."""
     async with connected(database_url) as other:
         async with other.transaction():
             await other.execute(f"LOCK TABLE {locked} IN ACCESS SHARE MODE")
@@ -480,7 +480,7 @@ async def _gives_up(database_url: str, locked: str) -> None:
 
 
 async def test_a_failed_migration_frees_the_lock(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A revision that fails is rolled back, its error comes through, and the next migration can begin."""
+    """A failing revision is rolled back, its error is raised, and the next migration can begin."""
 
     def fail(*_: object) -> None:
         raise ArithmeticError("a broken revision")

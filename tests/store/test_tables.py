@@ -1,4 +1,4 @@
-"""The tables as PostgreSQL has them after the migrations, against the models and the domain."""
+"""The tables after the migrations, compared with the models and the domain."""
 
 import re
 from collections.abc import AsyncIterator
@@ -41,7 +41,7 @@ async def shared() -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
 async def connection(
     shared: "asyncpg.Connection[asyncpg.Record]",
 ) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """It, in a transaction that is rolled back."""
+    """The connection in a transaction that is rolled back."""
     transaction = shared.transaction()
     await transaction.start()
     yield shared
@@ -49,7 +49,7 @@ async def connection(
 
 
 async def insert(connection: "asyncpg.Connection[asyncpg.Record]", **changes: object) -> None:
-    """Insert a row that is right but for `changes`."""
+    """Insert a valid row except for `changes`."""
     row: Row = {
         "entity_id": node(1),
         "domain": "registration",
@@ -75,7 +75,7 @@ async def test_the_enum_is_the_states(connection: "asyncpg.Connection[asyncpg.Re
 
 
 async def test_a_registration_is_a_row(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """The fields of Registration, the columns of the model and those of the table are the same, in one order."""
+    """The fields of Registration, the model's columns and the table's columns are the same, in one order."""
     columns = await connection.fetch(
         "SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 ORDER BY attnum", TABLE
     )
@@ -84,7 +84,7 @@ async def test_a_registration_is_a_row(connection: "asyncpg.Connection[asyncpg.R
 
 
 async def test_autogenerate_finds_no_difference(database_url: str) -> None:
-    """Alembic would write an empty revision: types, defaults and indexes are as the models say."""
+    """Alembic would generate an empty revision: types, defaults and indexes are as in the models."""
 
     def differences(connection: Connection) -> list[Any]:
         context = MigrationContext.configure(
@@ -107,7 +107,7 @@ async def test_autogenerate_finds_no_difference(database_url: str) -> None:
 
 
 async def test_what_has_a_default(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """What a row does not name is null, but for the version of the node, 1.0.0, and its capabilities, none."""
+    """An omitted column is null, except node_version (1.0.0) and capabilities (empty)."""
     await insert(connection)
     row = dict(cast("asyncpg.Record", await connection.fetchrow(f"SELECT * FROM {TABLE}")))
     given = {
@@ -177,14 +177,14 @@ PARTITION: Row = {"last_applied_sequence": None, "last_applied_partition": "topi
 async def test_what_a_check_refuses(
     connection: "asyncpg.Connection[asyncpg.Record]", constraint: str, changes: Row
 ) -> None:
-    """A row that must not be is refused, by the constraint that is there for it."""
+    """Each invalid row is refused by the constraint meant for it."""
     with pytest.raises(asyncpg.CheckViolationError) as refused:
         await insert(connection, **changes)
     assert refused.value.constraint_name == f"{TABLE}_{constraint}"
 
 
 async def test_no_check_goes_untested(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """The table has only the CHECK constraints that the cases above violate."""
+    """The table has no CHECK constraint that the cases above do not violate."""
     names = await connection.fetch(
         "SELECT conname FROM pg_constraint WHERE conrelid = $1::text::regclass AND contype = 'c'", TABLE
     )
@@ -198,7 +198,7 @@ async def test_no_check_goes_untested(connection: "asyncpg.Connection[asyncpg.Re
 
 
 async def test_a_tombstone_that_says_nothing_is_a_row(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """What the domain makes of a forgotten entity is accepted."""
+    """The table accepts the domain's tombstone of a forgotten entity."""
     await insert(connection, **TOMBSTONE)
 
 
@@ -218,7 +218,7 @@ async def test_a_tombstone_that_says_nothing_is_a_row(connection: "asyncpg.Conne
     ],
 )
 async def test_what_may_not_be_missing(connection: "asyncpg.Connection[asyncpg.Record]", column: str) -> None:
-    """A null where every row has a value is refused."""
+    """A null in a required column is refused."""
     with pytest.raises(asyncpg.NotNullViolationError) as refused:
         await insert(connection, **{column: None})
     assert refused.value.column_name == column
@@ -240,7 +240,7 @@ async def test_what_may_not_be_missing(connection: "asyncpg.Connection[asyncpg.R
     ids=str,
 )
 async def test_what_the_table_takes(connection: "asyncpg.Connection[asyncpg.Record]", changes: Row) -> None:
-    """The extremes are taken, and so is a row that no transition leads to: the table does not play the FSM."""
+    """The table accepts extreme values and rows that no transition reaches: it does not enforce the state machine."""
     await insert(connection, **changes)
     assert await connection.fetchval(f"SELECT count(*) FROM {TABLE}") == 1
 
@@ -252,7 +252,7 @@ async def test_an_unknown_state(connection: "asyncpg.Connection[asyncpg.Record]"
 
 
 async def test_the_key(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """An entity has one row in a domain, and another one in another domain."""
+    """An entity has one row in each domain."""
     await insert(connection)
     await insert(connection, domain="other")
     with pytest.raises(asyncpg.UniqueViolationError) as refused:
@@ -261,7 +261,7 @@ async def test_the_key(connection: "asyncpg.Connection[asyncpg.Record]") -> None
 
 
 async def test_an_event_id_is_not_unique(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Two entities may have the same last event id: the position decides about repeats."""
+    """Two entities may have the same last event id: the position detects duplicates."""
     await insert(connection, entity_id=node(1))
     await insert(connection, entity_id=node(2))
     assert await connection.fetchval(f"SELECT count(DISTINCT last_applied_event_id) FROM {TABLE}") == 1
@@ -280,7 +280,7 @@ LENGTHS: list[tuple[str, Row, Any]] = [
 async def test_the_longest_text(
     connection: "asyncpg.Connection[asyncpg.Record]", column: str, changes: Row, kind: Annotated[str, ...]
 ) -> None:
-    """A column takes exactly what the domain lets through, counted in characters of up to four bytes."""
+    """A column accepts exactly the lengths that the domain allows, counted in characters of up to four bytes."""
     length = next(meta.max_length for meta in get_args(kind)[1:])
     assert cast("String", cast("Table", RegistrationProjection.__table__).c[column].type).length == length
     await insert(connection, **{**changes, column: "\N{GRINNING FACE}" * length})
@@ -296,7 +296,7 @@ COUNTER = f"INSERT INTO {StateCount.__tablename__} (domain, current_state, slot,
 
 @pytest.mark.parametrize("count", [-MAX_NUMBER, 0, MAX_NUMBER])
 async def test_a_slot_may_hold_any_number(connection: "asyncpg.Connection[asyncpg.Record]", count: int) -> None:
-    """A slot of a domain with the longest name takes any number, also one below zero: only the sum is never so."""
+    """A slot, even of the longest domain name, holds any number, also a negative one: only the sum never is."""
     domain = "\N{GRINNING FACE}" * next(meta.max_length for meta in get_args(events.Domain)[1:])
     for state in RegistrationState:
         await connection.execute(COUNTER, domain, state, 0, count)
@@ -304,7 +304,7 @@ async def test_a_slot_may_hold_any_number(connection: "asyncpg.Connection[asyncp
 
 
 async def test_a_slot_is_there_once(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """A domain and state has a slot of a number once, and another one of another number."""
+    """A domain and state has one row for each slot number."""
     await connection.execute(COUNTER, "registration", "active", 0, 1)
     await connection.execute(COUNTER, "registration", "active", 1, 1)
     with pytest.raises(asyncpg.UniqueViolationError):

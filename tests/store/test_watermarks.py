@@ -1,4 +1,4 @@
-"""Watermarks move from where they are known to stand, and not otherwise."""
+"""Watermarks: each moves only from its expected offset."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def advance(expected: int, offset: int, **fields: Any) -> Advance:
 
 
 async def move(database: Database, advances: Sequence[Advance]) -> list[Watermark]:
-    """All watermarks after a transaction that moves some."""
+    """Move some watermarks in one transaction; returns all of them."""
 
     async def work(connection: Connection) -> list[Watermark]:
         new = [FoundPartition(each.topic, each.partition) for each in advances if each.expected == NOTHING_READ]
@@ -30,7 +30,7 @@ async def move(database: Database, advances: Sequence[Advance]) -> list[Watermar
 
 
 async def test_a_watermark_moves_on_from_where_it_stands(database: Database) -> None:
-    """Each move says from where, and the place is there to be read on from."""
+    """Each move names the offset it starts from, and the new offset is stored."""
     await move(database, [advance(NOTHING_READ, 4)])
     [moved] = await move(database, [advance(4, 9, message_at=when(3))])
     assert (moved.offset, moved.message_at, moved.as_of) == (9, when(3), when(3))
@@ -42,14 +42,14 @@ async def test_a_watermark_moves_on_from_where_it_stands(database: Database) -> 
 
 
 async def test_a_topic_keeps_its_first_id(database: Database) -> None:
-    """The id that a topic has when it is first read is stored, once it is known, and does not change."""
+    """The first known id of a topic is stored, and does not change."""
     for told, stored in ((None, None), ("one", "one"), ("two", "one"), (None, "one")):
         found = await database.write(watermarks.find, [FoundPartition("nodes", 0, told)], "me")
         assert found["nodes", 0].topic_id == stored
 
 
 async def test_a_topic_that_is_read_anew_has_no_watermarks(database: Database) -> None:
-    """Restarting a topic removes its watermarks and no others."""
+    """Restarting a topic removes exactly its watermarks."""
     await database.write(
         watermarks.find, [FoundPartition("nodes", 0), FoundPartition("nodes", 1), FoundPartition("nodes-1", 0)], "me"
     )
@@ -58,7 +58,7 @@ async def test_a_topic_that_is_read_anew_has_no_watermarks(database: Database) -
 
 
 async def test_only_an_unused_watermark_is_dropped(database: Database) -> None:
-    """A watermark that was written lately is in use; an unknown one is not there."""
+    """A recently written watermark is in use and is not dropped; an unknown one is reported as missing."""
     await database.write(watermarks.find, [FoundPartition("nodes", 0)], "me")
     assert await database.write(watermarks.drop, "nodes", 0) is Drop.IN_USE
     assert await database.write(watermarks.drop, "nodes", 1) is Drop.UNKNOWN
@@ -68,7 +68,7 @@ async def test_only_an_unused_watermark_is_dropped(database: Database) -> None:
 
 @pytest.mark.parametrize("expected", [NOTHING_READ, 3, 5])
 async def test_a_watermark_elsewhere_takes_all_of_it_back(database: Database, expected: int) -> None:
-    """When one of them does not stand as expected nothing is written."""
+    """If one watermark is not at its expected offset, no watermark is written."""
     before = await move(database, [advance(NOTHING_READ, 4)])
     with pytest.raises(LostPlaceError):
         await move(database, [advance(NOTHING_READ, 1, partition=1), advance(expected, 9)])
@@ -76,14 +76,14 @@ async def test_a_watermark_elsewhere_takes_all_of_it_back(database: Database, ex
 
 
 async def test_a_watermark_that_was_removed_is_not_made_anew(database: Database) -> None:
-    """A running consumer does not restore a watermark that an operator has removed to read a partition again."""
+    """A running consumer does not restore a watermark that an operator removed to reread a partition."""
     with pytest.raises(LostPlaceError):
         await move(database, [advance(4, 9)])
     assert await database.read(watermarks.get_all) == []
 
 
 async def test_to_be_caught_up_changes_nothing_else(database: Database) -> None:
-    """A watermark that is confirmed where it stands keeps its message's time, and its time does not go back."""
+    """Confirming a watermark at its offset keeps its message's time, and never lowers `caught_up_at`."""
     [before] = await move(database, [advance(NOTHING_READ, 4, message_at=when(3), caught_up=10.0**9)])
     assert before.caught_up_at is not None
     [after] = await move(database, [advance(4, 4, caught_up=0.0)])
@@ -92,14 +92,14 @@ async def test_to_be_caught_up_changes_nothing_else(database: Database) -> None:
 
 
 async def test_a_time_that_was_wrong_goes_back(database: Database) -> None:
-    """When a batch shows that a partition is not read as far as was thought, the earlier time counts."""
+    """A later message with an earlier time lowers the watermark's time."""
     await move(database, [advance(NOTHING_READ, 4, message_at=when(600))])
     [moved] = await move(database, [advance(4, 9, message_at=when(3))])
     assert (moved.message_at, moved.as_of) == (when(3), when(3))
 
 
 async def test_a_time_that_is_still_to_come_says_nothing(database: Database) -> None:
-    """Neither in a new watermark nor in one that moves on does a wrong clock count as read up to now."""
+    """A message's time in the future sets no time, in a new watermark and in a moved one."""
     [made] = await move(database, [advance(NOTHING_READ, 4, message_at=when(10.0**9))])
     assert (made.offset, made.message_at, made.as_of) == (4, None, None)
     await move(database, [advance(4, 5, message_at=when(3))])

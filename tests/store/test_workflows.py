@@ -1,4 +1,4 @@
-"""The statements over workflows: what one of them does, their plans, and what the tables refuse."""
+"""The statements over workflows: their effects, their plans, and the rows that the tables refuse."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ PROVENANCE = '{"effect_id": "e", "timestamp": "2026-01-01T00:00:00Z"}'
 
 
 def commit(key: str, expected: int, state: str = '{"n": 1}', action: str | None = None) -> Commit:
-    """A commit, as the store is given it."""
+    """A commit as the store receives it."""
     provenance = json.loads(PROVENANCE) | ({} if action is None else {"action_id": action})
     return Commit(key, expected, state, 1, json.dumps(provenance), action)
 
@@ -47,7 +47,7 @@ def commit(key: str, expected: int, state: str = '{"n": 1}', action: str | None 
 
 
 async def test_a_batch_has_an_outcome_for_each(database: Database) -> None:
-    """New, known, late and repeated commits in one statement each have their own outcome, in the order given."""
+    """New, known, late and repeated commits in one statement each get their own outcome, in order."""
 
     async def work(connection: Connection) -> list[workflows.CommitOutcome | None]:
         await workflows.commit(connection, [commit("z", 0), commit("b", 0, action="x"), commit("a", 0)])
@@ -70,7 +70,7 @@ async def test_a_batch_has_an_outcome_for_each(database: Database) -> None:
 
 
 async def test_of_several_for_one_workflow_the_one_that_has_seen_most_is_tried(database: Database) -> None:
-    """One statement tries one commit of a workflow; one that found the same version is to be sent again."""
+    """A statement tries one commit a workflow, on the newest version; another on that version is to be retried."""
 
     async def work(connection: Connection) -> list[workflows.CommitOutcome | None]:
         await workflows.commit(connection, [commit("a", 0)])
@@ -83,7 +83,7 @@ async def test_of_several_for_one_workflow_the_one_that_has_seen_most_is_tried(d
 
 
 async def test_a_statement_that_fails_writes_nothing(database: Database) -> None:
-    """A commit that PostgreSQL refuses takes the others of its batch back."""
+    """A commit that PostgreSQL refuses rolls back the others of its batch."""
     with pytest.raises(asyncpg.CheckViolationError):
         await database.write_alone(
             lambda connection: workflows.commit(connection, [commit("a", 0), commit("b", 0, "{}")])
@@ -93,7 +93,7 @@ async def test_a_statement_that_fails_writes_nothing(database: Database) -> None
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
 async def test_a_commit_waits_for_the_one_before_it(database_url: str, database: Database, ending: str) -> None:
-    """A commit that meets another one waits for its end: it is to be sent again when that got through."""
+    """A commit waits for a concurrent one to end, and is to be retried if that one committed."""
     await database.write_alone(lambda connection: workflows.commit(connection, [commit("a", 0)]))
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     other = await asyncpg.connect(database_url)
@@ -115,7 +115,7 @@ async def test_a_commit_waits_for_the_one_before_it(database_url: str, database:
 
 
 async def test_the_list_is_in_the_order_of_changes(database: Database) -> None:
-    """Rows come by the time of their change, then by key, from a place on."""
+    """Rows come by the time of their last change, then by key, from a place on."""
 
     async def work(connection: Connection) -> list[list[str]]:
         await workflows.commit(connection, [commit(key, 0) for key in "dcba"])
@@ -129,7 +129,7 @@ async def test_the_list_is_in_the_order_of_changes(database: Database) -> None:
 
 
 async def test_a_workflow_is_a_row(database: Database) -> None:
-    """The fields of Workflow, the columns of the model and those of the table are the same, in one order."""
+    """The fields of Workflow, the model's columns and the table's columns are the same, in one order."""
 
     async def work(connection: Connection) -> list[str]:
         columns = await connection.fetch(
@@ -169,7 +169,7 @@ async def filled() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def planning(url: str, *, scans: bool = False) -> AsyncIterator[Connection]:
-    """A connection of one of the two pools, whose changes are rolled back."""
+    """A connection of one of both pools, whose changes are rolled back."""
     database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=60), scans=scans)
     try:
         async with undone(database) as connection:
@@ -179,7 +179,7 @@ async def planning(url: str, *, scans: bool = False) -> AsyncIterator[Connection
 
 
 def commits(number: int, expected: int) -> Parameters:
-    """The parameters of a batch."""
+    """The parameters of a batch of commits."""
     return {
         "keys": [f"key {each}" for each in range(1, number + 1)],
         "expected_versions": [expected] * number,
@@ -201,7 +201,7 @@ POINTS: dict[str, tuple[Statement, Parameters, set[str]]] = {
 
 @pytest.mark.parametrize("case", POINTS)
 async def test_point_statements_go_by_the_key(filled: str, case: str) -> None:
-    """Reads and commits find rows and actions in the primary keys, planned for them or prepared for any."""
+    """Reads and commits find rows and actions by primary key, in custom and in generic plans."""
     statement, parameters, wanted = POINTS[case]
     async with planning(filled) as connection:
         plan = await explain(connection, statement, parameters)
@@ -213,7 +213,7 @@ async def test_point_statements_go_by_the_key(filled: str, case: str) -> None:
 
 
 async def test_rows_are_locked_in_the_order_given(filled: str) -> None:
-    """A batch is updated along its own order, which is that of the keys: each row is looked up as its turn comes."""
+    """A batch updates its rows in the given order, the order of keys, and looks each row up in turn."""
     async with planning(filled) as connection:
         plan = await explain_generic(connection, workflows.COMMIT)
     updated = next(node for node in nodes(plan) if node.get("Subplan Name") == "CTE updated")
@@ -229,7 +229,7 @@ async def test_rows_are_locked_in_the_order_given(filled: str) -> None:
 @pytest.mark.parametrize("limit", [100, 1001])
 @pytest.mark.parametrize("after", [(EARLIEST, ""), (START + timedelta(hours=3), "key 99")], ids=["first", "middle"])
 async def test_a_page_costs_what_a_page_costs(filled: str, after: workflows.ChangeKey, limit: int) -> None:
-    """A page is read off the index in the order of changes, and no further than to its end."""
+    """A page is read from the index in the order of changes, and no further than its end."""
     given: Parameters = {"updated_at": after[0], "workflow_key": after[1], "limit": limit}
     async with planning(filled, scans=True) as connection:
         plan = await explain(connection, workflows.LIST, given)
@@ -243,7 +243,7 @@ async def test_a_page_costs_what_a_page_costs(filled: str, after: workflows.Chan
 
 
 async def test_a_page_of_prefixes_is_read_in_order(filled: str) -> None:
-    """Only some keys are wanted: the page is read off the same index, and other rows are left out on the way."""
+    """A page of some prefixes is read from the same index, and skips other keys on the way."""
     given: Parameters = {"updated_at": EARLIEST, "workflow_key": "", "limit": 100, "prefixes": ["key 9"]}
     async with planning(filled, scans=True) as connection:
         plan = await explain(connection, workflows.LIST_OF_PREFIXES, given)
@@ -252,7 +252,7 @@ async def test_a_page_of_prefixes_is_read_in_order(filled: str) -> None:
 
 
 async def test_old_actions_are_found_by_their_age(filled: str) -> None:
-    """The oldest actions are read off the index by age, a batch of them, and deleted where they are."""
+    """The oldest actions are read from the index by age, batch by batch, and deleted in place."""
     given: Parameters = {"retention": timedelta(seconds=1), "rows": 50}
     async with planning(filled) as connection:
         plan = await explain(connection, workflows.PRUNE, given)
@@ -265,7 +265,7 @@ async def test_old_actions_are_found_by_their_age(filled: str) -> None:
 
 
 async def test_no_index_is_without_a_query(filled: str) -> None:
-    """The tables' indexes are those that the cases above need, and the statements those whose plans are read."""
+    """The tables have exactly the indexes that the cases need, and each statement has a case."""
     async with planning(filled) as connection:
         found = await connection.fetch(
             "SELECT indexrelid::regclass::text AS name FROM pg_index WHERE indrelid = ANY($1::text[]::regclass[])",
@@ -288,7 +288,7 @@ async def test_no_index_is_without_a_query(filled: str) -> None:
 
 
 async def insert(connection: Connection, **changes: object) -> None:
-    """Insert a row that is right but for `changes`."""
+    """Insert a valid row except for `changes`."""
     row: dict[str, Any] = {
         "workflow_key": "a",
         "version": 1,
@@ -318,14 +318,14 @@ async def insert(connection: Connection, **changes: object) -> None:
     ids=str,
 )
 async def test_what_a_check_refuses(database: Database, constraint: str, changes: dict[str, object]) -> None:
-    """A row that must not be is refused, by the constraint that is there for it."""
+    """Each invalid row is refused by the constraint meant for it."""
     with pytest.raises(asyncpg.CheckViolationError) as refused:
         await database.write(lambda connection: insert(connection, **changes))
     assert refused.value.constraint_name == f"{STATE}_{constraint}"
 
 
 async def test_what_the_table_takes(database: Database) -> None:
-    """The longest key is taken, and a row that names no schema version has the first one."""
+    """The longest key is accepted, and a row without a schema version gets the first one."""
     key = "\N{GRINNING FACE}" * 255
     await database.write(lambda connection: insert(connection, workflow_key=key))
     rows = await database.read(lambda connection: workflows.get_states(connection, [key]))

@@ -22,12 +22,12 @@ HEAD = json.dumps(event_json("registration.initiated", 1, data={}))[:-2].encode(
 
 
 def filled(before: bytes, unit: bytes, after: bytes) -> bytes:
-    """A body of SIZE bytes, of one unit again and again."""
+    """A body of SIZE bytes that repeats one unit."""
     return before + unit * ((SIZE - len(before) - len(after)) // len(unit)) + after
 
 
 def with_capabilities(unit: bytes, last: bytes, more: bytes = b"") -> bytes:
-    """An event with large capabilities; `more` follows them in the data."""
+    """An event with large capabilities, followed in the data by `more`."""
     return filled(HEAD + b'{"node_type": "c", "capabilities": {"x": [', unit, last + b"]}" + more + b"}}")
 
 
@@ -64,7 +64,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("case", BODIES)
 def test_a_hostile_body_takes_little_memory(case: str, reader: str) -> None:
-    """Whatever is in it, the memory is bounded by a few times its size, and the answer by SHORT."""
+    """Any hostile body takes memory of a few times its size, and its answer at most SHORT bytes."""
     body = BODIES[case]
     gc.collect()
     tracemalloc.start()
@@ -79,7 +79,7 @@ def test_a_hostile_body_takes_little_memory(case: str, reader: str) -> None:
 
 
 def test_the_place_in_a_long_body_is_that_in_a_short_one() -> None:
-    """Line and column are counted in characters, however long the body is."""
+    """Line and column count characters, however long the body is."""
     for padding in (10, 200_000):
         sent = b'["' + "é".encode() * padding + b'",\n "\xc3\xa9", NaN]'
         with pytest.raises(UnreadableError, match=r"NaN is not a JSON number, at line 2 column 7$"):
@@ -96,14 +96,14 @@ def test_the_place_in_a_long_body_is_that_in_a_short_one() -> None:
 
 
 def test_a_character_that_two_steps_share_is_a_character() -> None:
-    """A body is looked at piece by piece; a character may lie in two of them."""
+    """The scan in pieces reads a character that spans two pieces correctly."""
     for shift in range(4):
         with pytest.raises(UnreadableError, match=r"^not JSON: NaN is not a JSON number, at line 1"):
             read_event(b'["' + b"a" * shift + "😀".encode() * 40_000 + b'", NaN]')
 
 
 def test_an_array_names_a_hundred_faults_and_says_that_there_are_more() -> None:
-    """The rest is left out, and the answer says so."""
+    """Past a hundred faults the answer leaves out the rest, and says so."""
     wrong = [{"type": "nope"}] * (MAX_FAULTS + 1)
     with pytest.raises(InvalidInputError) as raised:
         read_events(json.dumps(wrong).encode())
@@ -116,7 +116,7 @@ def test_an_array_names_a_hundred_faults_and_says_that_there_are_more() -> None:
 
 
 def test_an_array_of_countless_items_is_refused_before_it_is_read() -> None:
-    """The answer says how to send them, without their number."""
+    """The answer to an overlong array says how to send the events, and does not count them."""
     with pytest.raises(InvalidInputError, match=r"at most 10,000 events; this one has more; send more as"):
         read_events(
             b"[" + b",".join([b'{"a": [0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}'] * (MAX_EVENTS + 1)) + b"]"
@@ -138,7 +138,7 @@ WITH_CAPABILITIES = ["registration.initiated", "registration.activated", "regist
 
 @pytest.mark.parametrize("type_", WITH_CAPABILITIES)
 def test_capabilities_have_at_most_64_kib(type_: str) -> None:
-    """As compact JSON: blanks and escapes do not count. One byte more is refused, with a pointer."""
+    """Capabilities above 64 KiB of compact JSON (blanks and escapes not counted) are refused, with a pointer."""
     room = MAX_CAPABILITIES - len(b'{"x":""}')
     for largest in (b'{"x":"' + b"a" * room + b'"}', b'{ "x" : ' + b" " * SIZE + b'"' + b"\\u0041" * room + b'"}'):
         assert msgspec.to_builtins(read_event(capable(type_, largest)).data)["capabilities"]["x"][:1] in {"a", "A"}

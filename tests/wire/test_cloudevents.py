@@ -1,4 +1,4 @@
-"""CloudEvents as bytes: what they say, and what is wrong with them."""
+"""CloudEvents as bytes: the events that they give, and their faults."""
 
 from base64 import b64encode
 from typing import Any
@@ -27,30 +27,30 @@ EVENT = event("registration.initiated", 7, event_id=ID, occurred_at="2026-01-01T
 
 
 def cloudevent(**members: Any) -> bytes:
-    """A CloudEvent in the JSON format; `members` are laid over it, and ... takes one away."""
+    """A CloudEvent in the JSON format; `members` override the usual ones, and ... removes one."""
     laid = ATTRIBUTES | {"data": DATA} | members
     return msgspec.json.encode({name: value for name, value in laid.items() if value is not ...})
 
 
 def faults(body: bytes) -> list[tuple[str, str]]:
-    """What is wrong with a CloudEvent in the JSON format."""
+    """The faults of a CloudEvent in the JSON format."""
     with pytest.raises(InvalidInputError) as refused:
         read_cloudevent(body)
     return [(fault.pointer, fault.detail) for fault in refused.value.faults]
 
 
 def test_a_structured_event_is_the_event() -> None:
-    """The attributes say id, type, entity, time and sequence; the data is the data."""
+    """Attributes give id, type, entity, time and sequence; `data` gives the event's data."""
     assert read_cloudevent(cloudevent()) == EVENT
 
 
 def test_a_binary_event_is_the_event() -> None:
-    """The same attributes apart from the data say the same."""
+    """In binary mode headers give the attributes, and the event is the same."""
     assert read_binary(ATTRIBUTES, msgspec.json.encode(DATA)) == EVENT
 
 
 def test_a_batch_has_its_events_in_order() -> None:
-    """A batch is the events of an array, in the order sent."""
+    """A batch gives its events in the order sent."""
     bodies = [cloudevent(sequence=str(sequence)) for sequence in (3, 1, 2)]
     read = read_cloudevents(b"[" + b",".join(bodies) + b"]")
     assert [one.position.sequence for one in read] == [3, 1, 2]
@@ -76,7 +76,7 @@ def test_a_batch_has_its_events_in_order() -> None:
     ],
 )
 def test_what_more_may_be_said(members: Json, fields: Json) -> None:
-    """Extensions of ours reach the event, others are ignored, and null is absent."""
+    """Our own extensions reach the event, others are ignored, and null counts as absent."""
     usual: Json = {"event_id": ID, "occurred_at": "2026-01-01T12:00:00Z"}
     expected = event("registration.initiated", 7, data=DATA, **usual | fields)
     assert read_cloudevent(cloudevent(**members)) == expected
@@ -84,14 +84,14 @@ def test_what_more_may_be_said(members: Json, fields: Json) -> None:
 
 @pytest.mark.parametrize("data", [..., None, {}])
 def test_an_event_may_have_no_data(data: object) -> None:
-    """An event whose type says it all needs no data, in either mode."""
+    """In both modes, an event whose type requires no data may come without."""
     accepted = event("registration.accepted", 7, event_id=ID, occurred_at="2026-01-01T12:00:00Z")
     assert read_cloudevent(cloudevent(type="registration.accepted", data=data)) == accepted
     assert read_binary(ATTRIBUTES | {"type": "registration.accepted"}, b"") == accepted
 
 
 def test_an_event_from_a_log_stands_where_the_log_says() -> None:
-    """A position that is given counts; a sequence and a previous that the event carries are not looked at."""
+    """A given log position replaces the event's own sequence and previous, which are not read."""
     position = Position(partition="nodes-3", offset=12)
     for members in ({}, {"sequence": ...}, {"sequence": "none", "previous": "99"}):
         assert read_cloudevent(cloudevent(**members), position).position == position
@@ -131,7 +131,7 @@ WRONG: list[tuple[Json, str, str]] = [
 
 @pytest.mark.parametrize(("members", "attribute", "detail"), WRONG)
 def test_what_is_wrong_is_said_of_the_attribute(members: Json, attribute: str, detail: str) -> None:
-    """A fault names the attribute, not the field that it would have become."""
+    """A fault names the CloudEvents attribute, not the field of our own form."""
     assert faults(cloudevent(**members)) == [(f"#/{attribute}", detail)]
 
 
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_said_of_the_attribute(members: Json, attribute: str, d
     [one for one in WRONG if all(value is ... or isinstance(value, str) for value in one[0].values())],
 )
 def test_in_binary_mode_it_is_said_of_the_header(members: Json, attribute: str, detail: str) -> None:
-    """The same faults name the header where attributes came in headers."""
+    """In binary mode a fault names the header."""
     attributes = {name: value for name, value in {**ATTRIBUTES, **members}.items() if value is not ...}
     with pytest.raises(InvalidInputError) as refused:
         read_binary(attributes, msgspec.json.encode(DATA))
@@ -148,7 +148,7 @@ def test_in_binary_mode_it_is_said_of_the_header(members: Json, attribute: str, 
 
 
 def test_everything_that_is_missing_is_named() -> None:
-    """An empty object lacks all that is required."""
+    """An empty object has a fault for each required attribute."""
     missing = ["specversion", "id", "source", "type", "subject", "time", "sequence"]
     assert faults(b"{}") == [(f"#/{name}", REQUIRED) for name in missing]
 
@@ -175,7 +175,7 @@ BASE64 = b64encode(b'{"node_type": 5}').decode()
     ],
 )
 def test_what_is_wrong_with_data_is_said_of_it(members: Json, pointer: str, detail: str) -> None:
-    """A fault of the data has its own pointer, wherever the data was."""
+    """A fault in the data has its own pointer, whether in `data` or in `data_base64`."""
     assert faults(cloudevent(**members)) == [(pointer, detail)]
 
 
@@ -188,14 +188,14 @@ def test_what_is_wrong_with_data_is_said_of_it(members: Json, pointer: str, deta
     ],
 )
 def test_in_binary_mode_the_body_is_the_data(data: bytes, pointer: str, detail: str) -> None:
-    """A pointer into the data is one into the body."""
+    """In binary mode, a pointer into the data is a pointer into the body."""
     with pytest.raises(InvalidInputError) as refused:
         read_binary(ATTRIBUTES, data)
     assert refused.value.faults == [Fault(pointer, detail)]
 
 
 def test_data_does_not_lead_out_of_itself() -> None:
-    """A body that is more than one JSON value cannot slip fields into the event."""
+    """A body with more than one JSON value cannot add fields to the event."""
     with pytest.raises(UnreadableError, match="Extra data"):
         read_binary(ATTRIBUTES, b'{"node_type": "compute"}, "domain": "other"')
 
@@ -210,20 +210,20 @@ def test_data_does_not_lead_out_of_itself() -> None:
     ],
 )
 def test_what_is_no_json_is_said_with_its_place(body: bytes, said: str) -> None:
-    """An unreadable body is told apart from a wrong one, with line and column in what was sent."""
+    """A body that is not JSON raises UnreadableError, with line and column in the original body."""
     with pytest.raises(UnreadableError, match=said):
         read_cloudevent(body)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"7", b'"text"'])
 def test_a_structured_event_is_an_object(body: bytes) -> None:
-    """Any other JSON value is refused at its root."""
+    """A JSON value other than an object is refused at its root."""
     [(pointer, detail)] = faults(body)
     assert (pointer, detail[:17]) == ("#", "expected `object`")
 
 
 def test_every_wrong_event_of_a_batch_is_named() -> None:
-    """Pointers into a batch begin with the number of the event."""
+    """Pointers into a batch begin with the event's index."""
     body = b"[%b,%b,%b]" % (cloudevent(id="17"), cloudevent(), cloudevent(data=...))
     with pytest.raises(InvalidInputError) as refused:
         read_cloudevents(body)
@@ -247,7 +247,7 @@ def test_every_wrong_event_of_a_batch_is_named() -> None:
     ],
 )
 def test_header_values_are_decoded(value: bytes, said: str) -> None:
-    """Quotes are taken off first, then percent signs are decoded as UTF-8."""
+    """Header values are unquoted first, and then percent-decoded as UTF-8."""
     assert attributes_of([(b"host", b"localhost"), (b"ce-domain", value)]) == {"domain": said}
 
 
@@ -259,7 +259,7 @@ def test_header_values_are_decoded(value: bytes, said: str) -> None:
     ],
 )
 def test_headers_that_say_nothing_clear_are_refused(headers: list[tuple[bytes, bytes]], detail: str) -> None:
-    """A header that is there twice, or is not text, is named."""
+    """A header that is repeated or is not text is a fault that names it."""
     with pytest.raises(InvalidInputError) as refused:
         attributes_of(headers)
     assert refused.value.faults == [Fault("#/header/ce-id", detail)]

@@ -1,4 +1,4 @@
-"""Envelopes, with the CloudEvents SDK as the other side."""
+"""Envelopes, read by the CloudEvents SDK as their receiver."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +18,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def envelope(**fields: Any) -> Envelope:
-    """An envelope; `fields` are laid over it."""
+    """An envelope; `fields` override the usual ones."""
     usual: dict[str, Any] = {
         "id": ID,
         "source": "/pqs",
@@ -33,7 +33,7 @@ def envelope(**fields: Any) -> Envelope:
 
 
 def test_the_sdk_reads_the_message() -> None:
-    """A message with an envelope's headers, key and value is a CloudEvent to the SDK, with everything in it."""
+    """The SDK reads a message with an envelope's headers, key and value as a complete CloudEvent."""
     read = from_kafka_event(KafkaMessage(HEADERS, envelope().key, envelope().to_json()))
     assert read.get_attributes() == {
         "specversion": "1.0",
@@ -58,7 +58,7 @@ def test_the_sdk_reads_the_message() -> None:
     ids=["usual", "without data", "with extensions"],
 )
 def test_what_is_written_is_read(written: Envelope) -> None:
-    """An envelope comes back from its JSON as it was."""
+    """Reading an envelope's JSON gives the same envelope."""
     assert Envelope.from_json(written.to_json()) == written
 
 
@@ -72,12 +72,12 @@ def test_what_is_written_is_read(written: Envelope) -> None:
     ids=["usual", "its name in other fields", "its name in the data"],
 )
 def test_the_key_is_found_in_the_text(written: Envelope) -> None:
-    """The key of an envelope is found without parsing it, whatever else it holds."""
+    """An envelope's key is found without parsing its JSON, whatever other content it has."""
     assert key_of(written.to_json()) == written.key == str(NODE).encode()
 
 
 def test_an_envelope_can_be_posted() -> None:
-    """What leaves the service is an event that the service takes, domain and correlation id included."""
+    """The service accepts its own envelopes as events, with domain and correlation id."""
     posted = read_cloudevent(envelope(domain="other", correlationid=CORRELATION_ID).to_json())
     assert posted == event(
         "registration.initiated",
@@ -90,14 +90,14 @@ def test_an_envelope_can_be_posted() -> None:
 
 
 def test_the_extensions_are_left_out_where_they_say_nothing() -> None:
-    """The default domain and an absent correlation id are not written."""
+    """Neither the default domain nor an absent correlation id is written."""
     read = "registration ".strip()  # equal to the default, and another object, as what is read is
     for each in (envelope(), envelope(domain=written_domain(read))):
         assert not {"domain", "correlationid"} & msgspec.json.decode(each.to_json()).keys()
 
 
 def test_sequences_sort_as_text() -> None:
-    """Sequences are written so that their order as text is their order as numbers."""
+    """The text of sequences sorts like their numbers."""
     numbers = [0, 9, 10, 99, 100, 2**63 - 1]
     texts = [msgspec.json.decode(envelope(digits=in_digits(number)).to_json())["sequence"] for number in numbers]
     assert texts == sorted(texts)
@@ -105,6 +105,6 @@ def test_sequences_sort_as_text() -> None:
 
 @pytest.mark.parametrize("value", [b"", b"{}", b'{"specversion":"0.3"}', b"nothing"])
 def test_what_is_no_envelope_is_refused(value: bytes) -> None:
-    """Reading anything else as an envelope fails."""
+    """Text that is not an envelope is refused."""
     with pytest.raises(msgspec.DecodeError):
         Envelope.from_json(value)

@@ -1,4 +1,4 @@
-"""Bytes in, events out, or what was wrong and where."""
+"""Bytes read as events, or refused with each fault and its place."""
 
 import inspect
 import json
@@ -30,39 +30,39 @@ BOTH = "give either `sequence`, or `partition` and `offset`, not both"
 
 
 def initiated(**fields: Any) -> Json:
-    """An event that is right but for the fields given."""
+    """A valid event, except for the fields given."""
     return event_json("registration.initiated", 1) | fields
 
 
 def body(event: object) -> bytes:
-    """JSON as a client sends it."""
+    """A value as JSON bytes, as a client sends it."""
     return json.dumps(event).encode()
 
 
 def with_capability(value: str) -> bytes:
-    """An event whose capability `x` is written as it stands here."""
+    """An event whose capability `x` is this raw JSON text."""
     return body(initiated(data={"node_type": "c", "capabilities": {"x": "@"}})).replace(b'"@"', value.encode())
 
 
 def without(name: str) -> bytes:
-    """An event that lacks a field."""
+    """An event without this field."""
     return body({key: value for key, value in initiated().items() if key != name})
 
 
 def nested(levels: int, inner: str = "1") -> bytes:
-    """An event with so many objects and arrays in one another; the event, its data and capabilities are three."""
+    """An event nested this deep; the event, its data and its capabilities count as three levels."""
     return with_capability("[" * (levels - 3) + inner + "]" * (levels - 3))
 
 
 def faults(sent: bytes) -> list[Fault]:
-    """What is wrong with an event that is JSON."""
+    """The faults of a JSON event."""
     with pytest.raises(InvalidInputError) as raised:
         read_event(sent)
     return raised.value.faults
 
 
 def faults_of_array(sent: bytes) -> list[Fault]:
-    """What is wrong with an array that is JSON."""
+    """The faults of a JSON array."""
     with pytest.raises(InvalidInputError) as raised:
         read_events(sent)
     return raised.value.faults
@@ -70,7 +70,7 @@ def faults_of_array(sent: bytes) -> list[Fault]:
 
 @pytest.mark.parametrize("first", [{"specversion": "1.0"}, {"id": str(NODE), "specversion": "1.0"}])
 def test_a_cloudevent_as_json_is_told_its_content_type(first: Json) -> None:
-    """What has a specversion is most likely a CloudEvent: whatever field is the first that is not known says so."""
+    """An event with CloudEvents attributes in our own form is refused with a hint at CloudEvents' content types."""
     cloudevent = {**first, "source": "x", "type": "node.heartbeat", "subject": str(NODE), "time": at(1)}
     name = next(iter(first))
     for [fault], pointer in (
@@ -118,14 +118,14 @@ _UNREADABLE = [
 
 @pytest.mark.parametrize(("sent", "message"), _UNREADABLE)
 def test_what_is_not_json_is_unreadable_at_a_line_and_column(sent: bytes, message: str) -> None:
-    """The message says what was met, and where."""
+    """The message names the unexpected text and its place."""
     with pytest.raises(UnreadableError, match=f"^{message}$"):
         read_event(sent)
 
 
 @pytest.mark.parametrize(("sent", "message"), _UNREADABLE)
 def test_an_array_is_unreadable_in_the_same_words(sent: bytes, message: str) -> None:
-    """Where one event is expected or many, what is not JSON is told alike."""
+    """Text that is not JSON has the same message for one event and for an array."""
     with pytest.raises(UnreadableError, match=f"^{message}$"):
         read_events(sent)
 
@@ -136,7 +136,7 @@ def test_an_array_is_unreadable_in_the_same_words(sent: bytes, message: str) -> 
     ids=["high", "high in capitals", "low", "high before a pair", "in a key"],
 )
 def test_half_of_a_surrogate_pair_is_unreadable(value: str, column: int) -> None:
-    """PostgreSQL's text can't hold what is no character; the message says where it stands."""
+    """A lone surrogate, which PostgreSQL's text cannot hold, is refused with its place."""
     sent = with_capability(value)
     line_start = sent.index(value.encode())
     message = f"not Unicode: a lone surrogate in a string at line 1 column {line_start + column + 1}"
@@ -163,7 +163,7 @@ def test_half_of_a_surrogate_pair_is_unreadable(value: str, column: int) -> None
     ],
 )
 def test_what_looks_like_trouble_and_is_none_is_read(value: str, read: object) -> None:
-    """A whole pair, an escaped backslash before `u0000`, and numbers beyond 64 bits are fine."""
+    """A whole surrogate pair, an escaped backslash before `u0000`, and numbers beyond 64 bits are accepted."""
     event = read_event(with_capability(value))
     assert isinstance(event, Initiated)
     assert event.data.capabilities == {"x": read}
@@ -171,7 +171,7 @@ def test_what_looks_like_trouble_and_is_none_is_read(value: str, read: object) -
 
 @pytest.mark.parametrize("item", [b'{"\xff": 1}', b'["\xff"]'], ids=["in a key", "in a string"])
 def test_bytes_that_are_not_utf_8_make_the_whole_array_unreadable(item: bytes) -> None:
-    """An array with such bytes in one item is no JSON, and the place is that in the whole body."""
+    """Invalid UTF-8 in one item makes the array unreadable, with the place in the whole body."""
     sent = b"[" + body(initiated()) + b",\n" + item + b"]"
     with pytest.raises(UnreadableError, match=r"^not UTF-8: byte 0xff at line 2 column 3$"):
         read_events(sent)
@@ -185,13 +185,13 @@ def test_bytes_that_are_not_utf_8_make_the_whole_array_unreadable(item: bytes) -
     [("[]", "array"), ("5", "int"), ("0.5", "float"), ("null", "null"), ("true", "bool"), ('"x"', "str")],
 )
 def test_json_that_is_no_object_is_no_event(value: str, kind: str) -> None:
-    """The fault is the whole body's, and names what came in place of an object."""
+    """A JSON value other than an object is a fault of the whole body that names the value's kind."""
     assert faults(value.encode()) == [Fault("#", f"expected `object`, got `{kind}`")]
 
 
 @pytest.mark.parametrize("value", ["{}", "5", "null", '"x"'])
 def test_json_that_is_no_array_is_no_array_of_events(value: str) -> None:
-    """Where many are read, one object is wrong."""
+    """Where an array is expected, a single object is a fault."""
     [fault] = faults_of_array(value.encode())
     assert fault.pointer == "#"
     assert fault.detail.startswith("expected `array`, got")
@@ -199,7 +199,7 @@ def test_json_that_is_no_array_is_no_array_of_events(value: str) -> None:
 
 @pytest.mark.parametrize("name", ["type", "event_id", "entity_id", "position", "occurred_at", "data"])
 def test_a_missing_field_is_named(name: str) -> None:
-    """The pointer is to the field that should be there."""
+    """The pointer names the missing field."""
     assert faults(without(name)) == [Fault(f"#/{name}", REQUIRED)]
 
 
@@ -213,13 +213,13 @@ def test_a_missing_field_is_named(name: str) -> None:
     ],
 )
 def test_missing_data_are_named(type_: str, data: Json, name: str) -> None:
-    """What a type's data must have is asked for below `data`."""
+    """A missing data field of the type has a pointer below `data`."""
     assert faults(body(event_json(type_, 1, data=data))) == [Fault(f"#/data/{name}", REQUIRED)]
 
 
 @pytest.mark.parametrize("type_", ["", "registration.begun", "Registration.Initiated", "node.restarted"])
 def test_an_unknown_type_is_answered_with_the_known_ones(type_: str) -> None:
-    """The message names what was sent and all thirteen types."""
+    """The message names the unknown type and all thirteen types."""
     assert faults(body(initiated(type=type_))) == [
         Fault("#/type", f"unknown event type '{type_}'; the types are {KNOWN}")
     ]
@@ -227,7 +227,7 @@ def test_an_unknown_type_is_answered_with_the_known_ones(type_: str) -> None:
 
 @pytest.mark.parametrize("type_", [None, 5, ["registration.initiated"]])
 def test_a_type_that_is_no_text_is_wrong(type_: object) -> None:
-    """The fault is the type's."""
+    """A type that is not text is a fault of the type."""
     assert faults(body(initiated(type=type_))) == [Fault("#/type", "expected `str`")]
 
 
@@ -260,18 +260,18 @@ OF_INITIATED = "the data of registration.initiated may have node_type, node_vers
     ],
 )
 def test_an_unknown_field_is_refused_and_the_known_ones_named(event: Json, pointer: str, known: str) -> None:
-    """At each level the answer points to the field, and says which there may be."""
+    """An unknown field at any level is a fault that points at it and lists the known fields."""
     assert faults(body(event)) == [Fault(pointer, f"unknown field; {known}")]
 
 
 def test_an_unknown_field_of_an_event_with_two_types_is_refused_too() -> None:
-    """With `type` there twice, and one of them unknown, there is no list of fields to name."""
+    """If `type` is repeated and one value is unknown, the fault of an unknown field lists no known fields."""
     sent = b'{"type": "node.heartbeat", "x": 1, "type": "y"}'
     assert faults(sent) == [Fault("#/x", "unknown field")]
 
 
 def test_the_pointer_to_a_field_with_a_misleading_name_is_still_a_pointer() -> None:
-    """A field that is named like the end of a message does not break the pointer."""
+    """A field whose name looks like the end of msgspec's message still gets a valid pointer."""
     [fault] = faults(body(initiated(**{"x` - at `$.a b": 1})))
     assert POINTER.fullmatch(fault.pointer)
 
@@ -310,7 +310,7 @@ def test_the_pointer_to_a_field_with_a_misleading_name_is_still_a_pointer() -> N
     ],
 )
 def test_a_wrong_field_is_named(fields: Json, pointer: str, detail: str) -> None:
-    """The pointer is to the field, and the detail says what was expected."""
+    """The pointer names the wrong field, and the detail the expected value."""
     assert faults(body(initiated(**fields))) == [Fault(pointer, detail)]
 
 
@@ -346,13 +346,13 @@ def test_a_wrong_field_is_named(fields: Json, pointer: str, detail: str) -> None
     ],
 )
 def test_a_position_that_names_no_place_is_refused(position: object, pointer: str, detail: str) -> None:
-    """Half a position, both kinds, and numbers that PostgreSQL can't keep are named where they are."""
+    """Half a position, both kinds at once, and numbers beyond PostgreSQL's range are faults with their pointers."""
     assert faults(body(initiated(position=position))) == [Fault(f"#/position{pointer}", detail)]
 
 
 @pytest.mark.parametrize("position", [{"sequence": 0}, {"partition": "p" * 300, "offset": 2**63 - 1, "previous": 0}])
 def test_the_outermost_positions_are_read(position: Json) -> None:
-    """Numbers go from 0 to 2^63-1, and a partition has up to 300 characters."""
+    """Numbers from 0 to 2^63-1 and partitions of up to 300 characters are accepted."""
     assert msgspec.to_builtins(read_event(body(initiated(position=position))).position) == position
 
 
@@ -378,7 +378,7 @@ def test_the_outermost_positions_are_read(position: Json) -> None:
     ],
 )
 def test_a_time_that_can_not_be_kept_is_refused(time: object, detail: str) -> None:
-    """A time needs a zone and lies in the years 1900 to 9998, its offset considered."""
+    """A time without a zone, or outside the years 1900 to 9998 in UTC, is refused."""
     assert faults(body(initiated(occurred_at=time))) == [Fault("#/occurred_at", detail)]
 
 
@@ -387,7 +387,7 @@ def test_a_time_that_can_not_be_kept_is_refused(time: object, detail: str) -> No
     ["1900-01-01T00:00:00Z", "1899-12-31T23:30:00-01:00", "9998-12-31T23:59:59.999999Z", "9999-01-01T00:30:00+01:00"],
 )
 def test_the_outermost_times_are_read(time: str) -> None:
-    """What counts is the year in UTC."""
+    """The limits of a time apply to its year in UTC."""
     assert read_event(body(initiated(occurred_at=time))).occurred_at.isoformat() == time.replace("Z", "+00:00")
 
 
@@ -412,13 +412,13 @@ RECORDED = {"current_state": "active", "node_type": "c", "registered_at": at(1)}
     ],
 )
 def test_every_time_in_the_data_lies_in_the_years_that_can_be_kept(type_: str, name: str, time: str) -> None:
-    """The limits hold for each time that a type's data may have."""
+    """The limits apply to each time in the data of each type."""
     data = (RECORDED if type_ == "registration.recorded" else {}) | {name: time}
     assert faults(body(event_json(type_, 1, data=data))) == [Fault(f"#/data/{name}", YEARS)]
 
 
 def test_a_recorded_state_is_one_of_the_eight() -> None:
-    """A state that does not exist is refused where it stands."""
+    """An unknown state is a fault with its pointer."""
     [fault] = faults(body(event_json("registration.recorded", 1, data=RECORDED | {"current_state": "gone"})))
     assert (fault.pointer, fault.detail) == ("#/data/current_state", "invalid enum value 'gone'")
 
@@ -429,7 +429,7 @@ def test_a_recorded_state_is_one_of_the_eight() -> None:
     ids=["1e999", "-1e999", "5,001 digits"],
 )
 def test_a_number_beyond_every_type_is_refused(value: str, pointer: str) -> None:
-    """What no double and no reasonable integer holds is a mistake of the sender's."""
+    """A number beyond the range of doubles and of sensible integers is a fault."""
     assert faults(with_capability(value)) == [Fault(pointer, TOO_LARGE)]
 
 
@@ -437,18 +437,18 @@ def test_a_number_beyond_every_type_is_refused(value: str, pointer: str) -> None
 
 
 def test_64_levels_are_read() -> None:
-    """The deepest event that is kept has 64 objects and arrays in one another."""
+    """An event of 64 nested levels is accepted."""
     assert isinstance(read_event(nested(64)), Initiated)
 
 
 def test_many_shallow_objects_are_no_depth() -> None:
-    """Depth is counted, not brackets."""
+    """Many shallow objects are accepted: levels count, not brackets."""
     assert isinstance(read_event(with_capability(json.dumps([[{}]] * 1000))), Initiated)
 
 
 @pytest.mark.parametrize("levels", [65, 100, 900])
 def test_deeper_nesting_is_refused(levels: int) -> None:
-    """One level more than 64 is too much, and the fault is in the data."""
+    """An event of 65 nested levels is refused, with a fault of the data."""
     assert faults(nested(levels)) == [Fault("#/data", NESTED)]
     assert faults_of_array(b"[" + nested(levels) + b"]") == [Fault("#/0/data", NESTED)]
 
@@ -459,14 +459,14 @@ def test_deeper_nesting_is_refused(levels: int) -> None:
     ids=["an event", "brackets", "braces", "closed brackets"],
 )
 def test_nesting_beyond_the_interpreter_is_refused_as_such(sent: bytes) -> None:
-    """A hundred thousand levels are told as too many, and nothing overflows."""
+    """A hundred thousand levels are refused as too many, without an overflow."""
     assert faults(sent) == [Fault("#", NESTED)]
     assert faults_of_array(sent if sent.startswith(b"[") else b"[" + sent + b"]") == [Fault("#", NESTED)]
 
 
 @pytest.mark.parametrize("inner", ["1", '"\\u0000"', '{"x": NaN}'], ids=["a number", "NUL", "NaN"])
 def test_nesting_near_the_limit_of_the_interpreter_is_refused_as_well(inner: str) -> None:
-    """Wherever in reading the stack runs out, the answer is that of bad input."""
+    """Nesting near the recursion limit is refused as bad input, wherever the stack runs out."""
     left = sys.getrecursionlimit() - len(inspect.stack(0))
     for levels in range(left - 20, left + 5):
         with pytest.raises((InvalidInputError, UnreadableError)):
@@ -477,18 +477,18 @@ def test_nesting_near_the_limit_of_the_interpreter_is_refused_as_well(inner: str
 
 
 def test_an_array_is_read_in_the_order_sent() -> None:
-    """Positions do not matter here."""
+    """An array is read in the order sent, whatever the positions."""
     sent = [event_json("node.heartbeat", sequence) for sequence in (3, 1, 2)]
     assert [event.position.sequence for event in read_events(body(sent))] == [3, 1, 2]
 
 
 def test_an_empty_array_holds_no_events() -> None:
-    """It is no mistake."""
+    """An empty array is accepted."""
     assert read_events(b" [] ") == []
 
 
 def test_every_bad_item_of_an_array_is_named() -> None:
-    """One answer lists all that is wrong, each by the place of its item."""
+    """All faults of an array come in one answer, each with its item's index."""
     sent: list[object] = [
         initiated(),
         initiated(type="nope"),
@@ -510,7 +510,7 @@ def test_every_bad_item_of_an_array_is_named() -> None:
 
 
 def test_an_array_has_at_most_10_000_events() -> None:
-    """One more is refused as a whole, and the answer says how to send it."""
+    """An array of 10,001 events is refused whole, and the answer says how to send them."""
     item = body(event_json("node.heartbeat", 1))
     assert len(read_events(b"[" + b",".join([item] * MAX_EVENTS) + b"]")) == 10_000
     assert faults_of_array(b"[" + b",".join([b"0"] * (MAX_EVENTS + 1)) + b"]") == [
@@ -525,7 +525,7 @@ POINTER = re.compile(r"#(/([A-Za-z0-9\-._!$&'()*+,;=:@]|~[01]|%[0-9A-F]{2})*)*")
 
 
 def holder(value: Any, pointer: str) -> Any:
-    """What holds the place that the pointer names; raises when the pointer leads nowhere."""
+    """The object or array that holds the field of a pointer; raises an error if the pointer leads nowhere."""
     steps = [unquote(step).replace("~1", "/").replace("~0", "~") for step in pointer[1:].split("/")[1:]]
     for step in steps[:-1]:
         value = value[int(step)] if isinstance(value, list) else value[step]
@@ -533,7 +533,7 @@ def holder(value: Any, pointer: str) -> Any:
 
 
 def complaint(read: Callable[[bytes], object], sent: bytes) -> list[Fault] | str | None:
-    """What reading says: faults, or why there is nothing to read, or None when nothing is wrong."""
+    """The faults, the reason why the body is unreadable, or None."""
     try:
         read(sent)
     except InvalidInputError as error:
@@ -547,7 +547,7 @@ def complaint(read: Callable[[bytes], object], sent: bytes) -> list[Fault] | str
 @example(b'{"type": "node.heartbeat", "x": 1, "type": []}')
 @pure
 def test_any_bytes_are_an_event_or_bad_input_with_a_pointer_into_it(sent: bytes) -> None:
-    """Reading ends in an event or in one of two errors, and a pointer leads to an object in the body."""
+    """Any bytes give an event or one of two errors, with pointers into objects of the body."""
     said = complaint(read_event, sent)
     assert said != ""
     for fault in said if isinstance(said, list) else ():
@@ -559,7 +559,7 @@ def test_any_bytes_are_an_event_or_bad_input_with_a_pointer_into_it(sent: bytes)
 @given(st.lists(bodies, max_size=4).map(lambda items: b"[" + b",".join(items) + b"]") | bodies)
 @pure
 def test_any_bytes_are_an_array_of_events_or_bad_input(sent: bytes) -> None:
-    """What holds for one event holds for arrays, and each pointer begins with the place of an item."""
+    """Any bytes give an array of events or one of two errors, with pointers that begin with an index."""
     said = complaint(read_events, sent)
     assert said != ""
     for fault in said if isinstance(said, list) else ():
@@ -571,14 +571,14 @@ def test_any_bytes_are_an_array_of_events_or_bad_input(sent: bytes) -> None:
 @given(logs(linked=True, max_size=4))
 @pure
 def test_an_event_that_is_written_is_read_back(log: list[Any]) -> None:
-    """Writing events as JSON and reading them gives equal ones."""
+    """Events written as JSON and read again are equal."""
     assert read_events(msgspec.json.encode(log)) == log
 
 
 @given(st.dictionaries(st.text(max_size=4), json_values, max_size=3))
 @pure
 def test_capabilities_are_taken_as_sent_or_refused_below_themselves(capabilities: Json) -> None:
-    """What is in them is the node's business, as long as PostgreSQL can keep it."""
+    """Any capabilities that PostgreSQL can store are accepted unchanged; others have faults below them."""
     sent = body(initiated(data={"node_type": "c", "capabilities": capabilities}))
     match complaint(read_event, sent):
         case None:

@@ -1,4 +1,4 @@
-"""A message from Kafka as an event: its form is found by its headers, and its position is its place."""
+"""A Kafka message as an event: its headers decide the form, and its partition and offset are the position."""
 
 from typing import Any
 from uuid import UUID
@@ -32,7 +32,7 @@ def message(value: Json | bytes | None, headers: Any = ()) -> KafkaMessage:
 
 
 def without(event: Json, name: str) -> Json:
-    """An event that lacks a field."""
+    """An event without this field."""
     return {key: value for key, value in event.items() if key != name}
 
 
@@ -52,7 +52,7 @@ def without(event: Json, name: str) -> Json:
     ],
 )
 def test_every_form_is_the_same_event(value: Json, headers: Any) -> None:
-    """Our own form and CloudEvents say the same, and stand where the message does."""
+    """Our own form and CloudEvents give the same event, at the message's position."""
     event = read_message(message(value, headers))
     assert (str(event.event_id), event.type, event.entity_id) == (EVENT["event_id"], EVENT["type"], NODE)
     assert event.occurred_at == when(1)
@@ -90,7 +90,7 @@ def test_every_form_is_the_same_event(value: Json, headers: Any) -> None:
     ],
 )
 def test_what_is_wrong_is_said(value: Any, headers: Any, error: type[Exception], said: str) -> None:
-    """A message that is no event says what was expected, and where."""
+    """A message that is not an event is refused with the expected content and its place."""
     with pytest.raises(error, match=said):
         read_message(message(value, headers))
 
@@ -111,6 +111,6 @@ def test_what_is_wrong_is_said(value: Any, headers: Any, error: type[Exception],
 def test_a_message_without_an_event_still_has_an_entity(
     value: bytes | None, key: bytes | None, entity_id: UUID | None
 ) -> None:
-    """The entity comes from the value as far as it can be read, else from the key."""
+    """The entity is read from the value as far as it can be parsed, or else from the key."""
     found = entity_of(KafkaMessage("nodes", 7, 42, key, value, []))
     assert found == entity_id

@@ -23,12 +23,12 @@ def initiated(**fields: Any) -> bytes:
 
 
 def placed(position: str) -> bytes:
-    """An event whose position is written like this."""
+    """An event whose position is this raw JSON text."""
     return initiated(position="@").replace(b'"@"', position.encode())
 
 
 def test_a_byte_order_mark_is_skipped() -> None:
-    """At the beginning of an event, an array or a CloudEvent."""
+    """A byte order mark before an event, an array or a CloudEvent is skipped."""
     assert read_event(BOM + initiated()) == read_event(initiated())
     assert read_events(BOM + b"[" + initiated() + b"]") == [read_event(initiated())]
     cloudevent = {
@@ -57,26 +57,26 @@ def test_a_byte_order_mark_is_skipped() -> None:
     ],
 )
 def test_an_integer_may_be_written_with_a_point_or_an_exponent(written: str, read: int) -> None:
-    """JSON Schema calls it an integer; it is read exactly, beyond 2^53 as well."""
+    """Integers such as 1.0 or 1e3 are read exactly, even beyond 2^53, as JSON Schema defines integers."""
     assert read_event(placed(f'{{"sequence": {written}}}')).position.sequence == read
 
 
 def test_the_offset_of_a_partition_is_such_an_integer_too() -> None:
-    """All three numbers of a position may be written so, in one event."""
+    """All three numbers of a position may be written with a fraction of zero, even in one event."""
     position = read_event(placed('{"partition": "p", "offset": 5.0, "previous": 4e0}')).position
     assert (position.offset, position.previous) == (5, 4)
 
 
 @pytest.mark.parametrize("written", ["1.5", "1e-1", "0.9999999999999999999999", "1e19", "1e99", "1e400", "-1.0"])
 def test_a_fraction_is_not_an_integer(written: str) -> None:
-    """Nor is what no bigint holds: the fault is the number's."""
+    """A fraction, or a number beyond bigint, is a fault of that number."""
     with pytest.raises(InvalidInputError) as raised:
         read_event(placed(f'{{"sequence": {written}}}'))
     assert raised.value.faults[0].pointer == "#/position/sequence"
 
 
 def test_numbers_elsewhere_stay_as_they_are() -> None:
-    """A capability of 1.0 is no integer when the position needs one."""
+    """A capability of 1.0 stays a float, even beside a position that is read as an integer."""
     sent = initiated(position="@", data={"node_type": "c", "capabilities": {"x": 1.0}})
     event = read_event(sent.replace(b'"@"', b'{"sequence": 1.0}'))
     assert isinstance(event, Initiated)
@@ -84,7 +84,7 @@ def test_numbers_elsewhere_stay_as_they_are() -> None:
 
 
 def test_members_of_other_bodies_may_be_such_integers() -> None:
-    """As the schema version of a commit."""
+    """The schema version of a commit may be written as 1.0 too."""
 
     class Body(msgspec.Struct):
         """A body with one integer."""
@@ -100,7 +100,7 @@ def test_members_of_other_bodies_may_be_such_integers() -> None:
 
 @pytest.mark.parametrize("value", [b"", b"1.", b"x", b'"1"', b"null", b"1" * 65, b"1e999"])
 def test_other_values_are_not_integers(value: bytes) -> None:
-    """Text, nothing, and what is too long to be looked at."""
+    """Text, an empty value and an overlong number are not integers."""
     assert integer_of(value) is None
 
 
@@ -114,7 +114,7 @@ def test_other_values_are_not_integers(value: bytes) -> None:
     ],
 )
 def test_nanoseconds_are_cut(sent: str, read: datetime) -> None:
-    """Never rounded up into the next second, in any time of an event."""
+    """Nanoseconds are cut off, and never rounded up, in any time of an event."""
     assert read_event(initiated(occurred_at=sent)).occurred_at == read
     beat = read_event(json.dumps(event_json("node.heartbeat", 1, data={"heartbeat_at": sent})).encode())
     assert isinstance(beat, Heartbeat)
@@ -126,7 +126,7 @@ def test_nanoseconds_are_cut(sent: str, read: datetime) -> None:
 
 
 def test_what_looks_like_a_time_elsewhere_stays_as_it_is() -> None:
-    """A capability is text."""
+    """A capability that looks like a time stays text."""
     event = read_event(initiated(data={"node_type": "c", "capabilities": {"at": "00:00:00.123456789"}}))
     assert isinstance(event, Initiated)
     assert event.data.capabilities == {"at": "00:00:00.123456789"}

@@ -1,4 +1,4 @@
-"""The peer *empty*: a FastAPI route with the same path and a constant answer. It shows the framework's cost."""
+"""The peer *empty*: a FastAPI route with the same path and a constant answer, which shows the framework's cost."""
 
 from uuid import UUID
 
@@ -19,11 +19,11 @@ app = FastAPI()
 
 @app.get("/v1/entities/{entity_id}")
 async def get_entity(entity_id: UUID, domain: str = "registration") -> Response:
-    """Answer the same for every entity."""
+    """Give the same answer for every entity."""
     return Response(ANSWER, headers={"ETag": '"5"'}, media_type="application/json")
 
 
 @app.get("/readyz")
 async def readyz() -> Response:
-    """Answer that the process is up."""
+    """Answer while the process is up."""
     return Response(b"{}", media_type="application/json")

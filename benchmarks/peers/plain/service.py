@@ -1,6 +1,6 @@
-"""The peer *plain*: point lookup and single heartbeat in an ordinary service of FastAPI and SQLAlchemy's ORM.
+"""The peer *plain*: point lookup and single heartbeat in an ordinary service with FastAPI and SQLAlchemy's ORM.
 
-Its guard is the ORM's own: `version_id_col` puts `WHERE version = <as read>` on every UPDATE.
+The ORM guards its writes itself: `version_id_col` puts `WHERE version = <as read>` on every UPDATE.
 """
 
 import os
@@ -36,7 +36,7 @@ TERMINAL = {"rejected", "liveness_expired"}
 
 
 class Base(DeclarativeBase):
-    """How Python types are stored."""
+    """The storage types of Python types."""
 
     type_annotation_map: ClassVar = {datetime: TIMESTAMP(timezone=True), UUID: Uuid(), int: BigInteger()}
 
@@ -70,7 +70,7 @@ class Registration(Base):
 
 
 class RegistrationOut(BaseModel):
-    """The row in answers."""
+    """A row as answers show it."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -96,7 +96,7 @@ class RegistrationOut(BaseModel):
 
 
 class Strict(BaseModel):
-    """A body without unknown fields."""
+    """A body that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -166,7 +166,7 @@ app = FastAPI(lifespan=lifespan)
 async def get_entity(
     entity_id: UUID, session: Session, response: Response, domain: str = "registration"
 ) -> RegistrationOut:
-    """Answer the whole row."""
+    """Answer with the whole row."""
     row = await session.get(Registration, (entity_id, domain))
     if row is None:
         raise HTTPException(404, f"there is no entity {entity_id}")
@@ -199,7 +199,7 @@ async def post_event(event: Heartbeat, session: Session) -> Result:
 
 
 def take_in(row: Registration | None, event: Heartbeat) -> tuple[str, str | None]:
-    """The outcome and its reason; an applied event is written into the row."""
+    """The outcome and its reason; writes an applied event into the row."""
     if row is None:
         return "ignored", "unknown entity"
     if row.last_applied_sequence is None:
@@ -228,6 +228,6 @@ def take_in(row: Registration | None, event: Heartbeat) -> tuple[str, str | None
 
 @app.get("/readyz")
 async def readyz(session: Session) -> dict[str, str]:
-    """Answer that the database answers."""
+    """Answer if the database answers."""
     await session.execute(text("SELECT 1"))
     return {"status": "ready"}
