@@ -35,8 +35,9 @@ from app.projection.batching import Reader, Writer
 from app.projection.changes import ChangeLog, change_log_of
 from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
-from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
-from app.runtime.metrics import Metrics
+from app.projection.sweep import DATABASE_WAITS, Sweep
+from app.runtime.metrics import HTTP, KAFKA, Metrics
+from app.runtime.vitals import Vitals
 from app.settings import BusKind, Settings, secret_of
 from app.store.database import Database
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
@@ -76,8 +77,9 @@ class Parts:
     A part that is built belongs to the running event loop. Building connects to nothing.
     """
 
-    def __init__(self, settings: Settings, url: str) -> None:
+    def __init__(self, settings: Settings, url: str, metrics: Metrics | None = None) -> None:
         """`url` is the address of the primary: that of the settings, or of the service's own PostgreSQL."""
+        self._metrics = metrics or Metrics(slow=settings.slow)
         self._settings = settings
         self._primary = _address(settings, "database_url", lambda: url)
         self._timeout = timedelta(seconds=settings.statement_timeout)
@@ -113,22 +115,22 @@ class Parts:
         topic = None if self._settings.bus is BusKind.OFF else self._settings.topic_out
         return EntryBuilder(topic, contract.after_the_transaction(contract.routes_of(self._settings)))
 
-    async def service(self, metrics: Metrics) -> Service:
+    async def service(self) -> Service:
         """A service with the workers that its settings enable.
 
         To close, it first answers the requests that it has accepted, then stops its workers, and last closes its
         databases.
         """
-        settings = self._settings
+        settings, metrics = self._settings, self._metrics
         access = Access(settings, self._primary)
         await access.refresh()
         await self._stack.enter_async_context(working(access))
-        database = self._database(settings.pool_size)
+        database = self._database(settings.pool_size, name="primary")
         replica = _address(settings, "database_read_url", self._primary)
-        scans = self._database(settings.pool_size, address=replica, scans=True)
-        full_scans = self._database(FULL_SCANS, address=replica, scans=True, breaker=scans.breaker)
+        scans = self._database(settings.pool_size, address=replica, scans=True, name="scans")
+        full_scans = self._database(FULL_SCANS, address=replica, scans=True, breaker=scans.breaker, name="full-scans")
         breakers = {"primary": database.breaker, "scans": scans.breaker}
-        reader = Reader(database, joining=settings.batching)
+        reader = Reader(database, joining=settings.batching, report=metrics.lane("reads"))
         self._stack.push_async_callback(reader.close)
         if settings.relay:
             relay = self.relay()
@@ -136,10 +138,10 @@ class Parts:
             breakers |= relay.breakers
             await self._stack.enter_async_context(working(relay))
         if settings.sweep:
-            await self._stack.enter_async_context(working(self.sweep(metrics.swept)))
+            await self._stack.enter_async_context(working(self.sweep()))
         feed, follow = await self._feed(database)
-        projector = Projector(database, self.timing, self.entries, log=self.log)
-        writer = Writer(projector, joining=settings.batching)
+        projector = Projector(database, self.timing, self.entries, log=self.log, report=metrics.batches(HTTP))
+        writer = Writer(projector, joining=settings.batching, report=metrics.lane("events"))
         self._stack.push_async_callback(writer.close)
         watch = QuotaWatch(database)
         await self._stack.enter_async_context(working(watch))
@@ -149,6 +151,10 @@ class Parts:
         await self._stack.enter_async_context(working(pruner))
         retention = Retention(database, timedelta(seconds=settings.changes_keep))
         await self._stack.enter_async_context(working(retention))
+        for name, breaker in breakers.items():
+            metrics.watch(name, breaker)
+        lanes = {"reads": lambda: reader.waiting, "events": lambda: writer.waiting}
+        await self._stack.enter_async_context(working(Vitals(metrics, (database, scans, full_scans), lanes)))
         return Service(
             settings,
             database,
@@ -168,7 +174,7 @@ class Parts:
 
     async def announce(self) -> None:
         """From now on, tell the followers of all processes what this process commits."""
-        await self._announce(Announcer(self._database(1)))
+        await self._announce(Announcer(self._database(1, name="announcer")))
 
     async def _announce(self, announcer: Announcer) -> None:
         self.log.on_commit = announcer.committed
@@ -176,7 +182,7 @@ class Parts:
 
     async def _feed(self, database: Database) -> tuple[Feed, Follow]:
         """The feed, on connections of its own, which is woken by this process's commits, as those of others are."""
-        own = self._database(CONNECTIONS)
+        own = self._database(CONNECTIONS, name="feed")
         feed = Feed(own, most=self._settings.followers)
         self._stack.push_async_callback(feed.close)
         await self._announce(Announcer(database, feed.wake))
@@ -200,15 +206,15 @@ class Parts:
             destinations.append(to_handler("consul", consul.handle))
             breakers["consul"] = consul.breaker
         # A pass holds its connection while it sends, so the relay does not share the pool that answers requests.
-        database = self._database(max(1, len(destinations) * LANES))
-        return Relay(database, destinations, breakers=breakers)
+        database = self._database(max(1, len(destinations) * LANES), name="relay")
+        return Relay(database, destinations, breakers=breakers, report=self._metrics.relayed)
 
-    def sweep(self, report: PageReport = lambda *_: None) -> Sweep:
-        """A sweep of the primary; `report` is called after each page."""
+    def sweep(self) -> Sweep:
+        """A sweep of the primary."""
         breaker = CircuitBreaker(open_for=timedelta(seconds=DATABASE_WAITS[1]))  # of both: it is one server
-        database = self._database(len(Deadline), breaker=breaker)
-        scans = self._database(len(Deadline), breaker=breaker, scans=True)
-        return Sweep(database, scans, self.entries, report, log=self.log)
+        database = self._database(len(Deadline), breaker=breaker, name="sweep")
+        scans = self._database(len(Deadline), breaker=breaker, scans=True, name="sweep")
+        return Sweep(database, scans, self.entries, self._metrics.swept, log=self.log)
 
     def consumer(self) -> Consumer:
         """A consumer of the topics that the settings name.
@@ -226,10 +232,11 @@ class Parts:
                 f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
             )
         breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer retries at its own pace
-        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker)
+        self._metrics.watch("consumer", breaker)
+        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker, name="consumer")
         return Consumer(
             database,
-            Projector(database, self.timing, self.entries, log=self.log),
+            Projector(database, self.timing, self.entries, log=self.log, report=self._metrics.batches(KAFKA)),
             servers=settings.kafka,
             topics=topics,
             group=settings.consumer_group,
@@ -244,6 +251,7 @@ class Parts:
         address: Callable[[], str] | None = None,
         scans: bool = False,
         breaker: CircuitBreaker | None = None,
+        name: str,
     ) -> Database:
         database = Database(
             address or self._primary,
@@ -251,6 +259,8 @@ class Parts:
             statement_timeout=self._timeout,
             scans=scans,
             breaker=breaker,
+            name=name,
+            observer=self._metrics,
         )
         self._stack.push_async_callback(database.close)
         return database

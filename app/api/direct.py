@@ -159,6 +159,7 @@ class PlainFields(Struct, frozen=True):
     length: int | None  # of the body
     is_json: bool
     authorization: bytes | None
+    traceparent: bytes | None = None
 
 
 class HotCall:
@@ -253,12 +254,21 @@ class HotCall:
 
     def _account(self, status: int) -> None:
         kind, path = self._kind, self._target.decode("ascii")
-        context.account(self.service.metrics, kind.method, path, kind.route, status, self._began, self.principal.name)
+        context.account(
+            self.service.metrics,
+            kind.method,
+            path,
+            kind.route,
+            status,
+            self._began,
+            self.principal.name,
+            traceparent=self._fields.traceparent,
+        )
 
 
 def _read(headers: Headers, prefixes: tuple[bytes, ...], hosts: Hosts) -> PlainFields | None:
     """What the fields say; None for a request that is not plain."""
-    length, is_json, authorization = None, False, None
+    length, is_json, authorization, traceparent = None, False, None, None
     for name, value in headers:
         if name == b"content-length":
             if length is not None or not value.isdigit():
@@ -275,9 +285,11 @@ def _read(headers: Headers, prefixes: tuple[bytes, ...], hosts: Hosts) -> PlainF
             if value != PLAIN:
                 return None
             is_json = True
+        elif name == b"traceparent":
+            traceparent = value
         elif name in NOT_PLAIN or name.startswith(prefixes):
             return None
-    return PlainFields(length, is_json, authorization)
+    return PlainFields(length, is_json, authorization, traceparent)
 
 
 def _question(method: str, target: bytes, fields: PlainFields, max_body: int) -> "tuple[Kind, Any] | None":
@@ -327,7 +339,7 @@ def _ask_for_outcome(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
 
 
 def _render_outcome(call: HotCall, result: Result | Response) -> Response:
-    return result if isinstance(result, Response) else events.render_one(call.service, result)
+    return result if isinstance(result, Response) else events.render_one(result)
 
 
 def _ask_for_workflow(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":

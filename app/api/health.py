@@ -43,6 +43,8 @@ async def readyz(request: Request) -> Response:
 
     Callers with `operations:read` are told the schema's revision, or the reason.
     """
+    if request.app.connections.draining:
+        raise UnavailableError("the service is about to stop")
     is_told = rights.every_domain(caller_of(request), Scope.OPERATIONS_READ) is None
     try:
         revision = await service_of(request).database.check()
@@ -63,7 +65,5 @@ async def readyz(request: Request) -> Response:
 async def get_metrics(request: Request) -> Response:
     """Answer in Prometheus' text format, for all worker processes together."""
     service = service_of(request)
-    for name, breaker in service.breakers.items():
-        service.metrics.breaker(name, is_open=breaker.is_open)
     numbers = await read_numbers(service.database, service.entries.destinations)
     return Response(service.metrics.text(numbers), media_type=metrics.PROMETHEUS_TEXT)

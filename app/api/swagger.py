@@ -14,7 +14,7 @@ from pathlib import Path
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 
-from app.api.coding import accepts_gzip
+from app.api.compression import accepts_gzip
 from app.errors import NotFoundError, UnavailableError
 
 PACKAGE = "fastapi_swagger"

@@ -6,9 +6,11 @@ from collections.abc import Callable
 import click
 
 from app.cli.options import WORKER, logged_settings, settings_options
+from app.cli.starting import tell
 from app.concurrency.worker import Worker
 from app.errors import StartError
 from app.parts import Parts
+from app.runtime import log
 from app.runtime.database import run_worker
 from app.settings import BusKind, Settings
 
@@ -62,7 +64,8 @@ def _run(settings: Settings, build: Callable[[Parts], Worker], said: str) -> Non
         async with Parts(settings, url) as parts:
             worker = build(parts)
             await parts.announce()
-            click.echo(said)
+            await tell(settings, url)
+            log.say(said, settings.log_format, "started")
             await worker.run(stop)
 
     run_worker(settings, work)

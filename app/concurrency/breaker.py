@@ -1,11 +1,14 @@
 """A circuit breaker: after several failures in a row it refuses calls for a while, then one probe decides."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 from app.errors import DatabaseDownError, PoolExhaustedError, UnavailableError
+
+log = logging.getLogger(__name__)
 
 FAILURES = 5  # in a row
 OPEN_FOR = timedelta(seconds=60)
@@ -43,6 +46,7 @@ class CircuitBreaker:
         self._opened_at: float | None = None
         self._openings = 0
         self._probing = False
+        self.on_change: Callable[[bool], None] = lambda _is_open: None  # called when it opens, and when it closes
 
     @property
     def is_open(self) -> bool:
@@ -87,11 +91,19 @@ class CircuitBreaker:
         match ended_well:
             case True:
                 self._failures = 0
-                self._opened_at = None
+                if self._opened_at is not None:
+                    self._opened_at = None
+                    log.info("%s answers again", self._what, extra={"event": "breaker.closed", "part": self._what})
+                    self.on_change(False)
             case False:
                 self._failures += 1
                 if probe or self._failures >= self._limit:
-                    self._opened_at = self._clock()
+                    was_open, self._opened_at = self.is_open, self._clock()
                     self._openings += 1
+                    if not was_open:
+                        told = "%s did not answer %d times in a row: calls are refused for now"
+                        extra = {"event": "breaker.opened", "part": self._what}
+                        log.warning(told, self._what, self._failures, extra=extra)
+                        self.on_change(True)
             case None:
                 pass

@@ -2,9 +2,10 @@
 
 import asyncio
 import copy
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from app.errors import UnavailableError
 
@@ -18,6 +19,16 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
+class LaneReport(Protocol):
+    """Hears of the batches of a lane, for metrics."""
+
+    def joined(self, size: int, waited: float) -> None:
+        """A batch of `size` questions begins; the oldest of them has waited so many seconds."""
+
+    def refused(self) -> None:
+        """A question was refused, as too many wait."""
+
+
 class Lane(Generic[Q, A]):
     """Runs one batch at a time. Questions that arrive while it runs form the next batch.
 
@@ -29,13 +40,20 @@ class Lane(Generic[Q, A]):
     """
 
     def __init__(
-        self, run: Callable[[list[Q]], Awaitable[Sequence[A]]], *, waiting: int = WAITING, largest: int = LARGEST
+        self,
+        run: Callable[[list[Q]], Awaitable[Sequence[A]]],
+        *,
+        waiting: int = WAITING,
+        largest: int = LARGEST,
+        report: LaneReport | None = None,
     ) -> None:
         """`run` answers a list of questions, one answer for each, in their order."""
         self._run = run
         self._bound = waiting
         self._largest = largest
-        self._waiting: deque[tuple[Q, asyncio.Future[A], int]] = deque()  # with the bytes of the question
+        self._report = report
+        # With the bytes of the question, and when it came.
+        self._waiting: deque[tuple[Q, asyncio.Future[A], int, float]] = deque()
         self._closed = False
         self._worker: asyncio.Task[None] | None = None
 
@@ -47,12 +65,19 @@ class Lane(Generic[Q, A]):
         if self._closed:
             raise UnavailableError("the service is stopping")
         if len(self._waiting) >= self._bound:
+            if self._report is not None:
+                self._report.refused()
             raise UnavailableError("too many requests are waiting for the database")
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, future, size))
+        self._waiting.append((question, future, size, time.perf_counter()))
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         return future
+
+    @property
+    def waiting(self) -> int:
+        """How many questions wait for the next batch."""
+        return len(self._waiting)
 
     async def close(self) -> None:
         """Refuse new questions, and answer those that were accepted."""
@@ -73,13 +98,16 @@ class Lane(Generic[Q, A]):
         batch: list[tuple[Q, asyncio.Future[A]]] = []
         waiting = self._waiting
         room = BATCH_BYTES
+        oldest = waiting[0][3]
         for _ in range(min(self._largest, len(waiting))):
             room -= waiting[0][2]
             if room < 0 and batch:
                 break
-            question, future, _ = waiting.popleft()
+            question, future, _, _ = waiting.popleft()
             if not future.done():
                 batch.append((question, future))
+        if self._report is not None:
+            self._report.joined(len(batch), time.perf_counter() - oldest)
         return batch
 
     async def _answer(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
@@ -112,10 +140,21 @@ class Lanes(Generic[Q, A]):
     So a large question holds up only other large ones.
     """
 
-    def __init__(self, run: Callable[[list[Q]], Awaitable[Sequence[A]]], *, largest: int = LARGEST) -> None:
+    def __init__(
+        self,
+        run: Callable[[list[Q]], Awaitable[Sequence[A]]],
+        *,
+        largest: int = LARGEST,
+        report: LaneReport | None = None,
+    ) -> None:
         """`run` answers a list of questions, as in a Lane."""
-        self._joined = Lane(run, largest=largest)
-        self._alone = Lane(run, waiting=LARGE_WAITING, largest=1)
+        self._joined = Lane(run, largest=largest, report=report)
+        self._alone = Lane(run, waiting=LARGE_WAITING, largest=1, report=report)
+
+    @property
+    def waiting(self) -> int:
+        """How many questions wait."""
+        return self._joined.waiting + self._alone.waiting
 
     def ask(self, question: Q, size: int) -> "asyncio.Future[A]":
         """The answer to `question`, which has `size` bytes. See Lane.ask()."""

@@ -1,9 +1,10 @@
 """Turns events into outcomes, a batch in one transaction: it reads the rows, folds (`app.domain.folding`), writes."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import cast
+from typing import Protocol, cast
 
 from app.domain.changes import Logging
 from app.domain.events import EventBase
@@ -24,6 +25,16 @@ ATTEMPTS = 10  # attempts of a batch that loses races; from the second on its ro
 Also = Callable[[Connection, list[Result]], Awaitable[None]]
 
 
+class Report(Protocol):
+    """Hears of every batch that was committed, for metrics."""
+
+    def batch(self, events: Sequence[EventBase], results: Sequence[Result], seconds: float) -> None:
+        """These events were committed, with these results, in so many seconds, retries included."""
+
+    def retry(self, reason: str) -> None:
+        """A batch starts again: `guard`, `rollback` or `plan`."""
+
+
 class _TakenBackError(PqsError):
     """Rolls back a transaction that was only tried and would have succeeded."""
 
@@ -38,6 +49,7 @@ class Projector:
         entries: EntryBuilder | None = None,
         *,
         log: ChangeLog | None = None,
+        report: Report | None = None,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # mypy does not see that this is the default of R
     ) -> None:
         """`entries` builds the outbox entries; without it there are none. Without `log`, no change is logged.
@@ -47,6 +59,7 @@ class Projector:
         self._database = database
         self._timing = timing
         self._entries = entries or EntryBuilder()
+        self._report = report
         self._log = log or ChangeLog(Logging.OFF)
         self._store = cast("Store", store)  # the rest of the class treats all rows alike
 
@@ -70,6 +83,7 @@ class Projector:
         this batch is read and folded meanwhile, and written after the other's commit. If the other fails, this one
         fails.
         """
+        began = time.perf_counter()
         for attempt in range(ATTEMPTS):
             lock = attempt > 0
             # Without locks, one guarded statement writes everything, and needs no transaction around it.
@@ -79,10 +93,14 @@ class Projector:
                     folded = await write(
                         self._attempt, events, by_position=by_position, lock=lock, also=also, after=after
                     )
-            except LostRaceError:
+            except LostRaceError as error:
+                if self._report is not None:
+                    self._report.retry(error.reason)
                 continue
             self._entries.committed(folded.decisions)
             self._log.committed(folded.changes)
+            if self._report is not None:
+                self._report.batch(events, folded.results, time.perf_counter() - began)
             return folded.results
         raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
 

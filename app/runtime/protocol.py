@@ -218,6 +218,7 @@ class HttpProtocol(asyncio.Protocol):
         raw = bytes(buffer[:end])
         self._searched = 0
         head, self._fields = read_head(raw, self._fields)
+        head.keep_alive = head.keep_alive and not self._budget.draining
         if self._place.is_reserved:
             self._place.check(head)
         del buffer[: end + 4]

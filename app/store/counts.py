@@ -44,6 +44,13 @@ class Counts(Generic[R]):
             .group_by(rows.table.c.domain, rows.counted_by)
             .subquery("counted")
         )
+        # Reads the counters of all domains, for metrics.
+        self.everywhere = Statement(
+            select(counts.c.domain, state, func.sum(counts.c.count).cast(BigInteger()))
+            .group_by(counts.c.domain, state)
+            .order_by(counts.c.domain, state)
+            .limit(bindparam("limit", type_=BigInteger()))
+        )
         is_same = (kept.c.domain == counted.c.domain) & (kept.c[counted_by] == counted.c[counted_by])
         # Finds the counters that differ from a full count, in one snapshot.
         self.verify = Statement(
@@ -64,6 +71,13 @@ class Counts(Generic[R]):
         for state, count in await self.count.rows(connection, domain=domain):
             counts[self._states[state]] = count
         return counts
+
+    async def count_everywhere(self, connection: Connection, *, limit: int) -> list[tuple[str, str, int]]:
+        """Domain, state and number of entities, for the first `limit` pairs of domain and state."""
+        return [
+            (domain, str(state), count)
+            for domain, state, count in await self.everywhere.rows(connection, limit=limit)
+        ]
 
     async def verify_counts(self, connection: Connection) -> list[Miscount]:
         """The counters that differ from a full count. It reads every row."""

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import asyncpg
 
@@ -18,6 +19,7 @@ from app.errors import (
     SchemaMismatchError,
     UnavailableError,
 )
+from app.store.failures import BROKEN, NOT_OPEN, REFUSED, kind_of
 from app.store.schema import check_revision, libpq_address
 
 log = logging.getLogger(__name__)
@@ -59,11 +61,6 @@ WHERE EXISTS (
 )
 ) AS lacking
 """
-# asyncpg's errors for a connection that the server has closed. It raises the last one if it has not yet noticed that
-# the server announced the end: https://github.com/MagicStack/asyncpg/issues/784
-NOT_OPEN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-BROKEN = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
-
 # Settings of the planner. A point statement must use the key, whatever its parameters and however large the table:
 # PostgreSQL would keep a plan that scans a table of a hundred rows while the table grows. It is planned once, because
 # planning takes longer than running.
@@ -76,14 +73,6 @@ POINTS = {
 }
 SCANS = {"plan_cache_mode": "force_custom_plan", "random_page_cost": "1.1", "jit": "off"}
 
-# Errors about values: a wrong type or range, a violated constraint, the refusal of a trigger, or too large a value.
-REFUSED = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.PLPGSQLError,
-    asyncpg.ProgramLimitExceededError,
-)
-
 T = TypeVar("T")
 Record = asyncpg.Record
 Connection = asyncpg.pool.PoolConnectionProxy  # the rest of the project imports this name, and no driver
@@ -91,8 +80,23 @@ P = ParamSpec("P")
 Work = Callable[Concatenate[Connection, P], Awaitable[T]]  # a function of a connection and further arguments
 
 
+class Observer(Protocol):
+    """Hears of every piece of work on a database."""
+
+    def done(self, pool: str, name: str, seconds: float, rows: int | None, failure: str | None) -> None:
+        """The work `name` took so long on a connection of `pool`. It gave so many rows, or failed in this way."""
+
+    def timed_out(self, pool: str) -> None:
+        """A call has waited for a connection of `pool` in vain."""
+
+
 class LostRaceError(PqsError):
     """Another writer was faster, or PostgreSQL ended a deadlock or serialization failure. Nothing was written."""
+
+    def __init__(self, message: str = "", *, reason: str = "guard") -> None:
+        """`reason` is what the metrics call it: guard, rollback or plan."""
+        super().__init__(message)
+        self.reason = reason
 
 
 class _PooledConnection(asyncpg.Connection):
@@ -111,7 +115,7 @@ class Database:
     same work may be done again.
 
     A `url` that is called is called for each new connection, so that a password can change. Connections that are
-    open stay.
+    open stay. `name` is that of the pool, for `observer`.
 
     `scans` is for statements whose best plan depends on their parameters, such as a rare or a common capability.
     PostgreSQL plans each anew, for data in memory or on an SSD; otherwise it would prefer a sort to an index. Without
@@ -126,7 +130,11 @@ class Database:
         statement_timeout: timedelta,
         scans: bool = False,
         breaker: CircuitBreaker | None = None,
+        name: str = "primary",
+        observer: Observer | None = None,
     ) -> None:
+        self.name = name
+        self._observer = observer
         self._url = url
         self._size = pool_size
         self._timeout = statement_timeout.total_seconds()
@@ -142,6 +150,14 @@ class Database:
         self._waiting = 0  # calls that wait for a connection of the pool
         self._closing = False
         self.breaker = breaker or CircuitBreaker()
+
+    @property
+    def connections(self) -> tuple[int, int, int]:
+        """How many connections are open, how many of them are in use, and how many calls wait for one."""
+        if self._pool is None:
+            return 0, 0, self._waiting
+        size = self._pool.get_size()
+        return size, size - self._pool.get_idle_size() - len(self._at_hand), self._waiting
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work` with a connection and these arguments. Each of its statements sees a snapshot of its own.
@@ -173,6 +189,7 @@ class Database:
             async with connection.transaction():
                 return await work(connection, *args, **kwargs)
 
+        transaction.__name__ = _name(work)
         return await self.write_alone(transaction)
 
     async def write_alone(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -183,18 +200,26 @@ class Database:
     async def _do(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with translated():
             connection = await self._take()
+            began = time.perf_counter()
+            failure, result = cast("str | None", None), cast("T | None", None)
             try:
                 result = await work(connection, *args, **kwargs)
-            except BROKEN:
+            except BROKEN as error:
+                failure = kind_of(error)
                 # asyncpg may not yet know that this connection is closed, nor that others have broken with it.
                 await self._forget_all()
                 with suppress(asyncpg.InterfaceError):  # asyncpg knows already
                     connection.terminate()
                 await self._give_back(connection)
                 raise
-            except BaseException:
+            except BaseException as error:
+                failure = kind_of(error)
                 await self._give_back(connection)
                 raise
+            finally:
+                rows = len(result) if isinstance(result, list | dict) else None
+                if self._observer is not None:
+                    self._observer.done(self.name, _name(work), time.perf_counter() - began, rows, failure)
             if self._waiting or self._closing:
                 await self._give_back(connection)
             else:
@@ -218,6 +243,8 @@ class Database:
         try:
             return await pool.acquire(timeout=POOL_WAIT)
         except TimeoutError as error:
+            if self._observer is not None:
+                self._observer.timed_out(self.name)
             if pool.get_size() == self._size and pool.get_idle_size() == 0:
                 raise PoolExhaustedError("all database connections are in use") from error
             raise
@@ -277,6 +304,11 @@ class Database:
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
+
+
+def _name(work: Callable[..., object]) -> str:
+    """The name of a piece of work: that of its function."""
+    return getattr(work, "__name__", type(work).__name__).lstrip("_")
 
 
 async def _revision(connection: Connection) -> str | None:
@@ -352,9 +384,9 @@ def _named(error: asyncpg.PostgresError) -> Exception:
     if isinstance(error, asyncpg.PostgresConnectionError) or state[:2] in {"08", "28", "53"} or state in _DOWN:
         return _down(error)
     if state in {"40001", "40P01"}:
-        return LostRaceError("PostgreSQL rolled the transaction back because of a concurrent one")
+        return LostRaceError("PostgreSQL rolled the transaction back because of a concurrent one", reason="rollback")
     if isinstance(error, asyncpg.InvalidCachedStatementError):
-        return LostRaceError("a migration changed a table of a prepared statement")
+        return LostRaceError("a migration changed a table of a prepared statement", reason="plan")
     if state in {"57014", "55P03"}:
         return UnavailableError("a statement took too long, and the database cancelled it")
     if state in {"42P01", "42703", "42704"}:

@@ -7,7 +7,8 @@ from typing import cast
 
 import asyncpg
 
-from app.store.database import BROKEN, Connection, translated
+from app.store.database import Connection, translated
+from app.store.failures import BROKEN
 from app.store.schema import libpq_address
 
 GOODBYE = 1.0  # seconds that the server has to hear that the connection ends

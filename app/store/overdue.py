@@ -85,6 +85,17 @@ SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_
 """
 
 
+_OLDEST = """
+SELECT greatest(0, coalesce(extract(epoch FROM clock_timestamp() - min(first.deadline)), 0))::float8
+FROM (SELECT DISTINCT domain FROM {counts}) AS domains,
+LATERAL (
+    SELECT {deadline} AS deadline FROM {table}
+    WHERE domain = domains.domain AND {due}
+    ORDER BY {deadline} LIMIT 1
+) AS first
+"""
+
+
 class DeadlineScan(Generic[R]):
     """The statements over one kind of deadline. Their condition is the predicate of its partial index."""
 
@@ -110,6 +121,15 @@ class DeadlineScan(Generic[R]):
         self.after = Statement(first.where(tuple_(deadline, entity_id) > place))
         # Finds the earliest deadline of a domain that has not passed.
         self.next = Statement(select(func.min(deadline)).where(*waiting, deadline >= as_of))
+        # Finds how long ago the oldest passed deadline of all domains has passed, by one look into the index for each
+        # domain that has counters.
+        self.oldest = Statement(
+            text(
+                _OLDEST.format(
+                    table=rows.table.name, counts=rows.counts.name, due=condition, deadline=timeout.deadline
+                )
+            )
+        )
         # Reads the passed deadlines of all domains, with the rows that may expire now.
         passed = _PASSED.format(
             table=rows.table.name, due=condition, deadline=timeout.deadline, columns=", ".join(rows.names)
@@ -131,6 +151,10 @@ class DeadlineScan(Generic[R]):
         )
         next_deadline = cast("datetime | None", await self.next.value(connection, **asked))
         return Overdue([self._rows.row(record) for record in records], next_deadline, more)
+
+    async def oldest_seconds(self, connection: Connection) -> float:
+        """Seconds since the oldest deadline passed whose timeout was not emitted; 0 without one."""
+        return float(cast("float", await self.oldest.value(connection)))
 
     async def get_passed(self, connection: Connection, *, after: PassedKey, most: int) -> PassedPage[R]:
         """The rows of all domains whose deadline has passed by the database's clock, and which may expire now.
