@@ -38,6 +38,8 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
     "followers": ("0", "1", "1000000", "1000001"),
     "max_body": ("1023", "1024", "1073741824", "1073741825"),
     "body_memory": ("1023", "1024", "1099511627776", "1099511627777"),
+    "slow": ("0", "0.000001", "3600", "3600.1"),
+    "drain": ("-1", "0", "3600", "3600.1"),
     "oidc_leeway": ("-1", "0", "300", "301"),
 }
 WITHIN = [(name, value) for name, (_, *ends, _) in NUMBERS.items() for value in ends]
