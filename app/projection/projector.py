@@ -25,7 +25,7 @@ ATTEMPTS = 10  # attempts of a batch that loses races; from the second on its ro
 Also = Callable[[Connection, list[Result]], Awaitable[None]]
 
 
-class Report(Protocol):
+class BatchReport(Protocol):
     """Hears of every batch that was committed, for metrics."""
 
     def batch(self, events: Sequence[EventBase], results: Sequence[Result], seconds: float) -> None:
@@ -49,7 +49,7 @@ class Projector:
         entries: EntryBuilder | None = None,
         *,
         log: ChangeLog | None = None,
-        report: Report | None = None,
+        report: BatchReport | None = None,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # mypy does not see that this is the default of R
     ) -> None:
         """`entries` builds the outbox entries; without it there are none. Without `log`, no change is logged.

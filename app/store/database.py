@@ -19,7 +19,7 @@ from app.errors import (
     SchemaMismatchError,
     UnavailableError,
 )
-from app.store.failures import BROKEN, NOT_OPEN, REFUSED, kind_of
+from app.store.failures import BROKEN, NOT_OPEN, REFUSALS, kind_of
 from app.store.schema import check_revision, libpq_address
 
 log = logging.getLogger(__name__)
@@ -360,7 +360,7 @@ def refused_values() -> Iterator[None]:
     """Raise RefusedValuesError if PostgreSQL or its driver refuses a value. Its message goes to the log."""
     try:
         yield
-    except REFUSED as error:
+    except REFUSALS as error:
         log.warning("PostgreSQL refused a write: %s", error)
         raise RefusedValuesError("the table does not accept these values; the log says why") from None
 

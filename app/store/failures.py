@@ -8,7 +8,7 @@ NOT_OPEN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClien
 BROKEN = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 # Errors about values: a wrong type or range, a violated constraint, the refusal of a trigger, or too large a value.
-REFUSED = (
+REFUSALS = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.PLPGSQLError,
@@ -20,7 +20,7 @@ KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], 
     (BROKEN, "connection"),
     ((asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError), "cancelled"),
     (asyncpg.TransactionRollbackError, "lost_race"),
-    (REFUSED, "refused"),
+    (REFUSALS, "refused"),
     (asyncpg.PostgresError, "other"),
 )
 
