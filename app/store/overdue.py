@@ -85,14 +85,18 @@ SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_
 """
 
 
+# Steps from domain to domain in the index, and takes the first deadline of each: PostgreSQL itself skips nothing.
 _OLDEST = """
-SELECT greatest(0, coalesce(extract(epoch FROM clock_timestamp() - min(first.deadline)), 0))::float8
-FROM (SELECT DISTINCT domain FROM {counts}) AS domains,
-LATERAL (
-    SELECT {deadline} AS deadline FROM {table}
-    WHERE domain = domains.domain AND {due}
-    ORDER BY {deadline} LIMIT 1
-) AS first
+WITH RECURSIVE firsts (first_domain, first_deadline) AS (
+    (SELECT domain, {deadline} FROM {table} WHERE {due} ORDER BY domain, {deadline} LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM firsts, LATERAL (
+        SELECT domain, {deadline} FROM {table}
+        WHERE {due} AND domain > first_domain
+        ORDER BY domain, {deadline} LIMIT 1
+    ) AS next
+)
+SELECT greatest(0, coalesce(extract(epoch FROM clock_timestamp() - min(first_deadline)), 0))::float8 FROM firsts
 """
 
 
@@ -122,14 +126,8 @@ class DeadlineScan(Generic[R]):
         # Finds the earliest deadline of a domain that has not passed.
         self.next = Statement(select(func.min(deadline)).where(*waiting, deadline >= as_of))
         # Finds how long ago the oldest passed deadline of all domains has passed, by one look into the index for each
-        # domain that has counters.
-        self.oldest = Statement(
-            text(
-                _OLDEST.format(
-                    table=rows.table.name, counts=rows.counts.name, due=condition, deadline=timeout.deadline
-                )
-            )
-        )
+        # domain.
+        self.oldest = Statement(text(_OLDEST.format(table=rows.table.name, due=condition, deadline=timeout.deadline)))
         # Reads the passed deadlines of all domains, with the rows that may expire now.
         passed = _PASSED.format(
             table=rows.table.name, due=condition, deadline=timeout.deadline, columns=", ".join(rows.names)
