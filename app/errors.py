@@ -3,7 +3,8 @@
 FramingError (`runtime/framing.py`) and AuthError (`access/refusals.py`) bring their status along.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from uuid import UUID
 
 from msgspec import Struct
 
@@ -63,12 +64,23 @@ class NotFoundError(PqsError):
     """There is no such row."""
 
 
+class ForgottenError(PqsError):
+    """The entity was forgotten at `forgotten_at`: it has only a tombstone."""
+
+    def __init__(self, entity_id: UUID, domain: str, forgotten_at: datetime, *, permanent: bool) -> None:
+        super().__init__(f"the entity {entity_id} in domain {domain} was forgotten{' for good' if permanent else ''}")
+        self.entity_id = entity_id
+        self.domain = domain
+        self.forgotten_at = forgotten_at
+        self.permanent = permanent
+
+
 class PreconditionRequiredError(PqsError):
     """A commit does not say which version it builds on."""
 
 
 class PreconditionFailedError(PqsError):
-    """The row that was read is not at a version that the request names; `etag` is its present one."""
+    """The row is not at a version that the request names; `etag` is its present one, empty without a row."""
 
     def __init__(self, message: str, etag: str) -> None:
         super().__init__(message)
@@ -99,8 +111,24 @@ class DatabaseDownError(UnavailableError):
     """The database does not answer: its circuit breaker counts this error."""
 
 
+class DatabaseRefusesError(DatabaseDownError):
+    """The database takes no connection until somebody changes something; the message names the cause."""
+
+
 class PoolExhaustedError(UnavailableError):
     """All connections of this process are in use: nothing was sent to the database."""
+
+
+class LimitedConnectionsError(PoolExhaustedError):
+    """The server takes no further connection: nothing was sent to the database."""
+
+
+class ReadOnlyError(UnavailableError):
+    """The database takes no writes now: it is a standby, or was made read-only."""
+
+
+class RowLockedError(UnavailableError):
+    """Another client kept a row locked for longer than this write could wait. Nothing was written."""
 
 
 class ContentionError(UnavailableError):
@@ -109,6 +137,14 @@ class ContentionError(UnavailableError):
 
 class SchemaMismatchError(UnavailableError):
     """The database's schema is not the one that this code expects."""
+
+
+class UnusableDatabaseError(UnavailableError):
+    """The database can never serve as it is; the message says why."""
+
+
+class SequenceBehindError(UnavailableError):
+    """A sequence would draw keys that its table has already; `pqs migrate` mends this."""
 
 
 class IngestInterruptedError(UnavailableError):
@@ -186,6 +222,10 @@ class ChangesGoneError(PqsError):
         super().__init__(f"{said[reason]}; begin anew with a snapshot, or at the oldest change")
         self.reason = reason
         self.oldest = oldest
+
+
+class HistoryGoneError(PqsError):
+    """The change log does not go back to the moment that was asked for."""
 
 
 class TooManyFollowersError(UnavailableError):

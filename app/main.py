@@ -11,6 +11,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import (
+    acts,
     audit,
     changes,
     context,
@@ -20,6 +21,7 @@ from app.api import (
     entities,
     events,
     health,
+    history,
     overdue,
     problems,
     queries,
@@ -114,7 +116,20 @@ def create_app(settings: Settings) -> FastAPI:
         servers=[{"url": settings.public_url or "/"}],
         redirect_slashes=False,  # a path with a slash more or less is unknown
     )
-    resources = (events, entities, counts, overdue, changes, workflows, watermarks, dead_letters, audit, health)
+    resources = (
+        events,
+        entities,
+        acts,
+        counts,
+        overdue,
+        changes,
+        history,
+        workflows,
+        watermarks,
+        dead_letters,
+        audit,
+        health,
+    )
     for resource in resources:
         app.include_router(resource.router, dependencies=[] if resource is health else [Depends(queries.check_query)])
     app.state.full_scans = FullScans()

@@ -4,7 +4,7 @@ No part knows the web framework: `app.main` adds it, and the workers' commands r
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +14,9 @@ from typing import Literal, Self, assert_never
 
 from app.access.access import Access
 from app.concurrency.breaker import CircuitBreaker
+from app.concurrency.lanes import PLACES
 from app.concurrency.worker import working
+from app.domain.changes import Logging
 from app.domain.decider import Deadline
 from app.domain.registration import Timing
 from app.errors import StartError
@@ -22,6 +24,7 @@ from app.feed.announcer import Announcer
 from app.feed.feed import CONNECTIONS, Feed
 from app.feed.follow import Follow
 from app.feed.retention import Retention
+from app.feed.waits import FollowingReport, Waits
 from app.inbound.consumer import FIRST_WAIT, Consumer
 from app.outbound import contract
 from app.outbound.bus import Bus
@@ -31,6 +34,7 @@ from app.outbound.kafka import KafkaBus
 from app.outbound.kafka_options import client_options, credentials_of
 from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
+from app.projection.acts import Acts
 from app.projection.batching import Reader, Writer
 from app.projection.changes import ChangeLog, change_log_of
 from app.projection.entries import EntryBuilder
@@ -39,10 +43,13 @@ from app.projection.sweep import DATABASE_WAITS, Sweep
 from app.runtime.metrics import HTTP, KAFKA, Metrics
 from app.runtime.vitals import Vitals
 from app.settings import BusKind, Settings, secret_of
-from app.store.database import Database
+from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
+from app.store.readiness import Readiness
+from app.store.replica import ReadSide, Replica
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
 FULL_SCANS = 2  # lists at once that read a whole domain: on connections that nothing else waits for
+LOCK_WAIT = "200ms"  # that a joined batch waits for a row which another client has locked
 CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
 
@@ -52,23 +59,28 @@ class Service:
 
     `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans, `full_scans` for
     lists that read a whole domain. `reader` and `writer` join single requests into batches; arrays and streams go to
-    the projector directly. The keys of `breakers` are their names in the metrics.
+    the projector directly. `acts` are an operator's. The keys of `breakers` are their names in the metrics.
     """
 
     settings: Settings
     database: Database
-    scans: Database
-    full_scans: Database
+    scans: ReadSide
+    full_scans: ReadSide
     reader: Reader
     projector: Projector
     writer: Writer
+    acts: Acts
     workflows: WorkflowStore
     entries: EntryBuilder
     metrics: Metrics
     breakers: dict[str, CircuitBreaker]
     feed: Feed
     follow: Follow
+    waits: Waits  # the reads that wait
+    following: FollowingReport
     access: Access  # who a caller is, and how much each may do
+    replica: Replica | None  # its lag
+    readiness: Readiness
 
 
 class Parts:
@@ -84,6 +96,7 @@ class Parts:
         self._primary = _address(settings, "database_url", lambda: url)
         self._timeout = timedelta(seconds=settings.statement_timeout)
         self._stack = AsyncExitStack()
+        self._databases: list[Database] = []
 
     async def __aenter__(self) -> Self:
         """Begin."""
@@ -126,10 +139,22 @@ class Parts:
         await access.refresh()
         await self._stack.enter_async_context(working(access))
         database = self._database(settings.pool_size, name="primary")
-        replica = _address(settings, "database_read_url", self._primary)
-        scans = self._database(settings.pool_size, address=replica, scans=True, name="scans")
-        full_scans = self._database(FULL_SCANS, address=replica, scans=True, breaker=scans.breaker, name="full-scans")
+        scans = self._database(settings.pool_size, scans=True, name="scans")
+        full_scans = self._database(FULL_SCANS, scans=True, breaker=scans.breaker, name="full-scans")
         breakers = {"primary": database.breaker, "scans": scans.breaker}
+        lists, walking, lag, readiness = ReadSide(scans), ReadSide(full_scans), None, Readiness(database)
+        if settings.database_read_url is not None:
+            replica = _address(settings, "database_read_url", self._primary)
+            on_replica = self._database(settings.pool_size, address=replica, scans=True, name="replica")
+            full_scans_there = self._database(
+                FULL_SCANS, address=replica, scans=True, breaker=on_replica.breaker, name="replica-full-scans"
+            )
+            allowed = settings.read_max_lag
+            lag = Replica(scans, on_replica, allowed=None if allowed is None else timedelta(seconds=allowed))
+            await self._stack.enter_async_context(working(lag))
+            lists, walking = ReadSide(scans, on_replica, lag), ReadSide(full_scans, full_scans_there, lag)
+            breakers["replica"] = on_replica.breaker
+            readiness = Readiness(database, on_replica)
         reader = Reader(database, joining=settings.batching, report=metrics.lane("reads"))
         self._stack.push_async_callback(reader.close)
         if settings.relay:
@@ -140,12 +165,17 @@ class Parts:
         if settings.sweep:
             await self._stack.enter_async_context(working(self.sweep()))
         feed, follow = await self._feed(database)
-        projector = Projector(database, self.timing, self.entries, log=self.log, report=metrics.batches(HTTP))
-        writer = Writer(projector, joining=settings.batching, report=metrics.lane("events"))
+        logged = settings.changes is not Logging.OFF
+        waits = Waits(feed, database=database, scans=scans, read=reader.ask, logged=logged)
+        self._stack.push_async_callback(waits.close)
+        self.log.on_save = waits.watches.committed
+        following = FollowingReport(feed, waits, metrics)
+        await self._stack.enter_async_context(working(following))
+        projector, writer, sides = self._writing(database)
         self._stack.push_async_callback(writer.close)
         watch = QuotaWatch(database)
         await self._stack.enter_async_context(working(watch))
-        store = WorkflowStore(database, joining=settings.batching, watch=watch)
+        store = WorkflowStore(database, joining=settings.batching, watch=watch, **sides)
         self._stack.push_async_callback(store.close)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         await self._stack.enter_async_context(working(pruner))
@@ -154,23 +184,43 @@ class Parts:
         for name, breaker in breakers.items():
             metrics.watch(name, breaker)
         lanes = {"reads": lambda: reader.waiting, "events": lambda: writer.waiting}
-        await self._stack.enter_async_context(working(Vitals(metrics, (database, scans, full_scans), lanes)))
+        await self._stack.enter_async_context(working(Vitals(metrics, self._databases, lanes)))
         return Service(
             settings,
             database,
-            scans,
-            full_scans,
+            lists,
+            walking,
             reader,
             projector,
             writer,
+            Acts(database, self.entries, self.log),
             store,
             self.entries,
             metrics,
             breakers,
             feed,
             follow,
+            waits,
+            following,
             access,
+            lag,
+            readiness,
         )
+
+    def _writing(self, database: Database) -> tuple[Projector, Writer, dict[str, Database]]:
+        """What applies events: arrays and streams, single ones, and the databases of joined requests."""
+        batches = self._metrics.batches(HTTP)
+        projector = Projector(database, self.timing, self.entries, log=self.log, report=batches)
+        # A lane must not wait for a row that another client keeps locked: see Side.
+        joined = self._database(2, breaker=database.breaker, session={"lock_timeout": LOCK_WAIT}, name="joined")
+        waiting = self._database(PLACES, breaker=database.breaker, name="locked-rows")
+        on_joined, on_waiting = (
+            Projector(each, self.timing, self.entries, log=self.log, report=batches) for each in (joined, waiting)
+        )
+        if not self._settings.batching:
+            return projector, Writer(projector, joining=False), {}
+        writer = Writer(on_waiting, joining=True, joined=on_joined, report=self._metrics.lane("events"))
+        return projector, writer, {"joined": joined, "waiting": waiting}
 
     async def announce(self) -> None:
         """From now on, tell the followers of all processes what this process commits."""
@@ -206,14 +256,14 @@ class Parts:
             destinations.append(to_handler("consul", consul.handle))
             breakers["consul"] = consul.breaker
         # A pass holds its connection while it sends, so the relay does not share the pool that answers requests.
-        database = self._database(max(1, len(destinations) * LANES), name="relay")
+        database = self._database(max(1, len(destinations) * LANES), session=LONG_TRANSACTIONS, name="relay")
         return Relay(database, destinations, breakers=breakers, report=self._metrics.relayed)
 
     def sweep(self) -> Sweep:
         """A sweep of the primary."""
         breaker = CircuitBreaker(open_for=timedelta(seconds=DATABASE_WAITS[1]))  # of both: it is one server
         database = self._database(len(Deadline), breaker=breaker, name="sweep")
-        scans = self._database(len(Deadline), breaker=breaker, scans=True, name="sweep")
+        scans = self._database(len(Deadline), breaker=breaker, scans=True, name="sweep-scans")
         return Sweep(database, scans, self.entries, self._metrics.swept, log=self.log)
 
     def consumer(self) -> Consumer:
@@ -233,7 +283,7 @@ class Parts:
             )
         breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer retries at its own pace
         self._metrics.watch("consumer", breaker)
-        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker, name="consumer")
+        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker, session=LONG_TRANSACTIONS, name="consumer")
         return Consumer(
             database,
             Projector(database, self.timing, self.entries, log=self.log, report=self._metrics.batches(KAFKA)),
@@ -251,6 +301,7 @@ class Parts:
         address: Callable[[], str] | None = None,
         scans: bool = False,
         breaker: CircuitBreaker | None = None,
+        session: Mapping[str, str] = NO_SETTINGS,
         name: str,
     ) -> Database:
         database = Database(
@@ -259,9 +310,12 @@ class Parts:
             statement_timeout=self._timeout,
             scans=scans,
             breaker=breaker,
+            settings=session,
+            siblings=self._databases,
             name=name,
             observer=self._metrics,
         )
+        self._databases.append(database)
         self._stack.push_async_callback(database.close)
         return database
 

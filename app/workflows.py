@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import msgspec
 
-from app.concurrency.lanes import Lane, Lanes
+from app.concurrency.lanes import Lane, Lanes, Side
 from app.concurrency.worker import Worker, until_stopped
 from app.domain.positions import MAX_NUMBER
 from app.domain.workflows import (
@@ -28,7 +28,8 @@ from app.domain.workflows import (
 )
 from app.errors import ActionConflictError, ContentionError, Fault, InvalidInputError, PqsError
 from app.store import quotas, workflows
-from app.store.database import Database, LostRaceError, refused_values
+from app.store.database import Database, LostRaceError
+from app.store.failures import refused_values
 from app.store.workflows import PRUNE_ROWS, CommitOutcome
 from app.wire.events import EARLIEST, LATEST
 from app.wire.faults import depth, fault_of, find_nul
@@ -47,14 +48,33 @@ PRUNE_LEAST = 1.0  # seconds between two rounds, at least
 
 
 class WorkflowStore:
-    """Reads and commits of single workflows. Requests that arrive while a statement runs form the next batch."""
+    """Reads and commits of single workflows. Requests that arrive while a statement runs form the next batch.
 
-    def __init__(self, database: Database, *, joining: bool = True, watch: "QuotaWatch | None" = None) -> None:
+    With `joined`, whose sessions have a short `lock_timeout`, a commit to a row that another client keeps locked goes
+    on alone, on `waiting`, beside the lane.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        joining: bool = True,
+        watch: "QuotaWatch | None" = None,
+        joined: Database | None = None,
+        waiting: Database | None = None,
+    ) -> None:
         self._database = database
+        self._joined = joined or database
+        self._waiting = waiting or database
         self._watch = watch or QuotaWatch(database)
         self._joining = joining
         self._reads = Lane(self._read, largest=LARGEST)
-        self._commits = Lanes(self._commit, largest=LARGEST)
+        side = None
+        if joined is not None:
+            side = Side[Commit, CommitOutcome | None](
+                lambda commit: commit.workflow_key, self._locked, self._commit_alone
+            )
+        self._commits = Lanes(self._commit, largest=LARGEST, side=side)
 
     async def get_state(self, workflow_key: str) -> Workflow | None:
         """The row of one workflow, or None. Raises InvalidInputError for an invalid key."""
@@ -107,11 +127,20 @@ class WorkflowStore:
         found = await self._database.read(workflows.get_states, keys)
         return [found.get(key) for key in keys]
 
+    async def _locked(self, commits: list[Commit]) -> set[str]:
+        return await self._joined.write(workflows.locked, [commit.workflow_key for commit in commits])
+
     async def _commit(self, commits: list[Commit]) -> Sequence[CommitOutcome | None]:
+        return await self._commit_on(self._joined, commits)
+
+    async def _commit_alone(self, commits: list[Commit]) -> Sequence[CommitOutcome | None]:
+        return await self._commit_on(self._waiting, commits)
+
+    async def _commit_on(self, database: Database, commits: list[Commit]) -> Sequence[CommitOutcome | None]:
         with refused_values():
             if await self._watch.finds_quotas():
-                return await self._database.write(quotas.commit, commits)
-            return await self._database.write_alone(workflows.commit, commits)
+                return await database.write(quotas.commit, commits)
+            return await database.write_alone(workflows.commit, commits)
 
 
 # --- Checks of commits

@@ -13,7 +13,7 @@ from types import FrameType
 import asyncpg
 
 from app.errors import PqsError
-from benchmarks import auth, growth, layers, loop, processes, relay, rows, throughput, workflows
+from benchmarks import auth, changes, growth, layers, loop, processes, relay, rows, throughput, waiting, workflows
 from benchmarks.bench import FULL, MAIN, QUICK, Bench, Part
 from benchmarks.contenders import LeftOutError
 from benchmarks.load import need_wrk
@@ -37,6 +37,8 @@ PARTS: dict[str, Part] = {
     "consume": loop.consume,
     "deadlines": loop.deadlines,
     "relay": relay.relay,
+    "waiting": waiting.waiting,
+    "changes": changes.changes,
     "memory": processes.memory,
     "layers": layers.layers,
     "start": processes.start,

@@ -2,28 +2,34 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
 
-from pqs_client import Client, RegistrationState, State
+from pqs_client import (
+    Client,
+    FollowedChange,
+    FollowedRow,
+    GoneError,
+    NotFoundError,
+    Registration,
+    RegistrationState,
+    State,
+)
 
 STEPS = [(0, "remind"), (60, "tell an operator"), (600, "give up")]  # from so many seconds overdue on
+WAITING = [RegistrationState.ACCEPTED, RegistrationState.AWAITING_ACK]
+WATCHED = [*WAITING, RegistrationState.ACK_TIMED_OUT]
 
 
-async def late(client: Client) -> AsyncIterator[tuple[UUID, datetime, float]]:
-    """Each node that did not acknowledge in time, its deadline, and how many seconds it is overdue."""
-    async for page in client.overdue.ack():  # no event has said yet that the deadline passed
-        now = page.as_of
-        for node in page.items:
-            if node.ack_deadline:
-                yield node.entity_id, node.ack_deadline, node.overdue_seconds
-    async for found in client.entities.pages(state=[RegistrationState.ACK_TIMED_OUT]):  # an event has: a sweep's
-        for row in found.items:
-            deadline, emitted_at = row.ack_deadline, row.ack_timeout_emitted_at
-            if deadline and emitted_at and deadline < emitted_at:  # else the node left before its deadline
-                yield row.entity_id, deadline, (now - deadline).total_seconds()
+def deadline_of(row: Registration) -> datetime | None:
+    """The time by which the node must acknowledge, or had to; None if it is not late and will not be."""
+    if row.current_state in WAITING:
+        return row.ack_deadline
+    emitted_at = row.ack_timeout_emitted_at  # an event has said that the deadline passed: a sweep's
+    if row.current_state is RegistrationState.ACK_TIMED_OUT and row.ack_deadline and emitted_at:
+        return row.ack_deadline if row.ack_deadline < emitted_at else None  # else the node left before its deadline
+    return None
 
 
 def mark(step: str, deadline: str, state: State) -> State | None:
@@ -31,15 +37,36 @@ def mark(step: str, deadline: str, state: State) -> State | None:
     return None if state.get(step) == deadline else {**state, step: deadline}
 
 
-async def main(url: str) -> None:
-    async with Client(url) as client:
-        while True:
-            async for entity_id, deadline, overdue in late(client):
-                step = [name for seconds, name in STEPS if seconds <= max(overdue, 0)][-1]
-                done = partial(mark, step, str(deadline))
+async def escalate(client: Client, entity_id: UUID, turns: asyncio.Semaphore) -> None:
+    """Carry out the steps of a node, each when it is due, for as long as the node is late."""
+    while True:
+        async with turns:
+            try:
+                deadline = deadline_of(await client.entities.get(entity_id))
+            except (NotFoundError, GoneError):
+                return
+            if deadline is None:
+                return
+            overdue = (datetime.now(UTC) - deadline).total_seconds()
+            if due := [name for seconds, name in STEPS if seconds <= overdue]:
+                done = partial(mark, due[-1], str(deadline))
                 if await client.workflows.update(f"ack/{entity_id}", done, initial={}):
-                    print(step, entity_id, flush=True)  # this process committed the step, so it carries it out
-            await asyncio.sleep(5)
+                    print(due[-1], entity_id, flush=True)  # this process committed the step, so it carries it out
+        later = [seconds for seconds, _ in STEPS if seconds > overdue]
+        if not later:
+            return
+        await asyncio.sleep(later[0] - overdue)
+
+
+async def main(url: str) -> None:
+    turns, watches = asyncio.Semaphore(20), dict[UUID, asyncio.Task[None]]()
+    async with Client(url) as client, asyncio.TaskGroup() as group:
+        async for news in client.changes(snapshot=True, state=WATCHED):
+            if isinstance(news, FollowedRow | FollowedChange):
+                if (watch := watches.pop(news.entity_id, None)) is not None:
+                    watch.cancel()
+                if news.current_state in WATCHED:
+                    watches[news.entity_id] = group.create_task(escalate(client, news.entity_id, turns))
 
 
 if __name__ == "__main__":

@@ -340,8 +340,8 @@ class Served(Plain, Listening):
         assert isinstance(self.app, main.Application)
         find = self.app.direct
 
-        def watched(method: str, target: bytes, headers: Headers) -> DirectCall | None:
-            call = find(method, target, headers)
+        def watched(method: str, target: bytes, headers: Headers, peer: str) -> DirectCall | None:
+            call = find(method, target, headers, peer)
             self.ways.append(call is not None)
             return call
 

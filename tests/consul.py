@@ -7,6 +7,7 @@ import json
 import re
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +54,7 @@ class Agent:
         self.forbidden: set[str] = set()  # ids of services that nobody has the right to register
         self.tokens: set[str] | None = None  # those that have the right to register; None: nobody needs one
         self.last_path = ""
+        self.takes = 0.0  # seconds for an answer
         self.silent = False  # says nothing until `released`
         self.released = threading.Event()
 
@@ -62,6 +64,8 @@ class Agent:
         self.last_path, path = path, path.partition("?")[0]
         if self.tokens is not None and token not in self.tokens:
             return 403, "Permission denied: token with AccessorID lacks permission 'service:write'"
+        if self.takes:
+            time.sleep(self.takes)
         if self.silent:
             self.released.wait(HANGS)
         if self.answers:

@@ -29,6 +29,8 @@ from app.domain.events import (
     Deregistered,
     Event,
     EventBase,
+    Forgotten,
+    ForgottenData,
     Heartbeat,
     HeartbeatData,
     Initiated,
@@ -175,9 +177,11 @@ def _choose_class(choose: Choose, row: Row | None, types: Sequence[type[EventBas
 
 
 def _allowed(row: Registration) -> list[type[EventBase]]:
+    if row.forgotten_at is not None:
+        return [Initiated, Introspected, Recorded]
     led = [cls for state, cls in _LEADING_TO.items() if row.current_state in SOURCES[state]]
     decided = [cls for cls, states in _DECIDED_IN.items() if row.current_state in states]
-    return [*led, *decided]
+    return [*led, *decided, Forgotten]
 
 
 def _make_event(
@@ -219,11 +223,19 @@ def _make_data(choose: Choose, cls: type[EventBase]) -> Data:
             ack_timeout_emitted_at=choose(_OFTEN_NONE),
             liveness_timeout_emitted_at=choose(_OFTEN_NONE),
         )
+    if cls is Forgotten:
+        return ForgottenData(reason=choose((None, "gone")), permanent=choose((False, False, True)))
     return NoData()
 
 
 REGISTRATION_KIND = Kind(
-    REGISTRATION, REGISTRATIONS, (Initiated, Introspected, Recorded), Recorded, _allowed, _make_data, read_event
+    REGISTRATION,
+    REGISTRATIONS,
+    (Initiated, Introspected, Recorded, Forgotten),
+    Recorded,
+    _allowed,
+    _make_data,
+    read_event,
 )
 
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from app.cli import COMMANDS
 from app.cli import pqs as commands
+from app.cli.operators import operator
 from app.embedded.postgres import running_url
 from app.embedded.wheel import binary
 from app.settings import Settings
@@ -280,6 +281,19 @@ def test_migrate_up_and_down(empty_database_url: str) -> None:
     assert psql(empty_database_url, tables) in {"", "alembic_version"}
     up = pqs("migrate", "--to", HEAD, database_url=empty_database_url)
     assert up.stdout == f"the schema moved from base to {HEAD}\n"
+    [act] = audited(empty_database_url)
+    assert (act["action"], act["target"], act["outcome"]) == ("migrate", f"from base to {HEAD}", "done")
+    assert pqs("migrate", database_url=empty_database_url).returncode == 0
+    assert audited(empty_database_url) == [act]
+
+
+def audited(url: str) -> list[dict[str, object]]:
+    """The audit log as an operator reads it, newest first; each entry is of whoever runs these tests."""
+    run = pqs("audit", "-o", "ndjson", database_url=url)
+    assert run.returncode == 0, run.stderr
+    acts = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {act["principal"] for act in acts} <= {operator()}
+    return acts
 
 
 # --- rebase --------------------------------------------------------------------------------------------------------
@@ -314,6 +328,10 @@ def test_rebase_both_ways(database_url: str, tmp_path: Path) -> None:
         assert post("registration.ack_received", sequence=8) == "applied"
         row = client.get(f"/v1/entities/{NODE}").json()
         assert (row["current_state"], row["version"], row["last_applied_sequence"]) == ("ack_received", 5, 8)
+    assert [(act["action"], act["target"], act["outcome"]) for act in audited(database_url)] == [
+        ("rebase", f"registration/{NODE}: from partition topic-3 offset 42 to sequence 7", "done"),
+        ("rebase", f"registration/{NODE}: from sequence 7 to partition topic-3 offset 41", "done"),
+    ]
 
 
 def test_rebase_while_no_service_runs(data_dir: Path) -> None:

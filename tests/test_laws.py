@@ -19,17 +19,20 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from app.domain.events import EventBase
+from app.domain.events import EventBase, Forgotten, ForgottenData, Recorded
 from app.domain.registration import Timing
 from app.domain.results import Outcome
 from app.projection.batching import Writer
 from app.projection.projector import Projector
 from app.store.database import Connection, Database
 from tests.leases import create_tables
+from tests.making import START
 from tests.strategies import (
     KINDS,
     LEASE_KIND,
+    REGISTRATION_KIND,
     Kind,
     in_domain,
     logs,
@@ -179,6 +182,34 @@ async def test_law_3_of_recorded_rows_the_one_of_the_highest_position_stays(
     assert {key: without_version(row) for key, row in ended.items()} == {
         key: without_version(row) for key, row in ordered.items()
     }
+
+
+@given(drawn=shuffled_logs(linked=False, types=[Recorded, Forgotten]), by_position=st.booleans())
+@stored
+async def test_law_3_holds_with_forgets_whose_times_rise_with_the_positions(
+    projector: Projector, database: Database, drawn: tuple[list[Any], list[list[Any]]], by_position: bool
+) -> None:
+    """A forget at the highest position leaves a tombstone, and a recorded row after it is the entity begun anew.
+
+    Unless it is permanent: what was before it is then the last that anybody hears.
+    """
+    log, batches = drawn
+    rising = {event.event_id: _risen(event, second) for second, event in enumerate(log)}
+    domain = str(uuid4())
+    for batch in batches:
+        events = in_domain([rising[event.event_id] for event in batch], domain)
+        await projector.persist(events, by_position=by_position)
+    ended = await rows(database, REGISTRATION_KIND, domain)
+    ordered = await one_pass(projector, database, REGISTRATION_KIND, list(rising.values()))
+    assert {key: without_version(row) for key, row in ended.items()} == {
+        key: without_version(row) for key, row in ordered.items()
+    }
+
+
+def _risen(event: Any, second: int) -> Any:
+    """The event at this second, and if it is a forget, one that is not for good."""
+    data = ForgottenData() if isinstance(event, Forgotten) else event.data
+    return replace(event, occurred_at=START + timedelta(seconds=second), data=data)
 
 
 def without_version(row: str) -> dict[str, object]:

@@ -415,6 +415,12 @@ def test_address_of_the_service(host: str, port: int, url: str) -> None:
     assert service_url(host, port) == url
 
 
+def test_address_of_a_service_with_a_certificate() -> None:
+    """Where the service speaks TLS, its address begins with https."""
+    assert service_url("127.0.0.1", 8000, tls=True) == "https://127.0.0.1:8000"
+    assert service_url("::1", 1, tls=True) == "https://[::1]:1"
+
+
 def test_report_counts_every_outcome() -> None:
     """The report has the sum, every outcome, the time and the rate."""
     with loading("http://localhost") as loader:

@@ -352,6 +352,7 @@ VALUES = {
     "database_url": "postgresql://u:hunter2@h/n",
     "database_read_url": "postgresql://u:hunter2@h/r",
     "kafka_password": "hunter2",
+    "kafka_options": "ssl.key.password=hunter2",
     "consul_token": "hunter2",
 }
 BESIDE = {
@@ -439,6 +440,26 @@ def test_secrets_on_a_command_line_are_warned_of() -> None:
     assert [line.partition(" ")[0] for line in secrets_in({"database_url": "postgresql:///?password=p"})] == [
         "--database-url"
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ("socket.keepalive.enable=true", False),
+        ("client.rack=password=1", False),
+        ("ssl.key.password=x", True),
+        ("client.id=a,ssl.keystore.password=x", True),
+        ("sasl.oauthbearer.client.secret=x", True),
+        ("sasl.oauthbearer.config=principal=x", True),
+        ("ssl.key.pem=x", True),
+        ("ssl.certificate.pem=x", False),
+    ],
+)
+def test_options_of_kafka_on_a_command_line_are_warned_of(options: str, *, warned: bool) -> None:
+    """Where one of them is a secret by its name."""
+    said = secrets_in({"kafka_options": options})
+    line = "--kafka-options shows a secret to everybody on this machine; set PQS_KAFKA_OPTIONS_FILE"
+    assert said == ([line] if warned else [])
 
 
 @pytest.mark.parametrize("name", SECRETS)

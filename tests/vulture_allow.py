@@ -47,7 +47,8 @@ _used_from_outside: list[object] = [
     postgres.update_registration,
     # Contract: one of a bus's two calls.
     kafka.KafkaBus.publish_envelope,
-    # A field of messages: encoded, never read.
+    # Fields of answers and messages: encoded, never read.
+    answers.Ready.read_database,
     envelopes.Envelope.correlationid,
     # The generated reference lists them.
     events.TRIGGER_CLASSES,
@@ -56,6 +57,7 @@ _used_from_outside: list[object] = [
     settings.Settings.database_read_url_file,
     settings.Settings.database_url_file,
     settings.Settings.consul_token_file,
+    settings.Settings.kafka_options_file,
     # Values that come from the environment.
     setting_types.KafkaSecurity.SSL,
     setting_types.KafkaSecurity.SASL_PLAINTEXT,

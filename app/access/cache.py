@@ -33,12 +33,16 @@ NOTES = 60.0  # seconds between two notes of which keys were used
 
 
 class Held(Struct):
-    """A key in memory: its id, its owner, and whether it was used since the last note."""
+    """A key in memory: its id, its owner, and whether it was used since the last note.
+
+    It counts until the keys are read anew: whoever has kept it looks the key up again then.
+    """
 
     id: bytes
     principal: Principal
     expires_at: float  # seconds since 1970
     used: bool = False
+    is_current: bool = True
 
 
 class KeyCache:
@@ -59,10 +63,10 @@ class KeyCache:
         self._address: Callable[[], str] = (lambda: address) if isinstance(address, str) else address
         self._poll = poll.total_seconds()
         self._good_for = good_for.total_seconds()
-        self._clock = clock
+        self.clock = clock
         self._held: dict[bytes, Held] = {}
         self._revision = UNREAD
-        self._looked_at = float("-inf")
+        self.fresh_until = float("-inf")  # until when it is known which keys are good, without another look
         self._noted_at = clock()
         self._wake = asyncio.Event()
         self._is_down = False
@@ -72,7 +76,7 @@ class KeyCache:
 
         Raises UnavailableError when the database has not answered for too long to know.
         """
-        if self._clock() - self._looked_at > self._good_for:
+        if self.clock() > self.fresh_until:
             raise UnavailableError("keys cannot be checked: the database does not answer")
         return self._held.get(digest)
 
@@ -117,15 +121,17 @@ class KeyCache:
 
     async def _look(self, connection: Connection) -> None:
         """Read the keys when there was a change. What is known then was so at the beginning of the look."""
-        began = self._clock()
+        began = self.clock()
         if await keys.get_revision(connection) != self._revision:
             live = await keys.get_live(connection)
-            used = {held.id for held in self._held.values() if held.used}
-            self._held = {digest: _held(key) for digest, key in live.by_digest.items()}
+            before, self._held = self._held, {digest: _held(key) for digest, key in live.by_digest.items()}
+            used = {held.id for held in before.values() if held.used}
             for held in self._held.values():
                 held.used = held.id in used
+            for held in before.values():
+                held.is_current = False
             self._revision = live.revision
-        self._looked_at = began
+        self.fresh_until = began + self._good_for
         if began - self._noted_at > NOTES:
             await self._note_use(connection)
             self._noted_at = began

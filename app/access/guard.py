@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from app.access import refusals
-from app.access.cache import KeyCache
-from app.access.keys import digest_of, id_in
+from app.access.cache import Held, KeyCache
+from app.access.keys import KEY_PREFIX, digest_of, id_in
 from app.access.posture import forwarded, is_forwarding
 from app.access.principals import ANYONE, Principal
 from app.access.refusals import AuthError
@@ -57,7 +57,7 @@ class Guard:
 
     @property
     def refuses_proxies(self) -> bool:
-        """Whether requests with `Forwarded` or `X-Forwarded-*` are refused."""
+        """Whether requests with `Forwarded` or `X-Forwarded-*` are refused, and those from other machines."""
         return self._refuses_proxies
 
     def known(self, authorization: bytes | None) -> Principal | PqsError | None:
@@ -75,11 +75,30 @@ class Guard:
         token = _token_in(authorization)
         if token is None:
             return refusals.bad_token("the Authorization header has to be `Bearer` and a key or token")
-        if token[:4] == b"pqs_":
+        if token[:4] == KEY_PREFIX:
             return self._of_key(token)
         if self._tokens is None:
             return refusals.bad_token("this is not a key of this service")
         return self._tokens.known(token)
+
+    def key_in(self, authorization: bytes | None) -> Held | None:
+        """The good key in an `Authorization` field's value, to be kept by who sees the same value again."""
+        if self._is_open or authorization is None or self._keys is None:
+            return None
+        token = _token_in(authorization)
+        found = self._find(token) if token is not None and token[:4] == KEY_PREFIX else None
+        return found if isinstance(found, Held) else None
+
+    def still_knows(self, held: Held) -> bool:
+        """Whether a key that was found by `key_in` is still good: all that `known` checks, without the digest.
+
+        A revocation counts here as soon as there: the cache marks what it held when it reads the keys anew.
+        """
+        keys = self._keys
+        if keys is None or not held.is_current or held.expires_at <= self._now() or keys.clock() > keys.fresh_until:
+            return False
+        held.used = True
+        return True
 
     async def resolve(self, authorization: bytes) -> Principal | PqsError:
         """What is to be said of a token that `known` does not know yet: its signature is checked, once."""
@@ -109,6 +128,10 @@ class Guard:
         return found or refusals.no_token()
 
     def _of_key(self, token: bytes) -> Principal | PqsError:
+        found = self._find(token)
+        return found.principal if isinstance(found, Held) else found
+
+    def _find(self, token: bytes) -> Held | PqsError:
         digest = digest_of(token)
         if digest is None:
             return refusals.bad_token("this key has a typing error: its checksum does not fit")
@@ -122,7 +145,7 @@ class Guard:
         if held.expires_at <= self._now():
             return refusals.bad_token("this key has expired")
         held.used = True
-        return held.principal
+        return held
 
 
 def _token_in(authorization: bytes) -> bytes | None:

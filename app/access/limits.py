@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from math import ceil, floor
 
+from msgspec import Struct
+
 from app.access.principals import Principal
 from app.access.refusals import LimitedError
 
@@ -24,6 +26,16 @@ def weight_of_array(items: int) -> float:
     return max(1.0, items / 100)
 
 
+class Bucket(Struct):
+    """The bucket of one principal. Divided once, when it is made: a point call takes a multiplication."""
+
+    rate: float  # units a second
+    burst: float  # units
+    unit: float  # seconds in which one unit comes
+    most: float  # seconds until an empty bucket is full, rounded up
+    full_at: float = float("-inf")
+
+
 class Limits:
     """The buckets of one process. `rate` and `burst` are for principals without their own; `clock` is monotonic."""
 
@@ -33,31 +45,39 @@ class Limits:
         self._rate = rate
         self._burst = burst
         self._clock = clock
-        self._full_at: dict[str, float] = {}
+        self._buckets: dict[str, Bucket] = {}
 
     def take(self, principal: Principal, weight: float = 1.0) -> LimitedError | None:
         """Take `weight` units from the principal's bucket. The error says when they would be there; nothing is taken
         then. A call that weighs more than a whole burst costs a whole burst, and so is possible."""
         if principal.unlimited:
             return None
-        rate = principal.rate or self._rate
-        burst = principal.burst or (max(1.0, 2 * principal.rate) if principal.rate else self._burst)
+        bucket = self._buckets.get(principal.name)
         now = self._clock()
-        full_at = max(now, self._full_at.get(principal.name, now))
-        after = full_at + min(weight, burst) / rate
-        wait = after - now - burst / rate
-        if wait > ROUNDING:
-            return self._refused(rate, burst, full_at - now, wait)
-        self._full_at[principal.name] = after
-        if len(self._full_at) > BUCKETS:
-            self._forget(now)
+        if bucket is None:
+            bucket = self._new_bucket(principal, now)
+        full_at = bucket.full_at
+        full_at = max(full_at, now)
+        after = full_at + (min(bucket.burst, weight)) * bucket.unit
+        if after - now > bucket.most:
+            return self._refused(bucket.rate, bucket.burst, full_at - now, after - now - bucket.burst * bucket.unit)
+        bucket.full_at = after
         return None
+
+    def _new_bucket(self, principal: Principal, now: float) -> Bucket:
+        rate, burst = principal.rate or self._rate, principal.burst
+        if burst is None:
+            burst = max(1.0, 2 * rate) if principal.rate else self._burst
+        if len(self._buckets) >= BUCKETS:
+            self._forget(now)
+        bucket = self._buckets[principal.name] = Bucket(rate, burst, 1 / rate, burst / rate + ROUNDING)
+        return bucket
 
     def _forget(self, now: float) -> None:
         """Make room: full buckets say nothing; where that does not do, the oldest half goes."""
-        self._full_at = {name: full_at for name, full_at in self._full_at.items() if full_at > now}
-        if len(self._full_at) > BUCKETS:
-            self._full_at = dict(list(self._full_at.items())[BUCKETS // 2 :])
+        self._buckets = {name: bucket for name, bucket in self._buckets.items() if bucket.full_at > now}
+        if len(self._buckets) >= BUCKETS:
+            self._buckets = dict(list(self._buckets.items())[BUCKETS // 2 :])
 
     @staticmethod
     def _refused(rate: float, burst: float, until_full: float, wait: float) -> LimitedError:

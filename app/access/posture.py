@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from app.access.refusals import ForbiddenError
@@ -62,6 +63,29 @@ def _check(addresses: Sequence[str], host: str) -> None:
 
 def _warn(host: str) -> None:
     log.warning("PQS_AUTH=insecure: whoever reaches %s may read, change and remove everything", host)
+
+
+@lru_cache(maxsize=1024)
+def is_beyond(address: str | None) -> bool:
+    """Whether one end of a connection, as ASGI names it, is an address that other machines have.
+
+    A name says nothing, and neither does the path of a Unix socket: only addresses count.
+    """
+    try:
+        ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return False
+    return not is_loopback_address(address or "")
+
+
+def from_beyond() -> ForbiddenError:
+    """The refusal of a request from beyond this machine: the server that runs this application was not asked to keep
+    to loopback addresses, as `pqs serve` does at its start."""
+    return ForbiddenError(
+        "this service asks nobody for a key, and other machines reach the address that it listens on; start it with "
+        "PQS_AUTH=required, and send a key, or let it listen on 127.0.0.1",
+        {},
+    )
 
 
 def is_forwarding(name: bytes) -> bool:

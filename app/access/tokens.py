@@ -22,6 +22,7 @@ from app.access.refusals import bad_token
 from app.errors import StartError, UnavailableError
 from app.settings import Settings
 
+EVERY = "*"  # every workflow, as issuers and the command line write it
 LARGEST = 8 * 1024  # bytes of a token
 REMEMBERED = 10_000  # tokens
 REMEMBERED_FOR = 300.0  # seconds at most
@@ -64,7 +65,7 @@ class TokenTerms(Struct, frozen=True, kw_only=True):
     """What a token has to be, and what its claims grant.
 
     `scopes_map` is None where the issuer's names are this service's. Without `domains_claim` a token covers every
-    domain; with it, the domains that the claim lists.
+    domain; with it, the domains that the claim lists. So does `prefixes_claim` for workflows.
     """
 
     audience: str
@@ -72,6 +73,7 @@ class TokenTerms(Struct, frozen=True, kw_only=True):
     scopes_claim: str = "scope"
     scopes_map: Mapping[str, frozenset[Scope]] | None = None
     domains_claim: str | None = None
+    prefixes_claim: str | None = None
     leeway: timedelta = timedelta(seconds=30)
 
 
@@ -92,6 +94,7 @@ def terms_of(settings: Settings) -> TokenTerms:
         scopes_claim=settings.oidc_scopes_claim,
         scopes_map=scopes_map,
         domains_claim=settings.oidc_domains_claim,
+        prefixes_claim=settings.oidc_prefixes_claim,
         leeway=timedelta(seconds=settings.oidc_leeway),
     )
 
@@ -167,7 +170,7 @@ class TokenVerifier:
             raise bad_token("the token's subject is not 1 to 255 printable characters")
         until = min(claims.exp, LATEST_EXPIRY) + self._leeway
         every: dict[str, object] = _decoded(payload, dict)
-        grant = Grant(self._scopes(every), self._domains(every), (EVERY_KEY,), until)
+        grant = Grant(self._scopes(every), self._domains(every), self._prefixes(every), until)
         return Principal(f"oidc:{claims.sub}", grant), min(until, now + REMEMBERED_FOR)
 
     def _scopes(self, claims: Mapping[str, object]) -> frozenset[Scope]:
@@ -181,6 +184,12 @@ class TokenVerifier:
         if self._terms.domains_claim is None:
             return frozenset({EVERY_DOMAIN})
         return frozenset(_words(_claim(claims, self._terms.domains_claim)))
+
+    def _prefixes(self, claims: Mapping[str, object]) -> tuple[str, ...]:
+        if self._terms.prefixes_claim is None:
+            return (EVERY_KEY,)
+        names = _words(_claim(claims, self._terms.prefixes_claim))
+        return (EVERY_KEY,) if EVERY in names else tuple(names)
 
 
 def _bytes(part: bytes) -> bytes:
@@ -221,7 +230,7 @@ def _words(value: object) -> Sequence[str]:
     """The words of a claim that is text, with blanks between, or a list."""
     if isinstance(value, str):
         return value.split()
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+    return [each for each in value if isinstance(each, str) and each] if isinstance(value, list) else []
 
 
 def verifier_of(settings: Settings) -> tuple[TokenVerifier, Issuer]:

@@ -36,13 +36,13 @@ class _PageEnd(msgspec.Struct, array_like=True):
     dependencies=needs(Scope.OPERATIONS_READ),
 )
 async def list_audit(request: Request, query: Annotated[RowsQuery, Query()]) -> Response:
-    """Answer a page, newest first: changes of keys and quotas, dead letters retried and removed, rebased entities,
-    and migrations."""
+    """Answer a page, newest first: changes of keys and quotas, dead letters retried and removed, entities that were
+    rebased, forgotten or erased, evicted nodes, and migrations."""
     before = audit.NEWEST if query.cursor is None else read_cursor(query.cursor, FILTERS, _PageEnd).id
     found = await service_of(request).scans.read(audit.get_page, before=before, limit=query.limit + 1)
     items = found[: query.limit]
     cursor = write_cursor(_PageEnd(items[-1].id), FILTERS) if len(found) > query.limit else None
-    headers = {} if cursor is None else next_link(request, cursor)
+    headers = {} if cursor is None else next_link(request.scope["query_string"], cursor)
     page = AuditPage([_shown(each) for each in items], cursor)
     return Response(encode(page), headers=headers, media_type=JSON)
 

@@ -1,9 +1,8 @@
 """Following: the changes of entities, by long polls, as lines, or as server-sent events."""
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -18,6 +17,7 @@ from app.api.bodies import JSON, NDJSON
 from app.api.needs import caller_of, check_again, needs, permit
 from app.api.negotiation import preferred
 from app.api.openapi.operations import changes_operation
+from app.api.presence import message_of, while_there
 from app.api.schemas import ChangesQuery, encode
 from app.api.service import service_of
 from app.domain.changes import Logging
@@ -32,8 +32,6 @@ router = APIRouter(tags=["changes"])
 
 EVENTS = "text/event-stream"
 STREAMED = {"Vary": "Accept", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy is to pass lines on
-
-T = TypeVar("T")
 
 
 @router.get(
@@ -71,7 +69,7 @@ async def follow_changes(request: Request, query: Annotated[ChangesQuery, Query(
         lines = _while_allowed(request, query.domain, lines)
         written = _events(request, first, lines) if media == EVENTS else _ndjson(request, first, lines)
         return _Stream(written, headers=STREAMED, media_type=media)
-    answer = await _while_there(request, service.follow.answer(asked, wait=query.wait))
+    answer = await while_there(request, service.follow.answer(asked, wait=query.wait))
     await _check_again(request, query.domain)
     items = b",".join([line.body for line in answer.lines])
     caught_up = b"true" if answer.caught_up else b"false"
@@ -117,42 +115,6 @@ async def _while_allowed(
             yield some
 
 
-async def _while_there(request: Request, answer: Awaitable[T]) -> T:
-    """The answer, unless the client disconnects: then nobody waits for it any more."""
-    asking = asyncio.ensure_future(answer)
-    leaving = asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait([asking, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not asking.done():
-            raise UnavailableError("the client has disconnected")
-        return asking.result()
-    finally:
-        for task in (asking, leaving):
-            task.cancel()
-        await asyncio.wait([asking, leaving])
-
-
-async def _left(request: Request) -> None:
-    """Return when the client has disconnected, or sends no more."""
-    while (await _message(request.scope, request.receive))["type"] != "http.disconnect":
-        pass
-
-
-async def _message(scope: AsgiScope, receive: Receive) -> Message:
-    """The next message. A client that sends no more counts as gone: the end of its connection looks the same."""
-    ended: asyncio.Event | None = scope.get("extensions", {}).get("pqs.client_ended")
-    if ended is None:
-        return await receive()
-    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(receive()), asyncio.ensure_future(ended.wait())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return cast("Message", tasks[0].result()) if tasks[0].done() else {"type": "http.disconnect"}
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-
 class _Stream(StreamingResponse):
     """A stream that ends when its client sends no more."""
 
@@ -160,7 +122,7 @@ class _Stream(StreamingResponse):
         """Stream."""
 
         async def heard() -> Message:
-            return await _message(scope, receive)
+            return await message_of(scope, receive)
 
         await super().__call__(scope, heard, send)
 

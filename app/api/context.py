@@ -14,6 +14,7 @@ from app.api.room import HELD
 from app.errors import PqsError
 from app.runtime.access_log import GONE
 from app.runtime.metrics import Metrics
+from app.store.replica import lag_of_answer
 
 __all__ = [
     "GONE",
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that are still read, so that the answer arrives
 DRAIN_SECONDS = 10.0
+NO_PEER = "-"  # where nobody knows the address of the other side, as at a Unix socket
+LAG = b"pqs-replica-lag"  # seconds that the replica which answered lags, at most
 UNKNOWN = "unknown"  # in metrics: the route of a request that matches none
 METHODS = {
     "GET",
@@ -60,7 +63,7 @@ def account(
     status: int,
     began: float,
     principal: str = "-",
-    peer: str = "-",
+    peer: str = NO_PEER,
     traceparent: bytes | None = None,
 ) -> None:
     """Count one answered request, and log it if the access log wants it.
@@ -110,6 +113,7 @@ class RequestContext:
         began = time.perf_counter()
         body = _Body(scope, receive)
         before = correlation_id.get()
+        lag_of_answer.set(None)
         own_id = begin(scope["headers"])
         status = 0
 
@@ -119,6 +123,8 @@ class RequestContext:
                 status = message["status"]
                 headers = message["headers"]
                 message["headers"] = [*headers, *self._lacking(scope["headers"], headers), (HEADER, own_id.encode())]
+                if (lag := lag_of_answer.get()) is not None:
+                    message["headers"].append((LAG, b"%.3f" % lag))
                 if status >= 400 and not await body.drain():
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -140,7 +146,7 @@ class RequestContext:
                 held.close()
             route = getattr(scope.get("route"), "path_format", UNKNOWN)
             principal, client = scope.get("principal"), scope.get("client")
-            name, peer = principal.name if principal else "-", str(client[0]) if client else "-"
+            name, peer = principal.name if principal else "-", str(client[0]) if client else NO_PEER
             traceparent = next((value for header, value in scope["headers"] if header == b"traceparent"), None)
             account(self._metrics, scope["method"], scope["path"], route, status, began, name, peer, traceparent)
             correlation_id.set(before)

@@ -56,7 +56,7 @@ async def list_dead_letters(request: Request, query: Annotated[RowsQuery, Query(
 
     letters, more = await service_of(request).scans.read(dead_letters.get_page, after=after, limit=query.limit)
     cursor = write_cursor(_PageEnd(letters[-1].id), FILTERS) if more else None
-    headers = {} if cursor is None else next_link(request, cursor)
+    headers = {} if cursor is None else next_link(request.scope["query_string"], cursor)
     page = DeadLetterPage([_shown(each) for each in letters], cursor)
     return Response(encode(page), headers=headers, media_type=JSON)
 

@@ -1,7 +1,8 @@
 """The calls that come thousands of times a second, answered without FastAPI.
 
 FastAPI's routing costs more processor time than everything else in `GET /v1/entities/{id}`, `POST /v1/events`, and
-`GET` and `PUT /v1/workflows/{key}`. In their plain form (no query, no escapes, a JSON body of known length up to
+`GET` and `PUT /v1/workflows/{key}`. And when a thousand wait for one deadline (`GET /v1/overdue/…`), the last of them
+would be told late. In their plain form (no escapes, no query but that of a wait, a JSON body of known length up to
 64 KiB) FastAPI has nothing to do for them. This module recognises them by their head, and answers with the parts that
 FastAPI's handlers are made of: the same question to the same lane, and the same rendering of the result. Every other
 form, and every other call, goes to FastAPI.
@@ -26,40 +27,39 @@ from fastapi import Response
 from msgspec import Struct
 
 from app.access import rights
-from app.access.principals import ANYONE, Principal
-from app.access.principals import Scope as Right
-from app.api import context, entities, events, problems, workflows
-from app.api.bodies import JSON
+from app.access.principals import (
+    ANYONE,
+    ENTITIES_READ,
+    EVENTS_WRITE,
+    WORKFLOWS_READ,
+    WORKFLOWS_WRITE,
+    Principal,
+)
+from app.api import context, entities, events, overdue, problems, workflows
 from app.api.context import App, Headers, Receive, Scope, Send
 from app.api.correlation import stored
 from app.api.edge import Edge
-from app.api.hosts import Hosts
+from app.api.entry import is_from_beyond
 from app.api.needs import admit, permit
+from app.api.plain import PlainFields, read_plain
 from app.api.schemas import encode
 from app.api.service import Service
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import UnavailableError
+from app.feed.boards import Shown
 from app.runtime.framing import FieldList
 from app.runtime.metrics import Metrics
 from app.wire.answers import Problem
 
 ENTITY = b"/v1/entities/"
 ENTITY_LENGTH = len(ENTITY) + 36  # with a UUID in its usual form
+OVERDUE = b"/v1/overdue/"
 EVENTS = events.PATH.encode()
 WORKFLOW = re.compile(rb"/v1/workflows/([A-Za-z0-9._~:@/-]{1,255})")  # with a key that needs no decoding
 PATIENCE = 1.0  # seconds that a body may take until its sender is checked again
 MAX_BODY = 64 * 1024  # bytes; a longer body is FastAPI's, which reads no faster than it works off
-PLAIN = JSON.encode()
-# A foreign page, a coded body and a preference are FastAPI's as well.
-NOT_PLAIN = {
-    b"transfer-encoding",
-    b"expect",
-    b"origin",
-    b"content-encoding",
-    b"prefer",
-}  # headers of requests that are FastAPI's, as are those of CloudEvents
 CLOUDEVENT = b"ce-"  # how their names begin
 FORWARDED = (b"forwarded", b"x-forwarded-")  # how those of a proxy begin, which some services refuse
 
@@ -81,9 +81,11 @@ class HotCalls:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a hot call; hand everything else on."""
         call = None
-        if scope["type"] == "http" and not scope["query_string"] and not scope.get("root_path"):
-            call = self.find(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["headers"])
-        if call is None:
+        plain = scope["type"] == "http" and not scope["query_string"] and not scope.get("root_path")
+        if plain and not (self._is_open_here() and is_from_beyond(scope)):
+            target, client = scope.get("raw_path") or scope["path"].encode(), scope.get("client")
+            call = self.find(scope["method"], target, scope["headers"], str(client[0]) if client else context.NO_PEER)
+        if call is None or call.waits:  # who waits watches its client, by ASGI's messages
             await self._app(scope, receive, send)
             return
         body, more = b"", True
@@ -101,8 +103,14 @@ class HotCalls:
         await send({"type": "http.response.start", "status": status, "headers": [*headers, *also]})
         await send({"type": "http.response.body", "body": content})
 
-    def find(self, method: str, target: bytes, headers: Headers) -> "HotCall | None":
-        """The call that a request's head makes; None when it is not one of these in its plain form."""
+    def _is_open_here(self) -> bool:
+        return self.service is not None and self.service.access.guard.refuses_proxies
+
+    def find(self, method: str, target: bytes, headers: Headers, peer: str = context.NO_PEER) -> "HotCall | None":
+        """The call that a request's head makes; None when it is not one of these in its plain form.
+
+        `peer` is the address that it comes from.
+        """
         service = self.service
         if service is None:
             return None
@@ -116,26 +124,37 @@ class HotCalls:
         found = _question(method, target, fields, self._max_body)
         if found is None:
             return None
-        principal = service.access.guard.known(fields.authorization)
-        if not isinstance(principal, Principal):
-            return None  # a token that has to be verified first, or a refusal: these are for the usual way
-        return HotCall(service, self._edge.lacking_plain, *found, principal, headers, fields, target)
+        guard, held = service.access.guard, fields.held
+        if held is not None and guard.still_knows(held):
+            principal = held.principal
+        else:
+            known = guard.known(fields.authorization)
+            if not isinstance(known, Principal):
+                return None  # a token that has to be verified first, or a refusal: these are for the usual way
+            principal = known
+            fields.held = guard.key_in(fields.authorization)
+        return HotCall(service, self._edge.lacking_plain, *found, principal, headers, fields, target, peer)
 
-    def _fields_of(self, headers: Headers) -> "PlainFields | None":
+    def _fields_of(self, headers: Headers) -> PlainFields | None:
         """What the fields of a plain request say; None when they are not plain.
 
-        A server that reads the same fields again gives the same list, with a note: what was found out about it.
+        A server that reads the same fields again gives the same list, with a note: what was found out about it. With
+        other fields it gives the note of its connection's list before: their key is often the same.
         """
-        note = getattr(headers, "note", None)
-        if note is not None and note[0] is self:
-            known: PlainFields | None = note[1]
-            return known
-        fields = _read(headers, self._prefixes, self._edge.hosts)
-        if isinstance(headers, FieldList):
-            headers.note = self, fields
+        if not isinstance(headers, FieldList):
+            return read_plain(headers, self._prefixes, self._edge.hosts)
+        note = headers.note
+        if isinstance(note, _Note) and note.of is self:
+            return note.fields
+        fields = read_plain(headers, self._prefixes, self._edge.hosts)
+        if fields is not None and isinstance(headers.before, _Note):
+            fields.inherit(headers.before.fields)
+        headers.note, headers.before = _Note(self, fields), None
         return fields
 
-    def refuse(self, status: int, detail: str, headers: Headers, *, counted: bool) -> tuple[int, Headers, bytes]:
+    def refuse(
+        self, status: int, detail: str, headers: Headers, *, counted: bool, peer: str
+    ) -> tuple[int, Headers, bytes]:
         """The answer to a request that a server does not carry out, for reasons of its own: a problem, with an id.
 
         `counted`: it is logged and in the metrics, as a request that nobody else accounts for.
@@ -145,7 +164,7 @@ class HotCalls:
         problem = Problem(problems.NO_TYPE, problems.title(HTTPStatus(status)), status, detail, "")
         body = encode(problem)
         if counted:
-            context.account(self._metrics, "-", "-", context.UNKNOWN, status, time.perf_counter())
+            context.account(self._metrics, "-", "-", context.UNKNOWN, status, time.perf_counter(), peer=peer)
         context.correlation_id.set(before)
         answered = [(b"content-length", b"%d" % len(body)), (b"content-type", problems.MEDIA_TYPE.encode())]
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -153,13 +172,11 @@ class HotCalls:
         return status, [*answered, *self._edge.lacking(headers, []), (context.HEADER, its_id.encode())], body
 
 
-class PlainFields(Struct, frozen=True):
-    """What the header fields of a plain request say."""
+class _Note(Struct, frozen=True):
+    """What `of` has found out about a list of fields."""
 
-    length: int | None  # of the body
-    is_json: bool
-    authorization: bytes | None
-    traceparent: bytes | None = None
+    of: HotCalls
+    fields: PlainFields | None
 
 
 class HotCall:
@@ -169,10 +186,13 @@ class HotCall:
         "_began",
         "_fields",
         "_found",
+        "_future",
         "_id",
+        "_is_gone",
         "_kind",
         "_lacking",
         "_on_answer",
+        "_peer",
         "_target",
         "asked_for",
         "headers",
@@ -190,6 +210,7 @@ class HotCall:
         headers: Headers,
         fields: PlainFields,
         target: bytes,
+        peer: str,
     ) -> None:
         self.service = service
         self.principal = principal
@@ -199,10 +220,18 @@ class HotCall:
         self._kind = kind
         self._fields = fields
         self._target = target
+        self._peer = peer
         self._on_answer: OnAnswer
+        self._future: asyncio.Future[Any]
+        self._is_gone = False
         self._id = ""
         self._found = time.perf_counter()
         self._began = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether the answer may take long."""
+        return self._kind.waits
 
     def begin(self, body: bytes, answer: OnAnswer) -> None:
         """Ask for the answer. `answer` is called once, and later than this returns."""
@@ -217,11 +246,18 @@ class HotCall:
         except Exception as error:  # noqa: BLE001 - it is answered, as FastAPI's handlers would answer it
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
+        self._future = future
         future.add_done_callback(self._on_done)
         context.correlation_id.set(before)
 
+    def abandon(self) -> None:
+        """The client is gone before its answer, or sends no more: a wait ends."""
+        if self._kind.waits and not self._future.done():
+            self._is_gone = True
+            self._future.cancel()
+
     def _check_again(self) -> None:
-        """Check the caller once more: its key may have been revoked while the body came. Raises AuthError."""
+        """Check the caller once more: its key may have been revoked meanwhile. Raises AuthError."""
         found = self.service.access.guard.known(self._fields.authorization)
         if not isinstance(found, Principal):
             raise found or UnavailableError("the token has to be verified again: send the request once more")
@@ -237,9 +273,14 @@ class HotCall:
 
     def _on_done(self, future: "asyncio.Future[Any]") -> None:
         try:
-            answer = self._kind.render(self, future.result())
-        except asyncio.CancelledError:  # by a stop that waits no longer
-            answer = self._problem(UnavailableError("the service is stopping"))
+            found = future.result()
+            if self._kind.waits and self.principal is not ANYONE:
+                self._check_again()
+                permit(rights.domain(self.principal, ENTITIES_READ, self.asked_for.domain))
+            answer = self._kind.render(self, found)
+        except asyncio.CancelledError:  # by a stop that waits no longer, or as nobody waits any more
+            gone = "the client has disconnected" if self._is_gone else "the service is stopping"
+            answer = self._problem(UnavailableError(gone))
         except Exception as error:  # noqa: BLE001 - as above
             answer = self._problem(error)
         lines = b"%b%b: %b\r\n" % (self._lacking(answer.raw_headers), context.HEADER, self._id.encode())
@@ -248,53 +289,27 @@ class HotCall:
 
     def _problem(self, error: Exception) -> Response:
         """The answer to an error, made from what FastAPI would know of the request."""
-        path = self._target.decode("ascii")
-        scope = {"type": "http", "method": self._kind.method, "path": path, "query_string": b""}
+        path, _, query = self._target.partition(b"?")
+        scope = {"type": "http", "method": self._kind.method, "path": path.decode("ascii"), "query_string": query}
         return problems.answer_to(scope | {"headers": self.headers}, error)
 
     def _account(self, status: int) -> None:
-        kind, path = self._kind, self._target.decode("ascii")
-        context.account(
-            self.service.metrics,
-            kind.method,
-            path,
-            kind.route,
-            status,
-            self._began,
-            self.principal.name,
-            traceparent=self._fields.traceparent,
-        )
-
-
-def _read(headers: Headers, prefixes: tuple[bytes, ...], hosts: Hosts) -> PlainFields | None:
-    """What the fields say; None for a request that is not plain."""
-    length, is_json, authorization, traceparent = None, False, None, None
-    for name, value in headers:
-        if name == b"content-length":
-            if length is not None or not value.isdigit():
-                return None
-            length = int(value)
-        elif name == b"host":
-            if not hosts.allow(value):
-                return None
-        elif name == b"authorization":
-            if authorization is not None:
-                return None
-            authorization = value
-        elif name == b"content-type":
-            if value != PLAIN:
-                return None
-            is_json = True
-        elif name == b"traceparent":
-            traceparent = value
-        elif name in NOT_PLAIN or name.startswith(prefixes):
-            return None
-    return PlainFields(length, is_json, authorization, traceparent)
+        kind, path = self._kind, self._target.partition(b"?")[0].decode("ascii")
+        name, peer = self.principal.name, self._peer
+        metrics, trace = self.service.metrics, self._fields.traceparent
+        context.account(metrics, kind.method, path, kind.route, status, self._began, name, peer, trace)
 
 
 def _question(method: str, target: bytes, fields: PlainFields, max_body: int) -> "tuple[Kind, Any] | None":
     """The kind of a request, and the entity or workflow that it is about."""
     has_body = fields.length is not None
+    if target.startswith(OVERDUE):
+        if method != "GET" or has_body or not fields.has_tags:
+            return None
+        waiting = overdue.plain_wait(target, fields.prefer)
+        return None if waiting is None else (WAITS[waiting.asked.kind], waiting)
+    if fields.prefer is not None:  # a preference of other calls is FastAPI's
+        return None
     if method == "GET" and len(target) == ENTITY_LENGTH and target.startswith(ENTITY) and not has_body:
         try:
             return GET_ENTITY, msgspec.convert(target[len(ENTITY) :].decode("ascii"), UUID)
@@ -311,13 +326,13 @@ def _question(method: str, target: bytes, fields: PlainFields, max_body: int) ->
     return None
 
 
-# The four kinds. Where no key is asked for, the caller is ANYONE, who may do everything as often as it likes: nothing
+# The kinds. Where no key is asked for, the caller is ANYONE, who may do everything as often as it likes: nothing
 # is checked then.
 
 
 def _ask_for_entity(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":
     if call.principal is not ANYONE:
-        admit(call.service, call.principal, rights.domain(call.principal, Right.ENTITIES_READ, DEFAULT_DOMAIN))
+        admit(call.service, call.principal, rights.domain(call.principal, ENTITIES_READ, DEFAULT_DOMAIN))
     return call.service.reader.ask(call.asked_for, DEFAULT_DOMAIN)
 
 
@@ -325,16 +340,27 @@ def _render_entity(call: HotCall, registration: Registration | None) -> Response
     return entities.render_entity(call.asked_for, DEFAULT_DOMAIN, call.headers, registration)
 
 
+def _ask_for_deadline(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":
+    waiting: overdue.Waiting = call.asked_for
+    if call.principal is not ANYONE:
+        admit(call.service, call.principal, rights.domain(call.principal, ENTITIES_READ, waiting.domain))
+    return overdue.begin_wait(call.service, waiting, call.headers)
+
+
+def _render_page(call: HotCall, shown: Shown) -> Response:
+    return overdue.end_wait(call.asked_for, call.headers, shown)
+
+
 def _ask_for_outcome(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
     service, principal = call.service, call.principal
     if principal is not ANYONE:
-        permit(rights.scope(principal, Right.EVENTS_WRITE))
+        permit(rights.scope(principal, EVENTS_WRITE))
     given = stored(call.headers)
     if events.is_array(body):
         return asyncio.ensure_future(events.answer_array(service, principal, body, given))
     event = events.read_one(body, given)
     if principal is not ANYONE:
-        admit(service, principal, rights.domain(principal, Right.EVENTS_WRITE, event.domain))
+        admit(service, principal, rights.domain(principal, EVENTS_WRITE, event.domain))
     return service.writer.ask(event, len(body))
 
 
@@ -345,14 +371,14 @@ def _render_outcome(call: HotCall, result: Result | Response) -> Response:
 def _ask_for_workflow(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":
     key: str = call.asked_for
     if call.principal is not ANYONE:
-        admit(call.service, call.principal, rights.workflow(call.principal, Right.WORKFLOWS_READ, key))
+        admit(call.service, call.principal, rights.workflow(call.principal, WORKFLOWS_READ, key))
     return asyncio.ensure_future(workflows.answer_get(call.service, key, call.headers))
 
 
 def _ask_to_commit(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
     key: str = call.asked_for
     if call.principal is not ANYONE:
-        admit(call.service, call.principal, rights.workflow(call.principal, Right.WORKFLOWS_WRITE, key))
+        admit(call.service, call.principal, rights.workflow(call.principal, WORKFLOWS_WRITE, key))
     conditions = workflows.required(call.headers)
     return asyncio.ensure_future(workflows.answer_put(call.service, call.principal, key, conditions, body))
 
@@ -368,9 +394,14 @@ class Kind(Struct, frozen=True):
     route: str
     ask: Callable[[HotCall, bytes], "asyncio.Future[Any]"]
     render: Callable[[HotCall, Any], Response]
+    waits: bool = False  # for long: it ends with its client, and the caller is checked again
 
 
 GET_ENTITY = Kind("GET", entities.PATH, _ask_for_entity, _render_entity)
 POST_EVENTS = Kind("POST", events.PATH, _ask_for_outcome, _render_outcome)
 GET_WORKFLOW = Kind("GET", workflows.ROUTE, _ask_for_workflow, _as_it_is)
 PUT_WORKFLOW = Kind("PUT", workflows.ROUTE, _ask_to_commit, _as_it_is)
+WAITS = {
+    kind: Kind("GET", path.decode(), _ask_for_deadline, _render_page, waits=True)
+    for path, kind in overdue.PATHS.items()
+}

@@ -1,6 +1,7 @@
 """Who a request comes from, established once for each request, before its path is looked at."""
 
 from app.access.guard import Guard
+from app.access.posture import from_beyond, is_beyond
 from app.access.principals import Grant, Principal
 from app.access.refusals import ForbiddenError
 from app.api.asgi import Scope
@@ -8,6 +9,15 @@ from app.errors import UnavailableError
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})  # answered to everybody
 NOBODY = Principal("-", Grant(frozenset()), unlimited=True)  # the caller of an open call who has no good key
+
+
+def is_from_beyond(scope: Scope) -> bool:
+    """Whether a request has come over an address that other machines reach.
+
+    `pqs serve` listens on no such address where it asks nobody for a key; another ASGI server may.
+    """
+    ends = (scope.get("server"), scope.get("client"))
+    return any(end is not None and is_beyond(end[0]) for end in ends)
 
 
 class Entrance:
@@ -24,6 +34,8 @@ class Entrance:
         """
         if self.guard is None:
             raise UnavailableError("the service is starting")
+        if self.guard.refuses_proxies and is_from_beyond(scope):
+            raise from_beyond()
         found = await self.guard.authenticate(scope["headers"], scope["query_string"])
         if isinstance(found, Principal):
             return found

@@ -1,5 +1,6 @@
 """`/livez`, `/readyz` and `/metrics`."""
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from app.access import rights
@@ -39,20 +40,24 @@ async def livez() -> Response:
     dependencies=OPEN,
 )
 async def readyz(request: Request) -> Response:
-    """Answer 200 if the database answers and its schema is the expected one, else 503.
+    """Answer 200 if the database can serve now, else 503. The answer is at most a second old.
 
-    Callers with `operations:read` are told the schema's revision, or the reason.
+    The database answers and takes writes, its schema is the expected one, and the role has its rights.
+
+    Callers with `operations:read` are told the schema's revision, or the cause. `read_database` has the cause for
+    which the primary answers in place of the replica, if there is one.
     """
     if request.app.connections.draining:
         raise UnavailableError("the service is about to stop")
     is_told = rights.every_domain(caller_of(request), Scope.OPERATIONS_READ) is None
     try:
-        revision = await service_of(request).database.check()
+        revision, replica = await service_of(request).readiness.check()
     except UnavailableError as error:
         if is_told:
             raise
         raise UnavailableError("the service is not ready", retry_after=error.retry_after) from error
-    return Response(encode(Ready("ready", revision if is_told else None)), media_type=JSON)
+    ready = Ready("ready", revision=revision, read_database=replica) if is_told else Ready("ready")
+    return Response(encode(ready), media_type=JSON)
 
 
 @router.get(
@@ -65,5 +70,8 @@ async def readyz(request: Request) -> Response:
 async def get_metrics(request: Request) -> Response:
     """Answer in Prometheus' text format, for all worker processes together."""
     service = service_of(request)
+    service.following.report()
     numbers = await read_numbers(service.database, service.entries.destinations)
+    if service.replica is not None:
+        numbers = msgspec.structs.replace(numbers, replica_lag=service.replica.lag)
     return Response(service.metrics.text(numbers), media_type=metrics.PROMETHEUS_TEXT)

@@ -1,6 +1,7 @@
 """Content negotiation and conditional requests (RFC 9110, sections 12.5.1 and 13)."""
 
 import re
+from collections.abc import Callable
 from typing import Protocol
 
 from fastapi import Request
@@ -70,11 +71,20 @@ def _unchanged(headers: Headers, etag: str) -> bool:
     if not wanted.allow(etag):
         detail = f"the row is at version {etag}, and If-Match names other versions only{wanted.weak_note}"
         raise PreconditionFailedError(detail, etag)
+    known = known_tags(headers)
+    return known is not None and known(etag)
+
+
+def known_tags(headers: Headers) -> Callable[[str], bool] | None:
+    """Whether `If-None-Match` names a tag, weakly compared; None where the request has no such header."""
     given = [value for name, value in headers if name == b"if-none-match"]
     if not given:
-        return False
+        return None
     header = plain_etags(b",".join(given)).decode("latin-1").strip()
-    return header == "*" or (_LIST.fullmatch(header) is not None and etag in _TAG.findall(header))
+    if header == "*":
+        return lambda _: True
+    tags = frozenset(_TAG.findall(header)) if _LIST.fullmatch(header) is not None else frozenset()
+    return lambda etag: etag.removeprefix("W/") in tags
 
 
 _ANY = "*"

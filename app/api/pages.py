@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import msgspec
-from fastapi import Request
 
 from app.api.queries import next_page
 from app.errors import BadCursorError
@@ -60,9 +59,9 @@ def _checked(value: object) -> object:
     return value
 
 
-def next_link(request: Request, cursor: str) -> dict[str, str]:
-    """The header that links to the next page."""
-    return {"Link": next_page(request.scope["query_string"], cursor)}
+def next_link(query: bytes, cursor: str) -> dict[str, str]:
+    """The header that links to the page after that of a query."""
+    return {"Link": next_page(query, cursor)}
 
 
 def _digest(data: bytes) -> bytes:

@@ -42,6 +42,15 @@ def wants_minimal(headers: Headers) -> bool:
     return bool(fields) and preferences(fields).get("return", "").lower() == MINIMAL
 
 
+def wants_wait(headers: Headers, most: int) -> int | None:
+    """How many seconds the client would wait (section 4.3), `most` of them at most; None where it does not say."""
+    fields = [value for name, value in headers if name == b"prefer"]
+    seconds = preferences(fields).get("wait", "") if fields else ""
+    if not (seconds.isascii() and seconds.isdigit()):
+        return None
+    return min(int(seconds[:10]), most)
+
+
 def minimal() -> Response:
     """The answer without a body, which says that the preference was applied."""
     return Response(status_code=204, headers={"Preference-Applied": "return=minimal"})

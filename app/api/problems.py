@@ -27,6 +27,8 @@ from app.errors import (
     ChangesOffError,
     Fault,
     ForeignOriginError,
+    ForgottenError,
+    HistoryGoneError,
     IngestInterruptedError,
     InvalidInputError,
     MisdirectedError,
@@ -43,8 +45,19 @@ from app.errors import (
     UnsupportedCodingError,
     UnsupportedMediaError,
 )
+from app.feed.late import LateError, OtherTrackError
 from app.store.quotas import QuotaExceededError
-from app.wire.answers import ActionProblem, GoneProblem, InterruptedProblem, OrderProblem, Problem, StateProblem
+from app.wire.answers import (
+    ActionProblem,
+    ForgottenProblem,
+    GoneProblem,
+    InterruptedProblem,
+    LateProblem,
+    OrderProblem,
+    Problem,
+    StateProblem,
+    TrackProblem,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +70,10 @@ EARLY = ("urn:pqs:problem:early", "The event is early")
 CONFLICT = ("urn:pqs:problem:conflict", "The event conflicts with its entity's row")
 STATE_CONFLICT = ("urn:pqs:problem:state-conflict", "The workflow is at another version")
 CHANGES_GONE = ("urn:pqs:problem:changes-gone", "The changes after this token are not in the log")
+HISTORY_GONE = ("urn:pqs:problem:history-gone", "The change log does not go back so far")
+LATE = ("urn:pqs:problem:late", "What was waited for has not come")
+OTHER_TRACK = ("urn:pqs:problem:other-track", "The entity's row has no sequence")
+FORGOTTEN = ("urn:pqs:problem:forgotten", "The entity was forgotten")
 TOO_MANY_FAULTS = ("urn:pqs:problem:too-many-faults", "Too many lines are faults")
 ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
 
@@ -65,15 +82,19 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     BadCursorError: HTTPStatus.BAD_REQUEST,
     BadTokenError: HTTPStatus.BAD_REQUEST,
     ChangesGoneError: HTTPStatus.GONE,
+    HistoryGoneError: HTTPStatus.GONE,
     ChangesOffError: HTTPStatus.NOT_IMPLEMENTED,
     InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     RefusedValuesError: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooManyFaultsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
+    ForgottenError: HTTPStatus.GONE,
     QuotaExceededError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ActionConflictError: HTTPStatus.CONFLICT,
+    OtherTrackError: HTTPStatus.CONFLICT,
+    LateError: HTTPStatus.GATEWAY_TIMEOUT,
     PreconditionFailedError: HTTPStatus.PRECONDITION_FAILED,
     PreconditionRequiredError: HTTPStatus.PRECONDITION_REQUIRED,
     UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
@@ -185,7 +206,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 def _to_ours(request: Request, error: PqsError) -> Response:
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     headers = _retry_after(error) if isinstance(error, UnavailableError) else None
-    if isinstance(error, PreconditionFailedError):
+    if isinstance(error, PreconditionFailedError) and error.etag:
         headers = {"ETag": error.etag}
     if isinstance(error, UnsupportedCodingError):
         headers = {"Accept-Encoding": CODINGS}  # RFC 9110, section 12.5.3
@@ -220,13 +241,39 @@ def _to_ours(request: Request, error: PqsError) -> Response:
             error.version,
         )
         return _respond(conflict, status)
+    if isinstance(error, OtherTrackError):
+        other = TrackProblem(*OTHER_TRACK, status, str(error), _instance_of(request), error.stands_at)
+        return _respond(other, status)
+    if isinstance(error, LateError):
+        return _respond(_late(request, error, status), status)
+    if isinstance(error, ForgottenError):
+        forgotten = ForgottenProblem(
+            *FORGOTTEN,
+            status,
+            str(error),
+            _instance_of(request),
+            error.entity_id,
+            error.domain,
+            error.forgotten_at,
+            error.permanent,
+        )
+        return _respond(forgotten, status)
     if isinstance(error, ChangesGoneError):
         return _respond(gone(request, error), status)
+    if isinstance(error, HistoryGoneError):
+        return _respond(Problem(*HISTORY_GONE, status, str(error), _instance_of(request)), status)
     if isinstance(error, AuthError):
         refusal = Problem(error.type, error.title, status, str(error), _instance_of(request), error.faults)
         return _respond(refusal, status, dict(error.headers))
     faults = error.faults if isinstance(error, InvalidInputError) else None
     return _problem(request, status, _summary(error, faults), faults=faults, headers=headers)
+
+
+def _late(request: Request, error: LateError, status: HTTPStatus) -> LateProblem:
+    current = error.current
+    stands_at = None if current is None else current.position
+    marks = None if error.watermarks is None else list(error.watermarks)
+    return LateProblem(*LATE, status, str(error), _instance_of(request), current, stands_at, marks)
 
 
 def gone(request: Request, error: ChangesGoneError) -> GoneProblem:

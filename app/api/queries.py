@@ -9,7 +9,8 @@ from fastapi import Request
 from app.errors import Fault, InvalidInputError, UnreadableError
 from app.wire.faults import MAX_FAULTS
 
-REPEATABLE = frozenset({"state", "capability", "entity_id", "type"})  # parameters that a query may have several times
+# Parameters that a query may have several times.
+REPEATABLE = frozenset({"state", "capability", "entity_id", "type", "until", "min_offset"})
 
 _LOST_PLUS = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:?[0-9]{2}\Z)")
 

@@ -9,9 +9,11 @@ from msgspec import Meta, Struct
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.api.queries import with_plus
-from app.domain.events import DEFAULT_DOMAIN, Time
+from app.domain.events import DEFAULT_DOMAIN, Reason, Time
+from app.domain.positions import MAX_NUMBER, Position
 from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State
+from app.store.history import Clock, Order
 from app.wire.events import EARLIEST, LATEST
 from app.wire.values import cut, integer_of
 
@@ -20,6 +22,8 @@ DEFAULT_LIMIT = 100
 MAX_LOOKUP = 1000  # entity ids in one lookup
 MAX_WAIT = 60  # seconds
 MAX_FOLLOWED = 100  # entity ids in one filter
+MAX_PARTITIONS = 100  # partitions that a read waits for
+OFFSET = r"^[A-Za-z0-9._-]{1,249}-[0-9]{1,9}:[0-9]{1,18}$"  # a topic, a partition of it, and an offset
 
 
 # --- Requests: query parameters, read by FastAPI -------------------------------------------------------------------
@@ -72,6 +76,73 @@ class DomainQuery(BaseModel):
     )
 
 
+class FreshQuery(DomainQuery):
+    """A read that may wait until everything up to some offsets is applied."""
+
+    wait: (
+        Annotated[
+            float,
+            Field(
+                ge=0, le=MAX_WAIT, description="How many seconds to wait for the conditions; it wins over `Prefer`."
+            ),
+        ]
+        | None
+    ) = None
+    min_offset: Annotated[
+        list[Annotated[str, Field(pattern=OFFSET)]],
+        Field(
+            max_length=MAX_PARTITIONS,
+            description="`<topic>-<partition>:<offset>`: with everything applied up to this offset; may be repeated.",
+        ),
+    ] = []
+    late: (
+        Annotated[
+            Literal["stale"],
+            Field(description="Answer what there is, with `PQS-Late: true`, where 504 would be the answer."),
+        ]
+        | None
+    ) = None
+
+
+class RowQuery(FreshQuery):
+    """A read of one entity that may wait for its row."""
+
+    after_version: (
+        Annotated[int, Field(ge=0, le=MAX_NUMBER, description="With a version above this one; else 304.")] | None
+    ) = None
+    until: Annotated[
+        list[RegistrationState],
+        Field(
+            description="When the entity is in this state, or has passed through it since `after_version`, or since "
+            "the call began; may be repeated for any of several."
+        ),
+    ] = []
+    min_sequence: (
+        Annotated[int, Field(ge=0, le=MAX_NUMBER, description="With everything applied up to this sequence.")] | None
+    ) = None
+
+
+class MomentQuery(RowQuery):
+    """A query for one entity: as it is, as it will be, or as it was at a moment."""
+
+    as_of: (
+        Annotated[
+            Instant,
+            Field(
+                description="As it was at this time. Needs the change log; for the whole row also PQS_CHANGES_ROWS."
+            ),
+        ]
+        | None
+    ) = None
+    clock: Annotated[
+        Clock,
+        Field(
+            description="What `as_of` is compared with: when the service stored a change (`known`), or when it "
+            "happened (`occurred`)."
+        ),
+    ] = Clock.KNOWN
+
+
 class ChangesQuery(DomainQuery):
     """Which changes are followed, and from where on."""
 
@@ -104,11 +175,17 @@ class ChangesQuery(DomainQuery):
     ] = False
 
 
-class PageQuery(DomainQuery):
+class PageQuery(FreshQuery):
     """A query for a page of a domain."""
 
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
+
+
+class HistoryQuery(PageQuery):
+    """A query for a page of an entity's history."""
+
+    order: Annotated[Order, Field(description="`asc`: the oldest change first; `desc`: the newest.")] = Order.ASC
 
 
 class RowsQuery(BaseModel):
@@ -186,6 +263,21 @@ class Lookup(Struct, forbid_unknown_fields=True):
     """The ids of the entities to look up."""
 
     entity_ids: Annotated[list[UUID], Meta(max_length=MAX_LOOKUP)]
+
+
+class Forget(Struct, forbid_unknown_fields=True):
+    """How an entity is to be forgotten. All may be left out, and so may the body."""
+
+    reason: Reason | None = None
+    erase: bool = False
+    permanent: bool = False
+    position: Position | None = None
+
+
+class Deregister(Struct, forbid_unknown_fields=True):
+    """Why a node is evicted. It may be left out, and so may the body."""
+
+    reason: Reason | None = None
 
 
 class WorkflowCommit(Struct, forbid_unknown_fields=True):

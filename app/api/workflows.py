@@ -102,7 +102,7 @@ async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query
     headers = {}
     if more:
         cursor = write_cursor(_PageEnd(items[-1].updated_at, items[-1].workflow_key), filters)
-        headers = next_link(request, cursor)
+        headers = next_link(request.scope["query_string"], cursor)
     return Response(encode(WorkflowPage(items, cursor)), headers=headers, media_type=JSON)
 
 

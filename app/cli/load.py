@@ -14,7 +14,8 @@ from app.settings import read_settings
 @click.option(
     "--url",
     metavar="URL",
-    help="The service's address, such as http://127.0.0.1:8000, in place of --host and --port.",
+    help="The service's address, such as http://127.0.0.1:8000, in place of --host and --port, which make an https "
+    "address where PQS_TLS_CERT is set.",
 )
 @click.option(
     "--token-file",
@@ -29,4 +30,5 @@ def load(file: str, url: str | None, token_file: str | None, **given: str | None
     by entity and position. The status is 1 when a line is not in; standard error lists such lines with their reasons.
     """
     settings = read_settings(given)
-    sys.exit(load_file(file, url or service_url(settings.host, settings.port), token_file=token_file))
+    own = service_url(settings.host, settings.port, tls=settings.tls_cert is not None)
+    sys.exit(load_file(file, url or own, token_file=token_file))

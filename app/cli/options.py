@@ -29,6 +29,7 @@ WORKER = (
     "kafka_cert",
     "kafka_key",
     "kafka_options",
+    "kafka_options_file",
     "bus",
     "topic_out",
     "consul_url",

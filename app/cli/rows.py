@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import TypeVar
@@ -21,11 +22,15 @@ from app.runtime.database import database_of
 from app.settings import Settings
 from app.store import audit, changes
 from app.store.audit import Act
-from app.store.database import Connection, Database
+from app.store.counts import Miscount
+from app.store.database import LONG_TRANSACTIONS, Connection, Database
 from app.store.overdue import now
 from app.store.registrations import REGISTRATIONS
 
 logger = logging.getLogger(__name__)
+
+SAY_EVERY = 2.0  # seconds between two lines of progress
+PAGE_TIMEOUT = timedelta(seconds=120)  # for a page of a full count
 
 T = TypeVar("T")
 
@@ -74,16 +79,32 @@ def rebase(
 def verify(**given: str | None) -> None:
     """Compare the state counts with a full count, and print the differences.
 
-    The status is 1 if they differ.
+    The status is 1 if they differ. Of a large table the progress is shown on standard error.
     """
     settings = logged_settings(given)
     with database_of(settings) as url:
-        differing = asyncio.run(_transaction(url, settings, REGISTRATIONS.counts.verify_counts))
+        differing = asyncio.run(_verified(url))
     for each in differing:
         click.echo(f"domain {each.domain}, {each.state}: kept {each.kept:,}, counted {each.counted:,}")
     if differing:
         sys.exit(1)
     click.echo("the state counts equal a full count")
+
+
+async def _verified(url: str) -> list[Miscount]:
+    said_at = time.monotonic()
+
+    def report(rows: int, share: float) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at > SAY_EVERY:
+            said_at = time.monotonic()
+            click.echo(f"counted {rows:,} rows, {share:.0%} of the table", err=True)
+
+    database = Database(url, pool_size=1, statement_timeout=PAGE_TIMEOUT, settings=LONG_TRANSACTIONS)
+    try:
+        return await database.write_alone(REGISTRATIONS.counts.verify_counts, report)
+    finally:
+        await database.close()
 
 
 async def _transaction(url: str, settings: Settings, work: Callable[[Connection], Coroutine[None, None, T]]) -> T:

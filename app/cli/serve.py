@@ -15,10 +15,10 @@ from app.cli.options import settings_options, warn_of_secrets
 from app.cli.starting import tell
 from app.outbound import contract
 from app.runtime import log
-from app.runtime.database import own_database
+from app.runtime.database import look_at, own_database
 from app.runtime.processes import export, run, server_tls
 from app.runtime.sockets import listening
-from app.settings import LogFormat, Settings, read_settings
+from app.settings import LogFormat, Posture, Settings, read_settings
 
 
 @click.command()
@@ -43,6 +43,10 @@ def serve(**given: str | None) -> None:
             check_sockets(settings.auth, sockets)  # a name may have other addresses by now
             if settings.database_url is None:
                 asyncio.run(bring_up_to_date(url))
+            else:
+                asyncio.run(look_at(url, settings))
+            if settings.database_read_url is not None:
+                asyncio.run(look_at(settings.database_read_url.get_secret_value(), settings, writes=False))
             export(settings.model_copy(update={"database_url": url}))
             contract.log_what_is_off(routes)  # once, not in every worker
             asyncio.run(tell(settings, url, [_shown(each) for each in sockets]))
@@ -63,6 +67,11 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
     if settings.log_format is LogFormat.JSON:
         log.say(f"serving on {base}", settings.log_format, "serving")
         return
+    key = hint = ""
+    if settings.auth is Posture.REQUIRED:
+        key = '-H "Authorization: Bearer $PQS_TOKEN" '
+        scopes = "--scope events:write --scope entities:read --domain example"
+        hint = f"  export PQS_TOKEN=$(pqs keys create me {scopes})\n"
     event = {
         "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1d01",
         "type": "registration.initiated",
@@ -73,10 +82,10 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
         "data": {"node_type": "compute"},
     }
     log.say(
-        f"serving on {base}, docs on {base}/docs\n\n"
-        f"  curl {base}/v1/events -H content-type:application/json -d '{json.dumps(event)}'\n"
-        f"  curl '{base}/v1/entities/{event['entity_id']}?domain=example'\n"
-        f"  curl '{base}/v1/state-counts?domain=example'\n",
+        f"serving on {base}, docs on {base}/docs\n\n{hint}"
+        f"  curl {key}{base}/v1/events -H content-type:application/json -d '{json.dumps(event)}'\n"
+        f"  curl {key}'{base}/v1/entities/{event['entity_id']}?domain=example'\n"
+        f"  curl {key}'{base}/v1/state-counts?domain=example'\n",
         settings.log_format,
         "serving",
     )

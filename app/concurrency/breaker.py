@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from app.errors import DatabaseDownError, PoolExhaustedError, UnavailableError
+from app.errors import DatabaseDownError, DatabaseRefusesError, PoolExhaustedError, UnavailableError
 
 log = logging.getLogger(__name__)
 
 FAILURES = 5  # in a row
 OPEN_FOR = timedelta(seconds=60)
+LEAST_WAIT = 1.0  # seconds: `retry_after` of a call that is refused just after the breaker opened
 PROBE_PENDING = timedelta(seconds=1)  # `retry_after` of a call that is refused while another call probes
 
 
@@ -26,6 +27,10 @@ class CircuitBreaker:
     No other error is a failure. An error with which the other side answered ends a row of failures; a cancellation,
     or a pool without a free connection, changes nothing. Calls that began before the breaker opened no longer change
     it. `clock` is monotonic, in seconds.
+
+    With `on_open`, which is called when it opens, somebody else asks the other side meanwhile, and calls `recover`
+    when it answers. Then a refused call is told to wait for as long again as the breaker has been open, so for a
+    second after a short break, and for `open_for` at most.
     """
 
     def __init__(
@@ -44,14 +49,25 @@ class CircuitBreaker:
         self._down = down
         self._failures = 0
         self._opened_at: float | None = None
+        self._down_since = 0.0  # when it opened, if it is open
         self._openings = 0
         self._probing = False
+        self._refusal: str | None = None  # the cause, where the other side named one
+        self.on_open: Callable[[], None] | None = None
         self.on_change: Callable[[bool], None] = lambda _is_open: None  # called when it opens, and when it closes
 
     @property
     def is_open(self) -> bool:
         """Whether calls are refused now, except for the probe."""
         return self._opened_at is not None
+
+    def recover(self) -> None:
+        """Close: the other side answers again."""
+        self._failures = 0
+        if self._opened_at is not None:
+            self._opened_at = None
+            log.info("%s answers again", self._what, extra={"event": "breaker.closed", "part": self._what})
+            self.on_change(False)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -61,8 +77,9 @@ class CircuitBreaker:
         try:
             yield
             ended_well = True
-        except self._down:
+        except self._down as error:
             ended_well = False
+            self._refusal = str(error) if isinstance(error, DatabaseRefusesError) else None
             raise
         except PoolExhaustedError:
             raise
@@ -79,7 +96,10 @@ class CircuitBreaker:
         left = self._opened_at + self._open_for - self._clock()
         if left > 0 or self._probing:
             wait = timedelta(seconds=left) if left > 0 else PROBE_PENDING
-            raise UnavailableError(f"{self._what} did not answer and is not called again yet", retry_after=wait)
+            if self.on_open is not None:
+                wait = timedelta(seconds=min(self._open_for, max(LEAST_WAIT, self._clock() - self._down_since)))
+            said = self._refusal or f"{self._what} did not answer and is not called again yet"
+            raise UnavailableError(said, retry_after=wait)
         self._probing = True
         return True
 
@@ -90,20 +110,19 @@ class CircuitBreaker:
             return
         match ended_well:
             case True:
-                self._failures = 0
-                if self._opened_at is not None:
-                    self._opened_at = None
-                    log.info("%s answers again", self._what, extra={"event": "breaker.closed", "part": self._what})
-                    self.on_change(False)
+                self.recover()
             case False:
                 self._failures += 1
                 if probe or self._failures >= self._limit:
                     was_open, self._opened_at = self.is_open, self._clock()
-                    self._openings += 1
                     if not was_open:
+                        self._down_since = self._opened_at
                         told = "%s did not answer %d times in a row: calls are refused for now"
                         extra = {"event": "breaker.opened", "part": self._what}
                         log.warning(told, self._what, self._failures, extra=extra)
                         self.on_change(True)
+                    self._openings += 1
+                    if self.on_open is not None:
+                        self.on_open()
             case None:
                 pass

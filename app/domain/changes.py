@@ -7,7 +7,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from app.domain.events import Deregistered, EventBase, Introspected, RegistrationAcked
+from app.domain.events import Deregistered, EventBase, Forgotten, Introspected, RegistrationAcked
 from app.domain.registration import Registration
 from app.domain.results import Outcome
 from app.domain.states import RegistrationState
@@ -30,6 +30,7 @@ class ChangeOutcome(StrEnum):
     APPLIED = "applied"
     IGNORED = "ignored"
     SWEPT = "swept"
+    DEREGISTERED = "deregistered"
     REBASED = "rebased"
     FORGOTTEN = "forgotten"
     REBUILT = "rebuilt"
@@ -38,8 +39,8 @@ class ChangeOutcome(StrEnum):
 class Change(Struct, frozen=True, gc=False):
     """A change as it is written. The database adds its id, its mark and `changed_at`.
 
-    `before` is None when there was no row. `event_id` is None when no event made the change. `row` is the row after
-    it, or None where rows are not logged.
+    `before` is None when there was no row, or only a tombstone. `event_id` is None when no event made the change.
+    `row` is the row after it, or None where rows are not logged, and for a tombstone.
     """
 
     entity_id: UUID
@@ -74,10 +75,15 @@ def log_of(logging: Logging, *, rows: bool = False) -> Log | None:
     def log(
         before: Registration | None, event: EventBase, outcome: Outcome, reason: str | None, after: Registration
     ) -> Change | None:
-        state = None if before is None else before.current_state
-        if state is after.current_state and not everything and not isinstance(event, TRIGGERS):
+        state = None if before is None or before.forgotten_at is not None else before.current_state
+        if after.forgotten_at is not None:
+            if not isinstance(event, Forgotten) or (state is None and before is not None):
+                return None  # for those who follow, the entity was gone already
+            made_by, reason = ChangeOutcome.FORGOTTEN, event.data.reason
+        elif state is after.current_state and not everything and not isinstance(event, TRIGGERS):
             return None
-        made_by = ChangeOutcome(outcome.value)
+        else:
+            made_by = ChangeOutcome(outcome.value)
         return change(before, after, event.event_id, event.type, made_by, event.occurred_at, reason, rows=rows)
 
     return log
@@ -104,12 +110,12 @@ def change(
         type_,
         outcome,
         reason,
-        None if before is None else before.current_state,
+        None if before is None or before.forgotten_at is not None else before.current_state,
         after.current_state,
         after.last_applied_partition,
         after.last_applied_offset,
         after.last_applied_sequence,
         occurred_at,
         after.correlation_id,
-        after if rows else None,
+        after if rows and after.forgotten_at is None else None,
     )

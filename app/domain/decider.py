@@ -1,6 +1,7 @@
-"""decide(): the events and intents that follow from a trigger; expire(): those that follow from a passed deadline.
+"""decide(): the events and intents that follow from a trigger; expire(): those that follow from a passed deadline;
+forget() and deregister(): those that follow from an operator's request.
 
-Pure, like evolve(): the clock is the trigger's own `occurred_at`; for a deadline it is passed in.
+Pure, like evolve(): the clock is the trigger's own `occurred_at`; for the others it is passed in.
 """
 
 from datetime import datetime
@@ -23,16 +24,20 @@ from app.domain.events import (
     Deregistered,
     EventBase,
     Fact,
+    Forgotten,
+    ForgottenData,
     Heartbeat,
     Initiated,
     Introspected,
     LivenessExpired,
+    Name,
     RegistrationAcked,
     Rejected,
     Trigger,
 )
 from app.domain.intents import Intent
-from app.domain.registration import UNKNOWN_ENTITY, Ignored, Registration, Timing, evolve
+from app.domain.positions import Position
+from app.domain.registration import UNKNOWN_ENTITY, Ignored, Registration, Timing, evolve, kept_out, tombstone
 from app.domain.row_type import R
 from app.domain.states import SOURCES, RegistrationState
 
@@ -69,8 +74,15 @@ def decide(registration: Registration | None, trigger: Trigger, timing: Timing) 
     The caller has checked the order. The events have the trigger's position, time and correlation id, and the id
     uuid5(trigger's id, type); evolve() allows each of them, one after the other. The row that they lead to has the
     trigger's id as `last_applied_event_id`, and its version rises by one for each of them. A heartbeat is its own
-    event: only the row follows from it, and its version rises by one.
+    event: only the row follows from it, and its version rises by one. A forget is its own event as well, and the one
+    that follows; from another forget of a tombstone only the row follows.
     """
+    if registration is not None and registration.forgotten_at is not None:
+        ignored = kept_out(registration, trigger)
+        if ignored is not None:
+            return ignored
+    if isinstance(trigger, Forgotten):
+        return _forgotten(registration, trigger, tombstone(registration, trigger))
     if isinstance(trigger, Introspected):
         return _introspected(registration, trigger, timing)
     if registration is None:
@@ -132,6 +144,14 @@ def _deregistered(registration: Registration, trigger: Deregistered, timing: Tim
     return Decision(events, (intents.update(after, registration), intents.deregister(after)), after)
 
 
+def _forgotten(registration: Registration | None, event: Forgotten, after: Registration) -> Decision:
+    """What follows from the forget that leads to this tombstone: of a second one nobody else has to hear."""
+    upsert = intents.upsert(after, registration)
+    if registration is not None and registration.forgotten_at is not None:
+        return Decision((), (upsert,), after)
+    return Decision((event,), (upsert, intents.deregister(after)), after)
+
+
 def _ignored(registration: Registration, trigger: Trigger, expected: str, *, why: str = "") -> Ignored:
     return Ignored(f"{why}{trigger.type} needs {expected}; the state is {registration.current_state}")
 
@@ -183,13 +203,24 @@ def expire(registration: Registration, deadline: Deadline, now: datetime) -> Dec
             assert_never(never)
     if not needed:
         return Ignored(_why_not_needed(registration, deadline))
+    return _ended(registration, cls, expiry_id(registration, deadline), now, registration.correlation_id)
+
+
+def _ended(
+    registration: Registration,
+    cls: type[Rejected | AckTimedOut | LivenessExpired],
+    event_id: UUID,
+    now: datetime,
+    correlation_id: UUID | None,
+) -> Decision:
+    """What follows when an event of this class, which has no place in the source, ends a registration."""
     event = cls(
-        event_id=expiry_id(registration, deadline),
+        event_id=event_id,
         entity_id=registration.entity_id,
         domain=registration.domain,
         position=registration.position,
         occurred_at=now,
-        correlation_id=registration.correlation_id,
+        correlation_id=correlation_id,
     )
     evolved = evolve(registration, event, Timing())  # nothing in it depends on the timing
     assert isinstance(evolved, Registration), evolved  # noqa: S101 - see _after
@@ -212,4 +243,57 @@ def _why_not_needed(registration: Registration, deadline: Deadline) -> str:
 
 def expiry_id(registration: Registration, deadline: Deadline) -> UUID:
     """The id of the event that a passed deadline of this row becomes."""
-    return uuid5(registration.entity_id, f"{registration.domain} {deadline} {registration.version + 1}")
+    return _id_without_place((registration.entity_id, registration.domain), deadline, registration)
+
+
+def _id_without_place(name: Name, kind: str, registration: Registration | None) -> UUID:
+    """The id of an event that has no place in the source: whoever finds the same row makes the same event."""
+    entity_id, domain = name
+    version = 1 if registration is None else registration.version + 1
+    return uuid5(entity_id, f"{domain} {kind} {version}")
+
+
+def deregister(registration: Registration, now: datetime, correlation_id: UUID | None = None) -> Decision | Ignored:
+    """The event and intents that follow when an operator evicts a node at `now`: as from its `node.deregistered`.
+
+    Like the event of a passed deadline, this one has no place in the source: `last_applied_*` stay as they are, and
+    the node's own next event still fits. Without a correlation id of its own it has the row's.
+    """
+    left = _LEFT.get(registration.current_state)
+    if left is None:
+        type_ = str(Deregistered.__struct_config__.tag)
+        return Ignored(f"{type_} needs {' or '.join(_LEFT)}; the state is {registration.current_state}")
+    event_id = _id_without_place((registration.entity_id, registration.domain), "deregistered", registration)
+    return _ended(registration, left, event_id, now, correlation_id or registration.correlation_id)
+
+
+def forget(
+    name: Name,
+    registration: Registration | None,
+    position: Position | None,
+    data: ForgottenData,
+    now: datetime,
+    correlation_id: UUID | None = None,
+) -> Decision | Ignored:
+    """The event and intents that follow when an operator has an entity forgotten at `now`.
+
+    The event has no place in the source: the tombstone keeps the row's position. Without a row it takes `position`;
+    without that, either, there is nothing to forget.
+    """
+    stands_at = position if registration is None else registration.position
+    if stands_at is None:
+        return Ignored(UNKNOWN_ENTITY)
+    entity_id, domain = name
+    event = Forgotten(
+        event_id=_id_without_place(name, "forgotten", registration),
+        entity_id=entity_id,
+        domain=domain,
+        position=stands_at,
+        occurred_at=now,
+        correlation_id=correlation_id,
+        data=data,
+    )
+    after = tombstone(registration, event)
+    if registration is not None:
+        after = replace(after, last_applied_event_id=registration.last_applied_event_id)
+    return _forgotten(registration, event, after)

@@ -19,6 +19,7 @@ Domain = Annotated[str, Meta(min_length=1, max_length=128)]
 NodeType = Annotated[str, Meta(min_length=1, max_length=64)]
 NodeVersion = Annotated[str, Meta(min_length=1, max_length=32)]
 Time = Annotated[datetime, Meta(tz=True)]
+Reason = Annotated[str, Meta(min_length=1, max_length=1000)]
 Name = tuple[UUID, str]  # what names an entity: `entity_id` and `domain`
 Key = tuple[bytes, str]  # the same as the key of a dictionary: see key_of()
 # A JSON object. The node decides its content; PostgreSQL keeps it as jsonb.
@@ -83,6 +84,13 @@ class RecordedData(Data, frozen=True, kw_only=True):
     last_heartbeat_at: Time | None = None
     ack_timeout_emitted_at: Time | None = None
     liveness_timeout_emitted_at: Time | None = None
+
+
+class ForgottenData(Data, frozen=True, kw_only=True, omit_defaults=True):
+    """Why the entity is forgotten, and whether for good: a permanent tombstone takes no new registration."""
+
+    reason: Reason | None = None
+    permanent: bool = False
 
 
 class EventBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", gc=False):
@@ -167,6 +175,12 @@ class Recorded(EventBase, frozen=True, kw_only=True, tag="registration.recorded"
     data: RecordedData
 
 
+class Forgotten(EventBase, frozen=True, kw_only=True, tag="registration.forgotten"):
+    """The entity is forgotten: its row becomes a tombstone. Intents follow from it, so it is a trigger as well."""
+
+    data: ForgottenData = ForgottenData()
+
+
 class Introspected(EventBase, frozen=True, kw_only=True, tag="node.introspected"):
     """The node describes itself, and wants to be registered."""
 
@@ -197,9 +211,10 @@ Fact = (
     | Heartbeat
     | LivenessExpired
     | Recorded
+    | Forgotten
 )
-# What decide() takes: an action of a node, from which facts follow. A heartbeat is both.
-Trigger = Introspected | RegistrationAcked | Heartbeat | Deregistered
+# What decide() takes: an action of a node, from which facts follow. A heartbeat and a forget are both.
+Trigger = Introspected | RegistrationAcked | Heartbeat | Deregistered | Forgotten
 # Every event that the service accepts.
 Event = Fact | Trigger
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from app.domain.events import Capabilities, Domain, NodeType, NodeVersion, Time
+from app.domain.events import Capabilities, Domain, NodeType, Time
 from app.domain.positions import MAX_NUMBER, Number, Partition
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
@@ -25,8 +25,8 @@ class Columns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     current_state: RegistrationState | UnsetType = UNSET
-    node_type: NodeType | UnsetType = UNSET
-    node_version: NodeVersion | UnsetType = UNSET
+    node_type: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET  # empty in a tombstone, as the next
+    node_version: Annotated[str, Meta(max_length=32)] | UnsetType = UNSET
     capabilities: Capabilities | UnsetType = UNSET
     ack_deadline: Time | UnsetType | None = UNSET
     liveness_deadline: Time | UnsetType | None = UNSET
@@ -41,6 +41,8 @@ class Columns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     updated_at: Time | UnsetType = UNSET
     correlation_id: UUID | UnsetType | None = UNSET
     version: Version | UnsetType = UNSET
+    forgotten_at: Time | UnsetType | None = UNSET
+    forgotten_permanently: bool | UnsetType | None = UNSET
 
 
 class Payload(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="intent"):

@@ -13,7 +13,7 @@ from typing import Any, Generic
 from msgspec import Struct
 
 from app.domain.decider import Deadline, Decision, decide, expire
-from app.domain.events import FACT_CLASSES, Deregistered, EventBase, Introspected, RegistrationAcked
+from app.domain.events import FACT_CLASSES, Deregistered, EventBase, Forgotten, Introspected, RegistrationAcked
 from app.domain.registration import Ignored, Registration, Timing, evolve
 from app.domain.row_type import R
 from app.domain.states import RegistrationState
@@ -48,6 +48,8 @@ class Projection(Struct, Generic[R], frozen=True):
     `table` is the name of the table, `row` the type whose fields are its columns. `evolve` takes each of `events`.
     `decide` takes each of `triggers`, from which events follow. (Both are told the type of an event at run time
     only, hence `Any`.) `counted_by` is the column whose values are counted: an enum, and the row's state in results.
+    `forgotten_at` is the column that is set in tombstones, which are neither counted nor listed; None: rows of this
+    projection are not forgotten.
     `unchanged` has the frequent kinds of change, the one that leaves most alone first. `deadlines` has the kinds of
     deadline by name.
 
@@ -65,6 +67,7 @@ class Projection(Struct, Generic[R], frozen=True):
     counted_by: str
     unchanged: tuple[PartialChange, ...]
     deadlines: Mapping[str, Timeout[R]]
+    forgotten_at: str | None = None
 
     def __post_init__(self) -> None:
         for smaller, larger in pairwise(self.unchanged):
@@ -77,21 +80,29 @@ class Projection(Struct, Generic[R], frozen=True):
             raise ValueError(f"the projection {self.name} has two classes for {', '.join(twice)}")
 
 
-_STEADY = ("node_type", "node_version", "capabilities", "registered_at")
+_STEADY = (
+    "node_type",
+    "node_version",
+    "capabilities",
+    "registered_at",
+    "forgotten_at",
+    "forgotten_permanently",
+)
 _TRANSITION = PartialChange(unchanged=_STEADY)
 _HEARTBEAT = PartialChange(
     unchanged=("current_state", "ack_deadline", "ack_timeout_emitted_at", *_STEADY),
     cleared=("liveness_timeout_emitted_at",),
 )
 
-# Where a node's registration stands. A heartbeat is an event: nothing follows from it but the row.
+# Where a node's registration stands. A heartbeat is an event: nothing follows from it but the row. A forget is a
+# trigger: intents follow from it.
 REGISTRATION = Projection(
     name="registration",
     table="registration_projections",
     row=Registration,
-    events=FACT_CLASSES,
+    events=tuple(cls for cls in FACT_CLASSES if cls is not Forgotten),
     evolve=evolve,
-    triggers=(Introspected, RegistrationAcked, Deregistered),
+    triggers=(Introspected, RegistrationAcked, Deregistered, Forgotten),
     decide=decide,
     counted_by="current_state",
     unchanged=(_HEARTBEAT, _TRANSITION),
@@ -109,4 +120,5 @@ REGISTRATION = Projection(
             expire=lambda registration, now: expire(registration, Deadline.LIVENESS, now),
         ),
     },
+    forgotten_at="forgotten_at",
 )

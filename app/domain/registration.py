@@ -13,9 +13,12 @@ from app.domain.events import (
     AckTimedOut,
     Activated,
     Capabilities,
+    EventBase,
     Fact,
+    Forgotten,
     Heartbeat,
     Initiated,
+    Introspected,
     LivenessExpired,
     Recorded,
     RecordedData,
@@ -27,6 +30,7 @@ from app.domain.rows import record
 from app.domain.states import SOURCES, RegistrationState
 
 UNKNOWN_ENTITY = "unknown entity"
+UNDESCRIBED = ""  # in a tombstone: the description of the node, in columns that cannot be null
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -37,8 +41,12 @@ class Timing(Struct, frozen=True, kw_only=True):
     liveness_window: timedelta = timedelta(seconds=90)
 
 
-class Registration(Struct, frozen=True, gc=False):
-    """The projection row of one entity. The fields are the columns of `registration_projections`, in their order."""
+class Registration(Struct, frozen=True, gc=False, omit_defaults=True):
+    """The projection row of one entity. The fields are the columns of `registration_projections`, in their order.
+
+    The row of a forgotten entity is a tombstone: `forgotten_at` is set, and nothing in it describes the node. It is
+    in no answer, so the JSON of a row has the last two fields never.
+    """
 
     entity_id: UUID
     domain: str
@@ -59,6 +67,8 @@ class Registration(Struct, frozen=True, gc=False):
     updated_at: Time
     correlation_id: UUID | None
     version: int
+    forgotten_at: Time | None = None
+    forgotten_permanently: bool | None = None
 
     @property
     def position(self) -> Position:
@@ -100,10 +110,14 @@ def evolve(registration: Registration | None, event: Fact, timing: Timing) -> Re
     The caller has checked the order. The row that is returned has the event recorded in it: its id, position,
     correlation id and time; its version is one higher.
     """
+    if registration is not None and registration.forgotten_at is not None and (why := kept_out(registration, event)):
+        return why
     if isinstance(event, Recorded):
         return _recorded(registration, event)
     if isinstance(event, Initiated):
         return _initiated(registration, event)
+    if isinstance(event, Forgotten):
+        return tombstone(registration, event)
     if registration is None:
         return Ignored(UNKNOWN_ENTITY)
     match event:
@@ -134,6 +148,63 @@ def evolve(registration: Registration | None, event: Fact, timing: Timing) -> Re
         case _:
             assert_never(event)
 
+
+# --- Forgetting ----------------------------------------------------------------------------------------------------
+
+
+def tombstone(registration: Registration | None, event: Forgotten) -> Registration:
+    """The row after a forget, from any state or without a row: it keeps the place, the version and the times.
+
+    A tombstone that is forgotten again stays permanent if it was, and keeps the later time.
+    """
+    forgotten_at, permanent = event.occurred_at, event.data.permanent
+    if registration is not None and registration.forgotten_at is not None:
+        forgotten_at = max(forgotten_at, registration.forgotten_at)
+        permanent = permanent or registration.forgotten_permanently is True
+    return Registration(
+        entity_id=event.entity_id,
+        domain=event.domain,
+        current_state=RegistrationState.REJECTED,
+        node_type=UNDESCRIBED,
+        node_version=UNDESCRIBED,
+        capabilities={},
+        ack_deadline=None,
+        liveness_deadline=None,
+        last_heartbeat_at=None,
+        ack_timeout_emitted_at=None,
+        liveness_timeout_emitted_at=None,
+        last_applied_event_id=event.event_id,
+        last_applied_partition=event.position.partition,
+        last_applied_offset=event.position.offset,
+        last_applied_sequence=event.position.sequence,
+        registered_at=forgotten_at,
+        updated_at=event.occurred_at,
+        correlation_id=event.correlation_id,
+        version=1 if registration is None else registration.version + 1,
+        forgotten_at=forgotten_at,
+        forgotten_permanently=permanent,
+    )
+
+
+def kept_out(registration: Registration, event: EventBase) -> Ignored | None:
+    """Why a tombstone ignores this event; None if it lets it through, and for a row that is not a tombstone.
+
+    A tombstone lets another forget through and, unless it is permanent, the begin of a registration after the forget.
+    """
+    forgotten_at = registration.forgotten_at
+    if forgotten_at is None or isinstance(event, Forgotten):
+        return None
+    if registration.forgotten_permanently:
+        return Ignored(f"forgotten: the entity was forgotten for good at {in_utc(forgotten_at)}")
+    if isinstance(event, Initiated | Introspected | Recorded) and event.occurred_at > forgotten_at:
+        return None
+    return Ignored(
+        f"forgotten: the entity was forgotten at {in_utc(forgotten_at)}; only an event that begins a registration "
+        "and occurred later begins it anew"
+    )
+
+
+# --- Transitions ---------------------------------------------------------------------------------------------------
 
 # What an event changes: names of columns and their new values.
 _Changes = dict[str, object]
@@ -166,6 +237,9 @@ def _initiated(registration: Registration | None, event: Initiated) -> Registrat
     target = RegistrationState.PENDING_REGISTRATION
     if registration is not None and not registration.current_state.can_transition_to(target):
         return Ignored(f"{event.type} needs no row, or {_sources(target)}; the state is {registration.current_state}")
+    registered_at = event.occurred_at
+    if registration is not None and registration.forgotten_at is None:
+        registered_at = registration.registered_at
     return _row(
         registration,
         event,
@@ -174,7 +248,7 @@ def _initiated(registration: Registration | None, event: Initiated) -> Registrat
             node_type=event.data.node_type,
             node_version=event.data.node_version,
             capabilities=event.data.capabilities,
-            registered_at=event.occurred_at if registration is None else registration.registered_at,
+            registered_at=registered_at,
         ),
     )
 
@@ -215,8 +289,12 @@ def _heartbeat(registration: Registration, event: Heartbeat, timing: Timing) -> 
     heartbeat_at = event.data.heartbeat_at or event.occurred_at
     newest = registration.last_heartbeat_at
     if newest is not None and heartbeat_at <= newest:
-        at = newest.astimezone(UTC).isoformat().removesuffix("+00:00")
-        return Ignored(f"{event.type} needs a heartbeat after {at}Z, the newest one; the state is {state}")
+        return Ignored(f"{event.type} needs a heartbeat after {in_utc(newest)}, the newest one; the state is {state}")
     computed = heartbeat_at + timing.liveness_window
     changes = _liveness_deadline(registration, event.data.liveness_deadline, computed)
     return record(registration, event, last_heartbeat_at=heartbeat_at, **changes)
+
+
+def in_utc(time: datetime) -> str:
+    """The time as answers have it."""
+    return time.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"

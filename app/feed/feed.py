@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -50,6 +51,19 @@ class Page(Struct, frozen=True):
     caught_up: bool
 
 
+class Observer(Protocol):
+    """Somebody in this process who is told what the reader reads, while it reads."""
+
+    def told(self, items: Sequence[Item]) -> None:
+        """These changes are settled."""
+
+    def lost(self) -> None:
+        """Changes may be missing in what was told since: look for yourself."""
+
+    def stopped(self) -> None:
+        """The service stops: let everybody go who waits."""
+
+
 class Feed:
     """What followers ask. It holds a reader and a ring as long as somebody follows, and nothing for a follower.
 
@@ -68,8 +82,10 @@ class Feed:
         self._ring: Ring | None = None
         self._ending: asyncio.TimerHandle | None = None
         self._ended: asyncio.Task[None] | None = None
-        self.followers = 0
+        self._observers: list[Observer] = []
+        self.followers = 0  # with those who wait for a read
         self.stopping = False
+        self.lag_seconds = 0.0  # from the change that was told last until it was told
 
     @property
     def unsettled_seconds(self) -> float:
@@ -81,6 +97,10 @@ class Feed:
         """How many requests wait for a change."""
         return self._waiters.count
 
+    def observe(self, observer: Observer) -> None:
+        """From now on, tell this observer too."""
+        self._observers.append(observer)
+
     def wake(self) -> None:
         """This process has committed changes."""
         if self._reader is not None:
@@ -90,6 +110,8 @@ class Feed:
         """Let everybody go who waits: the service stops."""
         self.stopping = True
         self._waiters.call_all()
+        for observer in self._observers:
+            observer.stopped()
 
     async def close(self) -> None:
         """Stop the reader."""
@@ -108,17 +130,25 @@ class Feed:
     @contextmanager
     def following(self) -> Iterator[None]:
         """One follower more, while this lasts. Raises TooManyFollowersError."""
+        self.join()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def join(self) -> None:
+        """One follower more. Raises TooManyFollowersError."""
         self.admit()
         self.followers += 1
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
-        try:
-            yield
-        finally:
-            self.followers -= 1
-            if self.followers == 0 and not self.stopping:
-                self._ending = asyncio.get_running_loop().call_later(self._linger, self._end)
+
+    def leave(self) -> None:
+        """One fewer."""
+        self.followers -= 1
+        if self.followers == 0 and not self.stopping:
+            self._ending = asyncio.get_running_loop().call_later(self._linger, self._end)
 
     # --- Pages ------------------------------------------------------------------------------------------------------
 
@@ -201,15 +231,20 @@ class Feed:
                 if found or self.stopping or time.monotonic() >= end:
                     return Page(found, place, caught_up=False)
 
+    def start(self) -> None:
+        """Have the changes read, for observers. To be called within `following`."""
+        if self._task is None and not self.stopping:
+            self._reader = ChangeReader(self._database, self._take, self._lose)
+            self._task = asyncio.create_task(self._reader.run())
+
     # --- The reader -------------------------------------------------------------------------------------------------
 
     async def _running(self) -> Ring:
         """The ring of a reader that has begun."""
-        if self._task is None:
-            self._reader = ChangeReader(self._database, self._take, self._lose)
-            self._task = asyncio.create_task(self._reader.run())
+        self.start()
         reader = self._reader
-        assert reader is not None  # noqa: S101 - it is made with its task
+        if reader is None:
+            raise UnavailableError("the service is stopping")
         if self._ring is None:
             try:
                 async with asyncio.timeout(BEGIN_WITHIN):
@@ -221,17 +256,20 @@ class Feed:
         return self._ring
 
     def _take(self, logged: Sequence[Logged]) -> None:
-        reader = self._reader
-        if self._ring is None or reader is None:  # nobody has asked yet; they begin at what the reader has read
-            return
-        before = self._ring.newest
         items = [Item(each) for each in logged]
-        self._ring.add(items)
-        self._waiters.tell(items, before)
+        self.lag_seconds = max(0.0, time.time() - logged[-1].changed_at.timestamp())
+        if self._ring is not None:  # else nobody has asked yet; they begin at what the reader has read
+            before = self._ring.newest
+            self._ring.add(items)
+            self._waiters.tell(items, before)
+        for observer in self._observers:
+            observer.told(items)
 
     def _lose(self) -> None:
         self._ring = None
         self._waiters.call_all()
+        for observer in self._observers:
+            observer.lost()
 
     def _end(self) -> None:
         """End the reader. The next follower has a new one."""

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from app.domain.positions import Position
-from app.domain.registration import Registration
+from app.domain.registration import UNDESCRIBED, Registration
 from app.feed import tokens
 from app.feed.tokens import Token
 from app.store.changes import Logged
@@ -68,13 +68,16 @@ class Item:
 
 
 def matches(change: Item | Logged, wanted: Filter) -> bool:
-    """Whether the filter lets a change through. An erased change is nobody's."""
+    """Whether the filter lets a change through. An erased change is nobody's.
+
+    A forget has no node type any more: those who follow one type of node hear of all of them.
+    """
     return (
         change.domain == wanted.domain
         and change.entity_id is not None
         and (not wanted.entity_ids or change.entity_id in wanted.entity_ids)
         and (not wanted.states or change.current_state in wanted.states or change.before in wanted.states)
-        and wanted.node_type in {None, change.node_type}
+        and (wanted.node_type is None or change.node_type in {wanted.node_type, UNDESCRIBED})
         and (not wanted.types or change.type in wanted.types)
     )
 

@@ -119,4 +119,8 @@ async def _rows(
 
 
 def _is_wanted(row: Registration, wanted: Filter) -> bool:
-    return wanted.node_type in {None, row.node_type} and (not wanted.states or row.current_state in wanted.states)
+    return (
+        row.forgotten_at is None
+        and wanted.node_type in {None, row.node_type}
+        and (not wanted.states or row.current_state in wanted.states)
+    )

@@ -13,9 +13,10 @@ from app.load.source import Source
 INTERRUPTED = 130  # the exit status after Ctrl-C: 128 and the number of SIGINT
 
 
-def service_url(host: str, port: int) -> str:
+def service_url(host: str, port: int, *, tls: bool = False) -> str:
     """The address of a service on this host and port."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def load_file(name: str, url: str, *, token_file: str | None = None) -> int:

@@ -14,7 +14,8 @@ from app.domain.folding import Save
 from app.domain.intents import Columns, UpdateRegistration, UpsertRegistration
 from app.domain.registration import Registration
 from app.errors import IntentError
-from app.store.database import Connection, refused_values
+from app.store.database import Connection
+from app.store.failures import refused_values
 from app.store.registrations import REGISTRATIONS
 
 INTENTS = ("postgres.upsert_registration", "postgres.update_registration")

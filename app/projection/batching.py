@@ -3,7 +3,7 @@
 import asyncio
 from uuid import UUID
 
-from app.concurrency.lanes import Lane, LaneReport, Lanes
+from app.concurrency.lanes import Lane, LaneReport, Lanes, Side
 from app.domain.events import EventBase, Name
 from app.domain.registration import Registration
 from app.domain.results import Result
@@ -49,11 +49,24 @@ class Writer:
 
     All but large ones go through one lane, so the requests of one process hardly race each other for a row. More
     lanes would make the transactions smaller, and each event cost more.
+
+    With `joined`, whose sessions have a short `lock_timeout`, an event whose row another client keeps locked goes on
+    alone, by `projector`, beside the lane.
     """
 
-    def __init__(self, projector: Projector, *, joining: bool, report: LaneReport | None = None) -> None:
+    def __init__(
+        self,
+        projector: Projector,
+        *,
+        joining: bool,
+        joined: Projector | None = None,
+        report: LaneReport | None = None,
+    ) -> None:
         self._projector = projector
-        self._lanes = Lanes(projector.persist, report=report)
+        side = None
+        if joined is not None:
+            side = Side[EventBase, Result](lambda event: event.key, joined.locked, projector.persist)
+        self._lanes = Lanes[EventBase, Result]((joined or projector).persist, side=side, report=report)
         self._joining = joining
 
     @property

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Protocol, cast
 
 from app.domain.changes import Logging
-from app.domain.events import EventBase
+from app.domain.events import EventBase, Key
 from app.domain.folding import Fold, fold
 from app.domain.registration import Timing
 from app.domain.results import Result
@@ -15,7 +15,8 @@ from app.domain.row_type import R
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
 from app.projection.changes import ChangeLog
 from app.projection.entries import EntryBuilder
-from app.store.database import Connection, Database, LostRaceError, check_constraints, refused_values
+from app.store.database import Connection, Database, LostRaceError, check_constraints
+from app.store.failures import refused_values
 from app.store.registrations import REGISTRATIONS, Store
 
 ATTEMPTS = 10  # attempts of a batch that loses races; from the second on its rows are locked
@@ -99,6 +100,7 @@ class Projector:
                 continue
             self._entries.committed(folded.decisions)
             self._log.committed(folded.changes)
+            self._log.saved(folded.saves)
             if self._report is not None:
                 self._report.batch(events, folded.results, time.perf_counter() - began)
             return folded.results
@@ -161,6 +163,11 @@ class Projector:
             except RefusedValuesError:
                 refused = middle
         return fitting
+
+    async def locked(self, events: Sequence[EventBase]) -> set[Key]:
+        """The keys of those rows of these events that another transaction keeps locked now."""
+        names = list({event.key: (event.entity_id, event.domain) for event in events}.values())
+        return await self._database.write(self._store.locked, names)
 
     async def foresee(self, events: Sequence[EventBase], *, by_position: bool = False) -> list[Result]:
         """The results that `persist` would return now. Nothing is written."""

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import cast
 
 from app.concurrency.worker import Worker, set_within
-from app.domain.changes import Logging
+from app.domain.changes import ChangeOutcome, Logging
 from app.domain.decider import Decision
 from app.domain.events import Key, key_of
 from app.domain.folding import Save
@@ -18,7 +18,8 @@ from app.domain.row_type import R
 from app.errors import PqsError, UnavailableError
 from app.projection.changes import ChangeLog
 from app.projection.entries import EntryBuilder
-from app.store.database import Connection, Database, LostRaceError, translated
+from app.store.database import Connection, Database, LostRaceError
+from app.store.failures import translated
 from app.store.overdue import BEFORE_ALL, PassedKey
 from app.store.registrations import REGISTRATIONS, Store
 
@@ -153,7 +154,7 @@ class Sweep(Worker):
                 expired.append(row)
                 decisions.append(decision)
                 saves.append(Save(decision.row, row))
-        changes = self._log.given(self._log.swept(decisions, expired))
+        changes = self._log.given(self._log.made(ChangeOutcome.SWEPT, decisions, expired))
         await self._store.upsert.save(connection, saves, self._entries.build(decisions), changes)
         return decisions
 

@@ -25,6 +25,7 @@ class DatabaseNumbers(Struct, frozen=True):
     dead_letters: int | None = None
     entities: Sequence[tuple[str, str, int]] = ()  # domain, state, number
     overdue: Sequence[tuple[str, float]] = ()  # kind of deadline, seconds since the oldest has passed
+    replica_lag: float | None = None
 
 
 async def read_numbers(database: Database, destinations: Collection[str]) -> DatabaseNumbers:
@@ -47,8 +48,8 @@ async def _read_numbers(connection: Connection, destinations: Collection[str]) -
         backlogs,
         await watermarks.ages(connection),
         await dead_letters.count(connection),
-        await REGISTRATIONS.counts.count_everywhere(connection, limit=MOST_COUNTS),
-        [(kind, await scan.oldest_seconds(connection)) for kind, scan in scans.items()],
+        entities=await REGISTRATIONS.counts.count_everywhere(connection, limit=MOST_COUNTS),
+        overdue=[(kind, await scan.oldest_seconds(connection)) for kind, scan in scans.items()],
     )
 
 
@@ -89,4 +90,7 @@ class DatabaseCollector(Collector):
         )
         for kind, seconds in self._numbers.overdue:
             overdue.add_metric([kind], seconds)
-        return [entities, overdue, waiting, oldest, behind, dead]
+        lag = GaugeMetricFamily("pqs_replica_lag_seconds", "Seconds that the replica lags behind, at most.")
+        if self._numbers.replica_lag is not None:
+            lag.add_metric([], self._numbers.replica_lag)
+        return [entities, overdue, waiting, oldest, behind, dead, lag]

@@ -48,6 +48,9 @@ class DirectCall(Protocol):
     def leave(self) -> None:
         """The client is gone before its request was complete."""
 
+    def abandon(self) -> None:
+        """The client is gone before its answer, or sends no more, as `CLIENT_ENDED` says to others."""
+
 
 class ClientConnection(Protocol):
     """What an exchange needs of its connection."""
@@ -120,6 +123,10 @@ class Exchange:
         """The client is gone, or is answered by somebody else."""
         self._disconnected = True
         self._happened.set()
+
+    def client_sends_no_more(self) -> None:
+        """Its side of the connection is at its end."""
+        self.client_ended.set()
 
     async def run(self, app: App) -> None:
         """Let the application answer."""
@@ -244,9 +251,17 @@ class DirectExchange:
 
     def disconnect(self) -> None:
         """The client is gone, or is answered by somebody else."""
-        if not self._disconnected and self.more_body:
-            self._call.leave()
+        if not self._disconnected and not self.complete:
+            if self.more_body:
+                self._call.leave()
+            else:
+                self._call.abandon()
         self._disconnected = True
+
+    def client_sends_no_more(self) -> None:
+        """Its side of the connection is at its end."""
+        if not (self.more_body or self.complete):
+            self._call.abandon()
 
     def _answer(self, status: int, headers: Headers, lines: bytes, body: bytes) -> None:
         if not self._disconnected:
@@ -277,12 +292,12 @@ def scope_of(head: Head, transport: asyncio.Transport, root_path: str, state: di
     }
 
 
-def never(_method: str, _target: bytes, _headers: Headers) -> DirectCall | None:
+def never(_method: str, _target: bytes, _headers: Headers, _peer: str) -> DirectCall | None:
     """What an application offers that answers nothing directly."""
     return None
 
 
-def refuse_plainly(status: int, detail: str, _headers: Headers, *, counted: bool) -> HttpAnswer:
+def refuse_plainly(status: int, detail: str, _headers: Headers, *, counted: bool, peer: str) -> HttpAnswer:
     """The refusal of an application that has none of its own."""
     body = f"{detail}\n".encode()
     return status, [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))], body

@@ -34,10 +34,14 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class FieldList(list[tuple[bytes, bytes]]):
-    """Header fields, with room for a note of whoever reads them: a client's next request often has the same list."""
+    """Header fields, with room for a note of whoever reads them: a client's next request often has the same list.
 
-    __slots__ = ("note",)
+    When it has another one, that has the note of the list `before`.
+    """
 
+    __slots__ = ("before", "note")
+
+    before: object
     note: object
 
 
@@ -101,7 +105,7 @@ def read_head(head: bytes, known: Fields | None = None) -> tuple[Head, Fields]:
     line, _, section = head.partition(b"\r\n")
     try:
         parts = _read_line(line)
-        fields = known if known is not None and known.section == section else _read_fields(section)
+        fields = known if known is not None and known.section == section else _read_fields(section, known)
         return _head_of(parts, fields), fields
     except FramingError as error:
         error.headers = _legible(section)
@@ -152,7 +156,7 @@ def _origin_form(method: str, target: bytes, headers: Headers) -> tuple[bytes, H
     return (absolute[2] or b"/") + (absolute[3] or b""), [(b"host", absolute[1]), *others]
 
 
-def _read_fields(section: bytes) -> Fields:
+def _read_fields(section: bytes, before: Fields | None) -> Fields:
     lines = section.split(b"\r\n") if section else []
     if len(lines) > MAX_FIELDS:
         raise FramingError(431, f"the header section has more than {MAX_FIELDS} fields")
@@ -160,6 +164,7 @@ def _read_fields(section: bytes) -> Fields:
         raise FramingError(400, "a header field holds a control character")
     headers = FieldList([_read_field(line) for line in lines])
     headers.note = None
+    headers.before = getattr(before.headers, "note", None) if before is not None else None
     hosts = 0
     length: int | None = None
     chunked = closes = expects_continue = False

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -34,6 +35,17 @@ SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` if several p
 # Seconds. A point read takes half a millisecond.
 BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000)  # requests or events of a batch
+# Of who follows and who waits: the gauge, its meaning, and how the processes' values are put together.
+FOLLOWING: tuple[tuple[str, str, Literal["livesum", "livemax"]], ...] = (
+    ("pqs_followers", "Requests that follow the changes now.", "livesum"),
+    ("pqs_waiting_reads", "Reads that wait now: for an entity, an offset, or a deadline.", "livesum"),
+    (
+        "pqs_changes_unsettled_seconds",
+        "Seconds for which the oldest changes that are not told yet have waited for writers before them.",
+        "livemax",
+    ),
+    ("pqs_changes_lag_seconds", "Seconds from the last change that followers were told until they were.", "livemax"),
+)
 NOT_READ = "unknown"  # the type of what is not an event
 HTTP, KAFKA = "http", "kafka"  # sources of events; those of the sweep are in pqs_swept_total
 SENDS = "move"  # the work of the relay, which holds its connection while it sends: however long, it is not slow
@@ -146,6 +158,9 @@ class Metrics(Observer):
             ["destination", "outcome"],
             registry=registry,
         )
+        self._following = [
+            Gauge(name, told, registry=registry, multiprocess_mode=mode) for name, told, mode in FOLLOWING
+        ]
         self._loop_lag = self._gauge("pqs_loop_lag_seconds", "Delay of the event loop.", each=True)
         self._memory = self._gauge("pqs_memory_bytes", "Memory of a process that is in RAM.", each=True)
         self._descriptors = self._gauge("pqs_open_descriptors", "Open file descriptors of a process.", each=True)
@@ -214,6 +229,11 @@ class Metrics(Observer):
         """So many messages have arrived there, and so many were refused for good."""
         self._relayed.labels(destination, "arrived").inc(arrived)
         self._relayed.labels(destination, "refused").inc(refused)
+
+    def following(self, *values: float) -> None:
+        """The values of FOLLOWING now, in their order."""
+        for gauge, value in zip(self._following, values, strict=True):
+            gauge.set(value)
 
     # --- The database
 

@@ -6,8 +6,8 @@ that a client can make grow has a bound here (heads, bodies that nobody takes, r
 reads), and so has every wait for a client that is to send something.
 
 The application may have three attributes: `connections` says how many there may be; `direct(method, target,
-headers)` returns a DirectCall, or None for a request of ASGI's; `refuse(status, detail, headers, counted=)` returns
-the answer to a request that is not carried out.
+headers, peer)` returns a DirectCall, or None for a request of ASGI's (`peer` is the address of the client, or `-`);
+`refuse(status, detail, headers, counted=, peer=)` returns the answer to a request that is not carried out.
 """
 
 import asyncio
@@ -56,6 +56,7 @@ from app.runtime.waits import (
 
 log = logging.getLogger(__name__)
 
+NO_PEER = "-"  # the peer of a Unix socket
 HIGH_WATER = 64 * 1024  # bytes that are held of what a client sends before anybody wants it
 
 
@@ -79,7 +80,7 @@ class HttpProtocol(asyncio.Protocol):
         if not config.loaded:
             config.load()
         self._loop, self._app = _loop or asyncio.get_running_loop(), cast("App", config.loaded_app)
-        self._direct: Callable[[str, bytes, Headers], DirectCall | None] = getattr(self._app, "direct", never)
+        self._direct: Callable[[str, bytes, Headers, str], DirectCall | None] = getattr(self._app, "direct", never)
         self._refuse: Callable[..., HttpAnswer] = getattr(self._app, "refuse", refuse_plainly)
         self._budget: Connections = getattr(self._app, "connections", UNBOUNDED)
         self._given_place, self._reader_seconds = place, reader_seconds
@@ -111,7 +112,9 @@ class HttpProtocol(asyncio.Protocol):
         self._half_closes = self._transport.can_write_eof()  # TLS has no half of a connection
         self._context = contextvars.copy_context()  # of no request: each begins with a copy of it
         self._connections.add(self)
-        self._place = self._given_place or ConnectionPlace(self._budget, transport.get_extra_info("peername"))
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]) if isinstance(peer, tuple) else NO_PEER
+        self._place = self._given_place or ConnectionPlace(self._budget, peer)
         if self._place.is_reserved:
             self._idle_seconds = HEALTH_SECONDS
         self._wait.begin(Awaited.REQUEST, self._idle_seconds or HEAD_SECONDS)
@@ -129,8 +132,8 @@ class HttpProtocol(asyncio.Protocol):
         """The client sends no more. It may still read: what it has asked for whole is answered."""
         self._eof = True
         exchange = self._exchange
-        if isinstance(exchange, Exchange):
-            exchange.client_ended.set()
+        if exchange is not None:
+            exchange.client_sends_no_more()
         if self._closing or not self._half_closes or (exchange is not None and exchange.more_body):
             return False  # the transport closes, after what was written
         if exchange is None:
@@ -227,7 +230,7 @@ class HttpProtocol(asyncio.Protocol):
             self._body = NO_BODY
         else:
             self._body = ChunkedBody() if head.length is None else SizedBody(head.length)
-        call = self._direct(head.method, head.target, head.headers)
+        call = self._direct(head.method, head.target, head.headers, self._peer)
         if call is not None:
             self._exchange = DirectExchange(self, call, keep_alive=head.keep_alive)
             return True
@@ -320,6 +323,7 @@ class HttpProtocol(asyncio.Protocol):
             str(error),
             error.headers or (self._asked if exchange is not None else []),
             counted=exchange is None and not self._place.is_refused,
+            peer=self._peer,
         )
         self.write_answer(answer, keep_alive=False, bare=bare)
         self._close(linger=not self._place.is_refused)  # that takes a descriptor, and there is none to spare

@@ -17,6 +17,7 @@ from app.settings.secret_files import Secret, read_secret
 from app.settings.types import (
     ALGORITHMS,
     DAY,
+    SECRET_OPTION,
     AccessLogging,
     Address,
     Algorithms,
@@ -62,6 +63,11 @@ class Settings(BaseSettings):
     )
     database_read_url: Address | None = Field(
         None, description="A replica of that PostgreSQL, which answers lists, counts and scans."
+    )
+    read_max_lag: Duration | None = Field(
+        None,
+        description="The seconds that the replica may lag; beyond, the primary answers. Without it, the primary "
+        "answers overdue scans, and the replica the rest, however far it lags.",
     )
     data_dir: File = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("pqs")),
@@ -174,6 +180,11 @@ class Settings(BaseSettings):
     oidc_domains_claim: Word | None = Field(
         None, description="The claim with the domains of a caller; without this setting a token covers all domains."
     )
+    oidc_prefixes_claim: Word | None = Field(
+        None,
+        description="The claim with the workflow prefixes of a caller, `*` for all; without this setting a token "
+        "covers all workflows.",
+    )
     oidc_leeway: float = Field(
         30.0, ge=0, le=300, description="How many seconds the issuer's clock may differ from this one."
     )
@@ -204,6 +215,9 @@ class Settings(BaseSettings):
     kafka_options: KafkaOptions | None = Field(
         None, description="Further options of librdkafka, as name=value,name=value, for reading and writing."
     )
+    kafka_options_file: File | None = Field(
+        None, description="A file that holds PQS_KAFKA_OPTIONS; it is read at the start."
+    )
     consul_token: Password | None = Field(
         None, description="The ACL token for Consul; without it CONSUL_HTTP_TOKEN counts. Better in a file."
     )
@@ -225,7 +239,10 @@ class Settings(BaseSettings):
     changes_rows: bool = Field(False, description="Log the whole row with each change.")
     changes_keep: Duration = Field(7 * DAY, description="The seconds for which a change is kept at least.")
     followers: int = Field(
-        10_000, ge=1, le=1_000_000, description="The most requests that follow the changes in one process."
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="The most requests that follow the changes, or wait for a read, in one process.",
     )
 
     @field_validator("bus")
@@ -263,7 +280,13 @@ def read_settings(given: Mapping[str, object] | None = None) -> Settings:
 
 
 # Settings that hold a secret. Each has a form with _FILE, and neither may be given beside the other.
-_TYPES = {"database_url": Address, "database_read_url": Address, "kafka_password": Password, "consul_token": Password}
+_TYPES = {
+    "database_url": Address,
+    "database_read_url": Address,
+    "kafka_password": Password,
+    "kafka_options": KafkaOptions,
+    "consul_token": Password,
+}
 SECRETS = tuple(_TYPES)
 
 
@@ -284,6 +307,8 @@ def secrets_in(given: Mapping[str, object]) -> list[str]:
 
 
 def _shows_a_secret(name: str, value: str) -> bool:
+    if name == "kafka_options":
+        return SECRET_OPTION.search(value) is not None
     if not name.endswith("url"):
         return True
     with suppress(ValueError):
@@ -312,10 +337,12 @@ def _with_secrets(given: Mapping[str, object]) -> dict[str, object]:
 
 # A setting, and the one that it says nothing without.
 _NEEDS = (
+    ("read_max_lag", "database_read_url"),
     ("oidc_issuer", "oidc_audience"),
     ("oidc_audience", "oidc_issuer"),
     ("oidc_scopes_map", "oidc_issuer"),
     ("oidc_domains_claim", "oidc_issuer"),
+    ("oidc_prefixes_claim", "oidc_issuer"),
     ("tls_cert", "tls_key"),
     ("tls_key", "tls_cert"),
     ("tls_client_ca", "tls_cert"),

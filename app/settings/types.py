@@ -176,6 +176,8 @@ def _options(options: SecretStr) -> SecretStr:
     return options
 
 
+# Options of librdkafka whose values nobody else may see, such as sasl.oauthbearer.client.secret and ssl.key.pem.
+SECRET_OPTION = re.compile(r"(?i)(?:^|,)[a-z0-9_.]*(?:password|secret|jaas|oauthbearer\.config|key\.pem)[a-z0-9_.]*=")
 KafkaOptions = Annotated[SecretStr, AfterValidator(_options)]
 
 

@@ -194,17 +194,17 @@ class Logged(Struct, frozen=True, gc=False):
         return Place(self.id, self.mark)
 
 
-_READ = tuple(_table.c[name] for name in Logged.__struct_fields__)
+COLUMNS = tuple(_table.c[name] for name in Logged.__struct_fields__)
 
 
-def _logged(row: Record) -> Logged:
+def logged(row: Record) -> Logged:
     """A row of the columns of Logged, in their order."""
     return Logged(*row)
 
 
 # The changes after one place and up to another id, in order.
 READ = Statement(
-    select(*_READ)
+    select(*COLUMNS)
     .where(_table.c.id > bindparam("after", type_=BigInteger()), _table.c.id <= bindparam("to", type_=BigInteger()))
     .order_by(_table.c.id)
     .limit(bindparam("limit", type_=BigInteger()))
@@ -216,7 +216,7 @@ async def read(connection: Connection, after: int, to: int, *, limit: int) -> li
 
     Nothing is missing in them where `to` is settled.
     """
-    return [_logged(row) for row in await READ.rows(connection, after=after, to=to, limit=limit)]
+    return [logged(row) for row in await READ.rows(connection, after=after, to=to, limit=limit)]
 
 
 # The mark of a change.

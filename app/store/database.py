@@ -1,66 +1,51 @@
-"""One PostgreSQL: its connections, transactions, circuit breaker and health."""
+"""One PostgreSQL: its connections, transactions and circuit breaker."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+from types import MappingProxyType
+from typing import Concatenate, ParamSpec, TypeVar
 
 import asyncpg
 
 from app.concurrency.breaker import CircuitBreaker
+from app.concurrency.worker import set_within
 from app.errors import (
     DatabaseDownError,
-    PoolExhaustedError,
-    PqsError,
-    RefusedValuesError,
-    SchemaMismatchError,
+    DatabaseRefusesError,
+    LimitedConnectionsError,
+    ReadOnlyError,
+    StartError,
     UnavailableError,
 )
-from app.store.failures import BROKEN, NOT_OPEN, REFUSALS, kind_of
-from app.store.schema import check_revision, libpq_address
+from app.store import health, pool
+from app.store.failures import BROKEN, NOT_OPEN, LostRaceError, kind_of, not_connected, translated
+from app.store.pool import Connection, Observer, Pool, Record
+from app.store.sessions import Session
+
+__all__ = [
+    "BROKEN",
+    "POINTS",
+    "SCANS",
+    "Connection",
+    "Database",
+    "LostRaceError",
+    "Observer",
+    "Record",
+    "Work",
+    "check_constraints",
+    "watched",
+]
 
 log = logging.getLogger(__name__)
 
-POOL_WAIT = 2.0  # seconds to wait for a free or new connection; then the call is refused
-CLOSE_WAIT = 5.0  # seconds to close all connections; then they are cut
-NEVER = 2**31  # statements after which asyncpg closes a connection and loses its prepared statements
-ANSWER_GRACE = 2.0  # seconds beyond the statement timeout until a silent server counts as down
+FIRST_PROBES = (0.1, 0.2, 0.4)  # seconds between the first probes of a server that does not answer
+PROBE_EVERY = 1.0  # seconds between two further probes; one that is not answered does not hold up the next
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
-# Lists the rights that the service needs and its role lacks.
-LACKING_RIGHTS = """
-SELECT string_agg(format('%s on %s', needed, name), ', ')
-FROM (
-SELECT needed, name FROM (VALUES
-    ('registration_projections', 'SELECT,INSERT,UPDATE'),
-    ('registration_state_counts', 'SELECT,INSERT,UPDATE'),
-    ('workflow_state', 'SELECT,INSERT,UPDATE'),
-    ('workflow_actions', 'SELECT,INSERT,UPDATE,DELETE'),
-    ('outbox', 'SELECT,INSERT,UPDATE,DELETE'),
-    ('watermarks', 'SELECT,INSERT,UPDATE'),
-    ('dead_letters', 'SELECT,INSERT,DELETE'),
-    ('api_keys', 'SELECT,UPDATE'),
-    ('api_key_revision', 'SELECT'),
-    ('workflow_quotas', 'SELECT,UPDATE'),
-    ('audit_log', 'SELECT,INSERT'),
-    ('changes', 'SELECT,INSERT,UPDATE'),
-    ('changes_floor', 'SELECT,INSERT,UPDATE')
-) AS tables (name, rights),
-unnest(string_to_array(rights, ',')) AS needed
-WHERE NOT has_table_privilege(name, needed)
-UNION ALL
-SELECT needed, 'changes_id_seq' FROM unnest(ARRAY['SELECT', 'USAGE']) AS needed
-WHERE NOT has_sequence_privilege('changes_id_seq', needed)
-UNION ALL
-SELECT needed, 'the slices of changes' FROM unnest(ARRAY['DELETE', 'TRUNCATE']) AS needed
-WHERE EXISTS (
-    SELECT FROM pg_inherits
-    WHERE inhparent = 'changes'::regclass AND NOT has_table_privilege(inhrelid, needed)
-)
-) AS lacking
-"""
 # Settings of the planner. A point statement must use the key, whatever its parameters and however large the table:
 # PostgreSQL would keep a plan that scans a table of a hundred rows while the table grows. It is planned once, because
 # planning takes longer than running.
@@ -73,53 +58,32 @@ POINTS = {
 }
 SCANS = {"plan_cache_mode": "force_custom_plan", "random_page_cost": "1.1", "jit": "off"}
 
+PLANNER = {False: POINTS, True: SCANS}
+
+# Settings of sessions whose transactions wait for others, such as a broker: the waiting is bounded by those who wait.
+LONG_TRANSACTIONS = {"idle_in_transaction_session_timeout": "0", "transaction_timeout": "0"}
+
 T = TypeVar("T")
-Record = asyncpg.Record
-Connection = asyncpg.pool.PoolConnectionProxy  # the rest of the project imports this name, and no driver
 P = ParamSpec("P")
 Work = Callable[Concatenate[Connection, P], Awaitable[T]]  # a function of a connection and further arguments
 
 
-class Observer(Protocol):
-    """Hears of every piece of work on a database."""
-
-    def done(self, pool: str, name: str, seconds: float, rows: int | None, failure: str | None) -> None:
-        """The work `name` took so long on a connection of `pool`. It gave so many rows, or failed in this way."""
-
-    def timed_out(self, pool: str) -> None:
-        """A call has waited for a connection of `pool` in vain."""
-
-
-class LostRaceError(PqsError):
-    """Another writer was faster, or PostgreSQL ended a deadlock or serialization failure. Nothing was written."""
-
-    def __init__(self, message: str = "", *, reason: str = "guard") -> None:
-        """`reason` is what the metrics call it: guard, rollback or plan."""
-        super().__init__(message)
-        self.reason = reason
-
-
-class _PooledConnection(asyncpg.Connection):
-    """A connection whose close never fails: the pool closes broken connections in tasks that nobody awaits."""
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the signature is asyncpg's
-        """Close, even if the server is gone."""
-        with suppress(*BROKEN):
-            await super().close(timeout=timeout)
-
-
-class Database:
+class Database(Pool):
     """One PostgreSQL. Every call runs the given work on a connection, and gives the connection back in any case.
 
     Errors are UnavailableError and its subclasses; the breaker counts DatabaseDownError. After LostRaceError the
     same work may be done again.
 
     A `url` that is called is called for each new connection, so that a password can change. Connections that are
-    open stay. `name` is that of the pool, for `observer`.
+    open stay.
 
     `scans` is for statements whose best plan depends on their parameters, such as a rare or a common capability.
     PostgreSQL plans each anew, for data in memory or on an SSD; otherwise it would prefer a sort to an index. Without
     `scans` it plans a statement once for each connection, to use the primary key.
+
+    While the breaker is open, the server is asked in the background whether it answers again. Where the server takes
+    no further connection, those that there are are shared, and one that a sibling does not use is given up for one
+    that is needed. Where it takes no writes, all connections are made anew: another server may be the primary by now.
     """
 
     def __init__(
@@ -130,34 +94,22 @@ class Database:
         statement_timeout: timedelta,
         scans: bool = False,
         breaker: CircuitBreaker | None = None,
+        settings: Mapping[str, str] = NO_SETTINGS,
+        siblings: Collection["Database"] = (),
         name: str = "primary",
         observer: Observer | None = None,
     ) -> None:
-        self.name = name
-        self._observer = observer
-        self._url = url
-        self._size = pool_size
-        self._timeout = statement_timeout.total_seconds()
-        self._settings = {
-            "application_name": "pqs",
-            "timezone": "UTC",
-            "statement_timeout": str(round(self._timeout * 1000)),
-        }
-        self._settings |= SCANS if scans else POINTS
-        self._pool: asyncpg.Pool[Record] | None = None
-        self._opening = asyncio.Lock()
-        self._at_hand: list[Connection] = []  # free, kept outside the pool
-        self._waiting = 0  # calls that wait for a connection of the pool
-        self._closing = False
-        self.breaker = breaker or CircuitBreaker()
+        """`settings` are further ones of its sessions. `siblings` are the other ones of this process.
 
-    @property
-    def connections(self) -> tuple[int, int, int]:
-        """How many connections are open, how many of them are in use, and how many calls wait for one."""
-        if self._pool is None:
-            return 0, 0, self._waiting
-        size = self._pool.get_size()
-        return size, size - self._pool.get_idle_size() - len(self._at_hand), self._waiting
+        `name` is that of the pool, for `observer`.
+        """
+        super().__init__(url, pool_size, statement_timeout, {**PLANNER[scans], **settings}, siblings, name, observer)
+        self._probing: asyncio.Task[None] | None = None
+        self._checking = asyncio.Lock()
+        self._checker: Session | None = None
+        self.breaker = breaker or CircuitBreaker()
+        if self.breaker.on_open is None:
+            self.breaker.on_open = self._start_probing
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work` with a connection and these arguments. Each of its statements sees a snapshot of its own.
@@ -169,7 +121,7 @@ class Database:
             try:
                 return await self._do(work, *args, **kwargs)
             except DatabaseDownError as error:  # the server has restarted, and so closed the connection
-                if not isinstance(error.__cause__, NOT_OPEN):
+                if isinstance(error, DatabaseRefusesError) or not isinstance(error.__cause__, NOT_OPEN):
                     raise
             except LostRaceError:  # a replica cancels reads that conflict with changes from its primary
                 pass
@@ -201,9 +153,10 @@ class Database:
         with translated():
             connection = await self._take()
             began = time.perf_counter()
-            failure, result = cast("str | None", None), cast("T | None", None)
+            failure, rows = None, None
             try:
                 result = await work(connection, *args, **kwargs)
+                rows = len(result) if isinstance(result, list | dict) else None
             except BROKEN as error:
                 failure = kind_of(error)
                 # asyncpg may not yet know that this connection is closed, nor that others have broken with it.
@@ -212,120 +165,116 @@ class Database:
                     connection.terminate()
                 await self._give_back(connection)
                 raise
+            except asyncpg.ReadOnlySQLTransactionError as error:
+                failure = kind_of(error)
+                await self._renew()
+                await self._give_back(connection)
+                raise
             except BaseException as error:
                 failure = kind_of(error)
                 await self._give_back(connection)
                 raise
             finally:
-                rows = len(result) if isinstance(result, list | dict) else None
                 if self._observer is not None:
                     self._observer.done(self.name, _name(work), time.perf_counter() - began, rows, failure)
             if self._waiting or self._closing:
-                await self._give_back(connection)
+                await self._pass_on(connection)
             else:
                 self._at_hand.append(connection)
             return result
 
-    async def _take(self) -> Connection:
-        """A free connection, kept at hand or from the pool, which opens new ones.
+    def _start_probing(self) -> None:
+        """Ask the server, as long as the breaker is open, whether it answers again."""
+        if not self._closing and (self._probing is None or self._probing.done()):
+            self._probing = asyncio.create_task(self._probe())
 
-        Connections in good order bypass the pool: its `acquire` and `release` each take a task, and longer than a
-        statement by key.
-        """
-        while self._at_hand:
-            connection = self._at_hand.pop()
-            with suppress(asyncpg.InterfaceError):  # it broke, and is back in the pool
-                if not connection.is_closed():
-                    return connection
-            await self._give_back(connection)
-        pool = self._pool or await self._open()
-        self._waiting += 1
+    async def _probe(self) -> None:
+        answered = asyncio.Event()
+        probes: set[asyncio.Task[None]] = set()
+        pauses = iter(FIRST_PROBES)
         try:
-            return await pool.acquire(timeout=POOL_WAIT)
-        except TimeoutError as error:
-            if self._observer is not None:
-                self._observer.timed_out(self.name)
-            if pool.get_size() == self._size and pool.get_idle_size() == 0:
-                raise PoolExhaustedError("all database connections are in use") from error
-            raise
-        except asyncpg.PostgresError as error:  # whatever the reason, there is no connection
-            raise _down(error) from error
+            while self.breaker.is_open and not await set_within(answered, next(pauses, PROBE_EVERY)):
+                probe = asyncio.create_task(self._ask(answered))
+                probes.add(probe)
+                probe.add_done_callback(probes.discard)
         finally:
-            self._waiting -= 1
+            for probe in probes:
+                probe.cancel()
+        if self.breaker.is_open:
+            if self._pool is not None:
+                await self._forget_all()
+            self.breaker.recover()
 
-    async def _give_back(self, connection: Connection) -> None:
-        """Return a connection to the pool, which closes a broken one or passes it to the longest waiting caller."""
-        with suppress(*BROKEN):  # if this fails, the pool closes the connection; the work is done
-            await cast("asyncpg.Pool[Record]", self._pool).release(connection)
+    async def _ask(self, answered: asyncio.Event) -> None:
+        """Set `answered` if the server takes a connection, or says that it takes no more of them."""
+        try:
+            connection = await self._connect()
+            await connection.close(timeout=pool.POOL_WAIT)
+        except asyncpg.InsufficientResourcesError:
+            answered.set()
+        except (*BROKEN, asyncpg.PostgresError, DatabaseRefusesError, StartError, ValueError):
+            return
+        answered.set()
 
-    async def _forget_all(self) -> None:
-        """Discard every connection that is not in use now."""
-        pool = cast("asyncpg.Pool[Record]", self._pool)
-        await pool.expire_connections()
-        while self._at_hand:
-            await self._give_back(self._at_hand.pop())
+    async def check(self, *, writes: bool = True) -> str:
+        """The schema's revision, if the database can serve; `writes`: as the primary. See `health.examine`.
 
-    async def _open(self) -> "asyncpg.Pool[Record]":
-        async with self._opening:
-            if self._pool is None:
-                self._pool = await asyncpg.create_pool(
-                    connect=cast("Any", self._connect),  # the stubs spell all its options out
-                    min_size=0,
-                    max_size=self._size,
-                    max_queries=NEVER,
-                    command_timeout=self._timeout + ANSWER_GRACE,
-                    server_settings=self._settings,
-                    reset=_leave_as_it_is,
-                    connection_class=_PooledConnection,
-                )
-            return self._pool
+        On a connection of its own, past the breaker, which learns nothing from it.
+        """
+        with translated():
+            async with self._checking:
+                try:
+                    return await self._examined(writes=writes)
+                except LimitedConnectionsError:
+                    return await self._do(health.examine, writes=writes)
+                except ReadOnlyError:
+                    await self._leave_checker()
+                    if self._pool is not None:
+                        await self._renew()
+                    raise
+                except BaseException:
+                    await self._leave_checker()
+                    raise
 
-    async def _connect(self, _: object, **options: Any) -> "asyncpg.Connection[Record]":
-        """A new connection to the address as it is now."""
-        url = self._url if isinstance(self._url, str) else self._url()
-        return await asyncpg.connect(libpq_address(url), **options)
+    async def _examined(self, *, writes: bool) -> str:
+        for is_last in (False, True):
+            if self._checker is None or self._checker.is_closed():
+                self._checker = await self._new_checker()
+                is_last = True  # noqa: PLW2901 - a new one is not tried again
+            try:
+                async with asyncio.timeout(self._timeout + pool.ANSWER_GRACE):
+                    return await health.examine(self._checker, writes=writes)
+            except BROKEN:  # the server has restarted
+                if is_last:
+                    raise
+                await self._leave_checker()
+        raise AssertionError
 
-    async def check(self) -> str:
-        """The schema's revision. Raises SchemaMismatchError for an unexpected one, or if the role lacks a right."""
-        expected = check_revision(await self.read(_revision))
-        if rights := await self.read(_lacking_rights):
-            raise SchemaMismatchError(f"the database role lacks rights: {rights}")
-        return expected
+    async def _new_checker(self) -> Session:
+        try:
+            async with asyncio.timeout(pool.POOL_WAIT):
+                return await self._connect()
+        except (asyncpg.PostgresError, asyncpg.ClientConfigurationError, OSError, ValueError) as error:
+            raise not_connected(error) from error
+
+    async def _leave_checker(self) -> None:
+        checker, self._checker = self._checker, None
+        if checker is not None:
+            checker.terminate()
 
     async def close(self) -> None:
         """Close every connection. Cut those that do not answer within CLOSE_WAIT."""
         self._closing = True
-        if self._pool is None:
-            return
-        try:
-            async with asyncio.timeout(CLOSE_WAIT):
-                while self._at_hand:
-                    await self._give_back(self._at_hand.pop())
-                await self._pool.close()
-        except TimeoutError:
-            self._pool.terminate()
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.wait([self._probing])
+        await self._leave_checker()
+        await super().close()
 
 
 def _name(work: Callable[..., object]) -> str:
     """The name of a piece of work: that of its function."""
     return getattr(work, "__name__", type(work).__name__).lstrip("_")
-
-
-async def _revision(connection: Connection) -> str | None:
-    """The schema's revision, or None if there is no schema."""
-    if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-        return None
-    found: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
-    return found
-
-
-async def _lacking_rights(connection: Connection) -> str | None:
-    rights: str | None = await connection.fetchval(LACKING_RIGHTS)
-    return rights
-
-
-async def _leave_as_it_is(_connection: object) -> None:
-    """Reset nothing: sessions carry no settings, and asyncpg itself ends an open transaction."""
 
 
 @contextmanager
@@ -343,57 +292,6 @@ def watched(connection: Connection, lost: Callable[[], None]) -> Iterator[None]:
             connection.remove_termination_listener(tell)
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn the driver's errors into this project's. Their messages go to the log, not to the caller."""
-    try:
-        yield
-    except asyncpg.PostgresError as error:
-        raise _named(error) from error
-    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        # The connection cannot be opened, breaks, or stays silent.
-        raise _down(error) from error
-
-
-@contextmanager
-def refused_values() -> Iterator[None]:
-    """Raise RefusedValuesError if PostgreSQL or its driver refuses a value. Its message goes to the log."""
-    try:
-        yield
-    except REFUSALS as error:
-        log.warning("PostgreSQL refused a write: %s", error)
-        raise RefusedValuesError("the table does not accept these values; the log says why") from None
-
-
 async def check_constraints(connection: Connection) -> None:
     """Let PostgreSQL check deferred constraints now, not at the commit."""
     await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-
-
-# Shutting down, crashed, starting up; no such database.
-_DOWN = {"57P01", "57P02", "57P03", "3D000"}
-
-
-def _down(error: BaseException) -> DatabaseDownError:
-    log.warning("the database does not answer: %s: %s", type(error).__name__, error)
-    return DatabaseDownError("the database does not answer")
-
-
-def _named(error: asyncpg.PostgresError) -> Exception:
-    state = error.sqlstate or ""
-    if isinstance(error, asyncpg.PostgresConnectionError) or state[:2] in {"08", "28", "53"} or state in _DOWN:
-        return _down(error)
-    if state in {"40001", "40P01"}:
-        return LostRaceError("PostgreSQL rolled the transaction back because of a concurrent one", reason="rollback")
-    if isinstance(error, asyncpg.InvalidCachedStatementError):
-        return LostRaceError("a migration changed a table of a prepared statement", reason="plan")
-    if state in {"57014", "55P03"}:
-        return UnavailableError("a statement took too long, and the database cancelled it")
-    if state in {"42P01", "42703", "42704"}:
-        return SchemaMismatchError("the database's schema is not the one that this code expects; see /readyz")
-    if state == "42501":
-        log.error("the database role lacks a right: %s", error)
-        return UnavailableError("the database role lacks a right; see /readyz")
-    if state == "25006":
-        return UnavailableError("the database is read-only now")
-    return error

@@ -1,4 +1,4 @@
-"""Lists: the registrations of a domain that match a filter, page by page."""
+"""Lists: the registrations of a domain that match a filter, page by page. Tombstones are in no list."""
 
 import functools
 from datetime import datetime
@@ -58,7 +58,7 @@ def list_statement(conditions: frozenset[str], states: int) -> Statement:
     far as needed, so the cost is that of a page, in any domain. A capability or an event id has an index of its own,
     which finds the few rows first.
     """
-    found = [_table.c.domain == bindparam("domain", type_=String())]
+    found = [_table.c.domain == bindparam("domain", type_=String()), REGISTRATIONS.rows.is_present]
     found += [condition for name, condition in _CONDITIONS.items() if name in conditions]
     limit = bindparam("limit", type_=BigInteger())
     wanted = [bindparam(f"state{number}", type_=REGISTRATION_STATE) for number in range(states)]

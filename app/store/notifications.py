@@ -1,16 +1,16 @@
 """A connection of its own that listens: for work that follows what others have committed."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import cast
 
-import asyncpg
+from app.store import sessions
+from app.store.database import BROKEN, Connection
+from app.store.failures import translated
 
-from app.store.database import Connection, translated
-from app.store.failures import BROKEN
-from app.store.schema import libpq_address
-
+SETTINGS = {"application_name": "pqs keys", "timezone": "UTC", "idle_session_timeout": "0"}
 GOODBYE = 1.0  # seconds that the server has to hear that the connection ends
 
 
@@ -29,12 +29,8 @@ async def listening(
         heard()
 
     with translated():
-        connection = await asyncpg.connect(
-            libpq_address(url),
-            timeout=seconds,
-            command_timeout=seconds,
-            server_settings={"application_name": "pqs keys", "timezone": "UTC"},
-        )
+        async with asyncio.timeout(seconds):
+            connection = await sessions.opened(url, SETTINGS, command_timeout=seconds)
         try:
             await connection.add_listener(channel, note)
             yield cast("Connection", connection)

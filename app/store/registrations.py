@@ -85,6 +85,13 @@ class Store(Generic[R]):
         versions = {key_of(record["entity_id"], record["domain"]): record["version"] for record in records}
         return [each for each in read if versions.get(key_of(each.entity_id, each.domain)) == each.version]
 
+    async def locked(self, connection: Connection, names: Sequence[Name]) -> set[Key]:
+        """The keys of these rows that another transaction has locked. The others are locked until this one ends."""
+        found = await self.get_entity_states(connection, names)
+        asked = {"asked_entity_id": [name[0] for name in names], "asked_domain": [name[1] for name in names]}
+        free = await self.lock_free.rows(connection, **asked)
+        return found.keys() - {key_of(record["entity_id"], record["domain"]) for record in free}
+
     async def rebase(
         self, connection: Connection, entity_id: UUID, domain: str, position: Position
     ) -> tuple[R, R] | None:

@@ -38,6 +38,9 @@ class Rows(Generic[R]):
         self.keys = (self.table.c.entity_id, self.table.c.domain)
         self.counted_by = self.table.c[projection.counted_by]
         self.states = _values_of(cast("Enum", self.counted_by.type))
+        forgotten_at = projection.forgotten_at
+        # The condition for rows that are no tombstones.
+        self.is_present = literal_column("true") if forgotten_at is None else self.table.c[forgotten_at].is_(None)
         self.json = tuple(str(c.key) for c in self.columns if isinstance(c.type, JSONB))
         self.json_places = tuple(place for place, c in enumerate(self.columns) if isinstance(c.type, JSONB))
         self._make: Callable[..., R] = projection.row

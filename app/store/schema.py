@@ -4,6 +4,8 @@ Alembic is imported only where a migration runs; the service itself needs only t
 """
 
 import asyncio
+import logging
+import time
 from pathlib import Path
 
 import asyncpg
@@ -11,18 +13,40 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.errors import SchemaMismatchError, StartError
+from app.errors import SchemaMismatchError, StartError, UnusableDatabaseError
+from app.store import sequences, sessions
+
+log = logging.getLogger(__name__)
 
 # Every revision, oldest first. A test compares this with Alembic's own list.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
 HEAD = REVISIONS[-1]
 BASE = "base"  # before the first revision: no tables
 
 LOCK_KEY = 0x7071_735F_6D69_67  # "pqs_mig": one migration of a database at a time
 LOCK_POLL = 0.1  # seconds
+LOCK_SAID = 1.0  # seconds of waiting for the lock until the log says so
+LOCK_WAIT = 300.0  # seconds to wait for the lock at most
+# Finds who holds an advisory lock whose key is a bigint.
+HOLDER = """
+SELECT pid FROM pg_locks
+WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND classid::bigint = CAST(:key AS bigint) >> 32
+    AND objid::bigint = CAST(:key AS bigint) & 4294967295
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 REFUSED = "42"  # the error class of missing rights, and of names that exist already or do not exist
-CONNECT_TIMEOUT = 3.0  # seconds
+ENCODING = "UTF8"
+SETTINGS = {"application_name": "pqs migrate", "idle_in_transaction_session_timeout": "0"}
 LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's error when lock_timeout is over
+
+
+def check_encoding(encoding: str) -> None:
+    """Raise UnusableDatabaseError for an encoding that cannot hold every text."""
+    if encoding != ENCODING:
+        raise UnusableDatabaseError(
+            f"the database's encoding is {encoding}, and the service needs {ENCODING}; make it anew with "
+            f"ENCODING '{ENCODING}' TEMPLATE template0"
+        )
 
 
 def check_revision(revision: str | None) -> str:
@@ -39,16 +63,11 @@ def check_revision(revision: str | None) -> str:
     raise SchemaMismatchError(f"the database {at}; missing: {', '.join(missing)}; run `pqs migrate`")
 
 
-def libpq_address(url: str) -> str:
-    """The address in the form that libpq and asyncpg accept."""
-    return url.replace("postgresql+asyncpg://", "postgresql://", 1)
-
-
 def create_engine(url: str, *, pool_size: int = 1) -> AsyncEngine:
     """An engine for migrations. The service itself runs its statements with asyncpg (see `statements.py`)."""
 
     async def connect() -> "asyncpg.Connection[asyncpg.Record]":
-        return await asyncpg.connect(libpq_address(url), timeout=CONNECT_TIMEOUT)
+        return await sessions.opened(url, SETTINGS)
 
     return create_async_engine("postgresql+asyncpg://", async_creator=connect, pool_size=pool_size, max_overflow=0)
 
@@ -62,8 +81,9 @@ def script_location() -> Path:
 
 async def is_current(url: str) -> bool:
     """Whether the schema is at HEAD. A start that asks this first saves the import of Alembic."""
-    connection = await asyncpg.connect(libpq_address(url), timeout=CONNECT_TIMEOUT)
+    connection = await sessions.opened(url, SETTINGS)
     try:
+        check_encoding(connection.get_settings().server_encoding)
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
             return False
         return bool(await connection.fetchval("SELECT version_num FROM alembic_version") == HEAD)
@@ -71,27 +91,30 @@ async def is_current(url: str) -> bool:
         await connection.close()
 
 
-async def initialize_schema(engine: AsyncEngine, target: str = HEAD, *, by: str | None = None) -> tuple[str, str]:
+async def initialize_schema(
+    engine: AsyncEngine, target: str = HEAD, *, by: str | None = None, lock_wait: float = LOCK_WAIT
+) -> tuple[str, str]:
     """Bring the database to revision `target`, up or down, for `pqs migrate`; return the revisions before and after.
 
     `by` is written to the audit log, if there is one then. It is safe to repeat, and to run twice at once: the second
-    run waits for the first. Raises StartError if the database is at a revision that this code does not know, if
-    PostgreSQL refuses the migration, or if another session keeps a table locked.
+    run waits for the first, for `lock_wait` seconds at most. At HEAD, sequences that are behind their tables are set,
+    as after logical replication. Raises StartError if that time is over, if the database is at a revision that this
+    code does not know, if PostgreSQL refuses the migration, or if another session keeps a table locked.
     """
     if target not in (*REVISIONS, BASE):
         raise StartError(f"there is no revision {target}; known are {BASE}, {', '.join(REVISIONS)}")
     async with engine.connect() as guard, engine.connect() as connection:
-        # Poll for the lock: a statement that waits for it would hold a snapshot, and a concurrent index build in the
-        # other migration would wait for that snapshot.
         await guard.execution_options(isolation_level="AUTOCOMMIT")
-        while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):  # noqa: ASYNC110 - the lock is in another process
-            await asyncio.sleep(LOCK_POLL)
+        check_encoding(await guard.scalar(text("SELECT current_setting('server_encoding')")) or "")
+        await _lock(guard, lock_wait)
         try:
             was = await _revision(connection)
             if was not in (*REVISIONS, BASE):
                 raise StartError(f"the database is at revision {was}, which this code does not know; nothing done")
             await connection.run_sync(_run, was, target)
             is_ = await _revision(connection)
+            if is_ == HEAD:
+                await _mend_sequences(connection)
             if was != is_ and by is not None:
                 await _write_down(connection, by, f"from {was} to {is_}")
         except DBAPIError as error:
@@ -108,6 +131,37 @@ async def initialize_schema(engine: AsyncEngine, target: str = HEAD, *, by: str 
         finally:
             await guard.scalar(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
         return was, is_
+
+
+async def _lock(guard: AsyncConnection, wait: float) -> None:
+    """Take the lock of migrations.
+
+    It polls: a statement that waits for the lock would hold a snapshot, and a concurrent index build in the other
+    migration would wait for that snapshot.
+    """
+    began, said = time.monotonic(), False
+    while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):
+        waited = time.monotonic() - began
+        holder = await guard.scalar(text(HOLDER), {"key": LOCK_KEY})
+        if waited > wait:
+            raise StartError(
+                f"another migration of this database holds the lock, process {holder} of the server, for more than "
+                f"{wait:.0f} seconds; run `pqs migrate` again when it has ended"
+            )
+        if waited > LOCK_SAID and not said:
+            log.warning("waiting for another migration of this database, process %s of the server", holder)
+            said = True
+        await asyncio.sleep(LOCK_POLL)
+
+
+async def _mend_sequences(connection: AsyncConnection) -> None:
+    """Set the sequences that are behind their tables, where this role may."""
+    raw = (await connection.get_raw_connection()).driver_connection
+    try:
+        for each in await sequences.mend(raw):
+            log.warning("the sequence %s was behind its table, and goes on after %d", each.sequence, each.id)
+    except asyncpg.InsufficientPrivilegeError as error:
+        log.warning("a sequence that is behind its table cannot be set: %s", error)
 
 
 async def _revision(connection: AsyncConnection) -> str:

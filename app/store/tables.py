@@ -53,6 +53,16 @@ ACK_DUE, LIVENESS_DUE = (
 )
 
 
+# A tombstone says nothing of the node. It has a state because its column wants one: one from which a node may begin.
+TOMBSTONE_EMPTY = (
+    "(forgotten_at IS NULL AND forgotten_permanently IS NULL)"
+    " OR (forgotten_at IS NOT NULL AND forgotten_permanently IS NOT NULL AND current_state = 'rejected'"
+    " AND node_type = '' AND node_version = '' AND capabilities = '{}' AND registered_at = forgotten_at"
+    " AND num_nonnulls(ack_deadline, liveness_deadline, last_heartbeat_at, ack_timeout_emitted_at,"
+    " liveness_timeout_emitted_at) = 0)"
+)
+
+
 class Base(DeclarativeBase):
     """The names of constraints, and the column types of Python types, for all tables."""
 
@@ -95,6 +105,8 @@ class RegistrationProjection(Base):
     updated_at: Mapped[datetime]
     correlation_id: Mapped[UUID | None]
     version: Mapped[int]
+    forgotten_at: Mapped[datetime | None]
+    forgotten_permanently: Mapped[bool | None]
 
     __table_args__ = (
         CheckConstraint("version >= 1", name="version_from_1"),
@@ -106,7 +118,14 @@ class RegistrationProjection(Base):
             name="one_track",
         ),
         CheckConstraint("last_applied_sequence >= 0 AND last_applied_offset >= 0", name="numbers_from_0"),
-        Index("registration_projections_by_state", "domain", "current_state", "entity_id"),
+        CheckConstraint(TOMBSTONE_EMPTY, name="tombstone_empty"),
+        Index(
+            "registration_projections_by_state",
+            "domain",
+            "current_state",
+            "entity_id",
+            postgresql_where=text("forgotten_at IS NULL"),
+        ),
         Index("registration_projections_by_event", "last_applied_event_id"),
         Index(
             "registration_projections_by_capability",
@@ -365,12 +384,12 @@ class ChangeRow(Base):
     row: Mapped[dict[str, object] | None] = mapped_column(JSONB())
 
     __table_args__ = (
+        Index("changes_by_entity", "entity_id", "id"),
         Index(
-            "changes_by_entity_and_event",
-            "entity_id",
+            "changes_by_event",
             "event_id",
             postgresql_using="brin",
-            postgresql_ops={"entity_id": _BLOOM, "event_id": _BLOOM},
+            postgresql_ops={"event_id": _BLOOM},
             postgresql_with={"pages_per_range": 16, "autosummarize": "true"},
         ),
         {"postgresql_partition_by": "LIST (slice)"},

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from operator import attrgetter
 from typing import Generic, NamedTuple, cast
@@ -68,6 +68,10 @@ class Upsert(Generic[R]):
         self._counted_by = rows.projection.counted_by
         self._changes_state = [self._counted_by in names for names in self._sent]
         self._state: attrgetter[StrEnum] = attrgetter(self._counted_by)
+        forgotten_at = rows.projection.forgotten_at
+        self._is_tombstone: Callable[[R], bool] = (
+            (lambda _row: False) if forgotten_at is None else lambda row: getattr(row, forgotten_at) is not None
+        )
         self._statements: dict[Writes, Statement] = {}
 
     async def save(
@@ -134,15 +138,20 @@ class Upsert(Generic[R]):
         return given
 
     def _gains(self, saves: Sequence[Save[R]]) -> dict[tuple[str, StrEnum], int]:
-        """The changes of the counters, in the order of domain and state, without unchanged counters."""
+        """The changes of the counters, in the order of domain and state, without unchanged counters.
+
+        Tombstones are not counted.
+        """
         gains: Counter[tuple[str, StrEnum]] = Counter()
-        state_of = self._state
+        state_of, is_tombstone = self._state, self._is_tombstone
         for save in saves:
-            state = state_of(save.row)
-            if save.read is None:
+            state = None if is_tombstone(save.row) else state_of(save.row)
+            before = None if save.read is None or is_tombstone(save.read) else state_of(save.read)
+            if state is before:
+                continue
+            if state is not None:
                 gains[save.row.domain, state] += 1
-            elif (before := state_of(save.read)) is not state:
-                gains[save.row.domain, state] += 1
+            if before is not None:
                 gains[save.row.domain, before] -= 1
         return {key: gains[key] for key in sorted(gains) if gains[key]}
 

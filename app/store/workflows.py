@@ -39,6 +39,24 @@ async def get_states(connection: Connection, keys: Sequence[str]) -> dict[str, W
     return {row[0]: _workflow(row) for row in rows}
 
 
+# Finds the rows of some workflows that another transaction has locked; it locks the others.
+LOCKED = Statement(
+    text("""
+WITH free AS (
+    SELECT workflow_key FROM workflow_state WHERE workflow_key = ANY(CAST(:keys AS text[]))
+    ORDER BY workflow_key FOR UPDATE SKIP LOCKED
+)
+SELECT workflow_key FROM workflow_state WHERE workflow_key = ANY(CAST(:keys AS text[]))
+EXCEPT SELECT workflow_key FROM free
+""")
+)
+
+
+async def locked(connection: Connection, keys: Sequence[str]) -> set[str]:
+    """The keys of these workflows whose rows another transaction keeps locked now."""
+    return {row[0] for row in await LOCKED.rows(connection, keys=list(keys))}
+
+
 # Applies each commit of a batch once. `asked` reads the row and the action of each commit, in one snapshot. `updated`
 # and `inserted` write the commits whose expected version was found and whose action was not, guarded by that version
 # again, because another writer may have come in between. `recorded` writes their actions.

@@ -54,7 +54,7 @@ class StateCounts(Struct, frozen=True):
     total: int
 
 
-class OverdueRegistration(Registration, frozen=True):
+class OverdueRegistration(Registration, frozen=True, kw_only=True):
     """A registration, with the seconds since its deadline at `as_of`."""
 
     overdue_seconds: float
@@ -123,10 +123,11 @@ class Health(Struct, frozen=True):
 class Ready(Health, frozen=True, omit_defaults=True):
     """The database answers, and its schema is the expected one.
 
-    Only callers with `operations:read` are told the `revision`.
+    Only callers with `operations:read` are told the `revision`, and why the replica is not used.
     """
 
     revision: str | None = None
+    read_database: str | None = None
 
 
 class WorkflowPage(Struct, frozen=True):
@@ -317,6 +318,25 @@ class ChangesPage(Struct, frozen=True):
     caught_up: bool
 
 
+class EntityHistory(Struct, frozen=True):
+    """A page of one entity's changes, and the cursor of the next one, null on the last.
+
+    `complete` is false where the log does not go back to the entity's beginning.
+    """
+
+    items: list[ChangeItem]
+    next_cursor: str | None
+    complete: bool
+
+
+class EventRecord(Struct, frozen=True):
+    """What there is of an event: the changes that it made, and the rows that stand at it now."""
+
+    event_id: UUID
+    changes: list[ChangeItem]
+    rows: list[Registration]
+
+
 class GoneProblem(Struct, frozen=True):
     """A token whose changes are not in the log any more, as a problem (RFC 9457).
 
@@ -332,6 +352,96 @@ class GoneProblem(Struct, frozen=True):
     reason: str
     oldest: str
     snapshot: str
+
+
+class Reached(Struct, frozen=True):
+    """How far a partition is applied; null where nothing of it is."""
+
+    topic: str
+    partition: int
+    offset: int | None
+
+
+class LateProblem(Struct, frozen=True):
+    """A read that waited in vain for what it demands, as a problem (RFC 9457).
+
+    `current` is the entity's row as it is, null without one; `stands_at` is its position. `watermarks` are those of
+    the partitions that the read waited for, null where it waited for none.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    current: Registration | None
+    stands_at: Position | None
+    watermarks: list[Reached] | None
+
+
+class TrackProblem(Struct, frozen=True):
+    """A read that waits for a sequence, of an entity whose row stands in a partition, as a problem (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    stands_at: Position
+
+
+class ForgottenProblem(Struct, frozen=True):
+    """A read of a forgotten entity, as a problem (RFC 9457): since when, and whether it was forgotten for good."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    entity_id: UUID
+    domain: str
+    forgotten_at: Time
+    permanent: bool
+
+
+class Erased(Struct, frozen=True):
+    """How much an erasing forget has removed: changes that were emptied, dead letters, and outgoing messages."""
+
+    changes: int
+    dead_letters: int
+    messages: int
+
+
+class ForgetAnswer(Struct, frozen=True):
+    """The tombstone of a forgotten entity; `erased` is null where nothing was to be erased.
+
+    An event up to `stands_at` is stale. A later one is ignored, unless it begins a registration and occurred after
+    `forgotten_at`; where `permanent` is true, in any case.
+    """
+
+    entity_id: UUID
+    domain: str
+    forgotten_at: Time
+    permanent: bool
+    version: int
+    stands_at: Position
+    erased: Erased | None
+
+
+class DeregisterAnswer(Struct, frozen=True):
+    """An eviction: `applied`, or `ignored` with the reason where the node's state has no registration to end.
+
+    `events` lists the event that followed; an ignored eviction leaves the row as it is, its version included.
+    """
+
+    entity_id: UUID
+    domain: str
+    outcome: Literal["applied", "ignored"]
+    reason: str | None
+    current_state: RegistrationState
+    version: int
+    stands_at: Position
+    events: list[EmittedEvent]
 
 
 class ActionProblem(Struct, frozen=True):

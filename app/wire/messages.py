@@ -4,10 +4,13 @@ A message is a CloudEvent, structured or binary by its headers (CloudEvents' Kaf
 our own form. Its position is its place in the log; a position inside it is ignored.
 """
 
+from contextlib import suppress
+from uuid import UUID
+
 import msgspec
 from msgspec import Raw, Struct
 
-from app.domain.events import Event
+from app.domain.events import DEFAULT_DOMAIN, Event, Name
 from app.domain.positions import Position
 from app.errors import Fault, InvalidInputError
 from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
@@ -82,3 +85,45 @@ def _read_plain(value: bytes, position: Position) -> Event:
         return read_cloudevent(value, position)
     members["position"] = Raw(_ENCODE(position))
     return read_event(_ENCODE(members))
+
+
+class _About(Struct):
+    """What names the entity of a message: of our own form, or of a CloudEvent."""
+
+    entity_id: object = None
+    subject: object = None
+    domain: object = DEFAULT_DOMAIN
+
+
+_ABOUT = msgspec.json.Decoder(_About)
+
+
+def is_about(name: Name, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]) -> bool:
+    """Whether a message that names the entity id somewhere is about this entity, and not about another one.
+
+    It need not be an event. A message that cannot be read is about whatever it names.
+    """
+    entity_id, domain = name
+    attributes = {header.lower(): text for header, text in headers}
+    subject: object = attributes.get(f"{_ATTRIBUTE}subject")
+    its_domain: object = attributes.get(f"{_ATTRIBUTE}domain") or DEFAULT_DOMAIN
+    if subject is None:
+        about = _About()
+        with suppress(*NOT_DECODED):
+            about = _ABOUT.decode(value or b"")
+        subject = about.entity_id or about.subject
+        its_domain = about.domain
+        if subject is None:
+            return key is None or _uuid(key) in {None, entity_id}
+    return _uuid(subject) == entity_id and _text_of(its_domain) == domain
+
+
+def _uuid(given: object) -> UUID | None:
+    try:
+        return UUID(_text_of(given))
+    except ValueError:
+        return None
+
+
+def _text_of(given: object) -> str:
+    return given.decode(errors="replace") if isinstance(given, bytes) else str(given)

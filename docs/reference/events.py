@@ -18,6 +18,7 @@ from app.domain.events import (
     TRIGGER_CLASSES,
     Event,
     Fact,
+    Forgotten,
     Heartbeat,
     Recorded,
     RecordedData,
@@ -115,7 +116,7 @@ def diagram() -> str:
     lines = [
         f"    {'[*]' if before == NO_ROW else before} --> {after}: {type_of(cls)}"
         for cls in FACT_CLASSES
-        if cls is not Recorded
+        if cls not in {Recorded, Forgotten}
         for before, after in _ways(cls)
         if before != after
     ]
@@ -127,7 +128,7 @@ def states() -> str:
     arrows = [
         (before, after, type_of(cls))
         for cls in FACT_CLASSES
-        if cls not in {Recorded, Heartbeat}
+        if cls not in {Recorded, Heartbeat, Forgotten}
         for before, after in _ways(cls)
     ]
     lines = []
@@ -178,6 +179,8 @@ def _fact(cls: type[Fact]) -> str:
     targets = dict.fromkeys(after for _, after in ways)
     if cls is Recorded:
         lead = "any state, or no row → the given `current_state`"
+    elif cls is Forgotten:
+        lead = "any state, or no row → a tombstone"
     elif cls is Heartbeat:
         others = [name for name in ROWS if name not in sources and name != NO_ROW]
         lead = f"any state but {code(others)} → the state stays"
@@ -188,7 +191,9 @@ def _fact(cls: type[Fact]) -> str:
         parts.append(f"\n**`data`:**\n\n{fields}")
     else:
         parts.append("\n**`data`:** none.\n")
-    if cls is Recorded:
+    if cls is Forgotten:
+        parts.append("\n**Sets** `forgotten_at` to `occurred_at`, and empties the columns that describe the node.\n")
+    elif cls is Recorded:
         parts.append("\n**Sets** every column to the given value, or to the default of the field.\n")
     else:
         parts.append(f"\n{_sets(cls, sources)}")
@@ -294,6 +299,12 @@ def triggers() -> str:
 
 
 def _trigger(cls: type[Trigger]) -> str:
+    if cls is Forgotten:
+        return (
+            "A forget is a fact as well, and is [described above](#registrationforgotten). It is the event that "
+            "follows, and goes out on the bus with the intents `postgres.upsert_registration` and "
+            "`consul.deregister`. When a tombstone is forgotten again, only the row changes.\n"
+        )
     if cls is Heartbeat:
         return (
             "A heartbeat is a fact as well, and is [described above](#nodeheartbeat). No event follows from it: it "

@@ -110,6 +110,43 @@ def from_parts(id_: str, text: str) -> AccessKey:
     return AccessKey(f"{body}_{crc32(body.encode()):08x}")
 
 
+async def test_a_key_that_was_found_is_looked_at_again(database: Database, database_url: str) -> None:
+    """Whoever keeps a key is told at once when it has expired, was revoked, or nobody can tell any more."""
+    kept, revoked = [await new_key(database) for _ in range(2)]
+    cache = KeyCache(database_url)
+    await cache.refresh()
+    now = [time.time()]
+    guard = Guard(Posture.REQUIRED, cache, now=lambda: now[0])
+    held, gone = [guard.key_in(bearer(key)[1][1]) for key in (kept, revoked)]
+    assert held is not None
+    assert gone is not None
+    assert guard.known(bearer(kept)[1][1]) is held.principal
+    held.used = False
+    assert guard.still_knows(held)
+    assert guard.still_knows(gone)
+    assert held.used
+    await change(database, lambda connection: keys.revoke(connection, [revoked.id]))
+    await cache.refresh()
+    assert not guard.still_knows(gone)
+    assert not guard.still_knows(held)  # it is looked up again, as every key is then
+    assert guard.key_in(bearer(revoked)[1][1]) is None
+    again = guard.key_in(bearer(kept)[1][1])
+    assert again is not None
+    assert guard.still_knows(again)
+    cache.fresh_until = cache.clock() - 1
+    assert not guard.still_knows(again)
+    await cache.refresh()
+    now[0] += timedelta(days=1, minutes=1).total_seconds()
+    assert not guard.still_knows(again)
+
+
+@pytest.mark.parametrize("authorization", [None, b"", b"Bearer x", b"Bearer a.b.c", b"Bearer pqs_x", b"Basic eA=="])
+async def test_what_is_no_key_is_not_kept(database_url: str, authorization: bytes | None) -> None:
+    """Neither a token of an issuer nor nothing; and no service that is open keeps one."""
+    assert (await guarded(database_url)).key_in(authorization) is None
+    assert Guard(Posture.LOOPBACK).key_in(authorization) is None
+
+
 async def test_what_is_said_while_nobody_can_tell(database: Database, database_url: str) -> None:
     """A key is neither good nor bad while the database is away: that is an outage, and not the caller's fault."""
     key = await new_key(database)

@@ -100,11 +100,11 @@ def test_the_number_of_buckets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         bucket.take(caller(f"early {number}"))
     clock.now += 60
     bucket.take(caller("late"), 20)
-    assert len(bucket._full_at) == 1
+    assert len(bucket._buckets) == 1
     assert bucket.take(caller("late")) is not None
     for number in range(100):
         bucket.take(caller(f"crowd {number}"), 20)
-    assert len(bucket._full_at) <= 10
+    assert len(bucket._buckets) <= 10
 
 
 @given(

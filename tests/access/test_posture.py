@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.access.posture import check_host, check_sockets, is_forwarding, is_loopback_address
+from app.access.posture import check_host, check_sockets, is_beyond, is_forwarding, is_loopback_address
 from app.errors import StartError
 from app.settings import Posture
 
@@ -85,6 +85,29 @@ def test_an_open_service_warns_at_each_start(caplog: pytest.LogCaptureFixture) -
     assert [record.getMessage() for record in caplog.records] == [
         "PQS_AUTH=insecure: whoever reaches 0.0.0.0 may read, change and remove everything"
     ]
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("10.0.0.7", True),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("fe80::1%eth0", True),
+        ("::ffff:10.0.0.7", True),
+        ("localhost", False),
+        ("testserver", False),
+        ("/run/pqs.sock", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_which_ends_of_a_connection_are_beyond_this_machine(end: str | None, *, expected: bool) -> None:
+    """Addresses that other machines have; names and paths say nothing."""
+    assert is_beyond(end) is expected
 
 
 @pytest.mark.parametrize(

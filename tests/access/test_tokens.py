@@ -144,6 +144,30 @@ async def test_domains_are_in_their_claim(
     assert principal.grant.domains == expected
 
 
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ({}, ()),
+        ({"p": "team/ x"}, ("team/", "x")),
+        ({"p": ["a b/"]}, ("a b/",)),
+        ({"p": ["a/", "*"]}, ("",)),
+        ({"p": "*"}, ("",)),
+        ({"p": ["", 1]}, ()),
+        ({"p": True}, ()),
+    ],
+)
+async def test_workflow_prefixes_are_in_their_claim(
+    issuer: Issuing, signers: dict[str, Signer], claims: dict[str, object], expected: tuple[str, ...]
+) -> None:
+    """Where a claim is set and a token does not have it, it covers no workflow; an empty name grants nothing."""
+    given = {"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE, "oidc_prefixes_claim": "p"}
+    subject = TokenVerifier(Issuer(issuer.url), terms_of(read_settings(given)))
+    principal = await subject.verify(signers["ES256"].sign(issuer.claims(**claims)))
+    assert principal.grant.prefixes == expected
+    every = await verifier(issuer).verify(signers["ES256"].sign(issuer.claims(**claims)))
+    assert every.grant.prefixes == ("",)
+
+
 async def test_one_of_several_audiences_will_do(issuer: Issuing, signers: dict[str, Signer]) -> None:
     """The list must contain this one."""
     token = signers["ES256"].sign(issuer.claims(aud=["another", AUDIENCE]))

@@ -12,7 +12,8 @@ import pytest
 
 from app import main
 from app.access.keys import make
-from app.access.principals import Scope
+from app.access.principals import Principal, Scope
+from app.access.refusals import LimitedError
 from app.api.entry import OPEN_PATHS
 from app.api.openapi.access import declared
 from app.settings import read_settings
@@ -32,11 +33,11 @@ ASKED: dict[str, Json] = {
     "lookupEntities": {"json": {"entity_ids": [str(NODE)]}},
     "commitWorkflow": {"json": COMMIT, "headers": {"If-Match": '"1"'}},
 }
-FILLED = {"{entity_id}": str(NODE), "{workflow_key}": "team/1", "{id}": "1"}
+FILLED = {"{entity_id}": str(NODE), "{workflow_key}": "team/1", "{id}": "1", "{event_id}": str(NODE)}
 REFUSED_AS = {"none": 401, "mistyped": 401, "unknown": 401, "expired": 401, "revoked": 401}
 CALLERS = (*REFUSED_AS, "wrong scope", "wrong reach", "right")
 # What lies outside of the reach of a key with the wrong one is left out of this list; the call itself is allowed.
-FILTERED = {"listWorkflows"}
+FILTERED = {"listWorkflows", "getEvent"}
 
 
 @dataclass
@@ -352,6 +353,58 @@ async def test_a_fast_caller_is_told_to_wait(way: str) -> None:
                     assert answer.headers["ratelimit-policy"] == '"principal";q=2;w=2000'
 
 
+WEIGHTS: list[tuple[str, str, Json, float]] = [
+    ("GET", f"/v1/entities/{NODE}", {}, 1),
+    ("GET", "/v1/entities", {}, 1),
+    ("GET", "/v1/entities?state=active&limit=1000", {}, 1),
+    ("GET", "/v1/entities?node_type=compute", {}, 20),
+    ("GET", "/v1/entities?updated_before=2026-01-01T00:00:00Z", {}, 20),
+    ("GET", "/v1/entities?state=active&updated_before=2026-01-01T00:00:00Z", {}, 1),
+    ("GET", "/v1/entities?capability=a", {}, 20),
+    ("GET", "/v1/workflows", {}, 1),
+    ("GET", "/v1/overdue/ack", {}, 1),
+    ("GET", "/v1/audit", {}, 1),
+    *[
+        ("POST", "/v1/entities/lookup", {"json": {"entity_ids": [str(node(i)) for i in range(n)]}}, w)
+        for n, w in ((1, 1), (100, 1), (250, 2.5), (1000, 10))
+    ],
+    *[("POST", "/v1/events", {"json": life(entity_id=node(70)) * n}, w) for n, w in ((1, 1), (100, 5))],
+    *[("POST", "/v1/events?dry_run=true", {"json": life(entity_id=node(71)) * n}, w) for n, w in ((1, 1), (100, 5))],
+    ("POST", "/v1/events", {"json": life()[0]}, 1),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "more", "weight"), WEIGHTS)
+async def test_a_call_weighs_what_it_costs(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch, method: str, path: str, more: Json, weight: float
+) -> None:
+    """A point call and a list that an index finds one unit, an array and a lookup by their size, a walk 20."""
+    limits = guarded.app.state.service.access.limits
+    taken: list[float] = []
+    take = limits.take
+
+    def watched(principal: Principal, weight: float = 1.0) -> LimitedError | None:
+        taken.append(weight)
+        limited: LimitedError | None = take(principal, weight)
+        return limited
+
+    monkeypatch.setattr(limits, "take", watched)
+    for client in (guarded.hot, guarded.usual):
+        taken.clear()
+        answer = await client.request(method, path, headers=bearer(guarded, "everything"), **more)
+        assert answer.status_code == 200, answer.text
+        assert taken == [weight]
+
+
+async def test_a_list_of_some_prefixes_weighs_as_a_walk(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read many more workflows than it returns."""
+    limits = guarded.app.state.service.access.limits
+    taken: list[float] = []
+    monkeypatch.setattr(limits, "take", lambda _principal, weight=1.0: taken.append(weight))
+    assert (await guarded.hot.get("/v1/workflows", headers=bearer(guarded, "team"))).status_code == 200
+    assert taken == [20]
+
+
 async def test_a_proxy_in_front_is_refused_on_loopback(shared: httpx.AsyncClient) -> None:
     """A service that trusts this machine does not answer to a proxy, on any path, hot or not."""
     for path in (f"/v1/entities/{NODE}", "/livez", "/nothing"):
@@ -359,6 +412,28 @@ async def test_a_proxy_in_front_is_refused_on_loopback(shared: httpx.AsyncClient
             answer = await shared.get(path, headers={name: "192.0.2.1"})
             assert answer.status_code == 403, path
             assert answer.json()["type"] == "urn:pqs:problem:forbidden"
+
+
+@pytest.mark.parametrize(
+    ("server", "client"),
+    [("192.0.2.7", "192.0.2.1"), ("::", "::1"), ("127.0.0.1", "192.0.2.1"), ("10.1.1.1", "10.1.1.1")],
+)
+async def test_no_server_opens_a_trusting_service_to_others(database_url: str, server: str, client: str) -> None:
+    """Another ASGI server than our own may listen anywhere: requests from beyond this machine get 403 on every path,
+    hot or not, where nobody is asked for a key."""
+    app = main.create_app(read_settings({"database_url": database_url, "pool_size": 1}))
+
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        scope["server"] = (server, 8000)
+        await app(scope, receive, send)
+
+    async with app.router.lifespan_context(app):
+        for inner, statuses in ((reached, {403}), (app, {200, 404})):
+            transport = httpx.ASGITransport(inner, client=(client if inner is reached else "127.0.0.1", 9))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asking:
+                for path in (f"/v1/entities/{NODE}", "/v1/entities", "/livez", "/nothing"):
+                    answer = await asking.get(path)
+                    assert answer.status_code in statuses, (path, answer.text)
 
 
 async def test_a_proxy_in_front_is_welcome_where_keys_are_asked_for(guarded: Guarded) -> None:
@@ -377,6 +452,24 @@ async def test_no_secret_is_logged_or_answered(guarded: Guarded, caplog: pytest.
     lines = "\n".join(str(vars(record)) for record in caplog.records)
     assert [name for name, key in guarded.keys.items() if secret_of(key) in lines] == []
     assert "key:everything/" in lines
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("GET", f"/v1/entities/{NODE}", None), ("POST", "/v1/events", life()[0]), ("GET", "/v1/workflows/team/1", None)],
+)
+async def test_the_log_has_caller_and_peer(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture, method: str, path: str, body: Json | None
+) -> None:
+    """Of hot calls as of all others: who called, and from which address."""
+    for client in (guarded.hot, guarded.usual):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "app.access"):
+            await client.request(method, path, json=body, headers=bearer(guarded, "everything"))
+        [record] = [each for each in caplog.records if each.name == "app.access"]
+        found = vars(record)
+        assert (found["peer"], found["principal"].partition("/")[0]) == ("127.0.0.1", "key:everything")
+        assert record.getMessage().endswith(" 127.0.0.1")
 
 
 def secret_of(key: str) -> str:

@@ -84,7 +84,10 @@ LATER: dict[str, Json] = {
     ),
     "node.registration_acked": event_json("node.registration_acked", 2, entity_id=FIFTH),
     "node.deregistered": event_json("node.deregistered", 3, entity_id=FIFTH),
+    "registration.forgotten": event_json("registration.forgotten", 4, entity_id=FIFTH, data={"reason": "scrapped"}),
 }
+FORGET = {"reason": "scrapped", "erase": True}
+DEREGISTER = {"reason": "out of its rack"}
 CLOUDEVENT: Json = {
     "specversion": "1.0",
     "id": "5e2d6c1b-7a49-4f30-8b1d-0c9e8f7a6b53",
@@ -104,7 +107,14 @@ WORKFLOW = "/v1/workflows/order-17"
 CREATING = {"If-None-Match": "*"}
 IF_1: Json = {"headers": {"If-Match": '"1"'}}
 NO_ACTION = {"state": {"step": "sent"}, "provenance": {"effect_id": "shipping", "timestamp": "2026-01-01T00:01:00Z"}}
-OTHERS = {"array", "CloudEvent", "Lookup", "WorkflowCommit"}  # requests that are no single event
+OTHERS = {
+    "array",
+    "CloudEvent",
+    "Lookup",
+    "Forget",
+    "Deregister",
+    "WorkflowCommit",
+}  # requests that are no single event
 LOOKUP = {"entity_ids": [str(FIRST), str(UNKNOWN)]}
 
 READS = {
@@ -119,11 +129,14 @@ READS = {
     "WatermarkList": "/v1/watermarks",
     "DeadLetterPage": "/v1/dead-letters?limit=1",
     "ChangesPage": "/v1/changes?limit=2",
+    "EntityHistory": f"/v1/entities/{FIRST}/history?limit=1",
+    "EventRecord": f"/v1/events/{REQUESTS['registration.initiated']['event_id']}",
     "AuditPage": "/v1/audit?limit=1",
     "Health": "/livez",
     "Ready": "/readyz",
 }
 
+BEHIND = "min_offset=nodes-0:4720&min_offset=nodes-1:17"
 ELSEWHERE = tokens.write(Token(Place(4711, 17)))  # a token of another past
 BROKEN = '{"event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01"\n "type": "node.heartbeat"}'
 TOO_LARGE = " " * (Settings.model_fields["max_body"].default + 1)
@@ -135,6 +148,8 @@ DEAD = (
     (4712, json.dumps(event_json("node.heartbeat", 6, entity_id=FIRST)), "conflict: the positions can't be compared"),
     (4713, "{}", "#/type: this field is required"),
 )
+
+THEN = "2025-12-24T08:00:00Z"
 
 # What is refused: the name of the problem, and the request.
 REFUSED: dict[str, Json] = {
@@ -163,6 +178,16 @@ REFUSED: dict[str, Json] = {
         "headers": {"Content-Type": NDJSON},
     },
     "lookupEntities 422": {"method": "POST", "url": "/v1/entities/lookup", "json": {"entity_ids": ["node-17"]}},
+    "504": {"method": "GET", "url": f"/v1/entities?{BEHIND}"},
+    "lookupEntities 504": {"method": "POST", "url": f"/v1/entities/lookup?{BEHIND}", "json": LOOKUP},
+    "countStates 504": {"method": "GET", "url": f"/v1/state-counts?{BEHIND}"},
+    "listOverdueAcks 504": {"method": "GET", "url": f"/v1/overdue/ack?{BEHIND}"},
+    "listOverdueLiveness 504": {"method": "GET", "url": f"/v1/overdue/liveness?{BEHIND}"},
+    "getEntity 409": {"method": "GET", "url": f"/v1/entities/{FOURTH}?min_sequence=8"},
+    "getEntity 504": {"method": "GET", "url": f"/v1/entities/{FIRST}?until=active&min_sequence=121"},
+    "getEntityState 409": {"method": "GET", "url": f"/v1/entities/{FOURTH}/state?min_sequence=8"},
+    "getEntityState 412": {"method": "GET", "url": READS["EntityState"], "headers": {"If-Match": '"9"'}},
+    "getEntityState 504": {"method": "GET", "url": f"/v1/entities/{FIRST}/state?until=active"},
     "getEntity 412": {"method": "GET", "url": READS["Registration"], "headers": {"If-Match": 'W/"1"'}},
     "getEntity 422": {"method": "GET", "url": "/v1/entities/node-17"},
     "getEntityState 404": {"method": "GET", "url": f"/v1/entities/{FIRST}/state?domain=elsewhere"},
@@ -176,6 +201,12 @@ REFUSED: dict[str, Json] = {
     "listOverdueLiveness 422": {"method": "GET", "url": "/v1/overdue/liveness?as_of=2026-01-01T00:00:00"},
     "followChanges 400": {"method": "GET", "url": "/v1/changes?after=damaged"},
     "followChanges 422": {"method": "GET", "url": "/v1/changes?wait=90"},
+    "getHistory 400": {"method": "GET", "url": f"/v1/entities/{FIRST}/history?cursor=damaged"},
+    "getHistory 404": {"method": "GET", "url": f"/v1/entities/{UNKNOWN}/history"},
+    "getHistory 422": {"method": "GET", "url": f"/v1/entities/{FIRST}/history?order=backwards"},
+    "getEvent 404": {"method": "GET", "url": f"/v1/events/{UNKNOWN}"},
+    "getEvent 422": {"method": "GET", "url": "/v1/events/17"},
+    "getEntityState 410": {"method": "GET", "url": f"/v1/entities/{SECOND}/state?as_of={THEN}"},
     "listWorkflows 400": {"method": "GET", "url": "/v1/workflows?cursor=damaged"},
     "listWorkflows 422": {"method": "GET", "url": "/v1/workflows?updated_since=yesterday"},
     "getWorkflow 404": {"method": "GET", "url": "/v1/workflows/order-18"},
@@ -206,6 +237,23 @@ REFUSED: dict[str, Json] = {
     "commitWorkflow 428": {"method": "PUT", "url": WORKFLOW, "json": COMMIT},
 }
 
+for _act, _body in (("forget", FORGET), ("deregister", DEREGISTER)):
+    _call: Json = {"method": "POST", "url": f"/v1/entities/{FIRST}/{_act}"}
+    _id = f"{_act}Entity"
+    REFUSED |= {
+        f"{_id} 400": _call | {"content": "{"},
+        f"{_id} 404": _call | {"url": f"/v1/entities/{UNKNOWN}/{_act}", "json": _body},
+        f"{_id} 412": _call | {"json": _body, "headers": {"If-Match": '"1"'}},
+        f"{_id} 413": _call | {"content": TOO_LARGE},
+        f"{_id} 415": _call | {"content": "reason=scrapped", "headers": {"Content-Type": "text/plain"}},
+        f"{_id} 422": _call | {"json": {"because": "scrapped"}},
+    }
+REFUSED |= {
+    "getEntity 410": {"method": "GET", "url": f"/v1/entities/{FIFTH}"},
+    "getEntityState 410": {"method": "GET", "url": f"/v1/entities/{FIFTH}/state"},
+    "deregisterEntity 410": {"method": "POST", "url": f"/v1/entities/{FIFTH}/deregister"},
+}
+
 # What a service says that does not reach its database. Each is asked of a service anew, whose breaker is closed.
 DOWN: dict[str, Json] = {
     "503": {"method": "POST", "url": "/v1/events", "json": REQUESTS["node.heartbeat"]},
@@ -216,6 +264,8 @@ DOWN: dict[str, Json] = {
     "countStates 503": {"method": "GET", "url": READS["StateCounts"]},
     "listOverdueAcks 503": {"method": "GET", "url": READS["listOverdueAcks"]},
     "listOverdueLiveness 503": {"method": "GET", "url": READS["OverduePage"]},
+    "forgetEntity 503": {"method": "POST", "url": f"/v1/entities/{FIRST}/forget", "json": FORGET},
+    "deregisterEntity 503": {"method": "POST", "url": f"/v1/entities/{FIRST}/deregister", "json": DEREGISTER},
     "followChanges 503": {"method": "GET", "url": READS["ChangesPage"]},
     "listWorkflows 503": {"method": "GET", "url": READS["WorkflowPage"]},
     "getWorkflow 503": {"method": "GET", "url": WORKFLOW},
@@ -225,7 +275,19 @@ DOWN: dict[str, Json] = {
     "listAudit 503": {"method": "GET", "url": READS["AuditPage"]},
     "retryDeadLetter 503": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
     "deleteDeadLetter 503": {"method": "DELETE", "url": "/v1/dead-letters/1"},
+    "getHistory 503": {"method": "GET", "url": READS["EntityHistory"]},
+    "getEvent 503": {"method": "GET", "url": READS["EventRecord"]},
     "getReadiness 503": {"method": "GET", "url": READS["Ready"]},
+}
+
+
+# Without the change log.
+OFF = {
+    "501": READS["ChangesPage"],
+    "getHistory 501": READS["EntityHistory"],
+    "getEvent 501": READS["EventRecord"],
+    "getEntity 501": f"{READS['Registration']}?as_of={THEN}",
+    "getEntityState 501": f"{READS['EntityState']}?as_of={THEN}",
 }
 
 
@@ -241,6 +303,8 @@ async def test_the_examples_are_what_the_service_answers(
             "array": ARRAY,
             "CloudEvent": CLOUDEVENT,
             "Lookup": LOOKUP,
+            "Forget": FORGET,
+            "Deregister": DEREGISTER,
             "WorkflowCommit": COMMIT,
         },
         "answers": await _answers(client, database_url),
@@ -250,7 +314,11 @@ async def test_the_examples_are_what_the_service_answers(
         async with service_on(unreachable_url) as cut_off:
             real["problems"][name] = await _refused(cut_off, name, request)
     async with service_on(database_url, changes="off") as off:
-        real["problems"]["501"] = await _refused(off, "501", {"method": "GET", "url": READS["ChangesPage"]})
+        for name, url in OFF.items():
+            real["problems"][name] = await _refused(off, name, {"method": "GET", "url": url})
+    async with service_on(database_url, changes_rows=True) as rows:
+        url = f"/v1/entities/{SECOND}?as_of={THEN}"
+        real["problems"]["getEntity 410"] = await _refused(rows, "410", {"method": "GET", "url": url})
     real["problems"]["postEvents 503 interrupted"] = await _interrupted(client, database_url)
     if "UPDATE_EXAMPLES" in os.environ:
         EXAMPLES.write_text(json.dumps(real, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -280,6 +348,7 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
         " '2026-01-01T00:00:07.5Z', 'host:4711:1f0e2d3c')"
     )
     await connection.execute("UPDATE changes SET mark = 17, changed_at = occurred_at + interval '0.25 s'")  # nor this
+    await connection.execute("DELETE FROM changes WHERE entity_id = $1 AND version = 1", SECOND)  # it has expired
     await connection.execute(
         "INSERT INTO audit_log (id, at, principal, action, target, outcome, correlation_id, peer) OVERRIDING SYSTEM"
         " VALUE VALUES (4711, '2026-01-01T00:00:09Z', 'key:admin/a2b3c4d5e6', 'dead-letters.retry', 'dead letter 1',"
@@ -314,6 +383,11 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     assert taken.json()["outcome"] == "applied", taken.text
     batch = await client.post("/v1/events", json=[CLOUDEVENT], headers={"Content-Type": BATCH})
     assert batch.json()["summary"]["duplicate"] == 1, batch.text
+    forgotten = (await client.post(f"/v1/entities/{THIRD}/forget", json=FORGET)).json()
+    assert forgotten["erased"]["changes"] > 0, forgotten
+    answers["ForgetAnswer"] = forgotten | {"forgotten_at": "2026-01-01T00:01:00Z"}  # it was the clock's
+    evicted = await client.post(f"/v1/entities/{SIXTH}/deregister", json=DEREGISTER)
+    answers["DeregisterAnswer"] = evicted.json()
     metrics = (await client.get("/metrics")).text.splitlines(keepends=True)
     answers["getMetrics text/plain"] = "".join(line for line in metrics if "pqs_events_total" in line)
     return answers

@@ -33,6 +33,7 @@ from tests.databases import new_database
 from tests.making import Json, event_json, life, node
 
 EXAMPLES_EACH = 12  # requests that are made up for each operation
+LATE = 504  # what was waited for has not come: no fault of the server
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -72,6 +73,10 @@ IDS = {
     ("/v1/entities/lookup", "post"): "lookupEntities",
     ("/v1/entities/{entity_id}", "get"): "getEntity",
     ("/v1/entities/{entity_id}/state", "get"): "getEntityState",
+    ("/v1/entities/{entity_id}/history", "get"): "getHistory",
+    ("/v1/events/{event_id}", "get"): "getEvent",
+    ("/v1/entities/{entity_id}/forget", "post"): "forgetEntity",
+    ("/v1/entities/{entity_id}/deregister", "post"): "deregisterEntity",
     ("/v1/state-counts", "get"): "countStates",
     ("/v1/overdue/ack", "get"): "listOverdueAcks",
     ("/v1/overdue/liveness", "get"): "listOverdueLiveness",
@@ -91,13 +96,17 @@ IDS = {
 
 ERRORS = {
     "postEvents": {400, 409, 413, 415, 422, 503},
-    "listEntities": {400, 422, 503},
-    "lookupEntities": {400, 413, 415, 422, 503},
-    "getEntity": {404, 412, 422, 503},
-    "getEntityState": {404, 422, 503},
-    "countStates": {422, 503},
-    "listOverdueAcks": {400, 422, 503},
-    "listOverdueLiveness": {400, 422, 503},
+    "listEntities": {400, 422, 503, 504},
+    "lookupEntities": {400, 413, 415, 422, 503, 504},
+    "getEntity": {404, 409, 410, 412, 422, 501, 503, 504},
+    "getEntityState": {404, 409, 410, 412, 422, 501, 503, 504},
+    "getHistory": {400, 404, 422, 501, 503},
+    "getEvent": {404, 422, 501, 503},
+    "forgetEntity": {400, 404, 412, 413, 415, 422, 503},
+    "deregisterEntity": {400, 404, 410, 412, 413, 415, 422, 503},
+    "countStates": {422, 503, 504},
+    "listOverdueAcks": {400, 422, 503, 504},
+    "listOverdueLiveness": {400, 422, 503, 504},
     "followChanges": {400, 410, 422, 501, 503},
     "listWorkflows": {400, 422, 503},
     "getWorkflow": {404, 412, 422, 503},
@@ -372,7 +381,8 @@ def test_answers_fit_the_document(
     def ask(case: Case[Any]) -> None:
         answer = portal.call(send, populated, case)
         statuses.add(answer.status_code)
-        case.validate_response(answer, checks=CHECKS)
+        checks = [check for check in CHECKS if answer.status_code != LATE or check is not not_a_server_error]
+        case.validate_response(answer, checks=checks)
 
     ask()
     assert statuses

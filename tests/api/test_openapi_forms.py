@@ -115,7 +115,7 @@ def test_every_path_is_filled_in() -> None:
         for parameter in operation["parameters"]:
             if parameter["in"] == "path":
                 shown[parameter["name"]] = parameter["example"]
-    assert set(shown) == {"entity_id", "workflow_key", "id"}
+    assert set(shown) == {"entity_id", "event_id", "workflow_key", "id"}
     walk = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert f"/v1/entities/{shown['entity_id']}/state" in walk
 
@@ -142,7 +142,7 @@ def test_each_resource_has_its_tag() -> None:
 
 def test_an_error_is_described_as_it_is_for_its_call() -> None:
     """A call's errors speak of its own resource and its own inputs."""
-    nouns = {"entities": "entity", "workflows": "workflow", "dead-letters": "dead letter"}
+    nouns = {"entities": "entity", "events": "event", "workflows": "workflow", "dead-letters": "dead letter"}
     for _, _, operation in operations(document()):
         told = {status: one["description"] for status, one in operation["responses"].items()}
         parameters = {each["name"] for each in operation["parameters"] if each["in"] in {"path", "query"}}

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.concurrency.breaker import FAILURES, OPEN_FOR
+from app.concurrency.breaker import FAILURES
 from tests.api.conftest import service_on
 from tests.making import NODE, Json, event_json, life
 
@@ -191,7 +191,7 @@ DOWN: dict[str, tuple[str, str, Json]] = {
 
 @pytest.mark.parametrize("case", DOWN)
 async def test_a_database_that_is_down_is_503(unreachable_url: str, case: str) -> None:
-    """Whatever needs the database is a 503 with `Retry-After`, which says more once the breaker is open."""
+    """Whatever needs the database is a 503 with `Retry-After`: as long again as the breaker has been open."""
     method, path, sent = DOWN[case]
     async with service_on(unreachable_url) as client, asyncio.timeout(10):
         answer = await client.request(method, path, **sent)
@@ -201,7 +201,7 @@ async def test_a_database_that_is_down_is_503(unreachable_url: str, case: str) -
         for _ in range(FAILURES):
             answer = await client.request(method, path, **sent)
         check(answer, 503)
-        assert OPEN_FOR.total_seconds() - 10 <= int(answer.headers["retry-after"]) <= OPEN_FOR.total_seconds()
+        assert 1 <= int(answer.headers["retry-after"]) <= 10  # it has opened a moment ago
 
 
 async def test_lines_for_a_database_that_is_down_are_503(unreachable_url: str) -> None:

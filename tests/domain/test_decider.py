@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app.domain.decider import Deadline, Decision, decide, expire
-from app.domain.events import TRIGGER_CLASSES, AckTimedOut, Fact, LivenessExpired, Trigger
+from app.domain.events import TRIGGER_CLASSES, AckTimedOut, Fact, Forgotten, LivenessExpired, Trigger
 from app.domain.intents import (
     DeregisterService,
     Intent,
@@ -97,12 +97,14 @@ TABLE: dict[str, dict[RegistrationState | None, list[str] | str]] = {
         ACTIVE: ["registration.liveness_expired"],
         LIVENESS_EXPIRED: "node.deregistered needs",
     },
+    "registration.forgotten": {state: ["registration.forgotten"] for state in ANYTHING},
 }
 INTENTS = {
     "node.introspected": [UPSERT, REGISTER],
     "node.registration_acked": [UPDATE],
     "node.heartbeat": [UPDATE],
     "node.deregistered": [UPDATE, DEREGISTER],
+    "registration.forgotten": [UPSERT, DEREGISTER],
 }
 # What an ignored trigger was waiting for, as its reason says it.
 EXPECTED = {
@@ -168,7 +170,7 @@ def test_the_table_is_whole() -> None:
     """There is a row for every trigger, and a cell for every state and for no row."""
     assert set(TABLE) == set(INTENTS) == set(TRIGGER_TYPES)
     assert {type_: list(cells) for type_, cells in TABLE.items()} == {type_: list(ANYTHING) for type_ in TABLE}
-    assert len(FOLLOWED) + len(IGNORED) == 4 * 9
+    assert len(FOLLOWED) + len(IGNORED) == 5 * 9
 
 
 @pytest.mark.parametrize(("type_", "state"), FOLLOWED)
@@ -201,7 +203,8 @@ def test_what_follows_has_the_place_and_time_of_its_trigger(type_: str, state: R
     """Entity, domain, position, time and correlation id are the trigger's; the id is made of its id and the type."""
     trigger = sent(type_, domain="edge")
     for each in decided(standing(state), trigger).events:
-        assert each.event_id == uuid5(trigger.event_id, each.type)
+        own = isinstance(trigger, Forgotten)  # it is what follows
+        assert each.event_id == (trigger.event_id if own else uuid5(trigger.event_id, each.type))
         assert (each.key, each.position, each.occurred_at, each.correlation_id) == (
             trigger.key,
             trigger.position,

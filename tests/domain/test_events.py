@@ -9,6 +9,7 @@ from app.domain.events import (
     FACT_CLASSES,
     TRIGGER_CLASSES,
     Event,
+    Forgotten,
     Heartbeat,
     key_of,
 )
@@ -38,22 +39,23 @@ FIELDS = {
         "ack_timeout_emitted_at",
         "liveness_timeout_emitted_at",
     },
+    "registration.forgotten": {"reason", "permanent"},
     "node.introspected": {"node_type*", "node_version", "capabilities"},
     "node.registration_acked": set(),
     "node.deregistered": set(),
 }
 
 
-def test_there_are_thirteen_event_types() -> None:
+def test_there_are_fourteen_event_types() -> None:
     """The types are those of the tables, each with a class of its own that goes by that name."""
     assert list(EVENT_TYPES) == list(FIELDS)
     assert len(set(EVENT_CLASSES)) == len(EVENT_TYPES)
 
 
-def test_a_heartbeat_alone_is_both_a_fact_and_a_trigger() -> None:
-    """Ten types are facts and four are triggers; what comes in is one of either."""
-    assert (len(FACT_CLASSES), len(TRIGGER_CLASSES)) == (10, 4)
-    assert set(FACT_CLASSES) & set(TRIGGER_CLASSES) == {Heartbeat}
+def test_a_heartbeat_and_a_forget_are_both_facts_and_triggers() -> None:
+    """Eleven types are facts and five are triggers; what comes in is one of either."""
+    assert (len(FACT_CLASSES), len(TRIGGER_CLASSES)) == (11, 5)
+    assert set(FACT_CLASSES) & set(TRIGGER_CLASSES) == {Forgotten, Heartbeat}
     assert set(EVENT_CLASSES) == {*FACT_CLASSES, *TRIGGER_CLASSES}
 
 

@@ -80,6 +80,7 @@ TABLE: dict[str, dict[RegistrationState | None, RegistrationState]] = {
     "node.heartbeat": {state: state for state in ALIVE},
     "registration.liveness_expired": {ACTIVE: LIVENESS_EXPIRED},
     "registration.recorded": dict.fromkeys(ANYTHING, ACTIVE),
+    "registration.forgotten": dict.fromkeys(ANYTHING, REJECTED),
 }
 BLANK: dict[str, object] = {
     "node_type": "compute",
@@ -90,6 +91,14 @@ BLANK: dict[str, object] = {
     "last_heartbeat_at": None,
     "ack_timeout_emitted_at": None,
     "liveness_timeout_emitted_at": None,
+}
+# What a tombstone has in place of the node.
+EMPTY: dict[str, object] = BLANK | {
+    "node_type": "",
+    "node_version": "",
+    "registered_at": OCCURRED_AT,
+    "forgotten_at": OCCURRED_AT,
+    "forgotten_permanently": False,
 }
 # What each type sets beside the state, when it is sent with the least data. What is not named stays as it was.
 SETS: dict[str, dict[str, object]] = {
@@ -107,6 +116,7 @@ SETS: dict[str, dict[str, object]] = {
     },
     "registration.liveness_expired": {"liveness_timeout_emitted_at": OCCURRED_AT},
     "registration.recorded": BLANK | {"registered_at": when(5)},
+    "registration.forgotten": EMPTY,
 }
 # What an ignored event of the type was waiting for, as its reason says it.
 EXPECTED = {
@@ -126,7 +136,7 @@ CELLS = list(product(FACT_TYPES, ANYTHING))
 def test_the_table_is_whole() -> None:
     """There is a row for every event type, and a cell for every state and for no row."""
     assert set(TABLE) == set(SETS) == set(FACT_TYPES)
-    assert len(CELLS) == 10 * 9
+    assert len(CELLS) == 11 * 9
 
 
 @pytest.mark.parametrize(("type_", "state"), [cell for cell in CELLS if cell[1] in TABLE[cell[0]]])

@@ -5,35 +5,39 @@ from datetime import timedelta
 
 import pytest
 
-from app.store import changes
+from app.store import changes, erasure
 from app.store.database import Connection, Database
 from app.store.statements import Statement
 from tests.databases import new_database
+from tests.making import node
 from tests.store.test_plans import buffers, explain, explain_generic, indexes, kinds, most_rows
 
 ROWS = 40_000
 FILL = f"""
-    INSERT INTO changes (slice, mark, id, entity_id, domain, version, current_state, changed_at, event_id)
-    SELECT i / {ROWS // 16} % 16, 1, i, md5('entity ' || i % 500)::uuid, 'registration', i, 'active', now(),
-        md5('event ' || i)::uuid
+    INSERT INTO changes (
+        slice, mark, id, entity_id, domain, version, current_state, changed_at, occurred_at, event_id
+    )
+    SELECT i / {ROWS // 16} % 16, 1, i, md5('entity ' || i % 500)::uuid, 'registration', i, 'active',
+        now(), now(), md5('event ' || i)::uuid
     FROM generate_series(0, {ROWS - 1}) AS i
 """
 KEYS = {f"changes_{number:02}_pkey" for number in range(16)}
 
 
+async def fill(connection: Connection) -> None:
+    """Fill every slice, and summarize it."""
+    await connection.execute(FILL)
+    await connection.execute(
+        "SELECT brin_summarize_new_values(indexrelid) FROM pg_index"
+        " JOIN pg_class ON pg_class.oid = indexrelid"
+        " WHERE relname LIKE 'changes_%_event_id_idx' AND relkind = 'i'"
+    )
+    await connection.execute("ANALYZE changes")
+
+
 @pytest.fixture(scope="module")
 async def filled() -> AsyncIterator[Database]:
     """A log with rows in every slice."""
-
-    async def fill(connection: Connection) -> None:
-        await connection.execute(FILL)
-        await connection.execute(
-            "SELECT brin_summarize_new_values(indexrelid) FROM pg_index"
-            " JOIN pg_class ON pg_class.oid = indexrelid"
-            " WHERE relname LIKE 'changes_%_entity_id_event_id_idx' AND relkind = 'i'"
-        )
-        await connection.execute("ANALYZE changes")
-
     async with new_database() as url:
         database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=30))
         await database.write(fill)
@@ -66,3 +70,11 @@ async def test_the_newest_and_a_mark_are_a_look_at_each_slice(filled: Database) 
         plan = await filled.read(explain, statement, dict(given))
         assert most_rows(plan) <= 16
         assert buffers(plan) <= 80
+
+
+async def test_an_entitys_changes_are_found_to_be_erased(filled: Database) -> None:
+    """By the index of each slice, and not by reading the log."""
+    given: dict[str, object] = {"entity_id": node(1), "domain": "registration", "version": 2**62}
+    plan = await filled.read(explain, erasure.EMPTY, given)
+    assert "Seq Scan" not in kinds(plan)
+    assert indexes(plan) == {f"changes_{number:02}_entity_id_event_id_idx" for number in range(16)}

@@ -17,17 +17,21 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import TopicPartition
 
 from app.domain.decider import Deadline
-from app.domain.events import EventBase
+from app.domain.events import EventBase, ForgottenData
+from app.domain.positions import Position
 from app.domain.registration import Timing
 from app.domain.results import Result
 from app.errors import RefusedValuesError, StartError
 from app.inbound.consumer import HEADERLESS, REFUSED_BY_DATABASE
 from app.inbound.membership import MAX_BATCH
 from app.parts import Parts
+from app.projection.acts import Acts
+from app.projection.changes import ChangeLog
 from app.projection.entries import EntryBuilder
 from app.projection.projector import Also, Projector
 from app.projection.sweep import Sweep
 from app.settings import read_settings
+from app.store.audit import Act
 from app.store.database import Database
 from app.store.schema import create_engine, initialize_schema
 from tests.broker import PATIENCE, Broker, built_in_broker, produce_raw
@@ -576,3 +580,32 @@ async def test_the_settings_lead_to_a_consumer(kafka: Broker, topic: str, databa
     async with Parts(settings, database_url) as parts, running(parts.consumer()):
         await until(database_url, *taken(10))
     assert len({row[0] for row in await rows(database_url, "SELECT topic FROM watermarks")}) == 2
+
+
+async def test_messages_behind_and_after_a_tombstone(kafka: Broker, topic: str, database_url: str) -> None:
+    """A tombstone made at a place keeps what waits up to there, and what began before the forget; then one may begin.
+
+    Nothing of it becomes a dead letter.
+    """
+    database = patient_database(database_url)
+    acts = Acts(database, EntryBuilder(), ChangeLog())
+    place = Position(partition=f"{topic}-1", offset=2)
+    act = Act(principal="test", action="entities.forget", target=str(NODE))
+    await acts.forget((NODE, "registration"), place, ForgottenData(), check=lambda _: None, act=act)
+    waiting = [*life()[:2], event_json("registration.initiated", 9, entity_id=node(1)), *life()[2:]]
+    later = [
+        event_json("registration.initiated", 20),
+        event_json("registration.initiated", 21, occurred_at="2999-01-01T00:00:00Z"),
+        event_json("registration.forgotten", 22, occurred_at="2999-01-01T00:00:01Z"),
+        event_json("node.heartbeat", 23, occurred_at="2999-01-01T00:00:02Z"),
+    ]
+    produce(kafka, topic, waiting + later, partition=1)
+    async with reading(kafka, topic, database_url, batch=3):
+        await until(database_url, *taken(10))
+    found = await rows(
+        database_url,
+        "SELECT version, last_applied_offset, forgotten_at IS NULL FROM registration_projections ORDER BY version",
+    )
+    assert found == [(1, 2, True), (1 + 3 + 1 + 1 + 1 + 1, 9, False)]
+    assert await rows(database_url, "SELECT error FROM dead_letters") == []
+    await database.close()

@@ -528,20 +528,25 @@ class Direct:
         """Count it."""
         self.left += 1
 
+    def abandon(self) -> None:
+        """Answer all the same."""
+
 
 async def test_direct_answers_keep_their_place(echo: Echo) -> None:
     """Requests of both kinds are answered in their order; a refusal is the application's own."""
     calls: list[Direct] = []
 
-    def direct(_method: str, target: bytes, _headers: list[tuple[bytes, bytes]]) -> Direct | None:
+    def direct(_method: str, target: bytes, _headers: list[tuple[bytes, bytes]], peer: str) -> Direct | None:
+        assert peer == "127.0.0.1"
         if target != b"/direct":
             return None
         calls.append(Direct(b""))
         return calls[-1]
 
     def refuse(
-        status: int, detail: str, headers: list[tuple[bytes, bytes]], *, counted: bool
+        status: int, detail: str, headers: list[tuple[bytes, bytes]], *, counted: bool, peer: str
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        assert peer == "127.0.0.1"
         body = json.dumps([detail, len(headers), counted]).encode()
         return status, [(b"content-length", b"%d" % len(body))], body
 

@@ -23,7 +23,7 @@ from app.errors import (
     SchemaMismatchError,
     UnavailableError,
 )
-from app.store import database as database_module
+from app.store import pool as pool_module
 from app.store import schema
 from app.store.database import Connection, Database, LostRaceError, Work
 from app.store.overdue import now
@@ -192,7 +192,7 @@ async def test_after_five_refusals_the_breaker_answers(tmp_path: Path) -> None:
         with pytest.raises(UnavailableError) as refused:
             await database.write(one)
         assert not isinstance(refused.value, DatabaseDownError)
-        assert timedelta(seconds=50) < refused.value.retry_after <= timedelta(seconds=60)
+        assert timedelta(seconds=1) <= refused.value.retry_after < timedelta(seconds=3)  # it has just opened
 
 
 async def test_a_name_that_does_not_exist() -> None:
@@ -204,7 +204,7 @@ async def test_a_name_that_does_not_exist() -> None:
 
 async def test_a_server_that_takes_connections_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port behind which nobody speaks is a DatabaseDownError after the time that a caller waits."""
-    monkeypatch.setattr(database_module, "POOL_WAIT", 0.2)
+    monkeypatch.setattr(pool_module, "POOL_WAIT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         async with opened(f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable") as database:
@@ -352,8 +352,8 @@ async def test_a_frozen_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that freezes is a DatabaseDownError in bounded time, and costs no connection of the pool."""
-    monkeypatch.setattr(database_module, "ANSWER_GRACE", 0.3)
-    monkeypatch.setattr(database_module, "POOL_WAIT", 0.3)
+    monkeypatch.setattr(pool_module, "ANSWER_GRACE", 0.3)
+    monkeypatch.setattr(pool_module, "POOL_WAIT", 0.3)
     answer = QUICK.total_seconds() + 0.3
     async with opened(server.url, pool_size=1, give_up=QUICK) as database:
 
@@ -425,7 +425,7 @@ async def test_a_statement_that_takes_too_long(
 
 async def test_a_full_pool(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a free connection a call is sent away soon, and this says nothing to the breaker."""
-    monkeypatch.setattr(database_module, "POOL_WAIT", 0.2)
+    monkeypatch.setattr(pool_module, "POOL_WAIT", 0.2)
     held, release = asyncio.Event(), asyncio.Event()
 
     async def hold(connection: Connection) -> object:
@@ -465,7 +465,7 @@ async def test_a_cancelled_call_gives_its_connection_back(
 
 async def test_a_cancelled_call_on_a_frozen_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that is cancelled while its server is frozen ends as cancelled, soon, and keeps no connection."""
-    monkeypatch.setattr(database_module, "POOL_WAIT", 0.3)
+    monkeypatch.setattr(pool_module, "POOL_WAIT", 0.3)
 
     async def backend(connection: Connection) -> int:
         pid: int = await connection.fetchval("SELECT pg_backend_pid()")
@@ -651,7 +651,7 @@ async def test_a_read_only_server(database_url: str) -> None:
     async with opened(database_url) as database:
         with pytest.raises(UnavailableError, match="read-only") as raised:
             await database.write(lambda connection: connection.execute("CREATE TABLE kept ()"))
-        assert type(raised.value) is UnavailableError
+        assert not isinstance(raised.value, DatabaseDownError)
         assert await database.read(one) == 1
 
 

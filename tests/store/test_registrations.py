@@ -11,10 +11,10 @@ import pytest
 from msgspec.structs import asdict, replace
 
 from app.domain.decider import Deadline
-from app.domain.events import Name, key_of
+from app.domain.events import Forgotten, Name, key_of
 from app.domain.folding import Save
 from app.domain.positions import MAX_NUMBER, Position
-from app.domain.registration import Registration
+from app.domain.registration import Registration, tombstone
 from app.domain.states import RegistrationState
 from app.store import listing
 from app.store.database import Connection, Database, LostRaceError, Work
@@ -22,7 +22,7 @@ from app.store.listing import EntityFilter
 from app.store.overdue import DueKey, Overdue
 from app.store.registrations import REGISTRATIONS
 from tests.databases import new_database
-from tests.making import START, node
+from tests.making import START, event, node
 
 DOMAIN = "registration"
 NIL = UUID(int=0)
@@ -269,14 +269,21 @@ async def test_batches_that_share_rows_wait_for_each_other(database: Database) -
 
 
 async def test_a_save_changes_every_column(database: Database) -> None:
-    """An update writes each column but the key, to a value and back to null."""
+    """An update writes each column but the key, to a value and back to null, and those of a tombstone as well."""
     sparse = row(FULL.entity_id, domain=FULL.domain)
+    forget = event("registration.forgotten", 9, entity_id=FULL.entity_id, domain=FULL.domain)
+    assert isinstance(forget, Forgotten)
     unchanged = {name for name, value in asdict(sparse).items() if value == getattr(FULL, name)}
-    assert unchanged == {"entity_id", "domain"}
+    assert unchanged == {"entity_id", "domain", "forgotten_at", "forgotten_permanently"}
     await insert(database, [sparse])
     await update(database, FULL, sparse)
     assert await read(database, FULL.entity_id, FULL.domain) == FULL
     await update(database, sparse, FULL)
+    assert await read(database, FULL.entity_id, FULL.domain) == sparse
+    buried = tombstone(sparse, forget)
+    await update(database, buried, sparse)
+    assert await read(database, FULL.entity_id, FULL.domain) == buried
+    await update(database, sparse, buried)
     assert await read(database, FULL.entity_id, FULL.domain) == sparse
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Annotated, Any, cast, get_args
 from uuid import UUID
 
@@ -123,6 +124,13 @@ async def test_what_has_a_default(connection: "asyncpg.Connection[asyncpg.Record
     assert {name: value for name, value in row.items() if value is not None} == given | defaults
 
 
+TOMBSTONE: Row = {
+    "current_state": "rejected",
+    "node_type": "",
+    "node_version": "",
+    "forgotten_at": START,
+    "forgotten_permanently": False,
+}
 PARTITION: Row = {"last_applied_sequence": None, "last_applied_partition": "topic-0", "last_applied_offset": 7}
 
 
@@ -143,6 +151,25 @@ PARTITION: Row = {"last_applied_sequence": None, "last_applied_partition": "topi
         ("one_track", PARTITION | {"last_applied_offset": None}),
         ("numbers_from_0", {"last_applied_sequence": -1}),
         ("numbers_from_0", PARTITION | {"last_applied_offset": -1}),
+        ("tombstone_empty", {"forgotten_at": START}),
+        ("tombstone_empty", {"forgotten_permanently": False}),
+        ("tombstone_empty", TOMBSTONE | {"forgotten_permanently": None}),
+        ("tombstone_empty", TOMBSTONE | {"forgotten_at": None}),
+        ("tombstone_empty", TOMBSTONE | {"current_state": "active"}),
+        ("tombstone_empty", TOMBSTONE | {"node_type": "compute"}),
+        ("tombstone_empty", TOMBSTONE | {"node_version": "1.0.0"}),
+        ("tombstone_empty", TOMBSTONE | {"capabilities": '{"gpu": true}'}),
+        ("tombstone_empty", TOMBSTONE | {"registered_at": START - timedelta(1)}),
+        *(
+            ("tombstone_empty", TOMBSTONE | {name: START})
+            for name in (
+                "ack_deadline",
+                "liveness_deadline",
+                "last_heartbeat_at",
+                "ack_timeout_emitted_at",
+                "liveness_timeout_emitted_at",
+            )
+        ),
     ],
     ids=str,
 )
@@ -165,7 +192,13 @@ async def test_no_check_goes_untested(connection: "asyncpg.Connection[asyncpg.Re
         "capabilities_object",
         "one_track",
         "numbers_from_0",
+        "tombstone_empty",
     }
+
+
+async def test_a_tombstone_that_says_nothing_is_a_row(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """What the domain makes of a forgotten entity is accepted."""
+    await insert(connection, **TOMBSTONE)
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,7 @@ async def test_no_index_is_without_a_query(filled: str) -> None:
     assert statements == {
         "READ",
         "COMMIT",
+        "LOCKED",  # by the same condition as READ
         "LIST",
         "LIST_OF_PREFIXES",
         "PRUNE",

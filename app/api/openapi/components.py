@@ -18,6 +18,8 @@ from app.wire.events import MAX_EVENTS
 # Fields of answers that are left out where they have no value, so they are never null.
 LEFT_OUT = (("Result", "events"), ("OrderProblem", "events"), ("Problem", "errors"))
 
+TOMBSTONE = ("forgotten_at", "forgotten_permanently")  # fields of a row that no answer has
+
 
 def component_schemas() -> dict[str, Json]:
     """The schemas of all requests and answers, by name."""
@@ -47,13 +49,25 @@ def component_schemas() -> dict[str, Json]:
         answers.StateProblem,
         answers.ActionProblem,
         answers.ChangesPage,
+        answers.EntityHistory,
+        answers.EventRecord,
         answers.GoneProblem,
+        answers.LateProblem,
+        answers.TrackProblem,
+        answers.ForgottenProblem,
+        schemas.Forget,
+        answers.ForgetAnswer,
+        schemas.Deregister,
+        answers.DeregisterAnswer,
         Event,
     ]
     written, components = msgspec.json.schema_components(types, ref_template=REFERENCE, schema_hook=_anything)
     for name, field in LEFT_OUT:
         properties = components[name]["properties"]
         properties[field] = not_null(properties[field])
+    for name in ("Registration", "OverdueRegistration", "RowItem"):
+        for field in TOMBSTONE:
+            del components[name]["properties"][field]
     components["Position"] = _position(components["Position"])
     components["RegistrationState"]["description"] = "The state of a node's registration."
     components["StateCounts"]["properties"]["counts"] = _reference("Counts")

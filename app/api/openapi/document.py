@@ -61,6 +61,13 @@ IF_MATCH = {
     "description": "The ETag of the row that the new state builds on. A list allows any of them; `*` allows any row.",
     "schema": {"type": "string"},
 }
+IF_THIS = {
+    "name": "If-Match",
+    "in": "header",
+    "required": False,
+    "description": "The ETag of the row that was read: a row that has changed since is left alone, with 412.",
+    "schema": {"type": "string"},
+}
 IF_NOTHING = {
     "name": "If-None-Match",
     "in": "header",
@@ -73,6 +80,7 @@ IF_NOTHING = {
 # What exists after the README's walk, or is there first: `/docs` fills them in.
 PATH_EXAMPLES: Json = {
     "entity_id": "5c1f3c1e-9d53-4c58-8a3c-1f0e2d3c4b5a",
+    "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01",
     "workflow_key": "orders/17",
     "id": 1,
 }
@@ -126,6 +134,8 @@ def _describe_parameters(operation: Json) -> None:
             parameter["example"] = PATH_EXAMPLES[parameter["name"]]
     if "304" in operation["responses"]:
         parameters.append(IF_NONE_MATCH)
+    if operation["operationId"] in {"forgetEntity", "deregisterEntity"}:
+        parameters.append(IF_THIS)
     if "428" in operation["responses"]:
         parameters += [IF_MATCH, IF_NOTHING]
     parameters.append(CORRELATION_ID)

@@ -23,7 +23,20 @@ BY_CALL: dict[tuple[str, int], str] = {
         "followChanges",
         410,
     ): "The changes after this token are not in the log any more. Begin anew: by `snapshot`, or at `oldest`.",
+    (
+        "getEntity",
+        410,
+    ): "The entity was forgotten, at `forgotten_at`; or the log of changes does not go back to "
+    "`as_of`, or has no row there.",
+    ("getEntityState", 410): "The entity was forgotten, at `forgotten_at`; or the log of changes does not go back to "
+    "`as_of`.",
+    (
+        "getEvent",
+        404,
+    ): "There is nothing of this event: it was never sent, or changed nothing, or changed no state and "
+    "its row has gone on since, or its changes are older than `PQS_CHANGES_KEEP`.",
     ("followChanges", 501): "The change log is switched off.",
+    ("forgetEntity", 404): "There is no such entity in this domain, and no `position` for a tombstone was given.",
     ("lookupEntities", 422): "The body is not a list of at most 1,000 ids: `errors` says what is wrong, and where.",
     ("commitWorkflow", 409): "The action was already applied, with another state.",
     ("commitWorkflow", 412): "The workflow is at another version than the headers ask for. The body has its current "
@@ -41,12 +54,16 @@ BY_TAG: dict[tuple[str, int], str] = {
     ("entities", 404): "There is no such entity in this domain.",
     ("workflows", 404): "There is no such workflow.",
     ("dead-letters", 404): "There is no such dead letter.",
+    ("entities", 409): "The entity's row stands in a partition, and `min_sequence` waits for a sequence.",
+    ("entities", 410): "The entity was forgotten, at `forgotten_at`.",
     ("entities", 412): "The entity's row has another version than `If-Match` names.",
     ("workflows", 412): "The workflow is at another version than `If-Match` names.",
 }
 BY_STATUS: dict[int, str] = {
     413: "The body is larger than `PQS_MAX_BODY` bytes.",
+    501: "The change log is switched off.",
     415: "This call does not accept that content type, or that content coding.",
+    504: "What the call demands at least has not come, within `wait` or at once.",
     503: "The database does not answer, or has another schema. Retry after the seconds in `Retry-After`.",
 }
 

@@ -15,7 +15,31 @@ Json = dict[str, Any]  # a piece of the document
 REFERENCE = "#/components/schemas/{name}"
 
 
+GONE = 410
 READ_FAILED = "`If-Match` names other versions than the row's."
+
+
+PAGE_TAG = "Weak: pages with the same rows at the same versions have the same, whatever their `as_of`."
+PREFER: Json = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`wait=30`: wait up to so many seconds, 60 at most, for the conditions of the call (RFC 7240).",
+    "schema": {"type": "string"},
+}
+WAITED: Json = {
+    "Preference-Applied": {"description": "The wait of `Prefer` that was applied.", "schema": {"type": "string"}},
+    "PQS-Late": {
+        "description": "`true`: the conditions do not hold; without `late=stale` the answer would be 504.",
+        "schema": {"type": "string", "const": "true"},
+    },
+}
+REACHED: Json = {
+    "PQS-Reached": {
+        "description": "The version in which a state of `until` was reached.",
+        "schema": {"type": "integer", "format": "int64", "minimum": 1},
+    }
+}
 
 
 class Operation(TypedDict):
@@ -35,8 +59,15 @@ def operation(
     link: bool = False,
     text: bool = False,
     stream: type[msgspec.Struct] | None = None,
+    fresh: bool = False,
+    waits: bool = False,
+    page_tag: bool = False,
 ) -> Operation:
-    """A call that answers `answer`, or a problem with one of the statuses `errors`."""
+    """A call that answers `answer`, or a problem with one of the statuses `errors`.
+
+    With `fresh` it can wait for offsets of Kafka, with `waits` for its row as well. With `page_tag` its first page
+    has an ETag, and it can wait for another page.
+    """
     content = {JSON: _schema(answer.__name__)}
     if text:
         content[TEXT] = _text("Only the state, without quotes.")
@@ -51,10 +82,25 @@ def operation(
             "description": "The row still has a version that `If-None-Match` names.",
             "headers": _headers(etag=True),
         }
+    if page_tag:
+        responses[200]["headers"]["ETag"] = {"description": PAGE_TAG, "schema": {"type": "string"}}
+        responses[304] = {
+            "description": "The page is still one that `If-None-Match` names.",
+            "headers": _headers() | {"ETag": responses[200]["headers"]["ETag"]},
+        }
     responses |= {status: _error(status) for status in errors if status not in responses}
-    extra = None
+    if GONE in responses:
+        responses[GONE] = _error(GONE, *(["ForgottenProblem", "Problem"] if waits else ["ForgottenProblem"]))
+    extra: Json | None = None
+    if fresh or waits:
+        responses[504] = _error(504, "LateProblem")
+        for status in (200, 304) if waits or page_tag else (200,):
+            responses[status]["headers"] |= WAITED | (REACHED if waits else {})
+        extra = {"parameters": [PREFER]}
+    if waits:
+        responses[409] = {**_error(409, "TrackProblem"), "headers": _headers()}
     if body is not None:
-        extra = {"requestBody": {"required": True, "content": {JSON: _schema(body.__name__)}}}
+        extra = (extra or {}) | {"requestBody": {"required": True, "content": {JSON: _schema(body.__name__)}}}
     return {"response_class": Response, "responses": responses, "openapi_extra": extra}
 
 
@@ -129,6 +175,17 @@ def changes_operation() -> Operation:
     return {"response_class": Response, "responses": responses, "openapi_extra": {"parameters": [last]}}
 
 
+def act_operation(answer: type[msgspec.Struct], body: type[msgspec.Struct], *errors: int) -> Operation:
+    """An operator's act on one entity. The body may be left out, and so may `If-Match`."""
+    declared = operation(answer, errors=(400, 404, *errors, 413, 415, 422, 503), body=body)
+    responses = declared["responses"]
+    responses[200]["headers"] = _headers(etag=True)
+    responses[412] = {**_error(412), "description": READ_FAILED, "headers": _headers(etag=True)}
+    if declared["openapi_extra"] is not None:
+        declared["openapi_extra"]["requestBody"]["required"] = False
+    return declared
+
+
 def retry_operation() -> Operation:
     """`POST /v1/dead-letters/{id}/retry`, which answers like `POST /v1/events`."""
     ok = {"description": "The outcome of the event.", "content": {JSON: _schema("Result")}, "headers": _headers()}
@@ -181,7 +238,7 @@ def _headers(*, etag: bool = False, link: bool = False) -> Json:
     return headers
 
 
-def _error(status: int, name: str = "Problem") -> Json:
+def _error(status: int, *names: str) -> Json:
     """A problem. `errors.py` says what the status means for this call."""
     headers = _headers()
     if status in {409, 503}:
@@ -192,9 +249,15 @@ def _error(status: int, name: str = "Problem") -> Json:
         }
     return {
         "description": HTTPStatus(status).phrase,
-        "content": {MEDIA_TYPE: _schema(name)},
+        "content": {MEDIA_TYPE: _any_of(names or ("Problem",))},
         "headers": headers,
     }
+
+
+def _any_of(names: tuple[str, ...]) -> Json:
+    if len(names) == 1:
+        return _schema(names[0])
+    return {"schema": {"anyOf": [_schema(name)["schema"] for name in names]}}
 
 
 def _attributes() -> list[Json]:

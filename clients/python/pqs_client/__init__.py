@@ -3,13 +3,15 @@
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
+from uuid import UUID
 
 import httpx
 
 from app.domain.events import (
+    DEFAULT_DOMAIN,
     Accepted,
     AckDeadlineData,
     AckReceived,
@@ -19,6 +21,8 @@ from app.domain.events import (
     ActivatedData,
     Deregistered,
     EventBase,
+    Forgotten,
+    ForgottenData,
     Heartbeat,
     HeartbeatData,
     Initiated,
@@ -39,10 +43,13 @@ from app.domain.workflows import Committed, State, Workflow
 from app.errors import Fault
 from app.wire.answers import (
     BatchAnswer,
+    ChangeItem,
     DeadLetterPage,
     DeadMessage,
+    EntityHistory,
     EntityPage,
     EntityState,
+    EventRecord,
     Header,
     LineResult,
     LookupAnswer,
@@ -56,9 +63,10 @@ from app.wire.answers import (
     WatermarkList,
     WorkflowPage,
 )
+from pqs_client.changes import Bookmark, FollowedChange, FollowedRow, News, Reset, follow
 from pqs_client.connection import KEEP_IDLE, Caller, Retry
 from pqs_client.dead_letters import DeadLetters
-from pqs_client.entities import Entities, OverdueScans
+from pqs_client.entities import Clock, Entities, Order, OverdueScans, Waited
 from pqs_client.events import Events, SentLines
 from pqs_client.problems import (
     ActionConflictError,
@@ -67,8 +75,10 @@ from pqs_client.problems import (
     ConnectionFailedError,
     EarlyError,
     ForbiddenError,
+    GoneError,
     InterruptedStreamError,
     InvalidError,
+    LateError,
     NotFoundError,
     PreconditionFailedError,
     ProblemError,
@@ -91,8 +101,11 @@ __all__ = [
     "Activated",
     "ActivatedData",
     "BatchAnswer",
+    "Bookmark",
+    "ChangeItem",
     "Client",
     "ClientError",
+    "Clock",
     "Committed",
     "ConflictError",
     "ConnectionFailedError",
@@ -101,11 +114,18 @@ __all__ = [
     "Deregistered",
     "EarlyError",
     "EmittedEvent",
+    "EntityHistory",
     "EntityPage",
     "EntityState",
     "EventBase",
+    "EventRecord",
     "Fault",
+    "FollowedChange",
+    "FollowedRow",
     "ForbiddenError",
+    "Forgotten",
+    "ForgottenData",
+    "GoneError",
     "Header",
     "Heartbeat",
     "HeartbeatData",
@@ -114,11 +134,14 @@ __all__ = [
     "InterruptedStreamError",
     "Introspected",
     "InvalidError",
+    "LateError",
     "LineResult",
     "LivenessExpired",
     "LookupAnswer",
+    "News",
     "NoData",
     "NotFoundError",
+    "Order",
     "Outcome",
     "OverduePage",
     "OverdueRegistration",
@@ -132,6 +155,7 @@ __all__ = [
     "RegistrationAcked",
     "RegistrationState",
     "Rejected",
+    "Reset",
     "Result",
     "Retry",
     "SentLines",
@@ -144,6 +168,7 @@ __all__ = [
     "UnavailableError",
     "UnexpectedAnswerError",
     "UnreadableError",
+    "Waited",
     "Watermark",
     "Workflow",
     "WorkflowPage",
@@ -211,6 +236,45 @@ class Client:
         traceback: TracebackType | None = None,
     ) -> None:
         await self._http.__aexit__(exc_type, exc_value, traceback)
+
+    def changes(
+        self,
+        *,
+        after: str | None = None,
+        snapshot: bool = False,
+        rows: bool = False,
+        domain: str = DEFAULT_DOMAIN,
+        entity_id: Iterable[UUID] = (),
+        state: Iterable[RegistrationState] = (),
+        node_type: str | None = None,
+        type_: Iterable[str] = (),
+    ) -> AsyncGenerator[News, None]:
+        """What changes, in the order of each entity's versions, without an end.
+
+        `after` is the `next` of something that was told before, `now`, or None for the oldest change that is kept.
+        Store `next` together with the effect, and each change has its effect once. `snapshot`: first all rows, then
+        the changes since. `rows`: each change with its row, where the service logs rows. `state` is the state before
+        or after a change.
+
+        Broken connections and pauses of the service are bridged. Where the place is lost (410), a Reset is told, and
+        then a snapshot. Until the first answer, errors are raised as by any call; later only errors that do not pass,
+        such as UnauthenticatedError. To leave the loop early, close it (`contextlib.aclosing`).
+        """
+        return follow(
+            self._caller,
+            after=after,
+            snapshot=snapshot,
+            rows=rows,
+            domain=domain,
+            entity_id=entity_id,
+            state=state,
+            node_type=node_type,
+            type_=type_,
+        )
+
+    async def event(self, event_id: UUID) -> EventRecord:
+        """The changes that an event made, and the rows that stand at it. Raises NotFoundError. Repeatable."""
+        return await self._caller.get(f"/v1/events/{event_id}", EventRecord)
 
     async def watermarks(self) -> list[Watermark]:
         """The progress in each partition of Kafka, by topic and partition. Repeatable."""

@@ -18,6 +18,7 @@ KEEP_IDLE = 15.0  # seconds that an idle connection is kept: less than in the se
 
 # Statuses of temporary errors, from the service or from a proxy in front of it.
 PASSING_STATUSES = frozenset({429, 502, 503, 504})
+LATE = "urn:pqs:problem:late"  # the service's own 504: it has waited as long as it was to
 RATE_LIMITED = "urn:pqs:problem:rate-limited"  # the service's own 429: nothing was done
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
@@ -82,15 +83,21 @@ class Caller:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
         retry: Retry | None = None,
+        silence: float = 0,
     ) -> httpx.Response:
-        """The answer with its whole body. All attempts together take at most `retry.total` seconds."""
+        """The answer with its whole body. All attempts together take at most `retry.total` seconds.
+
+        The service may be silent for `silence` seconds more, and so much longer the call may take.
+        """
         retry = retry or self.retry
+        if silence:
+            retry = msgspec.structs.replace(retry, total=retry.total + silence)
         sent = False
 
         async def once() -> httpx.Response:
             nonlocal sent
             sent = True
-            return await self._send(self._request(method, path, params, headers, content), stream=False)
+            return await self._send(self._request(method, path, params, headers, content, silence), stream=False)
 
         try:
             async with asyncio.timeout(retry.total) as limit:
@@ -112,11 +119,15 @@ class Caller:
         headers: Mapping[str, str] | None = None,
         content: bytes | AsyncIterator[bytes] | None = None,
         retry: Retry | None = None,
+        silence: float = 0,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The lines of an answer as they arrive. Repeats end when it begins; the total time is not bounded."""
+        """The lines of an answer as they arrive. Repeats end when it begins; the total time is not bounded.
+
+        The service may be silent for `silence` seconds more than usual.
+        """
 
         async def once() -> httpx.Response:
-            return await self._send(self._request(method, path, params, headers, content), stream=True)
+            return await self._send(self._request(method, path, params, headers, content, silence), stream=True)
 
         whole = content is None or isinstance(content, bytes)
         response = await self._repeat(once, repeatable=repeatable, retry=retry or self.retry, whole=whole)
@@ -152,9 +163,13 @@ class Caller:
         params: Parameters | None,
         headers: Mapping[str, str] | None,
         content: bytes | AsyncIterator[bytes] | None,
+        silence: float,
     ) -> httpx.Request:
         given = {name: _text(value) for name, value in (params or {}).items() if value is not None}
-        return self._http.build_request(method, path, params=given, headers=headers, content=content)
+        usual = self._http.timeout
+        read = None if usual.read is None else usual.read + silence
+        timeout = httpx.Timeout(connect=usual.connect, read=read, write=usual.write, pool=usual.pool)
+        return self._http.build_request(method, path, params=given, headers=headers, content=content, timeout=timeout)
 
     async def _send(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
         try:
@@ -200,7 +215,7 @@ class Caller:
                 may_repeat = may_repeat and not isinstance(error.__cause__, _HOPELESS)
                 failure: ClientError = error
             except ProblemError as error:
-                may_repeat = repeatable and error.status in PASSING_STATUSES
+                may_repeat = repeatable and error.status in PASSING_STATUSES and error.type != LATE
                 may_repeat = may_repeat or (whole and error.type == RATE_LIMITED)
                 failure = error
             failures += 1

@@ -2,15 +2,28 @@
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime
+from typing import Literal, TypeAlias
 from uuid import UUID
 
 import msgspec
+from msgspec import Struct
 
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.wire.answers import EntityPage, EntityState, LookupAnswer, OverduePage, StateCounts
+from app.wire.answers import EntityHistory, EntityPage, EntityState, LookupAnswer, OverduePage, StateCounts
 from pqs_client.connection import JSON, NDJSON, Caller, decode, read
+
+Clock: TypeAlias = Literal["known", "occurred"]  # when the service stored a change, or when it happened
+Order: TypeAlias = Literal["asc", "desc"]
+MAX_WAIT = 60.0  # seconds that one call waits at most
+
+
+class Waited(Struct, frozen=True):
+    """The row as it was when a wait was over. `reached` is the version that was in the state waited for."""
+
+    row: Registration
+    reached: int | None
 
 
 class Entities:
@@ -36,6 +49,69 @@ class Entities:
         """Only the state. Raises NotFoundError."""
         path = f"/v1/entities/{entity_id}/state"
         return (await self._caller.get(path, EntityState, {"domain": domain})).current_state
+
+    async def state_at(
+        self, entity_id: UUID, as_of: datetime, *, clock: Clock = "known", domain: str = DEFAULT_DOMAIN
+    ) -> RegistrationState:
+        """The state at a time: the one that the service gave (`known`), or the one that was true (`occurred`).
+
+        Raises NotFoundError when there was no such entity, and GoneError when the change log does not go back so far.
+        """
+        path, params = f"/v1/entities/{entity_id}/state", {"domain": domain, "as_of": as_of, "clock": clock}
+        return (await self._caller.get(path, EntityState, params)).current_state
+
+    async def history(
+        self,
+        entity_id: UUID,
+        *,
+        domain: str = DEFAULT_DOMAIN,
+        order: Order = "asc",
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> AsyncGenerator[EntityHistory, None]:
+        """One entity's changes, page by page, the oldest first or the newest, from `cursor` on.
+
+        Raises NotFoundError for an unknown entity.
+        """
+        while True:
+            params = {"domain": domain, "order": order, "limit": limit, "cursor": cursor}
+            page = await self._caller.get(f"/v1/entities/{entity_id}/history", EntityHistory, params)
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def wait(
+        self,
+        entity_id: UUID,
+        seconds: float = 30.0,
+        *,
+        until: Iterable[RegistrationState] = (),
+        after_version: int | None = None,
+        min_sequence: int | None = None,
+        min_offset: Iterable[str] = (),
+        domain: str = DEFAULT_DOMAIN,
+    ) -> Waited | None:
+        """Wait up to `seconds`, MAX_WAIT at most, for all the conditions; without one, for a row.
+
+        `until`: one of these states, also if the entity has left it since. `after_version`: a later version.
+        `min_sequence`: a position. `min_offset`: `<topic>-<partition>:<offset>` of Kafka, each of them. None when the
+        entity is still at `after_version`; raises LateError when another condition does not hold after the wait.
+        """
+        params = {
+            "domain": domain,
+            "wait": min(seconds, MAX_WAIT),
+            "until": [str(each) for each in until],
+            "after_version": after_version,
+            "min_sequence": min_sequence,
+            "min_offset": list(min_offset),
+        }
+        path = f"/v1/entities/{entity_id}"
+        response = await self._caller.call("GET", path, params=params, silence=seconds)
+        if response.status_code == 304:
+            return None
+        reached = response.headers.get("pqs-reached")
+        return Waited(read(response, Registration), None if reached is None else int(reached))
 
     async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> LookupAnswer:
         """The rows of up to 1,000 entities, in the order of the ids, and the ids without a row."""

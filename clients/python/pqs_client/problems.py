@@ -9,9 +9,10 @@ import msgspec
 from msgspec import Struct
 
 from app.domain.positions import Position
+from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import Fault, PqsError
-from app.wire.answers import ActionProblem, StateProblem
+from app.wire.answers import ActionProblem, GoneProblem, StateProblem
 
 
 class ClientError(PqsError):
@@ -105,6 +106,21 @@ class ActionConflictError(ProblemError):
         self.version = problem.version if problem else None
 
 
+class GoneError(ProblemError):
+    """410: the entity is forgotten, or the change log does not go back so far.
+
+    `reason`, `oldest` and `snapshot` are of a token of the feed that is not good any more, else None.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        """`response` has been read."""
+        super().__init__(response)
+        problem = _decoded(response, GoneProblem)
+        self.reason = problem.reason if problem else None
+        self.oldest = problem.oldest if problem else None
+        self.snapshot = problem.snapshot if problem else None
+
+
 class PreconditionFailedError(ProblemError):
     """412: the workflow is at another version than the commit builds on.
 
@@ -133,6 +149,20 @@ class UnavailableError(ProblemError):
     """503: the database is not available now. A write may have happened nevertheless."""
 
 
+class LateError(ProblemError):
+    """504: the service waited in vain. `current` is the entity's row as it is, None without one.
+
+    `stands_at` is that row's position.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        """`response` has been read."""
+        super().__init__(response)
+        problem = _decoded(response, _Late) or _Late()
+        self.current = problem.current
+        self.stands_at = problem.stands_at
+
+
 class InterruptedStreamError(UnavailableError):
     """503 in the middle of a stream: its first `committed_lines` lines are in, and perhaps more."""
 
@@ -141,6 +171,13 @@ class InterruptedStreamError(UnavailableError):
         super().__init__(response)
         details = _decoded(response, _Details) or _Details()
         self.committed_lines = details.committed_lines or 0
+
+
+class _Late(Struct):
+    """The members of a late problem that are of an entity."""
+
+    current: Registration | None = None
+    stands_at: Position | None = None
 
 
 class _Details(Struct):
@@ -159,6 +196,7 @@ T = TypeVar("T", bound=Struct)
 _TYPES: dict[str, type[ProblemError]] = {
     "urn:pqs:problem:early": EarlyError,
     "urn:pqs:problem:action-conflict": ActionConflictError,
+    "urn:pqs:problem:late": LateError,
 }
 _STATUSES: dict[int, type[ProblemError]] = {
     400: UnreadableError,
@@ -166,6 +204,7 @@ _STATUSES: dict[int, type[ProblemError]] = {
     403: ForbiddenError,
     404: NotFoundError,
     409: ConflictError,
+    410: GoneError,
     412: PreconditionFailedError,
     413: TooLargeError,
     422: InvalidError,

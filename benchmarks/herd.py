@@ -1,0 +1,106 @@
+"""Many connections that each wait for an answer, with almost no work of their own when it comes."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import cast
+
+import uvloop
+
+from benchmarks.machine import BenchmarkError
+
+AT_ONCE = 100  # connections that are opened at once
+OPEN_TIMEOUT = 60.0  # seconds
+
+run = uvloop.run
+
+
+class _Member(asyncio.Protocol):
+    """A connection; it notes when the first byte of an answer came."""
+
+    def __init__(self) -> None:
+        self._forget()
+        self.on_data: Callable[[bytes, float], None] = self._on_first
+        self.transport: asyncio.Transport | None = None
+
+    def _forget(self) -> None:
+        self.answered: asyncio.Future[tuple[float, bytes]] = asyncio.get_running_loop().create_future()
+        self._at = 0.0
+        self._received = b""
+
+    def send(self, request: bytes) -> None:
+        """Send a request; earlier answers are forgotten."""
+        self._forget()
+        if self.transport is not None:
+            self.transport.write(request)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """A piece of an answer."""
+        self.on_data(data, time.time())
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """It is closed."""
+        if not self.answered.done():
+            self.answered.set_exception(BenchmarkError("a waiting connection was closed"))
+
+    def _on_first(self, data: bytes, at: float) -> None:
+        self._at = self._at or at
+        self._received += data
+        if b"\r\n\r\n" in self._received and not self.answered.done():
+            self.answered.set_result((self._at, self._received))
+
+
+class Herd:
+    """The connections to one port."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.members: list[_Member] = []
+
+    async def open(self, count: int) -> None:
+        """Open so many more connections."""
+        loop = asyncio.get_running_loop()
+        while count > 0:
+            some = min(AT_ONCE, count)
+            made = await asyncio.wait_for(
+                asyncio.gather(*(loop.create_connection(_Member, "127.0.0.1", self._port) for _ in range(some))),
+                OPEN_TIMEOUT,
+            )
+            self.members += [member for _, member in made]
+            count -= some
+
+    def send(self, request: bytes) -> None:
+        """Send a request on each; the answers of earlier ones are forgotten."""
+        for member in self.members:
+            member.send(request)
+
+    async def answers(self, within: float) -> list[tuple[float, bytes]]:
+        """When each was answered, in seconds since 1970, and with what; all of them within these seconds."""
+        try:
+            return list(await asyncio.wait_for(asyncio.gather(*(each.answered for each in self.members)), within))
+        except TimeoutError:
+            left = sum(not each.answered.done() for each in self.members)
+            raise BenchmarkError(f"{left} of {len(self.members)} waits were not answered in {within:.0f} s") from None
+
+    def close(self) -> None:
+        """Close all."""
+        for member in self.members:
+            member.answered.cancel()
+            if member.transport is not None:
+                member.transport.abort()
+
+
+def get(path: str, *headers: str) -> bytes:
+    """A request."""
+    lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value below which this share of them lies."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
