@@ -40,6 +40,10 @@ class InvalidInputError(PqsError):
         self.faults = faults
 
 
+class ForeignMessageError(PqsError):
+    """The message of a log is not an event: it has no value, or a type that is not ours."""
+
+
 class TooLargeError(PqsError):
     """The body is larger than this service accepts in one piece."""
 
@@ -73,6 +77,10 @@ class ForgottenError(PqsError):
         self.domain = domain
         self.forgotten_at = forgotten_at
         self.permanent = permanent
+
+
+class InUseError(PqsError):
+    """What is to be removed is in use."""
 
 
 class PreconditionRequiredError(PqsError):

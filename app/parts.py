@@ -4,6 +4,7 @@ No part knows the web framework: `app.main` adds it, and the workers' commands r
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from app.concurrency.lanes import PLACES
 from app.concurrency.worker import working
 from app.domain.changes import Logging
 from app.domain.decider import Deadline
+from app.domain.order import TrackRule, within
+from app.domain.positions import ANY_PARTITION, before_topic
 from app.domain.registration import Timing
 from app.errors import StartError
 from app.feed.announcer import Announcer
@@ -37,12 +40,16 @@ from app.outbound.relay import LANES, Relay
 from app.projection.acts import Acts
 from app.projection.batching import Reader, Writer
 from app.projection.changes import ChangeLog, change_log_of
+from app.projection.clock import DatabaseClock
 from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, Sweep
+from app.projection.tracks import move_track
 from app.runtime.metrics import HTTP, KAFKA, Metrics
 from app.runtime.vitals import Vitals
-from app.settings import BusKind, Settings, secret_of
+from app.settings import BusKind, Foreign, Gaps, Settings, Tracks, secret_of
+from app.store import audit, watermarks
+from app.store.audit import Act
 from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
 from app.store.readiness import Readiness
 from app.store.replica import ReadSide, Replica
@@ -67,6 +74,7 @@ class Service:
     scans: ReadSide
     full_scans: ReadSide
     reader: Reader
+    clock: DatabaseClock
     projector: Projector
     writer: Writer
     acts: Acts
@@ -126,7 +134,8 @@ class Parts:
     def entries(self) -> EntryBuilder:
         """The builder of outbox entries. Raises StartError for intents that no handler can carry out."""
         topic = None if self._settings.bus is BusKind.OFF else self._settings.topic_out
-        return EntryBuilder(topic, contract.after_the_transaction(contract.routes_of(self._settings)))
+        handlers = contract.after_the_transaction(contract.routes_of(self._settings))
+        return EntryBuilder(topic, handlers, source=self._settings.source)
 
     async def service(self) -> Service:
         """A service with the workers that its settings enable.
@@ -142,19 +151,9 @@ class Parts:
         scans = self._database(settings.pool_size, scans=True, name="scans")
         full_scans = self._database(FULL_SCANS, scans=True, breaker=scans.breaker, name="full-scans")
         breakers = {"primary": database.breaker, "scans": scans.breaker}
-        lists, walking, lag, readiness = ReadSide(scans), ReadSide(full_scans), None, Readiness(database)
-        if settings.database_read_url is not None:
-            replica = _address(settings, "database_read_url", self._primary)
-            on_replica = self._database(settings.pool_size, address=replica, scans=True, name="replica")
-            full_scans_there = self._database(
-                FULL_SCANS, address=replica, scans=True, breaker=on_replica.breaker, name="replica-full-scans"
-            )
-            allowed = settings.read_max_lag
-            lag = Replica(scans, on_replica, allowed=None if allowed is None else timedelta(seconds=allowed))
-            await self._stack.enter_async_context(working(lag))
-            lists, walking = ReadSide(scans, on_replica, lag), ReadSide(full_scans, full_scans_there, lag)
+        lists, walking, lag, on_replica = await self._read_sides(scans, full_scans)
+        if on_replica is not None:
             breakers["replica"] = on_replica.breaker
-            readiness = Readiness(database, on_replica)
         reader = Reader(database, joining=settings.batching, report=metrics.lane("reads"))
         self._stack.push_async_callback(reader.close)
         if settings.relay:
@@ -166,12 +165,13 @@ class Parts:
             await self._stack.enter_async_context(working(self.sweep()))
         feed, follow = await self._feed(database)
         logged = settings.changes is not Logging.OFF
-        waits = Waits(feed, database=database, scans=scans, read=reader.ask, logged=logged)
+        waits = Waits(feed, database=database, scans=lists, read=reader.ask, logged=logged)
         self._stack.push_async_callback(waits.close)
         self.log.on_save = waits.watches.committed
         following = FollowingReport(feed, waits, metrics)
         await self._stack.enter_async_context(working(following))
-        projector, writer, sides = self._writing(database)
+        clock = self._clock(database)
+        projector, writer, sides = self._writing(database, clock)
         self._stack.push_async_callback(writer.close)
         watch = QuotaWatch(database)
         await self._stack.enter_async_context(working(watch))
@@ -191,6 +191,7 @@ class Parts:
             lists,
             walking,
             reader,
+            clock,
             projector,
             writer,
             Acts(database, self.entries, self.log),
@@ -204,23 +205,37 @@ class Parts:
             following,
             access,
             lag,
-            readiness,
+            Readiness(database, on_replica),
         )
 
-    def _writing(self, database: Database) -> tuple[Projector, Writer, dict[str, Database]]:
+    def _writing(self, database: Database, clock: DatabaseClock) -> tuple[Projector, Writer, dict[str, Database]]:
         """What applies events: arrays and streams, single ones, and the databases of joined requests."""
-        batches = self._metrics.batches(HTTP)
-        projector = Projector(database, self.timing, self.entries, log=self.log, report=batches)
+        projector = self._projector(database, clock)
         # A lane must not wait for a row that another client keeps locked: see Side.
         joined = self._database(2, breaker=database.breaker, session={"lock_timeout": LOCK_WAIT}, name="joined")
         waiting = self._database(PLACES, breaker=database.breaker, name="locked-rows")
-        on_joined, on_waiting = (
-            Projector(each, self.timing, self.entries, log=self.log, report=batches) for each in (joined, waiting)
-        )
         if not self._settings.batching:
             return projector, Writer(projector, joining=False), {}
+        on_waiting, on_joined = self._projector(waiting, clock), self._projector(joined, clock)
         writer = Writer(on_waiting, joining=True, joined=on_joined, report=self._metrics.lane("events"))
         return projector, writer, {"joined": joined, "waiting": waiting}
+
+    async def _read_sides(
+        self, scans: Database, full_scans: Database
+    ) -> tuple[ReadSide, ReadSide, Replica | None, Database | None]:
+        """Where lists and full scans are read: on the primary, and on the replica if there is one."""
+        settings = self._settings
+        if settings.database_read_url is None:
+            return ReadSide(scans), ReadSide(full_scans), None, None
+        replica = _address(settings, "database_read_url", self._primary)
+        on_replica = self._database(settings.pool_size, address=replica, scans=True, name="replica")
+        full_scans_there = self._database(
+            FULL_SCANS, address=replica, scans=True, breaker=on_replica.breaker, name="replica-full-scans"
+        )
+        allowed = settings.read_max_lag
+        lag = Replica(scans, on_replica, allowed=None if allowed is None else timedelta(seconds=allowed))
+        await self._stack.enter_async_context(working(lag))
+        return ReadSide(scans, on_replica, lag), ReadSide(full_scans, full_scans_there, lag), lag, on_replica
 
     async def announce(self) -> None:
         """From now on, tell the followers of all processes what this process commits."""
@@ -264,7 +279,8 @@ class Parts:
         breaker = CircuitBreaker(open_for=timedelta(seconds=DATABASE_WAITS[1]))  # of both: it is one server
         database = self._database(len(Deadline), breaker=breaker, name="sweep")
         scans = self._database(len(Deadline), breaker=breaker, scans=True, name="sweep-scans")
-        return Sweep(database, scans, self.entries, self._metrics.swept, log=self.log)
+        follow = self._settings.tracks is Tracks.FOLLOW
+        return Sweep(database, scans, self.entries, self._metrics.swept, log=self.log, follow=follow)
 
     def consumer(self) -> Consumer:
         """A consumer of the topics that the settings name.
@@ -277,22 +293,51 @@ class Parts:
         if settings.topics_in is None:
             raise StartError("PQS_TOPICS_IN is not set: the topics to read, as topic,topic")
         topics = settings.topics_in.split(",")
-        if settings.bus is BusKind.KAFKA and settings.topic_out in topics:
+        patterns = [re.compile(topic) for topic in topics if topic.startswith("^")]
+
+        def reads(topic: str) -> bool:
+            return topic in topics or any(pattern.match(topic) for pattern in patterns)
+
+        if settings.bus is BusKind.KAFKA and reads(settings.topic_out):
             raise StartError(
                 f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
             )
         breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer retries at its own pace
         self._metrics.watch("consumer", breaker)
         database = self._database(CONSUMER_CONNECTIONS, breaker=breaker, session=LONG_TRANSACTIONS, name="consumer")
+        clock = self._clock(database)
+        follow = within(reads) if settings.tracks is Tracks.FOLLOW else None
         return Consumer(
             database,
-            Projector(database, self.timing, self.entries, log=self.log, report=self._metrics.batches(KAFKA)),
+            self._projector(database, clock, follow, source=KAFKA),
+            clock,
             servers=settings.kafka,
             topics=topics,
             group=settings.consumer_group,
             options=client_options(settings),
             credentials=credentials_of(settings),
+            static_id=settings.consumer_id,
+            stop_at_gaps=settings.gaps is Gaps.STOP,
+            keep_foreign=settings.foreign is Foreign.DEAD_LETTER,
         )
+
+    async def restart(self, topic: str, principal: str) -> int:
+        """Have a topic that was created again read from its first message; how many rows were moved there."""
+        database = self._database(1, name="tracks")
+        await database.write(watermarks.restart, topic)
+        number = await move_track(database, self.log, f"{topic}-{ANY_PARTITION}", before_topic(topic))
+        target = f"topic {topic}: {number} entities stand before its first message"
+        await database.write(audit.add, Act(principal=principal, action="consume.restarted", target=target))
+        return number
+
+    def _projector(
+        self, database: Database, clock: DatabaseClock, follow: TrackRule | None = None, *, source: str = HTTP
+    ) -> Projector:
+        report = self._metrics.batches(source)
+        return Projector(database, self.timing, self.entries, log=self.log, report=report, clock=clock, follow=follow)
+
+    def _clock(self, database: Database) -> DatabaseClock:
+        return DatabaseClock(database, timedelta(seconds=self._settings.max_skew))
 
     def _database(
         self,

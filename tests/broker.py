@@ -44,7 +44,7 @@ class RealBroker:
     def __init__(self, servers: str) -> None:
         self.servers = servers
         self._admin = AdminClient({"bootstrap.servers": servers})
-        self._made: list[str] = []
+        self._made: set[str] = set()
         self._give_out_producer_ids()
 
     def _give_out_producer_ids(self) -> None:
@@ -58,11 +58,11 @@ class RealBroker:
         """Make a topic."""
         [made] = self._admin.create_topics([NewTopic(name, partitions, 1)]).values()
         made.result(PATIENCE)
-        self._made.append(name)
+        self._made.add(name)
 
     def close(self) -> None:
         """Remove the topics that were made."""
-        for removed in self._admin.delete_topics(self._made).values() if self._made else ():
+        for removed in self._admin.delete_topics(sorted(self._made)).values() if self._made else ():
             removed.result(PATIENCE)
 
 

@@ -19,6 +19,7 @@ from app.concurrency.breaker import CircuitBreaker
 from app.domain.registration import Timing
 from app.inbound.consumer import Consumer
 from app.inbound.membership import MAX_BATCH
+from app.projection.clock import DatabaseClock
 from app.projection.projector import Projector
 from app.store.database import Database
 from tests.broker import PATIENCE, Broker
@@ -34,7 +35,7 @@ OPTIONS: Mapping[str, str | int] = {
     "reconnect.backoff.max.ms": 500,
 }
 ROWS = "SELECT * FROM registration_projections ORDER BY entity_id, domain"
-WATERMARKS = 'SELECT partition, "offset" FROM watermarks ORDER BY topic, partition'
+WATERMARKS = 'SELECT partition, "offset" FROM watermarks WHERE "offset" >= 0 ORDER BY topic, partition'
 POLL = 0.02  # seconds
 NOW = 0  # what the client takes for the time of the call
 
@@ -48,16 +49,19 @@ def consumer_on(
     batch: int = MAX_BATCH,
     projector: Projector | None = None,
     options: Mapping[str, str | int] = OPTIONS,
+    **more: Any,
 ) -> Consumer:
     """A consumer of one topic."""
     return Consumer(
         database,
         projector or Projector(database, Timing()),
+        DatabaseClock(database, timedelta(minutes=5)),
         servers=servers,
         topics=[topic],
         group=group,
         options=options,
         batch=batch,
+        **more,
     )
 
 
@@ -94,7 +98,7 @@ def produce(
     failed: list[object] = []
     producer = Producer({"bootstrap.servers": broker.servers, "partitioner": "murmur2_random", "log_level": 0})
     for value, timestamp in zip(values, timestamps or repeat(NOW), strict=timestamps is not None):
-        key = str(value["entity_id"]).encode() if isinstance(value, dict) else b"key"
+        key = str(value.get("entity_id")).encode() if isinstance(value, dict) else b"key"
         encoded = msgspec.json.encode(value) if isinstance(value, dict) else value
         place: Json = {} if partition is None else {"partition": partition}
         producer.produce(

@@ -89,6 +89,8 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     place = (letter.topic, letter.partition, letter.offset)
     event = read_message(KafkaMessage(*place, letter.key, letter.value, letter.headers))
 
+    await service.clock.check([event], many=False)
+
     async def also(connection: Connection, results: list[Result]) -> None:
         act = act_of(request, "dead-letters.retry", _target(id), str(results[0].outcome))
         await audit.add(connection, act)
@@ -104,7 +106,7 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
     status_code=204,
     operation_id="deleteDeadLetter",
     summary="Remove a message for good",
-    **removal_operation(),
+    **removal_operation("The dead letter"),
     dependencies=needs(Scope.OPERATIONS_WRITE),
 )
 async def delete_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery, Query()]) -> Response:  # noqa: A002 - the name in the path

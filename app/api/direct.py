@@ -44,7 +44,7 @@ from app.api.needs import admit, permit
 from app.api.plain import PlainFields, read_plain
 from app.api.schemas import encode
 from app.api.service import Service
-from app.domain.events import DEFAULT_DOMAIN
+from app.domain.events import DEFAULT_DOMAIN, Event
 from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import UnavailableError
@@ -361,7 +361,14 @@ def _ask_for_outcome(call: HotCall, body: bytes) -> "asyncio.Future[Any]":
     event = events.read_one(body, given)
     if principal is not ANYONE:
         admit(service, principal, rights.domain(principal, EVENTS_WRITE, event.domain))
+    if service.clock.may_be_ahead(event):
+        return asyncio.ensure_future(_ask_if_not_ahead(service, event, len(body)))
     return service.writer.ask(event, len(body))
+
+
+async def _ask_if_not_ahead(service: Service, event: Event, size: int) -> Result:
+    await service.clock.check([event], many=False)
+    return await service.writer.ask(event, size)
 
 
 def _render_outcome(call: HotCall, result: Result | Response) -> Response:

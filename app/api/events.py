@@ -86,6 +86,7 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
         return await _answer_many(service, principal, events, dry_run=query.dry_run)
     [event] = events
     admit(service, principal, rights.domain(principal, Scope.EVENTS_WRITE, event.domain))
+    await service.clock.check([event], many=False)
     if query.dry_run:
         [result] = await service.projector.foresee([event])
         return _render(result)
@@ -107,6 +108,7 @@ async def answer_array(service: Service, principal: Principal, body: bytes, corr
 async def _answer_many(service: Service, principal: Principal, events: list[Event], *, dry_run: bool) -> Response:
     check_domains(principal, events)
     admit(service, principal, None, weight_of_array(len(events)))
+    await service.clock.check(events, many=True)
     if dry_run:
         results = await service.projector.foresee(events, by_position=True)
     else:
@@ -171,7 +173,9 @@ async def _answer_stream(
 
     try:
         pieces = _paced(request, upload.pieces(), service, principal)
-        await take_lines(service.projector, pieces, answer, correlation_id=correlation_id, refuse=refuse)
+        await take_lines(
+            service.projector, pieces, answer, clock=service.clock, correlation_id=correlation_id, refuse=refuse
+        )
     except BaseException:
         answer.close()
         raise

@@ -32,6 +32,7 @@ WORKER = (
     "kafka_options_file",
     "bus",
     "topic_out",
+    "source",
     "consul_url",
     "consul_token_file",
     "consul_ca",
@@ -43,6 +44,8 @@ WORKER = (
     "log_format",
     "slow",
 )
+# The settings of `pqs consume` beside those of every worker, its topics and its group.
+CONSUMER = ("tracks", "gaps", "foreign", "consumer_id", "max_skew")
 # The settings of a command that works on the database and ends.
 DATABASE = ("database_url", "database_url_file", "data_dir", "log_level", "log_format")
 

@@ -1,11 +1,12 @@
 """`pqs relay`, `pqs sweep` and `pqs consume`: workers beside `pqs serve`."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import click
 
-from app.cli.options import WORKER, logged_settings, settings_options
+from app.cli.operators import operator
+from app.cli.options import CONSUMER, WORKER, logged_settings, settings_options
 from app.cli.starting import tell
 from app.concurrency.worker import Worker
 from app.errors import StartError
@@ -44,8 +45,13 @@ def sweep(**given: str | None) -> None:
 
 
 @click.command()
-@settings_options(*WORKER, "ack_timeout", "liveness_interval", "liveness_window", "topics_in", "consumer_group")
-def consume(**given: str | None) -> None:
+@settings_options(
+    *WORKER, "ack_timeout", "liveness_interval", "liveness_window", "topics_in", "consumer_group", *CONSUMER
+)
+@click.option(
+    "--restarted", metavar="TOPIC", help="This topic was deleted and created again: read it from its first message."
+)
+def consume(restarted: str | None, **given: str | None) -> None:
     """Read events from Kafka, until stopped.
 
     Several may run and share the partitions of the topics. The resulting messages go to the outbox: give PQS_BUS,
@@ -54,15 +60,31 @@ def consume(**given: str | None) -> None:
     """
     settings = logged_settings(given)
 
-    _run(settings, Parts.consumer, f"consuming {settings.topics_in}")
+    async def restart(parts: Parts) -> None:
+        if restarted is not None:
+            number = await parts.restart(restarted, operator())
+            click.echo(f"{restarted} is read from its first message; {number:,} entities were moved there")
+
+    _run(settings, Parts.consumer, f"consuming {settings.topics_in}", first=restart)
 
 
-def _run(settings: Settings, build: Callable[[Parts], Worker], said: str) -> None:
-    """Print `said`, and let a worker run until this process is stopped."""
+async def _nothing(_parts: Parts) -> None:
+    """Do nothing."""
+
+
+def _run(
+    settings: Settings,
+    build: Callable[[Parts], Worker],
+    said: str,
+    *,
+    first: Callable[[Parts], Coroutine[None, None, None]] = _nothing,
+) -> None:
+    """Do what comes first, print `said`, and let a worker run until this process is stopped."""
 
     async def work(url: str, stop: asyncio.Event) -> None:
         async with Parts(settings, url) as parts:
             worker = build(parts)
+            await first(parts)
             await parts.announce()
             await tell(settings, url)
             log.say(said, settings.log_format, "started")

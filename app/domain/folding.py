@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Generic
 
 from msgspec import Struct
@@ -9,13 +10,13 @@ from msgspec import Struct
 from app.domain.changes import Change
 from app.domain.decider import Decision
 from app.domain.events import EventBase, Key
-from app.domain.order import check_order
-from app.domain.positions import in_order
+from app.domain.order import TrackRule, check_order
+from app.domain.positions import BEFORE_FIRST, Comparison, Position, compare, in_order
 from app.domain.projection import Projection
 from app.domain.registration import Ignored, Timing
 from app.domain.results import EmittedEvent, Outcome, Result
 from app.domain.row_type import R
-from app.domain.rows import record
+from app.domain.rows import moved, record
 
 
 class Save(Struct, Generic[R], frozen=True, gc=False):
@@ -42,10 +43,13 @@ def fold(
     *,
     by_position: bool,
     log: Callable[[R | None, EventBase, Outcome, str | None, R], Change | None] | None = None,
+    follow: TrackRule | None = None,
+    log_move: Callable[[R, R, datetime], Sequence[Change]] | None = None,
 ) -> Fold[R]:
     """Fold a batch onto the rows of its entities: the events of each in the order given, or `by_position`.
 
-    The changes of an entity are in the order of its versions; without `log` there are none.
+    The changes of an entity are in the order of its versions; without `log` there are none. Where `follow` allows it,
+    a row moves to the track of an event before it takes the event in; `log_move` makes the changes that say so.
     """
     results: list[Result | None] = [None] * len(events)
     saves: list[Save[R]] = []
@@ -60,6 +64,8 @@ def fold(
         if by_position:
             ordered = in_order(places_of_entity, lambda place: events[place].position)
         for place in ordered:
+            if follow is not None and row is not None:
+                row = _follow(follow, row, events[place], changes, log_move)
             before = row
             row, result = take_in(projection, row, events[place], timing, decisions)
             results[place] = result
@@ -70,6 +76,22 @@ def fold(
         if row is not None and row is not read:
             saves.append(Save(row, read))
     return Fold([result for result in results if result is not None], saves, decisions, changes)
+
+
+def _follow(
+    follow: TrackRule,
+    row: R,
+    event: EventBase,
+    changes: list[Change],
+    log_move: Callable[[R, R, datetime], Sequence[Change]] | None,
+) -> R:
+    """The row, moved before the first message of the event's partition if it is to follow the event there."""
+    if compare(event.position, row.position) is not Comparison.OTHER_TRACK or not follow(row, event):
+        return row
+    there = moved(row, Position(partition=event.position.partition, offset=BEFORE_FIRST))
+    if log_move is not None:
+        changes += log_move(row, there, event.occurred_at)
+    return there
 
 
 def take_in(

@@ -1,11 +1,32 @@
 """Order: whether an event fits its entity's row now, by their positions."""
 
+from collections.abc import Callable
 from typing import assert_never
 
 from app.domain.events import EventBase
-from app.domain.positions import Comparison, compare
+from app.domain.positions import Comparison, Position, compare, topic_of
 from app.domain.results import Outcome
 from app.domain.rows import Row
+
+# Whether a row may move to the track of an event: from the row and the event.
+TrackRule = Callable[[Row, EventBase], bool]
+
+
+def within(reads: Callable[[str], bool]) -> TrackRule:
+    """The rule for topics whose partitions change (PQS_TRACKS=follow); `reads` says which topics it is about.
+
+    A row moves from one partition of these topics to the event's, if the event did not occur before the last one
+    that the row recorded.
+    """
+
+    def follow(row: Row, event: EventBase) -> bool:
+        return event.occurred_at >= row.updated_at and _reads(row.position) and _reads(event.position)
+
+    def _reads(position: Position) -> bool:
+        topic = None if position.partition is None else topic_of(position.partition)
+        return topic is not None and reads(topic)
+
+    return follow
 
 
 def check_order(row: Row | None, event: EventBase) -> tuple[Outcome, str] | None:

@@ -11,9 +11,12 @@ from typing import Annotated, TypeVar
 from msgspec import Meta, Struct
 
 MAX_NUMBER = 2**63 - 1  # PostgreSQL's bigint
+BEFORE_FIRST = -1  # the offset of a row that stands before the first message of its partition; no event has it
+ANY_PARTITION = "*"  # in place of a partition's number: the row stands before the first message of its whole topic
 
 Number = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
-Partition = Annotated[str, Meta(min_length=1, max_length=300)]
+MAX_PARTITION = 300  # characters
+Partition = Annotated[str, Meta(min_length=1, max_length=MAX_PARTITION)]
 
 
 class Comparison(Enum):
@@ -28,6 +31,7 @@ class Comparison(Enum):
 class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A place in a source: `sequence`, which counts one entity's events, or `partition` and `offset` of a log.
 
+    The position of a row may also be before every message of a partition (its offset is BEFORE_FIRST), or of a topic.
     `previous` is the number of the event before this one for the same entity; it belongs to the event and takes
     no part in comparisons.
     """
@@ -60,9 +64,28 @@ class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
         return f"partition {self.partition} offset {self.offset}"
 
 
+def before_topic(topic: str) -> Position:
+    """The position before the first message of every partition of a topic."""
+    return Position(partition=f"{topic}-{ANY_PARTITION}", offset=BEFORE_FIRST)
+
+
+def topic_of(partition: str) -> str | None:
+    """The topic of a partition named `<topic>-<number>`, or of `<topic>-*`; None for any other name."""
+    topic, _, number = partition.rpartition("-")
+    return topic if topic and (number == ANY_PARTITION or (number.isascii() and number.isdigit())) else None
+
+
 def compare(position: Position, other: Position) -> Comparison:
-    """Compare `position` with `other`. They are on one track when both have a sequence, or the same partition."""
+    """Compare an event's position with `other`, a row's.
+
+    They are on one track when both have a sequence, or the same partition. A row before the first message of a topic
+    is on the track of each of the topic's partitions.
+    """
     if position.partition != other.partition:
+        if other.offset == BEFORE_FIRST and position.partition is not None:
+            topic = topic_of(position.partition)
+            if topic is not None and other == before_topic(topic):
+                return Comparison.HIGHER
         return Comparison.OTHER_TRACK
     if position.number == other.number:
         return Comparison.SAME

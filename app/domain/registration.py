@@ -34,11 +34,15 @@ UNDESCRIBED = ""  # in a tombstone: the description of the node, in columns that
 
 
 class Timing(Struct, frozen=True, kw_only=True):
-    """The time that a node has when an event gives no deadline."""
+    """The time that a node has when an event gives no deadline.
+
+    `correct_until` is the latest time that a correct clock can show now; None if it is not known.
+    """
 
     ack_timeout: timedelta = timedelta(seconds=30)
     liveness_interval: timedelta = timedelta(seconds=60)
     liveness_window: timedelta = timedelta(seconds=90)
+    correct_until: datetime | None = None
 
 
 class Registration(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -288,10 +292,13 @@ def _heartbeat(registration: Registration, event: Heartbeat, timing: Timing) -> 
         return Ignored(f"{event.type} needs a state that is not terminal; the state is {state}")
     heartbeat_at = event.data.heartbeat_at or event.occurred_at
     newest = registration.last_heartbeat_at
-    if newest is not None and heartbeat_at <= newest:
+    # No correct clock can have made the newest heartbeat: this one replaces it, and lowers its deadline.
+    is_wrong = newest is not None and timing.correct_until is not None and newest > timing.correct_until
+    if newest is not None and heartbeat_at <= newest and not is_wrong:
         return Ignored(f"{event.type} needs a heartbeat after {in_utc(newest)}, the newest one; the state is {state}")
     computed = heartbeat_at + timing.liveness_window
-    changes = _liveness_deadline(registration, event.data.liveness_deadline, computed)
+    given = event.data.liveness_deadline or (computed if is_wrong else None)
+    changes = _liveness_deadline(registration, given, computed)
     return record(registration, event, last_heartbeat_at=heartbeat_at, **changes)
 
 

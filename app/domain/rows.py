@@ -62,3 +62,15 @@ def record(row: R, event: EventBase, **changes: object) -> R:
         **changes,
     )
     return cast("R", recorded)
+
+
+def moved(row: R, position: Position) -> R:
+    """The row on another track: only its position and version change."""
+    on_track = replace(
+        cast("Any", row),
+        last_applied_partition=position.partition,
+        last_applied_offset=position.offset,
+        last_applied_sequence=position.sequence,
+        version=row.version + 1,
+    )
+    return cast("R", on_track)

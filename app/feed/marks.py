@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from app.feed.feed import Feed, spread
 from app.store import watermarks
 from app.store.database import Database
+from app.store.replica import ReadSide
 from app.store.watermarks import KafkaPartition
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Marks:
     sees everything up to it: the replica has replayed the primary up to there.
     """
 
-    def __init__(self, feed: Feed, database: Database) -> None:
+    def __init__(self, feed: Feed, database: Database | ReadSide) -> None:
         """Who waits counts as one of the feed's followers."""
         self._feed = feed
         self._database = database

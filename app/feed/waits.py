@@ -9,6 +9,7 @@ from app.feed.marks import Marks
 from app.feed.watches import Read, Watches
 from app.runtime.metrics import Metrics
 from app.store.database import Database
+from app.store.replica import ReadSide
 
 REPORT = 1.0  # seconds between two reports
 
@@ -16,7 +17,7 @@ REPORT = 1.0  # seconds between two reports
 class Waits:
     """The reads that wait, as observers of one feed, whose bound they share."""
 
-    def __init__(self, feed: Feed, *, database: Database, scans: Database, read: Read, logged: bool) -> None:
+    def __init__(self, feed: Feed, *, database: Database, scans: ReadSide, read: Read, logged: bool) -> None:
         """`read` is the joined point read of `database`, the primary. Lists and scans go to `scans`."""
         self.watches = Watches(feed, database, read, logged=logged)
         self.marks = Marks(feed, database)

@@ -14,24 +14,33 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
 from confluent_kafka import KafkaException
 
 from app.concurrency.worker import Worker, set_within
-from app.domain.events import Event
+from app.domain.events import Event, EventBase
 from app.domain.results import Outcome, Result
-from app.errors import InvalidInputError, RefusedValuesError, UnavailableError, UnreadableError
-from app.inbound.membership import MAX_BATCH, Batch, Membership, Offsets
+from app.errors import (
+    ForeignMessageError,
+    InvalidInputError,
+    RefusedValuesError,
+    UnavailableError,
+    UnreadableError,
+)
+from app.inbound.membership import MAX_BATCH, Batch, Membership, OutOfRangeError, Watermarks
+from app.inbound.report import ConsumerReport, Foreign
 from app.outbound.client_log import client_log
 from app.outbound.kafka_options import Credentials
+from app.projection.clock import DatabaseClock
 from app.projection.projector import Projector
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import Letter
-from app.store.watermarks import KafkaPartition, LostPlaceError
-from app.wire.messages import KafkaMessage, read_message
+from app.store.watermarks import Found, KafkaPartition, LostPlaceError, Progress
+from app.wire.messages import KafkaMessage, entity_of, read_message
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +50,7 @@ REFUSED_BY_DATABASE = "refused: PostgreSQL does not accept this write; the log o
 HEADERLESS = "its headers are lost: one of their names is not UTF-8, and the Kafka client then returns none"
 
 T = TypeVar("T")
+Decoded = Event | str | None  # the event of a message, the reason why it has none, or nothing: it is passed over
 
 
 class Consumer(Worker):
@@ -48,13 +58,15 @@ class Consumer(Worker):
 
     It waits for a database or a broker that is down. If another consumer has moved a watermark, it starts again from
     the watermarks. `options` are librdkafka's and override the settings below; `batch` is the most messages of one
-    transaction.
+    transaction; `static_id` is the consumer's id in its group (KIP-345). Messages that are not events are passed
+    over, or with `keep_foreign` become dead letters.
     """
 
     def __init__(
         self,
         database: Database,
         projector: Projector,
+        clock: DatabaseClock,
         *,
         servers: str,
         topics: Sequence[str],
@@ -62,7 +74,16 @@ class Consumer(Worker):
         options: Mapping[str, str | int] | None = None,
         credentials: Credentials | None = None,
         batch: int = MAX_BATCH,
+        static_id: str | None = None,
+        stop_at_gaps: bool = False,
+        keep_foreign: bool = False,
+        report: ConsumerReport | None = None,
     ) -> None:
+        self._report = report or ConsumerReport()
+        self._clock = clock
+        self._stop_at_gaps = stop_at_gaps
+        self._keep_foreign = keep_foreign
+        self._foreign = Foreign()
         self._credentials = credentials
         self._database = database
         self._projector = projector
@@ -79,29 +100,33 @@ class Consumer(Worker):
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 100,  # a broker waits this long for messages, and other answers wait with it
-            "auto.offset.reset": "earliest",  # if Kafka no longer has the message after the watermark
-            "topic.metadata.refresh.interval.ms": 10_000,  # until a new topic is found
+            "topic.metadata.refresh.interval.ms": 2_000,  # until a new topic or partition is found
+            **({} if static_id is None else {"group.instance.id": static_id}),
             **(options or {}),
+            "auto.offset.reset": "error",  # Membership decides what it means that a message is not there
             "logger": client_log,
         }
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read until `stop`, then write the batch that is under way and leave the group (see Worker).
 
-        Raises StartError for settings that librdkafka refuses, and RefusedValuesError if PostgreSQL
-        refuses a dead letter, too.
+        Raises StartError for settings that librdkafka refuses, TopicRestartedError (of a topic that was created
+        again), GapError (of removed messages, if it is to stop there), and RefusedValuesError if PostgreSQL refuses a
+        dead letter, too.
         """
         while not stop.is_set():
             membership = Membership(
                 self._settings,
                 self._topics,
-                self._offsets_for(stop),
+                self._watermarks_for(stop),
                 batch=self._batch,
                 credentials=self._credentials,
+                gap=lambda _partition, number: self._report.gap(number),
+                stop_at_gaps=self._stop_at_gaps,
             )
             try:
                 await self._read(membership, stop)
-            except LostPlaceError as error:
+            except (LostPlaceError, OutOfRangeError) as error:
                 log.warning("%s; reading starts again from the watermarks", error)
             except UnavailableError as error:  # the stop ended the wait for the database
                 log.warning("stopped before the last batch was written: %s", error)
@@ -111,15 +136,15 @@ class Consumer(Worker):
             finally:
                 await asyncio.to_thread(membership.close)
 
-    def _offsets_for(self, stop: asyncio.Event) -> Offsets:
+    def _watermarks_for(self, stop: asyncio.Event) -> Watermarks:
         """A function for the thread that reads watermarks from the database."""
         loop = asyncio.get_running_loop()
 
-        def offsets(partitions: Sequence[KafkaPartition]) -> dict[KafkaPartition, int]:
-            looking = _tried(lambda: self._database.read(watermarks.read, partitions), stop)
+        def watermarks_of(partitions: Sequence[Found]) -> dict[KafkaPartition, Progress]:
+            looking = _tried(lambda: self._database.write(watermarks.find, partitions, self._name), stop)
             return asyncio.run_coroutine_threadsafe(looking, loop).result()
 
-        return offsets
+        return watermarks_of
 
     async def _read(self, membership: Membership, stop: asyncio.Event) -> None:
         """Fetch, decode and write batches, three at the same time: each batch moves from one step to the next."""
@@ -131,7 +156,7 @@ class Consumer(Worker):
                 if stop.is_set():
                     break
                 fetching = asyncio.create_task(asyncio.to_thread(membership.fetch))
-                decoded = await _decoded(batch)
+                decoded = await self._decoded(batch, stop)
                 if writing is not None:
                     await writing
                 writing = asyncio.create_task(self._write(membership, batch, decoded, stop))
@@ -141,8 +166,30 @@ class Consumer(Worker):
             membership.end()
             await asyncio.wait([each for each in (fetching, writing) if each is not None])
 
+    async def _decoded(self, batch: Batch, stop: asyncio.Event) -> "list[Decoded]":
+        """The event of each message, or the reason why it has none; None for one that is passed over."""
+        decoded: list[Decoded] = []
+        for number, message in enumerate(batch.messages):
+            if number % DECODED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            try:
+                event = read_message(message)
+            except ForeignMessageError as error:
+                decoded.append(str(error) if self._keep_foreign else None)
+                if not self._keep_foreign:
+                    self._foreign.add(message, error)
+                    self._report.foreign(1)
+            except (InvalidInputError, UnreadableError) as error:
+                decoded.append(str(error))
+            else:
+                fault = None
+                if self._clock.may_be_ahead(event):
+                    fault = await _tried(partial(self._clock.fault, event), stop)
+                decoded.append(event if fault is None else f"{fault.pointer}: {fault.detail}")
+        return decoded
+
     async def _write(
-        self, membership: Membership, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event
+        self, membership: Membership, batch: Batch, decoded: "Sequence[Decoded]", stop: asyncio.Event
     ) -> None:
         """Apply a batch, and let its offsets be committed to Kafka."""
         try:
@@ -152,7 +199,7 @@ class Consumer(Worker):
         finally:
             membership.is_done()
 
-    async def _take(self, batch: Batch, decoded: "Sequence[Event | str]", stop: asyncio.Event) -> None:
+    async def _take(self, batch: Batch, decoded: "Sequence[Decoded]", stop: asyncio.Event) -> None:
         """Apply a batch as one transaction. If PostgreSQL refuses it, apply it by halves.
 
         A single message that PostgreSQL refuses becomes a dead letter. Raises RefusedValuesError if that is refused,
@@ -171,9 +218,9 @@ class Consumer(Worker):
             else:
                 raise
 
-    async def _take_at_once(self, batch: Batch, decoded: "Sequence[Event | str]") -> None:
+    async def _take_at_once(self, batch: Batch, decoded: "Sequence[Decoded]") -> None:
         """Write a batch: its events, its dead letters and its watermarks, in one transaction."""
-        events = [each for each in decoded if not isinstance(each, str)]
+        events = [each for each in decoded if isinstance(each, EventBase)]
         dead: list[Letter] = []
 
         async def also(connection: Connection, results: list[Result]) -> None:
@@ -183,34 +230,20 @@ class Consumer(Worker):
                 await dead_letters.add(connection, dead)
 
         # The messages of each partition are in order already.
-        await self._projector.persist(events, also=also)
+        results = await self._projector.persist(events, also=also)
+        self._report.taken(results, len(dead))
         for each in dead:
             log.warning(
                 "message moved to the dead letters: %s-%s@%s: %s", each.topic, each.partition, each.offset, each.error
             )
 
 
-async def _decoded(batch: Batch) -> "list[Event | str]":
-    """The event of each message, or the reason why it has none."""
-    decoded: list[Event | str] = []
-    for number, message in enumerate(batch.messages):
-        if number % DECODED_AT_ONCE == 0:
-            await asyncio.sleep(0)
-        try:
-            decoded.append(read_message(message))
-        except (InvalidInputError, UnreadableError) as error:
-            decoded.append(str(error))
-    return decoded
-
-
-def _dead(
-    messages: Sequence[KafkaMessage], decoded: "Sequence[Event | str]", results: Sequence[Result]
-) -> list[Letter]:
+def _dead(messages: Sequence[KafkaMessage], decoded: "Sequence[Decoded]", results: Sequence[Result]) -> list[Letter]:
     """The messages that failed, as letters, in their order."""
     of_events = iter(results)
     letters = []
     for message, each in zip(messages, decoded, strict=True):
-        error = each if isinstance(each, str) else _refusal(next(of_events))
+        error = _refusal(next(of_events)) if isinstance(each, EventBase) else each
         if error is not None:
             if message.headers is None:
                 error = f"{error}; {HEADERLESS}"
@@ -223,6 +256,7 @@ def _dead(
                     value=message.value,
                     headers=message.headers or [],
                     error=error,
+                    entity_id=each.entity_id if isinstance(each, EventBase) else entity_of(message),
                 )
             )
     return letters

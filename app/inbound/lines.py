@@ -25,6 +25,7 @@ from app.errors import (
     UnavailableError,
     UnreadableError,
 )
+from app.projection.clock import DatabaseClock
 from app.projection.projector import Projector
 from app.wire.events import CHUNK_LINES, MAX_LINE, correlated, read_event
 from app.wire.values import without_bom
@@ -88,15 +89,16 @@ async def take_lines(
     pieces: AsyncIterable[bytes],
     report: Report,
     *,
+    clock: DatabaseClock,
     correlation_id: UUID | None = None,
     refuse: Refuse = lambda _event: None,
 ) -> None:
     """Take in the events of a stream to its end, in flat memory.
 
-    Events that `refuse` has a reason against are left out. `correlation_id` is kept with the events that have none of
-    their own. Raises IngestInterruptedError when the database fails midway, or `pieces` with an UnavailableError;
-    TooManyFaultsError when the report is full, or too many lines are blank; and whatever else `pieces` and
-    `report.check()` raise. Chunks that were begun are finished before that.
+    Events that `refuse` has a reason against, and those that are ahead of `clock`, are left out. `correlation_id` is
+    kept with the events that have none of their own. Raises IngestInterruptedError when the database fails midway, or
+    `pieces` with an UnavailableError; TooManyFaultsError when the report is full, or too many lines are blank; and
+    whatever else `pieces` and `report.check()` raise. Chunks that were begun are finished before that.
     """
     committed = 0  # the number of the last line of the last chunk that is reported
     under_way: deque[_Chunk] = deque()
@@ -114,7 +116,7 @@ async def take_lines(
         return report.full()
 
     try:
-        async for lines, last, size in _chunks(_without_ends(pieces, report), correlation_id, refuse):
+        async for lines, last, size in _chunks(_without_ends(pieces, report), clock, correlation_id, refuse):
             await asyncio.sleep(0)  # a piece may hold many chunks: others have their turn
             report.check()
             filled, read = filled + len(lines), last
@@ -177,7 +179,7 @@ async def _without_ends(pieces: AsyncIterable[bytes], report: Report) -> AsyncIt
 
 
 async def _chunks(
-    pieces: AsyncIterable[bytes], correlation_id: UUID | None, refuse: Refuse
+    pieces: AsyncIterable[bytes], clock: DatabaseClock, correlation_id: UUID | None, refuse: Refuse
 ) -> AsyncIterator[tuple[list[_Line], int, int]]:
     """The lines that are not blank, in chunks for one transaction each, with the number of the last line of each.
 
@@ -204,7 +206,11 @@ async def _chunks(
             if line is None:
                 chunk.append(_Line(number, [Fault("#", f"the line is larger than {MAX_LINE:,} bytes")]))
             elif line and not line.isspace():
-                chunk.append(_Line(number, _read(line, correlation_id, refuse)))
+                read = _read(line, correlation_id, refuse)
+                if not isinstance(read, UNFIT) and clock.may_be_ahead(read):
+                    fault = await clock.fault(read)
+                    read = read if fault is None else [fault]
+                chunk.append(_Line(number, read))
             if number - begun >= CHUNK_LINES or size >= CHUNK_BYTES:
                 yield chunk, number, before - told
                 chunk, size, begun, told = [], 0, number, before

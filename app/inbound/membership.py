@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from operator import methodcaller
 from typing import cast
@@ -24,10 +25,11 @@ from confluent_kafka import Message as ClientMessage
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.errors import StartError, UnavailableError
+from app.errors import PqsError, StartError, UnavailableError
+from app.inbound.topics import ANSWER, GapError, TopicRestartedError, Topics, check_ids
 from app.outbound.kafka_options import Credentials
 from app.store.dead_letters import MessageHeaders
-from app.store.watermarks import Advance, KafkaPartition
+from app.store.watermarks import NOTHING_READ, Advance, Found, KafkaPartition, Progress
 from app.wire.messages import KafkaMessage
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,6 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 1000  # messages of one transaction
 IDLE = 0.2  # seconds that a fetch waits for its first message
 LOOK = 0.5  # seconds between two checks whether partitions still end at the last message read
-ANSWER = 1.0  # seconds for a broker to tell the end of a partition
 HANDOVER = timedelta(seconds=10)  # to write the messages of a partition before it goes to another consumer
 LAST_TIME = 253_370_764_799_999  # milliseconds since 1970: the end of the year 9998
 
@@ -64,10 +65,14 @@ class Batch(Struct, frozen=True):
             elif partition not in ahead:
                 first.append(each)
             else:
-                between = max(reached[partition], each.expected or 0)
+                between = max(reached[partition], each.expected)
                 first.append(replace(each, offset=between, message_at=None, caught_up=None))
                 second.append(replace(each, expected=between))
         return Batch(one, first), Batch(other, second)
+
+
+class OutOfRangeError(PqsError):
+    """A partition does not have the message that is to be read next. A new membership finds out what that means."""
 
 
 class Times:
@@ -100,8 +105,10 @@ class Times:
         return None if self._newest < 0 else datetime.fromtimestamp((self._newest - self._back) / 1000, UTC)
 
 
-# A function from partitions to the offsets up to which they are read; unread partitions are left out.
-Offsets = Callable[[Sequence[KafkaPartition]], dict[KafkaPartition, int]]
+# A function from partitions to how far they are read. It gives new partitions a watermark.
+Watermarks = Callable[[Sequence[Found]], dict[KafkaPartition, Progress]]
+# Called with the partition and the number of messages that were removed before they were read.
+Gap = Callable[[KafkaPartition, int], None]
 
 
 class Membership:
@@ -115,14 +122,17 @@ class Membership:
         self,
         settings: dict[str, object],
         topics: list[str],
-        offsets: Offsets,
+        watermarks: Watermarks,
         *,
         batch: int = MAX_BATCH,
         credentials: Credentials | None = None,
+        gap: Gap = lambda _partition, _number: None,
+        stop_at_gaps: bool = False,
     ) -> None:
         """Join the group, to fetch up to `batch` messages at a time.
 
-        Raises StartError for settings that librdkafka refuses.
+        `gap` is told of messages that Kafka removed before they were read. Raises StartError for settings that
+        librdkafka refuses.
         """
         try:
             self._client = Client(dict(settings))
@@ -130,9 +140,12 @@ class Membership:
             raise StartError(f"the Kafka client refuses its settings: {error.args[0]}") from error
         self._settings = settings
         self._credentials = credentials
-        self._watermarks = offsets
+        self._topics = Topics(self._client, settings, topics)
+        self._watermarks = watermarks
         self._batch = batch
-        self._offsets: dict[KafkaPartition, int | None] = {}  # the offset up to which each of our partitions is read
+        self._gap = gap
+        self._stop_at_gaps = stop_at_gaps
+        self._offsets: dict[KafkaPartition, int] = {}  # the offset up to which each of our partitions is read
         self._ends: dict[
             KafkaPartition, int
         ] = {}  # of partitions read to their end: the offset after the last message
@@ -167,8 +180,14 @@ class Membership:
     # --- In the thread
 
     def fetch(self) -> Batch:
-        """The messages that have arrived, up to a batch; none after IDLE seconds without one."""
+        """The messages that have arrived, up to a batch; none after IDLE seconds without one.
+
+        Raises OutOfRangeError, TopicRestartedError, and GapError if this membership is to stop at gaps.
+        """
         self._commit()
+        if found := self._topics.new_partitions():
+            with suppress(UnavailableError):  # the stop ended the wait for the database
+                check_ids(found, self._watermarks(found))
         if self._credentials is not None:
             self._credentials.renew(self._client, self._settings)
         self._held = self._client.consume(1, IDLE)
@@ -194,10 +213,37 @@ class Membership:
         return batch
 
     def _failed(self, partition: KafkaPartition, message: ClientMessage, error: KafkaError) -> None:
-        if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name has the underscore
+        # The public names of these errors have the underscore.
+        if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+            if partition in self._offsets:
+                self._ends[partition] = message.offset() or 0
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+            raise OutOfRangeError(f"{partition[0]}-{partition[1]} does not have its next message any more")
+        else:
             log.warning("Kafka: %s", error)
-        elif partition in self._offsets:
-            self._ends[partition] = message.offset() or 0
+
+    def _start_of(self, partition: KafkaPartition, known: int) -> int:
+        """The offset at which to read on after `known`: that of the next message that is still there.
+
+        Raises TopicRestartedError when the partition ends before, and GapError if this membership stops at gaps.
+        """
+        if known == NOTHING_READ:
+            return OFFSET_BEGINNING
+        next_ = known + 1
+        bounds = self._topics.bounds(partition)
+        if bounds is None:
+            return next_
+        begin, end = bounds
+        name = f"{partition[0]}-{partition[1]}"
+        if next_ > end:
+            raise TopicRestartedError(partition[0], f"{name} ends before offset {next_}")
+        if begin > next_:
+            said = f"messages {next_} to {begin - 1} of {name} were removed before they were read"
+            self._gap(partition, begin - next_)
+            if self._stop_at_gaps:
+                raise GapError(f"{said} (PQS_GAPS is stop; to go on without them: --gaps skip)")
+            log.error("%s", said)
+        return max(begin, next_)
 
     def _advances(self, last: Mapping[KafkaPartition, ClientMessage]) -> list[Advance]:
         """The moves of the watermarks: to the `last` messages of partitions, and of partitions at their end."""
@@ -205,15 +251,9 @@ class Membership:
         advances = []
         for partition in dict.fromkeys([*last, *caught_up]):
             known, message = self._offsets[partition], last.get(partition)
-            offset = known if message is None else message.offset()
-            if offset is None:  # no message of this partition was ever read
-                continue
-            if known is not None and offset < known:
-                log.warning(
-                    "%s-%d repeats offsets that were already read: was the topic deleted and created again?",
-                    *partition,
-                )
-                offset = known
+            offset = known if message is None else cast("int", message.offset())
+            if offset < known:
+                raise TopicRestartedError(partition[0], f"{partition[0]}-{partition[1]} repeats offset {offset}")
             advances.append(
                 Advance(
                     topic=partition[0],
@@ -236,7 +276,7 @@ class Membership:
         if now < self._looked_at + LOOK:
             return {}
         self._looked_at = now
-        asked = [TopicPartition(*each, OFFSET_END) for each in self._ends if self._offsets[each] is not None]
+        asked = [TopicPartition(*each, OFFSET_END) for each in self._ends]
         try:
             ends = self._client.offsets_for_times(asked, timeout=ANSWER) if asked else []
         except KafkaException as error:
@@ -251,15 +291,17 @@ class Membership:
 
     def _assigned(self, client: Client, partitions: list[TopicPartition]) -> None:
         """Read new partitions from their watermarks on."""
-        ours = [(each.topic, each.partition) for each in partitions]
+        ids = self._topics.ids({each.topic for each in partitions})
+        ours = [Found(each.topic, each.partition, ids.get(each.topic)) for each in partitions]
         try:
-            offsets = self._watermarks(ours)
+            progress = self._watermarks(ours)
         except UnavailableError:  # the stop ended the wait for the database
             return
-        log.info("reading %s", ", ".join(f"{topic}-{number}" for topic, number in ours) or "no new partition")
+        check_ids(ours, progress)
+        log.info("reading %s", ", ".join(f"{each.topic}-{each.partition}" for each in ours) or "no new partition")
         for each in partitions:
-            known = offsets.get((each.topic, each.partition))
-            each.offset = OFFSET_BEGINNING if known is None else known + 1
+            known = progress[each.topic, each.partition].offset
+            each.offset = self._start_of((each.topic, each.partition), known)
             self._offsets[each.topic, each.partition] = known
             self._times[each.topic, each.partition] = Times()
         client.incremental_assign(partitions)

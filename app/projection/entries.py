@@ -10,16 +10,20 @@ from app.domain.decider import Decision
 from app.domain.events import Data
 from app.domain.intents import Intent
 from app.store.outbox import EFFECT, TOPIC, Entry, Lines, packed, slot_of
-from app.wire.envelopes import Envelope, in_digits, to_lines, written_domain
-
-SOURCE = "urn:pqs"  # of every envelope; with the id it identifies an event (CloudEvents 1.0, section 3.1)
+from app.wire.envelopes import SOURCE, Envelope, in_digits, to_lines, written_domain
 
 
 class EntryBuilder:
     """Builds outbox entries for its destinations: a topic of the bus, and the handlers of intents."""
 
-    def __init__(self, topic: str | None = None, handlers: Mapping[str, str] | None = None) -> None:
-        """`topic` is None without a bus. `handlers` maps intents that run after the transaction to their handlers."""
+    def __init__(
+        self, topic: str | None = None, handlers: Mapping[str, str] | None = None, *, source: str = SOURCE
+    ) -> None:
+        """`topic` is None without a bus. `handlers` maps intents that run after the transaction to their handlers.
+
+        `source` is that of every envelope: with the id it identifies an event (CloudEvents 1.0, section 3.1).
+        """
+        self._source = source
         self._topic = topic
         self._handlers = handlers or {}
         self.on_commit: Callable[[], None] | None = None  # called after entries were committed; wakes a relay
@@ -34,10 +38,12 @@ class EntryBuilder:
         """The entries of these decisions. An entity's messages to a destination keep the order of decisions."""
         topic, handlers = self._topic, self._handlers
         events = (
-            [] if topic is None else packed(topic, [_lines(decision) for decision in decisions if decision.events])
+            []
+            if topic is None
+            else packed(topic, [_lines(decision, self._source) for decision in decisions if decision.events])
         )
         intents = (
-            _intent_entry(handlers[intent.name], intent, decision)
+            _intent_entry(handlers[intent.name], intent, decision, self._source)
             for decision in decisions
             for intent in decision.intents
             if intent.name in handlers
@@ -50,7 +56,7 @@ class EntryBuilder:
             self.on_commit()
 
 
-def _lines(decision: Decision) -> Lines:
+def _lines(decision: Decision, source: str) -> Lines:
     """The events of one decision, as lines of envelopes."""
     events = decision.events
     version = decision.row.version - len(events)  # the version before the events
@@ -60,7 +66,7 @@ def _lines(decision: Decision) -> Lines:
     envelopes = [
         Envelope(
             id=event.event_id,
-            source=SOURCE,
+            source=source,
             type=event.type,
             subject=first.entity_id,
             time=time,
@@ -81,17 +87,17 @@ def _in_utc(data: Data) -> Data:
     return replace(data, **times)
 
 
-def _intent_entry(handler: str, intent: Intent, decision: Decision) -> Entry:
-    envelope = to_lines([_intent_envelope(intent, decision)])
+def _intent_entry(handler: str, intent: Intent, decision: Decision, source: str) -> Entry:
+    envelope = to_lines([_intent_envelope(intent, decision, source)])
     return Entry(EFFECT + handler, slot_of(intent.entity_id), intent.entity_id, 1, envelope[:-1].decode())
 
 
-def _intent_envelope(intent: Intent, decision: Decision) -> Envelope:
+def _intent_envelope(intent: Intent, decision: Decision, source: str) -> Envelope:
     """The envelope of an intent. Its id is the same however often the decision is made."""
     event = decision.events[-1]
     return Envelope(
         id=uuid5(event.event_id, intent.name),
-        source=SOURCE,
+        source=source,
         type=intent.name,
         subject=intent.entity_id,
         time=event.occurred_at.astimezone(UTC),

@@ -9,11 +9,13 @@ from typing import Protocol, cast
 from app.domain.changes import Logging
 from app.domain.events import EventBase, Key
 from app.domain.folding import Fold, fold
+from app.domain.order import TrackRule
 from app.domain.registration import Timing
 from app.domain.results import Result
 from app.domain.row_type import R
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
 from app.projection.changes import ChangeLog
+from app.projection.clock import DatabaseClock
 from app.projection.entries import EntryBuilder
 from app.store.database import Connection, Database, LostRaceError, check_constraints
 from app.store.failures import refused_values
@@ -51,17 +53,23 @@ class Projector:
         *,
         log: ChangeLog | None = None,
         report: BatchReport | None = None,
+        follow: TrackRule | None = None,
+        clock: DatabaseClock | None = None,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # mypy does not see that this is the default of R
     ) -> None:
         """`entries` builds the outbox entries; without it there are none. Without `log`, no change is logged.
 
-        `store` is the projection's.
+        `follow` allows rows to move to the track of an event; without it, an event on another track is a conflict.
+        With `clock`, a heartbeat that no correct clock can have made gives way to a later one. `store` is the
+        projection's.
         """
         self._database = database
         self._timing = timing
         self._entries = entries or EntryBuilder()
         self._report = report
         self._log = log or ChangeLog(Logging.OFF)
+        self._follow = follow
+        self._clock = clock
         self._store = cast("Store", store)  # the rest of the class treats all rows alike
 
     async def persist(
@@ -179,4 +187,14 @@ class Projector:
     ) -> Fold:
         names = {event.key: (event.entity_id, event.domain) for event in events}
         rows = await self._store.get_entity_states(connection, list(names.values()), lock=lock)
-        return fold(self._store.projection, rows, events, self._timing, by_position=by_position, log=self._log.log)
+        timing = self._timing if self._clock is None else self._clock.timing(self._timing)
+        return fold(
+            self._store.projection,
+            rows,
+            events,
+            timing,
+            by_position=by_position,
+            log=self._log.log,
+            follow=self._follow,
+            log_move=self._log.rebased,
+        )

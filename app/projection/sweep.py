@@ -54,14 +54,19 @@ class Sweep(Worker):
         *,
         page: int = PAGE,
         log: ChangeLog | None = None,
+        follow: bool = False,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # mypy does not see that this is the default of R
     ) -> None:
-        """Both are the primary, with a connection for each kind of deadline: `scans` reads, `database` writes."""
+        """Both are the primary, with a connection for each kind of deadline: `scans` reads, `database` writes.
+
+        With `follow` (PQS_TRACKS), messages of an entity may come from any partition of its topic.
+        """
         self._database = database
         self._scans = scans
         self._entries = entries
         self._report = report
         self._page_size = page
+        self._follow = follow
         self._log = log or ChangeLog(Logging.OFF)
         self._store = cast("Store", store)  # the rest of the class treats all rows alike
         self._left_alone: dict[tuple[str, Key], float] = {}  # rows that failed, and the times of their retries
@@ -114,7 +119,7 @@ class Sweep(Worker):
 
     async def _page(self, deadline: str, after: PassedKey, *, singly: bool) -> PassedKey | None:
         scan = self._store.overdue[deadline]
-        passed = await self._scans.read(scan.get_passed, after=after, most=self._page_size)
+        passed = await self._scans.read(scan.get_passed, after=after, most=self._page_size, follow=self._follow)
         rows = [row for row in passed.items if not self._is_left_alone(deadline, row)]
         decisions: list[Decision] = []
         if rows:

@@ -1,18 +1,31 @@
 """The settings of the service, from the environment and the command line."""
 
 from app.settings.settings import PREFIX, SECRETS, Settings, read_settings, secret_of, secrets_in
-from app.settings.types import AccessLogging, BusKind, KafkaSecurity, LogFormat, LogLevel, Posture
+from app.settings.types import (
+    AccessLogging,
+    BusKind,
+    Foreign,
+    Gaps,
+    KafkaSecurity,
+    LogFormat,
+    LogLevel,
+    Posture,
+    Tracks,
+)
 
 __all__ = [
     "PREFIX",
     "SECRETS",
     "AccessLogging",
     "BusKind",
+    "Foreign",
+    "Gaps",
     "KafkaSecurity",
     "LogFormat",
     "LogLevel",
     "Posture",
     "Settings",
+    "Tracks",
     "read_settings",
     "secret_of",
     "secrets_in",

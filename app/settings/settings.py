@@ -25,6 +25,8 @@ from app.settings.types import (
     ConsulAddress,
     Duration,
     File,
+    Foreign,
+    Gaps,
     HostList,
     IssuerAddress,
     KafkaOptions,
@@ -37,8 +39,10 @@ from app.settings.types import (
     PublicUrl,
     ScopesMap,
     Servers,
+    Source,
     Topic,
     Topics,
+    Tracks,
     Word,
 )
 
@@ -109,9 +113,36 @@ class Settings(BaseSettings):
         True, description="Send outgoing messages from within the service; otherwise run `pqs relay`."
     )
     topic_out: Topic = Field("registration-events", description="The topic to which registration events are sent.")
+    source: Source = Field(
+        "urn:pqs", description="The `source` of the CloudEvents that are sent: with the id it identifies an event."
+    )
     topics_in: Topics | None = Field(
         None,
-        description="The topics that `pqs consume` reads, as topic,topic. All events of a node must be in one topic.",
+        description="The topics that `pqs consume` reads, as topic,topic; a pattern begins with ^, as ^nodes-.*. All "
+        "events of a node must be in one topic.",
+    )
+    tracks: Tracks = Field(
+        Tracks.STRICT,
+        description="What becomes of a message whose node stands on another partition: `strict` (a conflict), or "
+        "`follow` (the node moves there, if the message is not older than its last event).",
+    )
+    gaps: Gaps = Field(
+        Gaps.SKIP,
+        description="What `pqs consume` does when Kafka removed messages before they were read: skip or stop.",
+    )
+    foreign: Foreign = Field(
+        Foreign.SKIP,
+        description="What becomes of messages that are not events (without a value, or of a type that is not ours): "
+        "skip or dead_letter.",
+    )
+    consumer_id: Word | None = Field(
+        None, description="The static id of this consumer in its group: a restart within 10 s moves no partition."
+    )
+    max_skew: float = Field(
+        300.0,
+        ge=0,
+        le=10_000 * 365 * DAY,
+        description="How many seconds an event may be ahead of the database's clock.",
     )
     consumer_group: str = Field(
         "pqs",

@@ -129,6 +129,7 @@ def _issuer(url: str) -> str:
 IssuerAddress = Annotated[str, AfterValidator(_issuer)]
 # The names that Kafka allows for a topic.
 _TOPIC = "[a-zA-Z0-9._-]{1,249}"
+TOPIC = re.compile(_TOPIC)
 _SERVER = r"([a-zA-Z_]+://)?([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?"
 
 
@@ -144,10 +145,50 @@ def _of_form(form: str, expected: str) -> AfterValidator:
 
 
 Topic = Annotated[str, _of_form(_TOPIC, "a topic (up to 249 letters, digits, dots, underscores or hyphens) was")]
-Topics = Annotated[
-    str,
-    _of_form(rf"{_TOPIC}(,{_TOPIC})*", "topics as topic,topic (letters, digits, dots, underscores, hyphens) were"),
-]
+
+
+def _topics(value: str) -> str:
+    """Topics, and patterns of topics, which begin with `^`."""
+    for each in value.split(","):
+        if not each.startswith("^"):
+            if TOPIC.fullmatch(each) is None:
+                raise ValueError(
+                    "topics as topic,topic (letters, digits, dots, underscores, hyphens), or patterns as ^nodes-.*, "
+                    f"were expected, and not {value!r}"
+                )
+            continue
+        try:
+            re.compile(each)
+        except re.error as error:
+            raise ValueError(f"{each!r} is not a pattern: {error}") from None
+    return value
+
+
+Topics = Annotated[str, AfterValidator(_topics)]
+
+
+class Tracks(StrEnum):
+    """What becomes of a message whose entity stands on another partition."""
+
+    STRICT = "strict"  # a conflict: all events of an entity come from one partition
+    FOLLOW = "follow"  # the entity moves to the message's partition, if the message is not older than its last event
+
+
+class Gaps(StrEnum):
+    """What a consumer does when messages were removed before it read them."""
+
+    SKIP = "skip"
+    STOP = "stop"
+
+
+class Foreign(StrEnum):
+    """What becomes of messages that are not events: tombstones, and types that are not ours."""
+
+    SKIP = "skip"
+    DEAD_LETTER = "dead_letter"
+
+
+Source = Annotated[str, _of_form(r"[!-~]{1,1024}", "a URI reference of printable ASCII was")]
 Servers = Annotated[str, _of_form(rf"{_SERVER}(,{_SERVER})*|", "servers as host:port,host:port were")]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from datetime import datetime
 from typing import cast
+from uuid import UUID
 
 import msgspec
 from msgspec import Struct
@@ -22,7 +23,10 @@ MessageHeaders = list[tuple[str, bytes | None]]
 
 
 class Letter(Struct, frozen=True, kw_only=True):
-    """A message as it was, with its partition, offset and error. An outgoing message has no partition and offset."""
+    """A message as it was, with its partition, offset and error. An outgoing message has no partition and offset.
+
+    `entity_id` is the entity that an incoming message is about, if its bytes tell: it does not expire meanwhile.
+    """
 
     source: DeadLetterSource = CONSUMER
     topic: str
@@ -32,6 +36,7 @@ class Letter(Struct, frozen=True, kw_only=True):
     value: bytes | None
     headers: MessageHeaders
     error: str
+    entity_id: UUID | None = None
 
 
 class DeadLetter(Letter, frozen=True, kw_only=True):
@@ -64,11 +69,11 @@ def _letter(row: Record) -> DeadLetter:
 # Stores messages. A message that was read a second time is stored already.
 ADD = Statement(
     text("""
-INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error)
+INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error, entity_id)
 SELECT * FROM unnest(
     CAST(:sources AS varchar[]), CAST(:topics AS varchar[]), CAST(:partitions AS integer[]),
     CAST(:offsets AS bigint[]), CAST(:keys AS bytea[]), CAST(:values AS bytea[]), CAST(:headers AS bytea[]),
-    CAST(:errors AS text[])
+    CAST(:errors AS text[]), CAST(:entity_ids AS uuid[])
 )
 ON CONFLICT (topic, partition, "offset") DO NOTHING
 """)
@@ -87,6 +92,7 @@ async def add(connection: Connection, letters: Collection[Letter]) -> None:
         values=[each.value for each in letters],
         headers=[msgspec.json.encode(each.headers) for each in letters],
         errors=[_storable(each.error) for each in letters],
+        entity_ids=[each.entity_id for each in letters],
     )
 
 

@@ -24,7 +24,7 @@ SELECT needed, name FROM (VALUES
     ('workflow_state', 'SELECT,INSERT,UPDATE'),
     ('workflow_actions', 'SELECT,INSERT,UPDATE,DELETE'),
     ('outbox', 'SELECT,INSERT,UPDATE,DELETE'),
-    ('watermarks', 'SELECT,INSERT,UPDATE'),
+    ('watermarks', 'SELECT,INSERT,UPDATE,DELETE'),
     ('dead_letters', 'SELECT,INSERT,DELETE'),
     ('api_keys', 'SELECT,UPDATE'),
     ('api_key_revision', 'SELECT'),

@@ -44,7 +44,9 @@ class PassedPage(Struct, Generic[R], frozen=True):
 # Reads passed deadlines of all domains, in the order of the index. `domains` steps from each domain with a deadline
 # to the next by one index lookup, and `page` ends when it is full, so the cost is that of a page, however many
 # domains there are. The result has the rows of the page that may expire, and always the last row, where the next page
-# begins. A row on a partition may expire when everything up to its deadline has been read from that partition.
+# begins. A row on a partition may expire when everything up to its deadline has been read from that partition, with
+# `follow` from all partitions of its topic; when each partition of the topic was read to its end once; and when no
+# message of the entity is a dead letter.
 _PASSED = """
 WITH RECURSIVE domains AS (
     (
@@ -74,11 +76,22 @@ WITH RECURSIVE domains AS (
         LIMIT CAST(:most AS bigint)
     ) AS overdue
 ), marks AS MATERIALIZED (
-    SELECT topic || '-' || partition AS partition, greatest(message_at, caught_up_at) AS reached FROM watermarks
+    SELECT
+        topic || '-' || partition AS partition,
+        CASE
+            WHEN bool_or("offset" < 0 AND caught_up_at IS NULL) OVER of_topic THEN NULL
+            WHEN CAST(:follow AS boolean)
+                THEN min(coalesce(greatest(message_at, caught_up_at), '-infinity')) OVER of_topic
+            ELSE greatest(message_at, caught_up_at)
+        END AS reached
+    FROM watermarks WINDOW of_topic AS (PARTITION BY topic)
 ), judged AS MATERIALIZED (
     SELECT
         page.*, statement_timestamp() AS as_of, place = CAST(:most AS bigint) AS is_full,
-        page.last_applied_partition IS NULL OR coalesce(marks.reached > page.{deadline}, false) AS may_expire
+        (page.last_applied_partition IS NULL OR coalesce(marks.reached > page.{deadline}, false))
+            AND NOT EXISTS (
+                SELECT FROM dead_letters AS d WHERE d.entity_id = ANY(ARRAY[page.entity_id]) AND d.source = 'consumer'
+            ) AS may_expire
     FROM page LEFT JOIN marks ON marks.partition = page.last_applied_partition
 )
 SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_full ORDER BY place
@@ -154,15 +167,19 @@ class DeadlineScan(Generic[R]):
         """Seconds since the oldest deadline passed whose timeout was not emitted; 0 without one."""
         return float(cast("float", await self.oldest.value(connection)))
 
-    async def get_passed(self, connection: Connection, *, after: PassedKey, most: int) -> PassedPage[R]:
+    async def get_passed(
+        self, connection: Connection, *, after: PassedKey, most: int, follow: bool = False
+    ) -> PassedPage[R]:
         """The rows of all domains whose deadline has passed by the database's clock, and which may expire now.
 
         They are in the order of domain, deadline and entity id, after `after`. The page is taken from `most` rows, so
         it may have fewer rows, or none, and not be the last one. A row on a partition is left out until the watermark
-        of the partition has passed its deadline; without a watermark it is always left out.
+        of the partition has passed its deadline, with `follow` (PQS_TRACKS) the watermarks of all partitions of its
+        topic; without a watermark it is always left out. So is a row while some partition of its topic was never read
+        to its end, or a message of its entity is a dead letter.
         """
         place = dict(zip(("after_domain", "after_deadline", "after_id"), after, strict=True))
-        records = await self.passed.rows(connection, most=most, **place)
+        records = await self.passed.rows(connection, most=most, follow=follow, **place)
         if not records:
             return PassedPage([], _BEFORE_TIMES, None)
         items = [self._rows.row(record) for record in records if record["may_expire"]]

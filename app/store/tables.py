@@ -117,7 +117,8 @@ class RegistrationProjection(Base):
             " AND last_applied_offset IS NOT NULL)",
             name="one_track",
         ),
-        CheckConstraint("last_applied_sequence >= 0 AND last_applied_offset >= 0", name="numbers_from_0"),
+        # An offset of -1 is the place before a first message.
+        CheckConstraint("last_applied_sequence >= 0 AND last_applied_offset >= -1", name="numbers"),
         CheckConstraint(TOMBSTONE_EMPTY, name="tombstone_empty"),
         Index(
             "registration_projections_by_state",
@@ -243,8 +244,9 @@ class Watermark(Base):
     caught_up_at: Mapped[datetime | None]
     updated_at: Mapped[datetime]
     consumer: Mapped[str] = mapped_column(String(300))
+    topic_id: Mapped[str | None] = mapped_column(String(36))
 
-    __table_args__ = (CheckConstraint('"partition" >= 0 AND "offset" >= 0', name="numbers_from_0"),)
+    __table_args__ = (CheckConstraint('"partition" >= 0 AND "offset" >= -1', name="numbers"),)
 
 
 class DeadLetter(Base):
@@ -262,8 +264,12 @@ class DeadLetter(Base):
     headers: Mapped[bytes] = mapped_column(LargeBinary())
     error: Mapped[str] = mapped_column(Text())
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    entity_id: Mapped[UUID | None]
 
-    __table_args__ = (UniqueConstraint("topic", "partition", "offset", name="dead_letters_place"),)
+    __table_args__ = (
+        UniqueConstraint("topic", "partition", "offset", name="dead_letters_place"),
+        Index("dead_letters_by_entity", "entity_id", postgresql_where=text("entity_id IS NOT NULL")),
+    )
 
 
 class ApiKey(Base):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection
 from datetime import datetime
+from enum import Enum, auto
 
 from msgspec import Struct
 from sqlalchemy import text
@@ -13,6 +14,8 @@ from app.store.statements import Statement
 from app.wire.answers import Watermark
 
 KafkaPartition = tuple[str, int]  # a topic, and the number of a partition of it
+UNUSED = 30.0  # seconds after which a partition counts as not read by anybody
+NOTHING_READ = -1  # the offset of a watermark before the first message
 
 
 class LostPlaceError(PqsError):
@@ -22,35 +25,85 @@ class LostPlaceError(PqsError):
 class Advance(Struct, frozen=True, kw_only=True):
     """One watermark's move to `offset`, or the confirmation of its present offset.
 
-    `expected` is the offset where it stands, None if it does not exist yet. Messages older than `message_at` are
+    `expected` is the offset where it stands: NOTHING_READ at first. Messages older than `message_at` are
     applied, as far as the times of the messages up to `offset` tell; None if unknown. `caught_up` is the time when
     the partition was found to end at `offset`, in seconds by the monotonic clock; None if it was not.
     """
 
     topic: str
     partition: int
-    expected: int | None
+    expected: int
     offset: int
     message_at: datetime | None = None
     caught_up: float | None = None
 
 
-# Reads the watermarks of some partitions. app/store/rows.py has the reason for `= ANY`.
+class Found(Struct, frozen=True):
+    """A partition that Kafka has, with the id of its topic (KIP-516); None where the broker does not tell."""
+
+    topic: str
+    partition: int
+    topic_id: str | None = None
+
+
+class Progress(Struct, frozen=True):
+    """The offset up to which a partition is read, and the id that its topic had when it was first read."""
+
+    offset: int
+    topic_id: str | None
+
+
+# Gives each partition a watermark if it has none yet: nothing of it was read. A topic's id is kept once it is known.
+# app/store/rows.py has the reason for `= ANY`.
+FIND = Statement(
+    text("""
+WITH found AS (
+    SELECT * FROM unnest(
+        CAST(:topics AS varchar[]), CAST(:partitions AS integer[]), CAST(:topic_ids AS varchar[])
+    ) AS found (topic, partition, topic_id)
+)
+INSERT INTO watermarks AS w (topic, partition, "offset", updated_at, consumer, topic_id)
+SELECT topic, partition, -1, now(), CAST(:consumer AS varchar), topic_id FROM found ORDER BY topic, partition
+ON CONFLICT (topic, partition) DO UPDATE SET topic_id = excluded.topic_id
+WHERE w.topic_id IS NULL AND excluded.topic_id IS NOT NULL
+""")
+)
+
+# Reads the watermarks of some partitions.
 READ = Statement(
     text("""
-SELECT w.topic, w.partition, w."offset"
+SELECT w.topic, w.partition, w."offset", w.topic_id
 FROM unnest(CAST(:topics AS varchar[]), CAST(:partitions AS integer[])) AS asked (topic, partition)
 JOIN watermarks AS w ON w.topic = ANY(ARRAY[asked.topic]) AND w.partition = asked.partition
 """)
 )
 
 
+async def find(
+    connection: Connection, partitions: Collection[Found], consumer: str
+) -> dict[KafkaPartition, Progress]:
+    """The progress in these partitions. One that has no watermark gets one, at NOTHING_READ.
+
+    Until a consumer has read it to its end once, no entity of its topic expires by liveness (`app/store/overdue.py`).
+    """
+    topics, numbers = [each.topic for each in partitions], [each.partition for each in partitions]
+    await FIND.rows(
+        connection,
+        topics=topics,
+        partitions=numbers,
+        topic_ids=[each.topic_id for each in partitions],
+        consumer=consumer,
+    )
+    rows = await READ.rows(connection, topics=topics, partitions=numbers)
+    return {(topic, number): Progress(offset, topic_id) for topic, number, offset, topic_id in rows}
+
+
 async def read(connection: Connection, partitions: Collection[KafkaPartition]) -> dict[KafkaPartition, int]:
-    """The offsets up to which these partitions are read; partitions without a watermark are left out."""
+    """The offsets up to which these partitions are read; those of which nothing was read are left out."""
     rows = await READ.rows(
         connection, topics=[topic for topic, _ in partitions], partitions=[number for _, number in partitions]
     )
-    return {(topic, number): offset for topic, number, offset in rows}
+    return {(topic, number): offset for topic, number, offset, _ in rows if offset != NOTHING_READ}
 
 
 # Moves watermarks that stand where the caller expects. A `message_at` in the future comes from a wrong clock and is
@@ -75,17 +128,8 @@ WITH new AS (
     FROM new
     WHERE w.topic = ANY(ARRAY[new.topic]) AND w.partition = new.partition AND w."offset" = new.expected
     RETURNING 1
-), inserted AS (
-    INSERT INTO watermarks (topic, partition, "offset", message_at, caught_up_at, updated_at, consumer)
-    SELECT
-        topic, partition, "offset", CASE WHEN message_at <= now() THEN message_at END,
-        now() - make_interval(secs => caught_up_for), now(), CAST(:consumer AS varchar)
-    FROM new WHERE expected IS NULL
-    ORDER BY topic, partition
-    ON CONFLICT (topic, partition) DO NOTHING
-    RETURNING 1
 )
-SELECT (SELECT count(*) FROM updated) + (SELECT count(*) FROM inserted)
+SELECT count(*) FROM updated
 """)
 )
 
@@ -110,6 +154,45 @@ async def advance(connection: Connection, advances: Collection[Advance], consume
     )
     if moved != len(ordered):
         raise LostPlaceError("another consumer reads one of these partitions, or its watermark was removed")
+
+
+# Removes the watermarks of a topic: its partitions are read from their first messages again.
+RESTART = Statement(text("DELETE FROM watermarks WHERE topic = CAST(:topic AS varchar)"))
+
+
+async def restart(connection: Connection, topic: str) -> None:
+    """Forget how far a topic is read. A consumer that reads it now starts again, too."""
+    await RESTART.rows(connection, topic=topic)
+
+
+# Removes the watermark of a partition, if nobody has moved or confirmed it for some seconds.
+DROP = Statement(
+    text("""
+DELETE FROM watermarks
+WHERE topic = CAST(:topic AS varchar) AND partition = CAST(:partition AS integer)
+    AND greatest(updated_at, caught_up_at) < clock_timestamp() - make_interval(secs => CAST(:unused AS float))
+RETURNING 1
+""")
+)
+IS_THERE = Statement(
+    text("SELECT 1 FROM watermarks WHERE topic = CAST(:topic AS varchar) AND partition = CAST(:partition AS integer)")
+)
+
+
+class Drop(Enum):
+    """What became of a watermark that was to be removed."""
+
+    DONE = auto()
+    UNKNOWN = auto()
+    IN_USE = auto()  # a consumer reads the partition
+
+
+async def drop(connection: Connection, topic: str, partition: int, *, unused: float = UNUSED) -> Drop:
+    """Remove the watermark of a partition that nobody has read for `unused` seconds."""
+    if await DROP.value(connection, topic=topic, partition=partition, unused=unused) is not None:
+        return Drop.DONE
+    there = await IS_THERE.value(connection, topic=topic, partition=partition)
+    return Drop.UNKNOWN if there is None else Drop.IN_USE
 
 
 # Reads all watermarks. There are as many as partitions, so pages are not needed.

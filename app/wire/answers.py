@@ -144,7 +144,7 @@ class Watermark(Struct, frozen=True):
     `message_at` and `caught_up_at`, null if neither is known. `caught_up_at` is the last time when the partition
     ended at `offset`. `message_at` is the time of the message at `offset`; if times went back, it is the newest time
     up to there, minus the largest step back. So it becomes older when a time goes back further than any before.
-    `consumer` wrote the watermark last, at `updated_at`.
+    `consumer` wrote the watermark last, at `updated_at`. At offset -1 nothing was read yet.
     """
 
     topic: str

@@ -87,16 +87,23 @@ def read_cloudevents(body: bytes) -> list[Event]:
     return read_events(body, read_cloudevent)
 
 
-def read_binary(attributes: Mapping[str, str], data: bytes, position: Position | None = None) -> Event:
+def read_binary(
+    attributes: Mapping[str, str],
+    data: bytes,
+    position: Position | None = None,
+    *,
+    attributes_at: str = "#/header/ce-",
+) -> Event:
     """One CloudEvent whose attributes came apart from its data (binary mode). `data` is JSON, or empty.
 
-    Faults of an attribute point to its header, `#/header/ce-…`. Raises like read_cloudevent().
+    Faults of an attribute point to its header, whose name begins as `attributes_at` says. Raises like
+    read_cloudevent().
     """
     data = without_bom(data)
     if data and not data.isspace():
         check_json(data)
     members = {name: Raw(msgspec.json.encode(value)) for name, value in attributes.items()}
-    return _read(members, Raw(data), position, attributes_at="#/header/ce-", data_at="#")
+    return _read(members, Raw(data), position, attributes_at=attributes_at, data_at="#")
 
 
 def attributes_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from app.domain.events import DEFAULT_DOMAIN
 CONTENT_TYPE = "application/cloudevents+json"
 # Structured mode (CloudEvents' Kafka binding, section 3.3): the value is the whole envelope, of this content type.
 HEADERS = {"content-type": f"{CONTENT_TYPE}; charset=UTF-8".encode()}
+SOURCE = "urn:pqs"  # unless PQS_SOURCE says otherwise
 SEQUENCE_DIGITS = 19  # of 2^63-1; with leading zeros, sequences sort as text like numbers
 
 

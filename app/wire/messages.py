@@ -5,22 +5,38 @@ our own form. Its position is its place in the log; a position inside it is igno
 """
 
 from contextlib import suppress
+from typing import TypeVar
 from uuid import UUID
 
 import msgspec
 from msgspec import Raw, Struct
 
-from app.domain.events import DEFAULT_DOMAIN, Event, Name
+from app.domain.events import DEFAULT_DOMAIN, EVENT_CLASSES, Event, Name
 from app.domain.positions import Position
-from app.errors import Fault, InvalidInputError
+from app.errors import Fault, ForeignMessageError, InvalidInputError, UnreadableError
 from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
 from app.wire.events import read_event
 from app.wire.faults import explain
 from app.wire.values import NOT_DECODED
 
+_ATTRIBUTE_AT = "#/header/ce_"
 _ATTRIBUTE = "ce_"  # the beginning of the names of headers that hold attributes
 CONTENT_TYPE = "content-type"
 
+_FRAME = 5  # bytes before the payload: the magic byte, and the id of the schema
+_TYPES = frozenset(str(cls.__struct_config__.tag) for cls in EVENT_CLASSES)
+_FAMILIES = ("registration.", "node.")  # the beginnings of our types
+_NONE = Raw(b"null")
+T = TypeVar("T")
+
+
+class _Typed(Struct):
+    """The type of a structured CloudEvent."""
+
+    type: str | None = None
+
+
+_TYPED = msgspec.json.Decoder(_Typed)
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -42,20 +58,27 @@ class KafkaMessage(Struct, frozen=True, gc=False):
 
 
 def read_message(message: KafkaMessage) -> Event:
-    """The event in a message. Raises like read_event()."""
+    """The event in a message.
+
+    Raises ForeignMessageError for a message without a value and for a type that is not ours, else like read_event().
+    A type that begins like ours, but is unknown, is wrong: a later release, or its sender, may know it.
+    """
     value = message.value
     if value is None:
-        raise InvalidInputError([Fault("#", "an event was expected; the message has no value")])
+        raise ForeignMessageError("it has no value (a tombstone)")
+    _check_framing(value)
     if message.headers:
         headers = _texts(message)
         media = headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower()
         if media == STRUCTURED:
+            _check_type(_decoded(value, _TYPED).type)
             return read_cloudevent(value, message.position)
         attributes = {name[len(_ATTRIBUTE) :]: text for name, text in headers.items() if name.startswith(_ATTRIBUTE)}
         if attributes:
             if CONTENT_TYPE in headers:
                 attributes["datacontenttype"] = headers[CONTENT_TYPE]
-            return read_binary(attributes, value, message.position)
+            _check_type(attributes.get("type"))
+            return read_binary(attributes, value, message.position, attributes_at=_ATTRIBUTE_AT)
     return _read_plain(value, message.position)
 
 
@@ -77,10 +100,9 @@ def _texts(message: KafkaMessage) -> dict[str, str]:
 
 def _read_plain(value: bytes, position: Position) -> Event:
     """An event without headers, of our own form or a CloudEvent, which has a `specversion`."""
-    try:
-        members = _MEMBERS.decode(value)
-    except NOT_DECODED as error:
-        explain(value, error)
+    members = _decoded(value, _MEMBERS)
+    with suppress(*NOT_DECODED):
+        _check_type(msgspec.json.decode(members.get("type", _NONE), type=str | None))
     if "specversion" in members:
         return read_cloudevent(value, position)
     members["position"] = Raw(_ENCODE(position))
@@ -127,3 +149,36 @@ def _uuid(given: object) -> UUID | None:
 
 def _text_of(given: object) -> str:
     return given.decode(errors="replace") if isinstance(given, bytes) else str(given)
+
+
+def entity_of(message: KafkaMessage) -> UUID | None:
+    """The entity that a message is about, as far as its headers, its value or its key tell."""
+    for header, text in message.headers or ():
+        if header.lower() == f"{_ATTRIBUTE}subject":
+            return _uuid(text)
+    about = _About()
+    with suppress(*NOT_DECODED):
+        about = _ABOUT.decode(message.value or b"")
+    return _uuid(about.entity_id or about.subject) or _uuid(message.key)
+
+
+def _check_type(type_: str | None) -> None:
+    """Raises ForeignMessageError for a type of others."""
+    if type_ is not None and type_ not in _TYPES and not type_.startswith(_FAMILIES):
+        raise ForeignMessageError(f"its type is {type_[:100]!r}")
+
+
+def _check_framing(value: bytes) -> None:
+    """Raises UnreadableError for the bytes of a schema registry's serializer: a zero, and the schema's id."""
+    if value[:1] == b"\0" and len(value) > _FRAME:
+        schema = int.from_bytes(value[1:_FRAME], "big")
+        raise UnreadableError(
+            f"framed by a schema registry (magic byte 0, schema id {schema}): this service reads plain JSON"
+        )
+
+
+def _decoded(value: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(value)
+    except NOT_DECODED as error:
+        explain(value, error)

@@ -30,7 +30,11 @@ from app.domain.states import RegistrationState
 from docs.reference.markdown import Json, code, default_of, in_words, paragraph, table
 
 TIMING = Timing()
-DURATIONS = {name: getattr(TIMING, name) for name in TIMING.__struct_fields__}
+DURATIONS = {
+    name: length
+    for name, length in ((name, getattr(TIMING, name)) for name in TIMING.__struct_fields__)
+    if length is not None
+}
 BEFORE = datetime(2026, 1, 1, tzinfo=UTC)  # every time that the row has
 NOW = BEFORE + timedelta(days=1)  # when the event happens
 GIVEN = BEFORE + timedelta(days=2)  # every time that the event gives

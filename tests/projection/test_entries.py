@@ -17,12 +17,12 @@ from app.domain.intents import DeregisterService, Intent, RegisterService
 from app.domain.projection import REGISTRATION
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
-from app.projection.entries import SOURCE, EntryBuilder
+from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.store.database import Connection, Database
 from app.store.outbox import SLOTS, slot_of
 from app.store.registrations import REGISTRATIONS
-from app.wire.envelopes import SEQUENCE_DIGITS, Envelope
+from app.wire.envelopes import SEQUENCE_DIGITS, SOURCE, Envelope
 from app.wire.events import read_event
 from tests.making import NODE, START, Json, event, event_json, node, row, when
 

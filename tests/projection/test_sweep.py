@@ -265,6 +265,75 @@ async def test_a_partition_that_lags_protects_its_nodes(
     assert await expired(database) == swept
 
 
+async def mark(database: Database, partition: int, *, offset: int = 7, caught_up: float | None = 100) -> None:
+    """A watermark of the topic `nodes-eu`, caught up so many seconds ago."""
+    at = "NULL" if caught_up is None else f"'{ago(caught_up)}'"
+    columns = 'topic, partition, "offset", caught_up_at, updated_at, consumer'
+    await execute(
+        database, f"INSERT INTO watermarks ({columns}) VALUES ('nodes-eu', {partition}, {offset}, {at}, now(), 'me')"
+    )
+
+
+@BOTH
+async def test_a_partition_that_nobody_has_read_protects_its_topic(
+    sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
+) -> None:
+    """A new partition may hold the heartbeats of any node of its topic: none expires until it was read once."""
+    await register(projector, [node(1)], deadline, partition="nodes-eu-1")
+    await mark(database, 1)
+    await mark(database, 2, offset=-1, caught_up=None)
+    await walk(sweep, deadline)
+    assert await expired(database) == 0
+    await execute(database, "UPDATE watermarks SET caught_up_at = now() WHERE partition = 2")
+    await walk(sweep, deadline)
+    assert await expired(database) == 1
+
+
+@BOTH
+async def test_where_nodes_follow_their_messages_each_partition_counts(
+    scans: Database, projector: Projector, database: Database, deadline: Deadline
+) -> None:
+    """With PQS_TRACKS=follow a node's messages may wait in any partition of its topic, so the slowest one counts."""
+    await register(projector, [node(1)], deadline, partition="nodes-eu-1")
+    await mark(database, 1)
+    await mark(database, 2, caught_up=3590)
+    await walk(Sweep(database, scans, EntryBuilder(), follow=True), deadline)
+    assert await expired(database) == 0
+    await walk(Sweep(database, scans, EntryBuilder(), follow=False), deadline)
+    assert await expired(database) == 1
+
+
+@BOTH
+async def test_a_row_before_a_topic_does_not_expire(
+    sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
+) -> None:
+    """A row that was moved before a topic's first message waits for that message."""
+    await register(projector, [node(1)], deadline, partition="nodes-eu-*")
+    await mark(database, 1)
+    await walk(sweep, deadline)
+    assert await expired(database) == 0
+
+
+@BOTH
+async def test_a_dead_letter_protects_its_node(
+    sweep: Sweep, projector: Projector, database: Database, deadline: Deadline
+) -> None:
+    """A node whose message could not be applied may be alive; what the relay could not send says nothing about it."""
+    await register(projector, [node(1), node(2)], deadline)
+    for number, source in ((1, "consumer"), (2, "relay")):
+        await execute(
+            database,
+            "INSERT INTO dead_letters (source, topic, headers, error, entity_id)"
+            f" VALUES ('{source}', 'nodes', '[]', 'conflict', '{node(number)}')",
+        )
+    await walk(sweep, deadline)
+    assert await expired(database) == 1
+    assert (await read(database, node(2))).current_state is STATES[deadline]
+    await execute(database, "DELETE FROM dead_letters")
+    await walk(sweep, deadline)
+    assert await expired(database) == 2
+
+
 @BOTH
 async def test_nodes_that_are_protected_hold_nobody_up(
     scans: Database, projector: Projector, database: Database, deadline: Deadline

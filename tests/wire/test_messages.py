@@ -1,13 +1,14 @@
 """A message from Kafka as an event: its form is found by its headers, and its position is its place."""
 
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
 
 from app.domain.positions import Position
-from app.errors import InvalidInputError, UnreadableError
-from app.wire.messages import KafkaMessage, read_message
+from app.errors import ForeignMessageError, InvalidInputError, UnreadableError
+from app.wire.messages import KafkaMessage, entity_of, read_message
 from tests.making import NODE, Json, event_json, node, when
 
 EVENT = event_json("registration.initiated", 1)
@@ -62,14 +63,26 @@ def test_every_form_is_the_same_event(value: Json, headers: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "headers", "error", "said"),
     [
-        (None, [], InvalidInputError, "no value"),
+        (None, [], ForeignMessageError, "no value"),
+        (EVENT | {"type": "invoice.paid"}, [], ForeignMessageError, "invoice.paid"),
+        (STRUCTURED | {"type": "invoice.paid"}, [], ForeignMessageError, "invoice.paid"),
+        (
+            STRUCTURED | {"type": "invoice.paid"},
+            [("content-type", b"application/cloudevents+json")],
+            ForeignMessageError,
+            "invoice.paid",
+        ),
+        (b"\xff\xfe", [*CE_HEADERS[:2], ("ce_type", b"invoice.paid")], ForeignMessageError, "invoice.paid"),
+        (EVENT | {"type": "registration.initated"}, [], InvalidInputError, "#/type"),
+        (EVENT | {"type": 7}, [], InvalidInputError, "#/type"),
+        (b"\0\0\0\0\x07" + msgspec.json.encode(EVENT), [], UnreadableError, "schema registry .* schema id 7"),
         (b"", [], UnreadableError, "empty"),
         (b"{", [], UnreadableError, "not JSON"),
         (b"[]", [], InvalidInputError, "expected"),
         (EVENT | {"color": "red"}, [], InvalidInputError, "#/color"),
         (without(EVENT, "event_id"), [], InvalidInputError, "#/event_id"),
         (without(STRUCTURED, "subject"), [], InvalidInputError, "#/subject"),
-        (EVENT["data"], CE_HEADERS[1:], InvalidInputError, "ce-specversion"),
+        (EVENT["data"], CE_HEADERS[1:], InvalidInputError, "#/header/ce_specversion"),
         (EVENT["data"], [*CE_HEADERS, CE_HEADERS[0]], InvalidInputError, "more than once"),
         (EVENT["data"], [*CE_HEADERS, ("ce_domain", b"\xff")], InvalidInputError, "not UTF-8"),
         (EVENT["data"], [*CE_HEADERS, ("content-type", b"text/plain")], InvalidInputError, "application/json"),
@@ -80,3 +93,24 @@ def test_what_is_wrong_is_said(value: Any, headers: Any, error: type[Exception],
     """A message that is no event says what was expected, and where."""
     with pytest.raises(error, match=said):
         read_message(message(value, headers))
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "entity_id"),
+    [
+        (msgspec.json.encode(EVENT | {"color": "red"}), b"", NODE),
+        (msgspec.json.encode(STRUCTURED | {"time": "soon"}), b"", NODE),
+        (b"{", str(NODE).encode(), NODE),
+        (None, str(NODE).encode(), NODE),
+        (b'{"entity_id": 7}', str(NODE).encode(), NODE),
+        (b'{"entity_id": "nobody"}', str(NODE).encode(), NODE),
+        (b"{", b"\xff", None),
+        (None, None, None),
+    ],
+)
+def test_a_message_without_an_event_still_has_an_entity(
+    value: bytes | None, key: bytes | None, entity_id: UUID | None
+) -> None:
+    """The entity comes from the value as far as it can be read, else from the key."""
+    found = entity_of(KafkaMessage("nodes", 7, 42, key, value, []))
+    assert found == entity_id

@@ -47,6 +47,8 @@ BY_CALL: dict[tuple[str, int], str] = {
     ("retryDeadLetter", 409): "The event is early, or conflicts with its entity's row. The message stays.",
     ("retryDeadLetter", 422): "The id is not valid, or the message is not an event: `errors` says why. The message "
     "stays.",
+    ("dropWatermark", 404): "This partition has no watermark.",
+    ("dropWatermark", 409): "A consumer reads this partition.",
     ("getReadiness", 503): "The database does not answer, or has another schema.",
 }
 # Of all calls with these tags.

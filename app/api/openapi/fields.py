@@ -185,7 +185,7 @@ BY_SCHEMA: dict[tuple[str, str], str] = {
     ("Watermark", "caught_up_at"): "When nothing was last seen after `offset`; null if that was never seen.",
     ("Watermark", "consumer"): "The consumer that wrote this row last.",
     ("Watermark", "message_at"): "The time of the newest message up to `offset`, corrected for times that go back.",
-    ("Watermark", "offset"): "The last offset that is applied, or is a dead letter.",
+    ("Watermark", "offset"): "The last offset that is applied, or is a dead letter; -1 before the first message.",
     ("Watermark", "partition"): "The number of the partition.",
     ("Watermark", "topic"): "The topic.",
     ("WatermarkList", "items"): "One row per partition.",

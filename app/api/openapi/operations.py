@@ -195,10 +195,10 @@ def retry_operation() -> Operation:
     return {"response_class": Response, "responses": responses, "openapi_extra": None}
 
 
-def removal_operation() -> Operation:
-    """`DELETE /v1/dead-letters/{id}`, which answers without a body."""
-    responses: dict[int | str, Json] = {204: {"description": "The dead letter is removed.", "headers": _headers()}}
-    responses |= {status: _error(status) for status in (404, 422, 503)}
+def removal_operation(removed: str, *, errors: tuple[int, ...] = (404, 422, 503)) -> Operation:
+    """A call that removes something, and answers without a body."""
+    responses: dict[int | str, Json] = {204: {"description": f"{removed} is removed.", "headers": _headers()}}
+    responses |= {status: _error(status) for status in errors}
     return {"response_class": Response, "responses": responses, "openapi_extra": None}
 
 
