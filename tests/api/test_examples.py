@@ -354,6 +354,7 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
         " VALUE VALUES (4711, '2026-01-01T00:00:09Z', 'key:admin/a2b3c4d5e6', 'dead-letters.retry', 'dead letter 1',"
         " 'applied', '3f0c1a52-7d7e-4f2b-9c63-5f1f0c8f2f7d', '192.0.2.7')"
     )
+    await connection.execute("SELECT setval('audit_log_id_seq', 4711)")
     for offset, value, error in DEAD:
         await connection.execute(
             'INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error, created_at)'
