@@ -9,8 +9,8 @@ import os
 from sqlalchemy import Connection
 
 from alembic import context
+from app.store.access_tables import METADATA
 from app.store.schema import create_engine
-from app.store.tables import Base
 
 LOCK_TIMEOUT = "5s"  # a migration that waits for a lock delays every session behind it, so it gives up
 
@@ -20,7 +20,7 @@ def run(connection: Connection) -> None:
     connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
     connection.exec_driver_sql("SET statement_timeout = 0")
     connection.commit()
-    context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
+    context.configure(connection=connection, target_metadata=METADATA, transaction_per_migration=True)
     with context.begin_transaction():
         context.run_migrations()
 

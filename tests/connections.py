@@ -24,7 +24,8 @@ from app.api.context import Headers
 from app.runtime.exchange import DirectCall
 from app.runtime.protocol import HttpProtocol
 from app.settings import read_settings
-from app.store.tables import Base, RegistrationProjection
+from app.store.access_tables import METADATA
+from app.store.tables import RegistrationProjection
 from tests.making import NODE, Json, event_json, life
 
 PATIENCE = 20.0  # seconds
@@ -308,7 +309,7 @@ class Plain:
         if self.untouched:
             return
         async with connected(self.url) as connection:
-            names = [name for name in Base.metadata.tables if name != "audit_log"]  # it refuses DELETE
+            names = [name for name in METADATA.tables if name != "audit_log"]  # it refuses DELETE
             await connection.execute("; ".join(f"DELETE FROM {name}" for name in names))
         first = put(WORKFLOW, commit(1, action_id="first"), "If-None-Match: *")
         for ask in (post(life()), first, put(WORKFLOW, commit(2), 'If-Match: "1"')):

@@ -13,12 +13,17 @@ SOURCES = {"app": ROOT, "clients/python/pqs_client": ROOT / "clients" / "python"
 
 TABLES = "The class of a table is named as the class of its rows: it is only used inside the store."
 CLIENT = "The client raises it for the problem that the service makes of its own error of this name."
+NAMED_BY_TEXT = "The client takes the values of the service's enum as text."
 ASGI = "The name of ASGI's specification. The routes and the runtime do not import each other."
 
 # Names that several modules define, and why that may be.
 ALLOWED = {
     "DeadLetter": TABLES,
     "Watermark": TABLES,
+    "Clock": NAMED_BY_TEXT,
+    "Order": NAMED_BY_TEXT,
+    "LateError": CLIENT,
+    "MAX_WAIT": "The longest wait of one call: the service has it, and the client keeps to it.",
     "ActionConflictError": CLIENT,
     "ForbiddenError": CLIENT,
     "NotFoundError": CLIENT,

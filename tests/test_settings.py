@@ -40,6 +40,7 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
     "body_memory": ("1023", "1024", "1099511627776", "1099511627777"),
     "slow": ("0", "0.000001", "3600", "3600.1"),
     "drain": ("-1", "0", "3600", "3600.1"),
+    "max_skew": ("-1", "0", "315360000000", "315360000001"),
     "oidc_leeway": ("-1", "0", "300", "301"),
 }
 WITHIN = [(name, value) for name, (_, *ends, _) in NUMBERS.items() for value in ends]

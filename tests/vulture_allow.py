@@ -1,7 +1,5 @@
 """Code that is used where vulture does not look, and the reason."""
 
-import app.access.principals as access_principals
-import app.store.tables as store_tables
 from app import main, settings
 from app.api import bodies, workflows
 from app.domain import events
@@ -11,7 +9,7 @@ from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
 from app.runtime import protocol
 from app.settings import types as setting_types
-from app.store import tables
+from app.store import access_tables, tables
 from app.wire import answers, envelopes
 from pqs_client import tokens
 from pqs_client.entities import Entities, OverdueScans
@@ -23,7 +21,6 @@ _used_from_outside: list[object] = [
     tables.CHANGE_IDS,
     tables.ChangesFloor,
     # In the log's contract: what forgets and rebuilds will write.
-    ChangeOutcome.FORGOTTEN,
     ChangeOutcome.REBUILT,
     # uvicorn imports it by name.
     main.from_environment,
@@ -81,6 +78,10 @@ _used_from_outside: list[object] = [
     tables.WorkflowAction.state_digest,
     tables.WorkflowAction.committed_at,
     tables.Watermark.caught_up_at,
+    access_tables.METADATA,
+    access_tables.ApiKey,
+    access_tables.ApiKeyRevision.single,
+    access_tables.WorkflowQuota,
     # Checked when it is decoded, never read.
     Provenance.effect_id,
     # Fields of answers: encoded, never read.
@@ -90,14 +91,4 @@ _used_from_outside: list[object] = [
     answers.Summary.duplicate,
     answers.StreamSummary.invalid,
     answers.StreamSummary.forbidden,
-]
-
-# Built and tested; nothing calls them yet.
-_to_be_wired: list[object] = [
-    access_principals.Grant.allows,
-    access_principals.Grant.is_over,
-    store_tables.ApiKey,
-    store_tables.ApiKeyRevision,
-    store_tables.ApiKeyRevision.single,
-    store_tables.WorkflowQuota,
 ]

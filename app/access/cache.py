@@ -32,7 +32,7 @@ UNREAD = -1  # no revision
 NOTES = 60.0  # seconds between two notes of which keys were used
 
 
-class Held(Struct):
+class HeldKey(Struct):
     """A key in memory: its id, its owner, and whether it was used since the last note.
 
     It counts until the keys are read anew: whoever has kept it looks the key up again then.
@@ -64,14 +64,14 @@ class KeyCache:
         self._poll = poll.total_seconds()
         self._good_for = good_for.total_seconds()
         self.clock = clock
-        self._held: dict[bytes, Held] = {}
+        self._held: dict[bytes, HeldKey] = {}
         self._revision = UNREAD
         self.fresh_until = float("-inf")  # until when it is known which keys are good, without another look
         self._noted_at = clock()
         self._wake = asyncio.Event()
         self._is_down = False
 
-    def find(self, digest: bytes) -> Held | None:
+    def find(self, digest: bytes) -> HeldKey | None:
         """The key with this digest, expired ones included; None where no key has it. Asks nobody.
 
         Raises UnavailableError when the database has not answered for too long to know.
@@ -144,8 +144,8 @@ class KeyCache:
                 held.used = False
 
 
-def _held(key: StoredKey) -> Held:
+def _held(key: StoredKey) -> HeldKey:
     expires_at = key.expires_at.timestamp()
     grant = Grant(scopes_of(key.scopes), frozenset(key.domains), key.workflow_prefixes, expires_at)
     name = f"key:{key.name}/{key.id}"
-    return Held(key.id.encode(), Principal(name, grant, key.rate, key.burst), expires_at)
+    return HeldKey(key.id.encode(), Principal(name, grant, key.rate, key.burst), expires_at)

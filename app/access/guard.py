@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from app.access import refusals
-from app.access.cache import Held, KeyCache
+from app.access.cache import HeldKey, KeyCache
 from app.access.keys import KEY_PREFIX, digest_of, id_in
 from app.access.posture import forwarded, is_forwarding
 from app.access.principals import ANYONE, Principal
@@ -81,15 +81,15 @@ class Guard:
             return refusals.bad_token("this is not a key of this service")
         return self._tokens.known(token)
 
-    def key_in(self, authorization: bytes | None) -> Held | None:
+    def key_in(self, authorization: bytes | None) -> HeldKey | None:
         """The good key in an `Authorization` field's value, to be kept by who sees the same value again."""
         if self._is_open or authorization is None or self._keys is None:
             return None
         token = _token_in(authorization)
         found = self._find(token) if token is not None and token[:4] == KEY_PREFIX else None
-        return found if isinstance(found, Held) else None
+        return found if isinstance(found, HeldKey) else None
 
-    def still_knows(self, held: Held) -> bool:
+    def still_knows(self, held: HeldKey) -> bool:
         """Whether a key that was found by `key_in` is still good: all that `known` checks, without the digest.
 
         A revocation counts here as soon as there: the cache marks what it held when it reads the keys anew.
@@ -129,9 +129,9 @@ class Guard:
 
     def _of_key(self, token: bytes) -> Principal | PqsError:
         found = self._find(token)
-        return found.principal if isinstance(found, Held) else found
+        return found.principal if isinstance(found, HeldKey) else found
 
-    def _find(self, token: bytes) -> Held | PqsError:
+    def _find(self, token: bytes) -> HeldKey | PqsError:
         digest = digest_of(token)
         if digest is None:
             return refusals.bad_token("this key has a typing error: its checksum does not fit")

@@ -40,10 +40,6 @@ class Grant(Struct, frozen=True):
     prefixes: tuple[str, ...] = ()
     expires_at: float | None = None
 
-    def allows(self, scope: Scope) -> bool:
-        """Whether the scope is granted."""
-        return scope in self.scopes
-
     def allows_domain(self, domain: str) -> bool:
         """Whether the domain is covered. Names are compared to the letter."""
         domains = self.domains
@@ -56,10 +52,6 @@ class Grant(Struct, frozen=True):
     def allows_key(self, workflow_key: str) -> bool:
         """Whether the workflow is covered."""
         return workflow_key.startswith(self.prefixes)
-
-    def is_over(self, now: float) -> bool:
-        """Whether its end has come. `now` is in seconds since 1970."""
-        return self.expires_at is not None and self.expires_at <= now
 
 
 class Principal(Struct, frozen=True):

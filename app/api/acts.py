@@ -21,7 +21,10 @@ from app.domain.events import ForgottenData
 from app.domain.registration import Registration
 from app.domain.results import EmittedEvent
 from app.errors import Fault, InvalidInputError, PreconditionFailedError
-from app.wire.answers import DeregisterAnswer, ForgetAnswer
+from app.wire.answers import (
+    DeregisterAnswer,
+    ForgetAnswer,
+)
 from app.wire.events import read_json
 from app.wire.faults import find_nul
 from app.wire.values import Path

@@ -15,7 +15,10 @@ from app.api.schemas import RowsQuery, encode
 from app.api.service import service_of
 from app.store import audit
 from app.store.audit import Act
-from app.wire.answers import AuditEntry, AuditPage
+from app.wire.answers import (
+    AuditEntry,
+    AuditPage,
+)
 
 router = APIRouter(tags=["audit"])
 

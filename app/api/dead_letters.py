@@ -24,7 +24,11 @@ from app.store import audit, dead_letters
 from app.store.audit import Act
 from app.store.database import Connection
 from app.store.dead_letters import DeadLetter
-from app.wire.answers import DeadLetterPage, DeadMessage, Header
+from app.wire.answers import (
+    DeadLetterPage,
+    DeadMessage,
+    Header,
+)
 from app.wire.messages import KafkaMessage, read_message
 
 router = APIRouter(tags=["dead-letters"])

@@ -51,7 +51,7 @@ from app.errors import UnavailableError
 from app.feed.boards import Shown
 from app.runtime.framing import FieldList
 from app.runtime.metrics import Metrics
-from app.wire.answers import Problem
+from app.wire.problems import Problem
 
 ENTITY = b"/v1/entities/"
 ENTITY_LENGTH = len(ENTITY) + 36  # with a UUID in its usual form

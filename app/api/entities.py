@@ -30,7 +30,11 @@ from app.feed.watches import as_it_is, check_present
 from app.store import listing
 from app.store.listing import EntityFilter
 from app.store.registrations import REGISTRATIONS
-from app.wire.answers import EntityPage, EntityState, LookupAnswer
+from app.wire.answers import (
+    EntityPage,
+    EntityState,
+    LookupAnswer,
+)
 from app.wire.events import read_json
 from app.wire.faults import depth, find_nul
 from app.wire.syntax import MAX_NESTING

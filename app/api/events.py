@@ -21,14 +21,20 @@ from app.api.needs import admit, caller_of, check_again, check_domains, needs, p
 from app.api.openapi.operations import events_operation
 from app.api.preferences import minimal, wants_minimal
 from app.api.problems import order_problem
-from app.api.room import Held, held_by
+from app.api.room import Hold, held_by
 from app.api.schemas import EventsQuery, encode
 from app.api.service import Service, service_of
 from app.domain.events import Event
 from app.domain.results import Outcome, Result
 from app.errors import Fault, InvalidInputError, PqsError, RefusedValuesError
 from app.inbound.lines import Outcomes, Report, take_lines
-from app.wire.answers import FORBIDDEN, INVALID, BatchAnswer, StreamSummary, Summary
+from app.wire.answers import (
+    FORBIDDEN,
+    INVALID,
+    BatchAnswer,
+    StreamSummary,
+    Summary,
+)
 from app.wire.cloudevents import BATCH, STRUCTURED, attributes_of, read_binary, read_cloudevent, read_cloudevents
 from app.wire.events import correlated, read_event, read_events
 from app.wire.values import without_bom
@@ -202,7 +208,7 @@ async def _paced(
 class _Upload:
     """The body of a stream, read a little ahead, so that a client that disconnects is noticed between two chunks."""
 
-    def __init__(self, receive: Receive, held: Held) -> None:
+    def __init__(self, receive: Receive, held: Hold) -> None:
         self._receive = receive
         self._held = held
         self._gone = False
@@ -255,7 +261,7 @@ class _Upload:
 class _StreamAnswer(Report):
     """The lines of a stream's answer, in a file once they are many, and the counts for its summary."""
 
-    def __init__(self, service: Service, upload: _Upload, held: Held) -> None:
+    def __init__(self, service: Service, upload: _Upload, held: Hold) -> None:
         self._service = service
         self._held = held
         self._in_file = False

@@ -13,7 +13,10 @@ from app.api.service import service_of
 from app.errors import UnavailableError
 from app.runtime import metrics
 from app.runtime.metrics import read_numbers
-from app.wire.answers import Health, Ready
+from app.wire.answers import (
+    Health,
+    Ready,
+)
 
 router = APIRouter(tags=["health"])
 

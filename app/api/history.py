@@ -22,7 +22,11 @@ from app.errors import ChangesOffError, Fault, InvalidInputError
 from app.feed.history import History, Moment
 from app.feed.items import item_of
 from app.store.changes import Logged
-from app.wire.answers import ChangeItem, EntityHistory, EventRecord
+from app.wire.answers import (
+    ChangeItem,
+    EntityHistory,
+    EventRecord,
+)
 
 router = APIRouter()
 

@@ -32,7 +32,10 @@ from app.feed.boards import Shown
 from app.store.database import Connection
 from app.store.overdue import DueKey, now
 from app.store.registrations import REGISTRATIONS
-from app.wire.answers import OverduePage, OverdueRegistration
+from app.wire.answers import (
+    OverduePage,
+    OverdueRegistration,
+)
 
 router = APIRouter(tags=["overdue"])
 

@@ -4,7 +4,7 @@ from hmac import compare_digest
 
 from msgspec import Struct
 
-from app.access.cache import Held
+from app.access.cache import HeldKey
 from app.api.asgi import Headers
 from app.api.bodies import JSON
 from app.api.hosts import Hosts
@@ -28,7 +28,7 @@ class PlainFields(Struct):
     prefer: bytes | None
     has_tags: bool  # in If-None-Match
     traceparent: bytes | None = None
-    held: Held | None = None  # the key in `authorization`, once it was found
+    held: HeldKey | None = None  # the key in `authorization`, once it was found
 
     def inherit(self, before: "PlainFields | None") -> None:
         """Take the key over that was found for the request before, when it is the same.

@@ -49,7 +49,7 @@ from app.errors import (
 )
 from app.feed.late import LateError, OtherTrackError
 from app.store.quotas import QuotaExceededError
-from app.wire.answers import (
+from app.wire.problems import (
     ActionProblem,
     ForgottenProblem,
     GoneProblem,

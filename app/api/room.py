@@ -78,7 +78,7 @@ class Room:
                 del self._files_of_peers[peer]
 
 
-class Held:
+class Hold:
     """What one request holds of a room, until it is closed."""
 
     def __init__(self, room: Room, peer: str | None) -> None:
@@ -110,14 +110,14 @@ class Held:
             self._files -= 1
 
 
-UNBOUNDED = Room(sys.maxsize)  # of an application that says nothing of it
+UNLIMITED = Room(sys.maxsize)  # of an application that says nothing of it
 
 
-def held_by(request: Request) -> Held:
+def held_by(request: Request) -> Hold:
     """What a request holds. The middleware closes it after the answer (`app/api/context.py`)."""
-    held: Held | None = request.scope.get(HELD)
+    held: Hold | None = request.scope.get(HELD)
     if held is None:
         client = request.scope.get("client")
-        room = getattr(request.app.state, "room", UNBOUNDED)
-        held = request.scope[HELD] = Held(room, peer_of(client[0] if client else None))
+        room = getattr(request.app.state, "room", UNLIMITED)
+        held = request.scope[HELD] = Hold(room, peer_of(client[0] if client else None))
     return held

@@ -20,7 +20,7 @@ from app.feed.late import LateError
 from app.feed.marks import Marks, is_reached
 from app.feed.watches import Found, Wanted
 from app.store.watermarks import KafkaPartition
-from app.wire.answers import Reached
+from app.wire.problems import Reached
 
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from app.wire.answers import WatermarkList
 
 router = APIRouter(tags=["watermarks"])
 
-Topic = Annotated[str, Path(min_length=1, max_length=249, description="The topic.")]
-Partition = Annotated[int, Path(ge=0, le=2**31 - 1, description="The number of the partition.")]
+TopicName = Annotated[str, Path(min_length=1, max_length=249, description="The topic.")]
+PartitionNumber = Annotated[int, Path(ge=0, le=2**31 - 1, description="The number of the partition.")]
 
 
 @router.get(
@@ -52,7 +52,7 @@ async def list_watermarks(request: Request, _query: Annotated[NoQuery, Query()])
     dependencies=needs(Scope.OPERATIONS_WRITE),
 )
 async def drop_watermark(
-    request: Request, topic: Topic, partition: Partition, _query: Annotated[NoQuery, Query()]
+    request: Request, topic: TopicName, partition: PartitionNumber, _query: Annotated[NoQuery, Query()]
 ) -> Response:
     """Remove the watermark of a partition that nobody reads any more, as after its topic was removed.
 

@@ -28,7 +28,7 @@ from app.projection.changes import change_log_of
 from app.projection.tracks import move_track
 from app.runtime.database import database_of
 from app.settings import Settings
-from app.settings.types import TOPIC
+from app.settings.types import TOPIC_NAME
 from app.store import audit, changes
 from app.store.audit import Act
 from app.store.counts import Miscount
@@ -100,7 +100,7 @@ def _position(sequence: int | None, partition: str | None, offset: int | None) -
 
 
 def _topic(name: str) -> str:
-    if not TOPIC.fullmatch(name):
+    if not TOPIC_NAME.fullmatch(name):
         raise click.UsageError(f"{name} is not a topic's name: letters, digits, `.`, `_` and `-`, at most 249")
     return name
 

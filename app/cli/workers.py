@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 import click
 
 from app.cli.operators import operator
-from app.cli.options import CONSUMER, WORKER, logged_settings, settings_options
+from app.cli.options import CONSUMER_OPTIONS, WORKER, logged_settings, settings_options
 from app.cli.starting import tell
 from app.concurrency.worker import Worker
 from app.errors import StartError
@@ -46,7 +46,7 @@ def sweep(**given: str | None) -> None:
 
 @click.command()
 @settings_options(
-    *WORKER, "ack_timeout", "liveness_interval", "liveness_window", "topics_in", "consumer_group", *CONSUMER
+    *WORKER, "ack_timeout", "liveness_interval", "liveness_window", "topics_in", "consumer_group", *CONSUMER_OPTIONS
 )
 @click.option(
     "--restarted", metavar="TOPIC", help="This topic was deleted and created again: read it from its first message."

@@ -41,7 +41,7 @@ class Shown(Struct, frozen=True):
     next_deadline: datetime | None
 
 
-class Clock:
+class BoardClock:
     """The database's clock, by this process's: the smallest difference that was measured lately."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Clock:
 
 
 Reading = Callable[[], Awaitable[Shown]]
-Key = tuple[str, str, int]  # kind of deadline, domain, rows of the page
+BoardKey = tuple[str, str, int]  # kind of deadline, domain, rows of the page
 
 
 class Boards:
@@ -67,8 +67,8 @@ class Boards:
         """Who waits counts as one of the feed's followers. `logged`: there is a change log."""
         self._feed = feed
         self._logged = logged
-        self._clock = Clock()
-        self._boards: dict[Key, _Board] = {}
+        self._clock = BoardClock()
+        self._boards: dict[BoardKey, _Board] = {}
         feed.observe(self)
 
     @property
@@ -77,7 +77,7 @@ class Boards:
         return sum(len(board.waiting) for board in self._boards.values())
 
     def ask(
-        self, key: Key, states: frozenset[str], read: Reading, known: Callable[[str], bool], wait: float
+        self, key: BoardKey, states: frozenset[str], read: Reading, known: Callable[[str], bool], wait: float
     ) -> "asyncio.Future[Shown]":
         """The page as soon as the caller does not have it, by its tag; after up to `wait` seconds as it is then.
 
@@ -161,7 +161,7 @@ class _Waiting:
 class _Board:
     """One page, and those who wait for it to change. It reads as long as there are any."""
 
-    def __init__(self, domain: str, states: frozenset[str], read: Reading, clock: Clock) -> None:
+    def __init__(self, domain: str, states: frozenset[str], read: Reading, clock: BoardClock) -> None:
         self._domain = domain
         self._states = states
         self._read = read

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from app.domain.positions import Position
 from app.domain.registration import Registration
 from app.errors import PqsError
-from app.wire.answers import Reached
+from app.wire.problems import Reached
 
 
 class OtherTrackError(PqsError):

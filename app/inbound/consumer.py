@@ -31,7 +31,7 @@ from app.errors import (
     UnreadableError,
 )
 from app.inbound.membership import MAX_BATCH, Batch, Membership, OutOfRangeError, Watermarks
-from app.inbound.report import ConsumerReport, Foreign
+from app.inbound.report import ConsumerReport, ForeignCount
 from app.outbound.client_log import client_log
 from app.outbound.kafka_options import Credentials
 from app.projection.clock import DatabaseClock
@@ -39,7 +39,7 @@ from app.projection.projector import Projector
 from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import Letter
-from app.store.watermarks import Found, KafkaPartition, LostPlaceError, Progress
+from app.store.watermarks import FoundPartition, KafkaPartition, LostPlaceError, PartitionProgress
 from app.wire.messages import KafkaMessage, entity_of, read_message
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ REFUSED_BY_DATABASE = "refused: PostgreSQL does not accept this write; the log o
 HEADERLESS = "its headers are lost: one of their names is not UTF-8, and the Kafka client then returns none"
 
 T = TypeVar("T")
-Decoded = Event | str | None  # the event of a message, the reason why it has none, or nothing: it is passed over
+MessageRead = Event | str | None  # the event of a message, the reason why it has none, or nothing: it is passed over
 
 
 class Consumer(Worker):
@@ -83,7 +83,7 @@ class Consumer(Worker):
         self._clock = clock
         self._stop_at_gaps = stop_at_gaps
         self._keep_foreign = keep_foreign
-        self._foreign = Foreign()
+        self._foreign = ForeignCount()
         self._credentials = credentials
         self._database = database
         self._projector = projector
@@ -140,7 +140,7 @@ class Consumer(Worker):
         """A function for the thread that reads watermarks from the database."""
         loop = asyncio.get_running_loop()
 
-        def watermarks_of(partitions: Sequence[Found]) -> dict[KafkaPartition, Progress]:
+        def watermarks_of(partitions: Sequence[FoundPartition]) -> dict[KafkaPartition, PartitionProgress]:
             looking = _tried(lambda: self._database.write(watermarks.find, partitions, self._name), stop)
             return asyncio.run_coroutine_threadsafe(looking, loop).result()
 
@@ -166,9 +166,9 @@ class Consumer(Worker):
             membership.end()
             await asyncio.wait([each for each in (fetching, writing) if each is not None])
 
-    async def _decoded(self, batch: Batch, stop: asyncio.Event) -> "list[Decoded]":
+    async def _decoded(self, batch: Batch, stop: asyncio.Event) -> "list[MessageRead]":
         """The event of each message, or the reason why it has none; None for one that is passed over."""
-        decoded: list[Decoded] = []
+        decoded: list[MessageRead] = []
         for number, message in enumerate(batch.messages):
             if number % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -189,7 +189,7 @@ class Consumer(Worker):
         return decoded
 
     async def _write(
-        self, membership: Membership, batch: Batch, decoded: "Sequence[Decoded]", stop: asyncio.Event
+        self, membership: Membership, batch: Batch, decoded: "Sequence[MessageRead]", stop: asyncio.Event
     ) -> None:
         """Apply a batch, and let its offsets be committed to Kafka."""
         try:
@@ -199,7 +199,7 @@ class Consumer(Worker):
         finally:
             membership.is_done()
 
-    async def _take(self, batch: Batch, decoded: "Sequence[Decoded]", stop: asyncio.Event) -> None:
+    async def _take(self, batch: Batch, decoded: "Sequence[MessageRead]", stop: asyncio.Event) -> None:
         """Apply a batch as one transaction. If PostgreSQL refuses it, apply it by halves.
 
         A single message that PostgreSQL refuses becomes a dead letter. Raises RefusedValuesError if that is refused,
@@ -218,7 +218,7 @@ class Consumer(Worker):
             else:
                 raise
 
-    async def _take_at_once(self, batch: Batch, decoded: "Sequence[Decoded]") -> None:
+    async def _take_at_once(self, batch: Batch, decoded: "Sequence[MessageRead]") -> None:
         """Write a batch: its events, its dead letters and its watermarks, in one transaction."""
         events = [each for each in decoded if isinstance(each, EventBase)]
         dead: list[Letter] = []
@@ -238,7 +238,9 @@ class Consumer(Worker):
             )
 
 
-def _dead(messages: Sequence[KafkaMessage], decoded: "Sequence[Decoded]", results: Sequence[Result]) -> list[Letter]:
+def _dead(
+    messages: Sequence[KafkaMessage], decoded: "Sequence[MessageRead]", results: Sequence[Result]
+) -> list[Letter]:
     """The messages that failed, as letters, in their order."""
     of_events = iter(results)
     letters = []

@@ -26,10 +26,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.errors import PqsError, StartError, UnavailableError
-from app.inbound.topics import ANSWER, GapError, TopicRestartedError, Topics, check_ids
+from app.inbound.topics import ANSWER, ClusterTopics, GapError, TopicRestartedError, check_ids
 from app.outbound.kafka_options import Credentials
 from app.store.dead_letters import MessageHeaders
-from app.store.watermarks import NOTHING_READ, Advance, Found, KafkaPartition, Progress
+from app.store.watermarks import NOTHING_READ, Advance, FoundPartition, KafkaPartition, PartitionProgress
 from app.wire.messages import KafkaMessage
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Times:
 
 
 # A function from partitions to how far they are read. It gives new partitions a watermark.
-Watermarks = Callable[[Sequence[Found]], dict[KafkaPartition, Progress]]
+Watermarks = Callable[[Sequence[FoundPartition]], dict[KafkaPartition, PartitionProgress]]
 # Called with the partition and the number of messages that were removed before they were read.
 Gap = Callable[[KafkaPartition, int], None]
 
@@ -140,7 +140,7 @@ class Membership:
             raise StartError(f"the Kafka client refuses its settings: {error.args[0]}") from error
         self._settings = settings
         self._credentials = credentials
-        self._topics = Topics(self._client, settings, topics)
+        self._topics = ClusterTopics(self._client, settings, topics)
         self._watermarks = watermarks
         self._batch = batch
         self._gap = gap
@@ -292,7 +292,7 @@ class Membership:
     def _assigned(self, client: Client, partitions: list[TopicPartition]) -> None:
         """Read new partitions from their watermarks on."""
         ids = self._topics.ids({each.topic for each in partitions})
-        ours = [Found(each.topic, each.partition, ids.get(each.topic)) for each in partitions]
+        ours = [FoundPartition(each.topic, each.partition, ids.get(each.topic)) for each in partitions]
         try:
             progress = self._watermarks(ours)
         except UnavailableError:  # the stop ended the wait for the database

@@ -26,7 +26,7 @@ class ConsumerReport:
         """Messages were removed before they were read."""
 
 
-class Foreign:
+class ForeignCount:
     """The messages that were passed over since the last line of the log."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from app.errors import StartError
-from app.store.watermarks import Found, KafkaPartition, Progress
+from app.store.watermarks import FoundPartition, KafkaPartition, PartitionProgress
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class GapError(StartError):
     """Kafka has removed messages before they were read, and PQS_GAPS says to stop then."""
 
 
-class Topics:
+class ClusterTopics:
     """The topics of a subscription, as the cluster has them. Its methods run in the consumer's thread."""
 
     def __init__(self, client: Client, settings: Mapping[str, object], names: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ class Topics:
         self._admin: AdminClient | None = None
         self._tells_ids = True
 
-    def new_partitions(self) -> list[Found]:
+    def new_partitions(self) -> list[FoundPartition]:
         """Partitions that have appeared since the last look; none between two looks, or when no broker answers.
 
         Raises TopicRestartedError when a topic has another id than at an earlier look.
@@ -93,7 +93,7 @@ class Topics:
                 raise TopicRestartedError(topic, OTHER_ID)
         new = there - self._known
         self._known |= there
-        return [Found(topic, number, ids.get(topic)) for topic, number in sorted(new)]
+        return [FoundPartition(topic, number, ids.get(topic)) for topic, number in sorted(new)]
 
     def _is_read(self, topic: str) -> bool:
         return topic in self._names or any(pattern.match(topic) for pattern in self._patterns)
@@ -124,7 +124,7 @@ class Topics:
             return None
 
 
-def check_ids(found: Sequence[Found], progress: Mapping[KafkaPartition, Progress]) -> None:
+def check_ids(found: Sequence[FoundPartition], progress: Mapping[KafkaPartition, PartitionProgress]) -> None:
     """Raises TopicRestartedError for a topic that has another id than when it was first read."""
     for each in found:
         known = progress.get((each.topic, each.partition))

@@ -19,7 +19,10 @@ from app.domain.results import Outcome
 from app.errors import StartError
 from app.load.early import Early, RefusedLines, why
 from app.load.source import InputLine, Source, chunks
-from app.wire.answers import FORBIDDEN, INVALID
+from app.wire.answers import (
+    FORBIDDEN,
+    INVALID,
+)
 from app.wire.events import MAX_LINE
 from pqs_client import (
     Client,
@@ -34,7 +37,7 @@ from pqs_client import (
 CONNECT_TIMEOUT = 5.0  # seconds
 ANSWER_TIMEOUT = 60.0  # seconds without a byte of an answer
 TRIES = 12  # attempts of a request without progress: they outlast the minute of an open circuit breaker
-MAX_WAIT = 10.0  # seconds between two attempts
+LONGEST_PAUSE = 10.0  # seconds between two attempts
 LIMITED = 429  # the status that asks a client to slow down
 
 OUTCOMES = (*(str(outcome) for outcome in Outcome), INVALID, FORBIDDEN)
@@ -186,7 +189,7 @@ class Loader:
         if failures == TRIES:
             part = f"; {committed:,} of the {self.on_the_way:,} lines of this request are in" if committed else ""
             raise StartError(f"{trouble}; gave up after {TRIES} tries{part}")
-        wait = min(max(wait, 2.0 ** (failures - 1)), MAX_WAIT)
+        wait = min(max(wait, 2.0 ** (failures - 1)), LONGEST_PAUSE)
         self._say(f"{trouble}; sending again in {wait:.0f} s ({failures} of {TRIES - 1})")
         return wait
 

@@ -6,9 +6,9 @@ from app.store import changes
 from app.store.database import Connection, Database
 from app.store.overdue import now
 from app.store.registrations import REGISTRATIONS
-from app.store.tracks import BEGINNING, Place, Tracks
+from app.store.tracks import BEFORE_ALL_KEYS, RowKey, TrackMoves
 
-_tracks = Tracks(REGISTRATIONS)
+_tracks = TrackMoves(REGISTRATIONS)
 
 
 async def move_track(database: Database, log: ChangeLog, track: str, to: Position) -> int:
@@ -18,7 +18,7 @@ async def move_track(database: Database, log: ChangeLog, track: str, to: Positio
     again moves the others.
     """
 
-    async def work(connection: Connection, after: Place) -> tuple[int, Place | None]:
+    async def work(connection: Connection, after: RowKey) -> tuple[int, RowKey | None]:
         page = await _tracks.move(connection, track, to, after=after)
         at = await now(connection)
         logged = [each for before, row in page.rows for each in log.rebased(before, row, at)]
@@ -27,7 +27,7 @@ async def move_track(database: Database, log: ChangeLog, track: str, to: Positio
         return len(page.rows), page.after
 
     number = 0
-    after: Place | None = BEGINNING
+    after: RowKey | None = BEFORE_ALL_KEYS
     while after is not None:
         of_page, after = await database.write(work, after)
         number += of_page

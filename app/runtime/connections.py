@@ -144,6 +144,11 @@ def turned_away() -> FramingError:
     return FramingError(503, TURNED_AWAY)
 
 
+def name_of(peername: object) -> str:
+    """The address of a client as logs have it; `-` at a Unix socket."""
+    return str(peername[0]) if isinstance(peername, tuple) else "-"
+
+
 def peer_of(host: str | None) -> str | None:
     """Whom an address counts for: an IPv4 address for itself, an IPv6 address for its network of 64 bits.
 

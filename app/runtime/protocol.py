@@ -19,7 +19,7 @@ from typing import Any, cast
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from app.runtime.connections import HEALTH_SECONDS, UNBOUNDED, ConnectionPlace, Connections, turned_away
+from app.runtime.connections import HEALTH_SECONDS, UNBOUNDED, ConnectionPlace, Connections, name_of, turned_away
 from app.runtime.exchange import (
     STATUS_LINES,
     App,
@@ -56,7 +56,6 @@ from app.runtime.waits import (
 
 log = logging.getLogger(__name__)
 
-NO_PEER = "-"  # the peer of a Unix socket
 HIGH_WATER = 64 * 1024  # bytes that are held of what a client sends before anybody wants it
 
 
@@ -91,15 +90,12 @@ class HttpProtocol(asyncio.Protocol):
         self._app_state = app_state
         self._transport: asyncio.Transport
         # What was read and is not used up, and how far it was searched for the end of a head.
-        self._buffer = bytearray()
-        self._searched = 0
+        self._buffer, self._searched = bytearray(), 0
         self._fields: Fields | None = None
         self._exchange: Exchange | DirectExchange | None = None
         self._asked: Headers = []  # the fields of its request
         self._body: SizedBody | ChunkedBody | None = None  # of the exchange
-        self._reading = True
-        self._closing = False
-        self._eof = False
+        self._reading, self._closing, self._eof = True, False, False
         self._unsent = 0  # bytes of the last answer, when the connection was to be closed
         self._drained: asyncio.Event | None = None  # while the client does not read
         self._wait = WaitTimer(self._loop, self._on_time)
@@ -113,7 +109,7 @@ class HttpProtocol(asyncio.Protocol):
         self._context = contextvars.copy_context()  # of no request: each begins with a copy of it
         self._connections.add(self)
         peer = transport.get_extra_info("peername")
-        self._peer = str(peer[0]) if isinstance(peer, tuple) else NO_PEER
+        self._peer = name_of(peer)
         self._place = self._given_place or ConnectionPlace(self._budget, peer)
         if self._place.is_reserved:
             self._idle_seconds = HEALTH_SECONDS

@@ -1,6 +1,7 @@
 """The settings of the service, from the environment and the command line."""
 
-from app.settings.settings import PREFIX, SECRETS, Settings, read_settings, secret_of, secrets_in
+from app.settings.contradictions import PREFIX
+from app.settings.settings import SECRETS, Settings, read_settings, secret_of, secrets_in
 from app.settings.types import (
     AccessLogging,
     BusKind,

@@ -129,7 +129,7 @@ def _issuer(url: str) -> str:
 IssuerAddress = Annotated[str, AfterValidator(_issuer)]
 # The names that Kafka allows for a topic.
 _TOPIC = "[a-zA-Z0-9._-]{1,249}"
-TOPIC = re.compile(_TOPIC)
+TOPIC_NAME = re.compile(_TOPIC)
 _SERVER = r"([a-zA-Z_]+://)?([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?"
 
 
@@ -151,7 +151,7 @@ def _topics(value: str) -> str:
     """Topics, and patterns of topics, which begin with `^`."""
     for each in value.split(","):
         if not each.startswith("^"):
-            if TOPIC.fullmatch(each) is None:
+            if TOPIC_NAME.fullmatch(each) is None:
                 raise ValueError(
                     "topics as topic,topic (letters, digits, dots, underscores, hyphens), or patterns as ^nodes-.*, "
                     f"were expected, and not {value!r}"
@@ -188,7 +188,7 @@ class Foreign(StrEnum):
     DEAD_LETTER = "dead_letter"
 
 
-Source = Annotated[str, _of_form(r"[!-~]{1,1024}", "a URI reference of printable ASCII was")]
+EventSource = Annotated[str, _of_form(r"[!-~]{1,1024}", "a URI reference of printable ASCII was")]
 Servers = Annotated[str, _of_form(rf"{_SERVER}(,{_SERVER})*|", "servers as host:port,host:port were")]
 
 

@@ -15,8 +15,8 @@ from app.store.statements import Statement
 
 WINDOW = 5_000  # rows that one transaction looks at
 
-Place = tuple[UUID, str]  # entity_id, domain: the order in which rows are looked at
-BEGINNING: Place = (UUID(int=0), "")
+RowKey = tuple[UUID, str]  # entity_id, domain: the order in which rows are looked at
+BEFORE_ALL_KEYS: RowKey = (UUID(int=0), "")
 
 # Finds the last row of the next window.
 _END = """
@@ -56,10 +56,10 @@ class Moved(Struct, Generic[R], frozen=True):
     """The rows of a window that were moved, before and after, and where the next window begins; None at the end."""
 
     rows: list[tuple[R, R]]
-    after: Place | None
+    after: RowKey | None
 
 
-class Tracks(Generic[R]):
+class TrackMoves(Generic[R]):
     """The statements over the tracks of one projection's rows."""
 
     def __init__(self, store: Store[R]) -> None:
@@ -71,7 +71,7 @@ class Tracks(Generic[R]):
         self._move = Statement(text(_MOVE.format(**names)))
 
     async def move(
-        self, connection: Connection, track: str, to: Position, *, after: Place = BEGINNING, most: int = WINDOW
+        self, connection: Connection, track: str, to: Position, *, after: RowKey = BEFORE_ALL_KEYS, most: int = WINDOW
     ) -> Moved[R]:
         """Move the rows of the next `most` that stand on `track`: only their position and version change.
 
@@ -81,7 +81,7 @@ class Tracks(Generic[R]):
         ends = await self._end.rows(connection, **begin, most=most)
         if not ends:
             return Moved([], None)
-        last: Place = (ends[0][0], ends[0][1])
+        last: RowKey = (ends[0][0], ends[0][1])
         topic = topic_of(track) if track.endswith(f"-{ANY_PARTITION}") else None
         records = await self._lock.rows(
             connection, **begin, last_id=last[0], last_domain=last[1], partition=track, topic=topic

@@ -38,7 +38,7 @@ class Advance(Struct, frozen=True, kw_only=True):
     caught_up: float | None = None
 
 
-class Found(Struct, frozen=True):
+class FoundPartition(Struct, frozen=True):
     """A partition that Kafka has, with the id of its topic (KIP-516); None where the broker does not tell."""
 
     topic: str
@@ -46,7 +46,7 @@ class Found(Struct, frozen=True):
     topic_id: str | None = None
 
 
-class Progress(Struct, frozen=True):
+class PartitionProgress(Struct, frozen=True):
     """The offset up to which a partition is read, and the id that its topic had when it was first read."""
 
     offset: int
@@ -80,8 +80,8 @@ JOIN watermarks AS w ON w.topic = ANY(ARRAY[asked.topic]) AND w.partition = aske
 
 
 async def find(
-    connection: Connection, partitions: Collection[Found], consumer: str
-) -> dict[KafkaPartition, Progress]:
+    connection: Connection, partitions: Collection[FoundPartition], consumer: str
+) -> dict[KafkaPartition, PartitionProgress]:
     """The progress in these partitions. One that has no watermark gets one, at NOTHING_READ.
 
     Until a consumer has read it to its end once, no entity of its topic expires by liveness (`app/store/overdue.py`).
@@ -95,7 +95,7 @@ async def find(
         consumer=consumer,
     )
     rows = await READ.rows(connection, topics=topics, partitions=numbers)
-    return {(topic, number): Progress(offset, topic_id) for topic, number, offset, topic_id in rows}
+    return {(topic, number): PartitionProgress(offset, topic_id) for topic, number, offset, topic_id in rows}
 
 
 async def read(connection: Connection, partitions: Collection[KafkaPartition]) -> dict[KafkaPartition, int]:

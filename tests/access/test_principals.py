@@ -1,6 +1,5 @@
 """Rights: what a grant covers, and what is said of a call that it does not cover."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +19,6 @@ def holder(grant: Grant) -> Principal:
 @given(st.frozensets(SCOPES), SCOPES)
 def test_a_scope_is_granted_or_not(scopes: frozenset[Scope], scope: Scope) -> None:
     """No scope includes another."""
-    assert Grant(scopes).allows(scope) is (scope in scopes)
     assert (rights.scope(holder(Grant(scopes)), scope) is None) is (scope in scopes)
 
 
@@ -55,12 +53,6 @@ def test_only_the_star_covers_every_domain() -> None:
     assert not READER.allows_every_domain()
     assert Grant(frozenset(), frozenset({EVERY_DOMAIN})).allows_every_domain()
     assert Grant(frozenset(), prefixes=(EVERY_KEY,)).allows_key("any")
-
-
-@pytest.mark.parametrize(("expires_at", "over"), [(None, False), (100.0, True), (99.9, True), (100.1, False)])
-def test_a_grant_ends(expires_at: float | None, over: bool) -> None:
-    """At its end it is over."""
-    assert Grant(frozenset(), expires_at=expires_at).is_over(100.0) is over
 
 
 def test_what_is_no_scope_grants_nothing() -> None:

@@ -16,7 +16,7 @@ from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
 from app.store.outbox import PendingMessage
-from app.store.watermarks import NOTHING_READ, Advance, Found
+from app.store.watermarks import NOTHING_READ, Advance, FoundPartition
 from tests.api.conftest import service_on
 from tests.making import NODE, Json, event_json, node, when
 from tests.processes import PATIENCE
@@ -242,7 +242,7 @@ async def test_watermarks_are_listed(client: httpx.AsyncClient, database: Databa
             Advance(topic="nodes", partition=9, expected=NOTHING_READ, offset=0, message_at=when(1), caught_up=0.0),
             Advance(topic="a", partition=0, expected=NOTHING_READ, offset=1),
         ]
-        await watermarks.find(connection, [Found(each.topic, each.partition) for each in advances], "me")
+        await watermarks.find(connection, [FoundPartition(each.topic, each.partition) for each in advances], "me")
         await watermarks.advance(connection, advances, "me")
 
     await database.write(work)

@@ -15,7 +15,7 @@ from app.store import dead_letters, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import Letter
 from app.store.schema import HEAD, REVISIONS
-from app.store.watermarks import NOTHING_READ, Advance, Found
+from app.store.watermarks import NOTHING_READ, Advance, FoundPartition
 from tests.api.conftest import service_on
 from tests.consul import consul
 from tests.making import NODE, Json, event_json, life, node
@@ -326,7 +326,7 @@ async def test_partitions_and_dead_letters_are_gauges(client: httpx.AsyncClient,
             ),
             Advance(topic="nodes", partition=2, expected=NOTHING_READ, offset=4),
         ]
-        await watermarks.find(connection, [Found(each.topic, each.partition) for each in advances], "me")
+        await watermarks.find(connection, [FoundPartition(each.topic, each.partition) for each in advances], "me")
         await watermarks.advance(connection, advances, "me")
         await dead_letters.add(
             connection, [Letter(topic="nodes", key=None, value=None, headers=[], error="") for _ in range(3)]

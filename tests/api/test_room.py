@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from app.api import room as rooms
-from app.api.room import MAX_FILES, Held, Room
+from app.api.room import MAX_FILES, Hold, Room
 from app.errors import NoRoomError
 from tests.api.conftest import service_on
 from tests.databases import new_database
@@ -52,7 +52,7 @@ def test_a_peer_has_half_of_the_room() -> None:
 def test_a_peer_has_half_of_the_files() -> None:
     """Long answers take descriptors, so they are counted; one address has half of them."""
     room = Room(100)
-    one, other, third = (Held(room, f"192.0.2.{number}") for number in range(3))
+    one, other, third = (Hold(room, f"192.0.2.{number}") for number in range(3))
     for held in (one, other):
         for _ in range(MAX_FILES // 2):
             held.take_file()
@@ -66,14 +66,14 @@ def test_a_peer_has_half_of_the_files() -> None:
 def test_what_a_request_holds_is_free_when_it_is_closed() -> None:
     """Bytes that were given back before are not given back twice."""
     room = Room(100)
-    held = Held(room, "192.0.2.1")
+    held = Hold(room, "192.0.2.1")
     held.take(30)
     held.take(20)
     held.give_back(40)
     held.close()
     held.close()
-    Held(room, "192.0.2.1").take(50)
-    Held(room, None).take(50)
+    Hold(room, "192.0.2.1").take(50)
+    Hold(room, None).take(50)
 
 
 def slow_body(size: int, arrived: asyncio.Event, go_on: asyncio.Event) -> AsyncIterator[bytes]:

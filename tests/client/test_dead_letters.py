@@ -8,7 +8,7 @@ from app.domain.results import Outcome
 from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
-from app.store.watermarks import NOTHING_READ, Advance, Found
+from app.store.watermarks import NOTHING_READ, Advance, FoundPartition
 from pqs_client import Client, ConflictError, ConnectionFailedError, Header, InvalidError, NotFoundError
 from tests.client.proxy import Proxy
 from tests.making import NODE, event_json, when
@@ -123,7 +123,7 @@ async def test_watermarks_are_values(pqs: Client, database: Database) -> None:
 
     async def work(connection: Connection) -> None:
         advance = Advance(topic="nodes", partition=3, expected=NOTHING_READ, offset=4, message_at=when(1))
-        await watermarks.find(connection, [Found("nodes", 3)], "me")
+        await watermarks.find(connection, [FoundPartition("nodes", 3)], "me")
         await watermarks.advance(connection, [advance], "me")
 
     await database.write(work)

@@ -2,14 +2,14 @@
 
 from datetime import UTC, datetime, timedelta
 
-from app.feed.boards import MEASURED, Clock
+from app.feed.boards import MEASURED, BoardClock
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def test_the_smallest_difference_counts() -> None:
     """A measurement that took long says less than one that did not."""
-    clock = Clock()
+    clock = BoardClock()
     clock.measure(NOON, 100.2)
     clock.measure(NOON + timedelta(seconds=1), 101.001)
     clock.measure(NOON + timedelta(seconds=2), 102.5)
@@ -18,7 +18,7 @@ def test_the_smallest_difference_counts() -> None:
 
 def test_old_measurements_are_forgotten() -> None:
     """So a clock that is set is followed."""
-    clock = Clock()
+    clock = BoardClock()
     clock.measure(NOON, 100.0)
     for second in range(MEASURED):
         clock.measure(NOON + timedelta(seconds=second), 107.0 + second)

@@ -18,9 +18,9 @@ from alembic.script import ScriptDirectory
 
 from app.errors import StartError
 from app.store import schema
+from app.store.access_tables import METADATA
 from app.store.outbox import slot_of
 from app.store.schema import BASE, HEAD, LOCK_KEY, REVISIONS, create_engine, initialize_schema, script_location
-from app.store.tables import Base
 from tests.databases import new_database
 
 ROOT = Path(__file__).parents[2]
@@ -240,7 +240,7 @@ async def test_the_models_lead_to_the_same_schema(database_url: str, empty_datab
     engine = create_engine(empty_database_url)
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
+            await connection.run_sync(METADATA.create_all)
     finally:
         await engine.dispose()
     assert await catalog(empty_database_url) == await catalog(database_url)
@@ -437,10 +437,10 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
 
 LOCKED = {
     TABLE: HEAD,
-    CHANGES: "0009",
+    CHANGES: "0010",
     AUDIT: "0008",
     OUTBOX: "0007",
-    WATERMARKS: "0005",
+    WATERMARKS: HEAD,
     STATE: "0003",
     COUNTS: "0002",
 }  # each table that a migration down locks, and the revision that it gives up at

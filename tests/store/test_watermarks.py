@@ -7,7 +7,7 @@ import pytest
 
 from app.store import watermarks
 from app.store.database import Connection, Database
-from app.store.watermarks import NOTHING_READ, Advance, Drop, Found, LostPlaceError, Progress
+from app.store.watermarks import NOTHING_READ, Advance, Drop, FoundPartition, LostPlaceError, PartitionProgress
 from app.wire.answers import Watermark
 from tests.making import when
 
@@ -21,7 +21,7 @@ async def move(database: Database, advances: Sequence[Advance]) -> list[Watermar
     """All watermarks after a transaction that moves some."""
 
     async def work(connection: Connection) -> list[Watermark]:
-        new = [Found(each.topic, each.partition) for each in advances if each.expected == NOTHING_READ]
+        new = [FoundPartition(each.topic, each.partition) for each in advances if each.expected == NOTHING_READ]
         await watermarks.find(connection, new, "me")
         await watermarks.advance(connection, advances, "me")
         return await watermarks.get_all(connection)
@@ -34,30 +34,32 @@ async def test_a_watermark_moves_on_from_where_it_stands(database: Database) -> 
     await move(database, [advance(NOTHING_READ, 4)])
     [moved] = await move(database, [advance(4, 9, message_at=when(3))])
     assert (moved.offset, moved.message_at, moved.as_of) == (9, when(3), when(3))
-    asked = [Found("nodes", 0), Found("nodes", 1)]
+    asked = [FoundPartition("nodes", 0), FoundPartition("nodes", 1)]
     assert await database.write(watermarks.find, asked, "me") == {
-        ("nodes", 0): Progress(9, None),
-        ("nodes", 1): Progress(NOTHING_READ, None),
+        ("nodes", 0): PartitionProgress(9, None),
+        ("nodes", 1): PartitionProgress(NOTHING_READ, None),
     }
 
 
 async def test_a_topic_keeps_its_first_id(database: Database) -> None:
     """The id that a topic has when it is first read is stored, once it is known, and does not change."""
     for told, stored in ((None, None), ("one", "one"), ("two", "one"), (None, "one")):
-        found = await database.write(watermarks.find, [Found("nodes", 0, told)], "me")
+        found = await database.write(watermarks.find, [FoundPartition("nodes", 0, told)], "me")
         assert found["nodes", 0].topic_id == stored
 
 
 async def test_a_topic_that_is_read_anew_has_no_watermarks(database: Database) -> None:
     """Restarting a topic removes its watermarks and no others."""
-    await database.write(watermarks.find, [Found("nodes", 0), Found("nodes", 1), Found("nodes-1", 0)], "me")
+    await database.write(
+        watermarks.find, [FoundPartition("nodes", 0), FoundPartition("nodes", 1), FoundPartition("nodes-1", 0)], "me"
+    )
     await database.write(watermarks.restart, "nodes")
     assert [(each.topic, each.partition) for each in await database.read(watermarks.get_all)] == [("nodes-1", 0)]
 
 
 async def test_only_an_unused_watermark_is_dropped(database: Database) -> None:
     """A watermark that was written lately is in use; an unknown one is not there."""
-    await database.write(watermarks.find, [Found("nodes", 0)], "me")
+    await database.write(watermarks.find, [FoundPartition("nodes", 0)], "me")
     assert await database.write(watermarks.drop, "nodes", 0) is Drop.IN_USE
     assert await database.write(watermarks.drop, "nodes", 1) is Drop.UNKNOWN
     assert await database.write(watermarks.drop, "nodes", 0, unused=0.0) is Drop.DONE

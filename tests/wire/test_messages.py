@@ -73,7 +73,7 @@ def test_every_form_is_the_same_event(value: Json, headers: Any) -> None:
             "invoice.paid",
         ),
         (b"\xff\xfe", [*CE_HEADERS[:2], ("ce_type", b"invoice.paid")], ForeignMessageError, "invoice.paid"),
-        (EVENT | {"type": "registration.initated"}, [], InvalidInputError, "#/type"),
+        (EVENT | {"type": "registration.began"}, [], InvalidInputError, "#/type"),
         (EVENT | {"type": 7}, [], InvalidInputError, "#/type"),
         (b"\0\0\0\0\x07" + msgspec.json.encode(EVENT), [], UnreadableError, "schema registry .* schema id 7"),
         (b"", [], UnreadableError, "empty"),

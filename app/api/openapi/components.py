@@ -13,6 +13,7 @@ from app.domain.results import Result
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance, Workflow
 from app.wire import answers
+from app.wire import problems as problem_types
 from app.wire.events import MAX_EVENTS
 
 # Fields of answers that are left out where they have no value, so they are never null.
@@ -36,9 +37,9 @@ def component_schemas() -> dict[str, Json]:
         answers.StreamSummary,
         answers.Health,
         answers.Ready,
-        answers.Problem,
-        answers.OrderProblem,
-        answers.InterruptedProblem,
+        problem_types.Problem,
+        problem_types.OrderProblem,
+        problem_types.InterruptedProblem,
         Workflow,
         Provenance,
         schemas.WorkflowCommit,
@@ -46,15 +47,15 @@ def component_schemas() -> dict[str, Json]:
         answers.WatermarkList,
         answers.DeadLetterPage,
         answers.AuditPage,
-        answers.StateProblem,
-        answers.ActionProblem,
+        problem_types.StateProblem,
+        problem_types.ActionProblem,
         answers.ChangesPage,
         answers.EntityHistory,
         answers.EventRecord,
-        answers.GoneProblem,
-        answers.LateProblem,
-        answers.TrackProblem,
-        answers.ForgottenProblem,
+        problem_types.GoneProblem,
+        problem_types.LateProblem,
+        problem_types.TrackProblem,
+        problem_types.ForgottenProblem,
         schemas.Forget,
         answers.ForgetAnswer,
         schemas.Deregister,

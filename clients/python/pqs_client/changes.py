@@ -11,7 +11,10 @@ from msgspec import Struct
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.wire.answers import ChangeItem, RowItem
+from app.wire.answers import (
+    ChangeItem,
+    RowItem,
+)
 from pqs_client.connection import NDJSON, PASSING_STATUSES, Caller
 from pqs_client.problems import ClientError, ConnectionFailedError, GoneError, ProblemError, UnexpectedAnswerError
 

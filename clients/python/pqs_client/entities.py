@@ -11,7 +11,14 @@ from msgspec import Struct
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.wire.answers import EntityHistory, EntityPage, EntityState, LookupAnswer, OverduePage, StateCounts
+from app.wire.answers import (
+    EntityHistory,
+    EntityPage,
+    EntityState,
+    LookupAnswer,
+    OverduePage,
+    StateCounts,
+)
 from pqs_client.connection import JSON, NDJSON, Caller, decode, read
 
 Clock: TypeAlias = Literal["known", "occurred"]  # when the service stored a change, or when it happened

@@ -13,7 +13,12 @@ import msgspec
 
 from app.domain.events import EventBase
 from app.domain.results import Outcome, Result
-from app.wire.answers import INVALID, BatchAnswer, LineResult, StreamSummary
+from app.wire.answers import (
+    INVALID,
+    BatchAnswer,
+    LineResult,
+    StreamSummary,
+)
 from pqs_client.connection import JSON, NDJSON, PASSING_STATUSES, Caller, Retry, decode, read
 from pqs_client.problems import (
     ClientError,

@@ -12,7 +12,11 @@ from app.domain.positions import Position
 from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import Fault, PqsError
-from app.wire.answers import ActionProblem, GoneProblem, StateProblem
+from app.wire.problems import (
+    ActionProblem,
+    GoneProblem,
+    StateProblem,
+)
 
 
 class ClientError(PqsError):
