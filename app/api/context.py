@@ -12,12 +12,10 @@ from app.api.asgi import App, Headers, Message, Receive, Scope, Send
 from app.api.correlation import HEADER, correlation
 from app.api.room import HELD
 from app.errors import PqsError
-from app.runtime.access_log import GONE
 from app.runtime.metrics import Metrics
 from app.store.replica import lag_of_answer
 
 __all__ = [
-    "GONE",
     "HEADER",
     "App",
     "Headers",
@@ -33,6 +31,7 @@ DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that are still read, so that
 DRAIN_SECONDS = 10.0
 NO_PEER = "-"  # where nobody knows the address of the other side, as at a Unix socket
 LAG = b"pqs-replica-lag"  # seconds that the replica which answered lags, at most
+GONE = 499  # in log and metrics: the client disconnected before its request was complete
 UNKNOWN = "unknown"  # in metrics: the route of a request that matches none
 METHODS = {
     "GET",

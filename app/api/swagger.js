@@ -16,6 +16,15 @@ async function show() {
     if (!answer.ok) throw new Error(`openapi.json was answered with ${answer.status}`);
     const spec = await answer.json();
     spec.servers = [{ url: new URL(".", location.href).href.replace(/\/$/, "") }];
+    // An optional parameter is sent only by whoever has typed it: some may not be sent without others.
+    for (const operation of Object.values(spec.paths).flatMap(Object.values)) {
+      for (const parameter of operation.parameters) {
+        if (parameter.required || parameter.schema.default === undefined) continue;
+        const shown = JSON.stringify(parameter.schema.default);
+        if (shown !== "[]") parameter.description += ` Default: \`${shown}\`.`;
+        delete parameter.schema.default;
+      }
+    }
     // The document has no schemas here for the sake of generators; without one, Swagger UI shows no example.
     const bodies = spec.paths["/v1/events"].post.requestBody.content;
     const event = { $ref: "#/components/schemas/CloudEvent" };

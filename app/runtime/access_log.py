@@ -11,7 +11,7 @@ log = logging.getLogger("app.access")
 
 MINUTE = 60.0  # seconds that one summary covers
 WAITING = frozenset({"/v1/changes"})  # routes that answer late because they were asked to wait
-GONE = 499  # the client disconnected before its request was complete
+_GONE = 499  # the client disconnected before its request was complete
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")  # W3C Trace Context
 _SAMPLED = 1  # of the flags
 
@@ -122,6 +122,6 @@ class AccessLog:
 
 def _outcome(status: int) -> str:
     """How a request ended, in a word."""
-    if status == GONE:
+    if status == _GONE:
         return "gone"
     return "failed" if status >= 500 else "refused" if status >= 400 else "answered"

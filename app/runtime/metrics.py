@@ -23,7 +23,7 @@ from app.domain.events import EventBase
 from app.domain.results import Result
 from app.runtime.access_log import AccessLog
 from app.runtime.database_numbers import DatabaseCollector, DatabaseNumbers, read_numbers
-from app.store.database import Observer
+from app.store.database import PoolObserver
 from app.store.schema import HEAD
 
 __all__ = ["PROMETHEUS_TEXT", "SHARED_DIRECTORY", "DatabaseNumbers", "Metrics", "read_numbers"]
@@ -51,7 +51,7 @@ HTTP, KAFKA = "http", "kafka"  # sources of events; those of the sweep are in pq
 SENDS = "move"  # the work of the relay, which holds its connection while it sends: however long, it is not slow
 
 
-class Metrics(Observer):
+class Metrics(PoolObserver):
     """The metrics of one process; `text` has those of all processes of the service."""
 
     def __init__(self, access: AccessLog | None = None, *, slow: float = 1.0) -> None:
@@ -238,7 +238,7 @@ class Metrics(Observer):
     # --- The database
 
     def done(self, pool: str, name: str, seconds: float, rows: int | None, failure: str | None) -> None:
-        """A piece of work on a connection has ended (see Observer)."""
+        """A piece of work on a connection has ended (see PoolObserver)."""
         known = self._known_operations.get((name, pool))
         if known is None:
             known = self._known_operations[name, pool] = self._operations.labels(name, pool)
@@ -250,7 +250,7 @@ class Metrics(Observer):
             log.warning("slow: %s took %.0f ms on %s, rows: %s", name, seconds * 1000, pool, rows, extra=extra)
 
     def timed_out(self, pool: str) -> None:
-        """A call has waited for a connection in vain (see Observer)."""
+        """A call has waited for a connection in vain (see PoolObserver)."""
         self._timeouts.labels(pool).inc()
 
     def pool(self, name: str, size: int, used: int, waiting: int) -> None:

@@ -23,7 +23,7 @@ from app.errors import (
 )
 from app.store import health, pool
 from app.store.failures import BROKEN, NOT_OPEN, LostRaceError, kind_of, not_connected, translated
-from app.store.pool import Connection, Observer, Pool, Record
+from app.store.pool import Connection, Pool, PoolObserver, Record
 from app.store.sessions import Session
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "Connection",
     "Database",
     "LostRaceError",
-    "Observer",
+    "PoolObserver",
     "Record",
     "Work",
     "check_constraints",
@@ -97,7 +97,7 @@ class Database(Pool):
         settings: Mapping[str, str] = NO_SETTINGS,
         siblings: Collection["Database"] = (),
         name: str = "primary",
-        observer: Observer | None = None,
+        observer: PoolObserver | None = None,
     ) -> None:
         """`settings` are further ones of its sessions. `siblings` are the other ones of this process.
 

@@ -30,7 +30,7 @@ Record = asyncpg.Record
 Connection = asyncpg.pool.PoolConnectionProxy  # the rest of the project imports this name, and no driver
 
 
-class Observer(Protocol):
+class PoolObserver(Protocol):
     """Hears of every piece of work on a database."""
 
     def done(self, pool: str, name: str, seconds: float, rows: int | None, failure: str | None) -> None:
@@ -55,7 +55,7 @@ class Pool:
         settings: Mapping[str, str],
         siblings: Collection["Pool"],
         name: str,
-        observer: Observer | None,
+        observer: PoolObserver | None,
     ) -> None:
         self.name = name
         self._observer = observer

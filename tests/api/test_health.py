@@ -249,7 +249,7 @@ async def test_work_on_the_database_is_timed_by_name_and_pool(client: httpx.Asyn
         'db_client_operation_duration_seconds_count{{db_client_connection_pool_name="{}",db_operation_name="{}"}}'
     )
     assert told[series.format("primary", "get_entity_states")] == 1
-    assert told[series.format("primary", "attempt")] == 1
+    assert told[series.format("joined", "attempt")] == 1
     assert told[series.format("scans", "count_by_state")] == 1
     assert told['pqs_lane_batch_size_count{lane="events"}'] == 1
     assert told['pqs_event_batch_size_sum{source="http"}'] == 1

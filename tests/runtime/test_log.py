@@ -221,7 +221,7 @@ def test_slow_requests_and_statements_are_logged(database_url: str, tmp_path: Pa
         until(lambda: '"event": "request"' in service.log, "the request is logged")
         lines = lines_of(service)
         slow = [line for line in lines if line["event"] == "statement.slow" and line["statement"] == "attempt"]
-        assert [(line["pool"], line["level"]) for line in slow] == [("primary", "warning")]
+        assert [(line["pool"], line["level"]) for line in slow] == [("joined", "warning")]
         assert [line["route"] for line in lines if line["event"] == "request"] == ["/v1/events"]
         assert str(NODE) not in service.log
 

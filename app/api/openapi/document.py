@@ -83,6 +83,8 @@ PATH_EXAMPLES: Json = {
     "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01",
     "workflow_key": "orders/17",
     "id": 1,
+    "topic": "nodes",
+    "partition": 0,
 }
 
 
