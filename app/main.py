@@ -39,6 +39,7 @@ from app.errors import StartError
 from app.outbound import contract
 from app.parts import Parts
 from app.runtime import log
+from app.runtime.access_log import AccessLog
 from app.runtime.connections import Connections, descriptor_limit
 from app.runtime.metrics import Metrics
 from app.runtime.signals import collect_seldom
@@ -65,6 +66,10 @@ class Application(FastAPI):
         outermost = super().build_middleware_stack()
         return outermost.app if isinstance(outermost, ServerErrorMiddleware) else outermost
 
+    def drain(self) -> None:
+        """Say on `/readyz` that this process is about to stop, and end each connection with its next answer."""
+        self.connections.draining = True
+
     def stop(self) -> None:
         """Let everybody go who waits for a change: app/runtime/processes.py calls this when the server stops."""
         if (service := self.hot_calls.service) is not None:
@@ -85,15 +90,16 @@ def create_app(settings: Settings) -> FastAPI:
         raise StartError("PQS_DATABASE_URL is not set; `pqs serve` would start a PostgreSQL of its own")
     url = settings.database_url.get_secret_value()
     contract.routes_of(settings)  # raises here, before the lifespan begins
-    metrics = Metrics()
+    metrics = Metrics(AccessLog(settings.access_log, settings.slow), slow=settings.slow)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with Parts(settings, url) as parts:
-            service = await parts.service(metrics)
+        async with Parts(settings, url, metrics) as parts:
+            service = await parts.service()
             application.edge.entry.guard = service.access.guard
             app.state.service = application.hot_calls.service = service
             yield
+            metrics.access.sum_up()
 
     app = application = Application(
         metrics,
@@ -136,7 +142,7 @@ def create_app(settings: Settings) -> FastAPI:
 def from_environment() -> FastAPI:
     """The application with the settings of the environment: each process of `pqs serve` runs it."""
     settings = read_settings()
-    log.configure(settings.log_level, settings.log_format, context.correlation_id.get)
+    log.configure(settings.log_level, settings.log_format, context.correlation_id.get, role="serve")
     app = create_app(settings)
     collect_seldom()
     return app

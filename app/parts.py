@@ -43,9 +43,10 @@ from app.projection.changes import ChangeLog, change_log_of
 from app.projection.clock import DatabaseClock
 from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
-from app.projection.sweep import DATABASE_WAITS, PageReport, Sweep
+from app.projection.sweep import DATABASE_WAITS, Sweep
 from app.projection.tracks import move_track
-from app.runtime.metrics import Metrics
+from app.runtime.metrics import HTTP, KAFKA, Metrics
+from app.runtime.vitals import Vitals
 from app.settings import BusKind, Foreign, Gaps, Settings, Tracks, secret_of
 from app.store import audit, watermarks
 from app.store.audit import Act
@@ -96,8 +97,9 @@ class Parts:
     A part that is built belongs to the running event loop. Building connects to nothing.
     """
 
-    def __init__(self, settings: Settings, url: str) -> None:
+    def __init__(self, settings: Settings, url: str, metrics: Metrics | None = None) -> None:
         """`url` is the address of the primary: that of the settings, or of the service's own PostgreSQL."""
+        self._metrics = metrics or Metrics(slow=settings.slow)
         self._settings = settings
         self._primary = _address(settings, "database_url", lambda: url)
         self._timeout = timedelta(seconds=settings.statement_timeout)
@@ -135,24 +137,24 @@ class Parts:
         handlers = contract.after_the_transaction(contract.routes_of(self._settings))
         return EntryBuilder(topic, handlers, source=self._settings.source)
 
-    async def service(self, metrics: Metrics) -> Service:
+    async def service(self) -> Service:
         """A service with the workers that its settings enable.
 
         To close, it first answers the requests that it has accepted, then stops its workers, and last closes its
         databases.
         """
-        settings = self._settings
+        settings, metrics = self._settings, self._metrics
         access = Access(settings, self._primary)
         await access.refresh()
         await self._stack.enter_async_context(working(access))
-        database = self._database(settings.pool_size)
-        scans = self._database(settings.pool_size, scans=True)
-        full_scans = self._database(FULL_SCANS, scans=True, breaker=scans.breaker)
+        database = self._database(settings.pool_size, name="primary")
+        scans = self._database(settings.pool_size, scans=True, name="scans")
+        full_scans = self._database(FULL_SCANS, scans=True, breaker=scans.breaker, name="full-scans")
         breakers = {"primary": database.breaker, "scans": scans.breaker}
         lists, walking, lag, on_replica = await self._read_sides(scans, full_scans)
         if on_replica is not None:
             breakers["replica"] = on_replica.breaker
-        reader = Reader(database, joining=settings.batching)
+        reader = Reader(database, joining=settings.batching, report=metrics.lane("reads"))
         self._stack.push_async_callback(reader.close)
         if settings.relay:
             relay = self.relay()
@@ -160,7 +162,7 @@ class Parts:
             breakers |= relay.breakers
             await self._stack.enter_async_context(working(relay))
         if settings.sweep:
-            await self._stack.enter_async_context(working(self.sweep(metrics.swept)))
+            await self._stack.enter_async_context(working(self.sweep()))
         feed, follow = await self._feed(database)
         logged = settings.changes is not Logging.OFF
         waits = Waits(feed, database=database, scans=lists, read=reader.ask, logged=logged)
@@ -169,23 +171,20 @@ class Parts:
         following = FollowingReport(feed, waits, metrics)
         await self._stack.enter_async_context(working(following))
         clock = self._clock(database)
-        projector = self._projector(database, clock)
-        # A lane must not wait for a row that another client keeps locked: see Side.
-        joined = self._database(2, breaker=database.breaker, session={"lock_timeout": LOCK_WAIT})
-        waiting = self._database(PLACES, breaker=database.breaker)
-        writer = Writer(projector, joining=False)
-        if settings.batching:
-            writer = Writer(self._projector(waiting, clock), joining=True, joined=self._projector(joined, clock))
+        projector, writer, sides = self._writing(database, clock)
         self._stack.push_async_callback(writer.close)
         watch = QuotaWatch(database)
         await self._stack.enter_async_context(working(watch))
-        sides = {"joined": joined, "waiting": waiting} if settings.batching else {}
         store = WorkflowStore(database, joining=settings.batching, watch=watch, **sides)
         self._stack.push_async_callback(store.close)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         await self._stack.enter_async_context(working(pruner))
         retention = Retention(database, timedelta(seconds=settings.changes_keep))
         await self._stack.enter_async_context(working(retention))
+        for name, breaker in breakers.items():
+            metrics.watch(name, breaker)
+        lanes = {"reads": lambda: reader.waiting, "events": lambda: writer.waiting}
+        await self._stack.enter_async_context(working(Vitals(metrics, self._databases, lanes)))
         return Service(
             settings,
             database,
@@ -209,6 +208,18 @@ class Parts:
             Readiness(database, on_replica),
         )
 
+    def _writing(self, database: Database, clock: DatabaseClock) -> tuple[Projector, Writer, dict[str, Database]]:
+        """What applies events: arrays and streams, single ones, and the databases of joined requests."""
+        projector = self._projector(database, clock)
+        # A lane must not wait for a row that another client keeps locked: see Side.
+        joined = self._database(2, breaker=database.breaker, session={"lock_timeout": LOCK_WAIT}, name="joined")
+        waiting = self._database(PLACES, breaker=database.breaker, name="locked-rows")
+        if not self._settings.batching:
+            return projector, Writer(projector, joining=False), {}
+        on_waiting, on_joined = self._projector(waiting, clock), self._projector(joined, clock)
+        writer = Writer(on_waiting, joining=True, joined=on_joined, report=self._metrics.lane("events"))
+        return projector, writer, {"joined": joined, "waiting": waiting}
+
     async def _read_sides(
         self, scans: Database, full_scans: Database
     ) -> tuple[ReadSide, ReadSide, Replica | None, Database | None]:
@@ -217,8 +228,10 @@ class Parts:
         if settings.database_read_url is None:
             return ReadSide(scans), ReadSide(full_scans), None, None
         replica = _address(settings, "database_read_url", self._primary)
-        on_replica = self._database(settings.pool_size, address=replica, scans=True)
-        full_scans_there = self._database(FULL_SCANS, address=replica, scans=True, breaker=on_replica.breaker)
+        on_replica = self._database(settings.pool_size, address=replica, scans=True, name="replica")
+        full_scans_there = self._database(
+            FULL_SCANS, address=replica, scans=True, breaker=on_replica.breaker, name="replica-full-scans"
+        )
         allowed = settings.read_max_lag
         lag = Replica(scans, on_replica, allowed=None if allowed is None else timedelta(seconds=allowed))
         await self._stack.enter_async_context(working(lag))
@@ -226,7 +239,7 @@ class Parts:
 
     async def announce(self) -> None:
         """From now on, tell the followers of all processes what this process commits."""
-        await self._announce(Announcer(self._database(1)))
+        await self._announce(Announcer(self._database(1, name="announcer")))
 
     async def _announce(self, announcer: Announcer) -> None:
         self.log.on_commit = announcer.committed
@@ -234,7 +247,7 @@ class Parts:
 
     async def _feed(self, database: Database) -> tuple[Feed, Follow]:
         """The feed, on connections of its own, which is woken by this process's commits, as those of others are."""
-        own = self._database(CONNECTIONS)
+        own = self._database(CONNECTIONS, name="feed")
         feed = Feed(own, most=self._settings.followers)
         self._stack.push_async_callback(feed.close)
         await self._announce(Announcer(database, feed.wake))
@@ -258,16 +271,16 @@ class Parts:
             destinations.append(to_handler("consul", consul.handle))
             breakers["consul"] = consul.breaker
         # A pass holds its connection while it sends, so the relay does not share the pool that answers requests.
-        database = self._database(max(1, len(destinations) * LANES), session=LONG_TRANSACTIONS)
-        return Relay(database, destinations, breakers=breakers)
+        database = self._database(max(1, len(destinations) * LANES), session=LONG_TRANSACTIONS, name="relay")
+        return Relay(database, destinations, breakers=breakers, report=self._metrics.relayed)
 
-    def sweep(self, report: PageReport = lambda *_: None) -> Sweep:
-        """A sweep of the primary; `report` is called after each page."""
+    def sweep(self) -> Sweep:
+        """A sweep of the primary."""
         breaker = CircuitBreaker(open_for=timedelta(seconds=DATABASE_WAITS[1]))  # of both: it is one server
-        database = self._database(len(Deadline), breaker=breaker)
-        scans = self._database(len(Deadline), breaker=breaker, scans=True)
+        database = self._database(len(Deadline), breaker=breaker, name="sweep")
+        scans = self._database(len(Deadline), breaker=breaker, scans=True, name="sweep-scans")
         follow = self._settings.tracks is Tracks.FOLLOW
-        return Sweep(database, scans, self.entries, report, log=self.log, follow=follow)
+        return Sweep(database, scans, self.entries, self._metrics.swept, log=self.log, follow=follow)
 
     def consumer(self) -> Consumer:
         """A consumer of the topics that the settings name.
@@ -290,12 +303,13 @@ class Parts:
                 f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
             )
         breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer retries at its own pace
-        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker, session=LONG_TRANSACTIONS)
+        self._metrics.watch("consumer", breaker)
+        database = self._database(CONSUMER_CONNECTIONS, breaker=breaker, session=LONG_TRANSACTIONS, name="consumer")
         clock = self._clock(database)
         follow = within(reads) if settings.tracks is Tracks.FOLLOW else None
         return Consumer(
             database,
-            self._projector(database, clock, follow),
+            self._projector(database, clock, follow, source=KAFKA),
             clock,
             servers=settings.kafka,
             topics=topics,
@@ -309,15 +323,18 @@ class Parts:
 
     async def restart(self, topic: str, principal: str) -> int:
         """Have a topic that was created again read from its first message; how many rows were moved there."""
-        database = self._database(1)
+        database = self._database(1, name="tracks")
         await database.write(watermarks.restart, topic)
         number = await move_track(database, self.log, f"{topic}-{ANY_PARTITION}", before_topic(topic))
         target = f"topic {topic}: {number} entities stand before its first message"
         await database.write(audit.add, Act(principal=principal, action="consume.restarted", target=target))
         return number
 
-    def _projector(self, database: Database, clock: DatabaseClock, follow: TrackRule | None = None) -> Projector:
-        return Projector(database, self.timing, self.entries, log=self.log, clock=clock, follow=follow)
+    def _projector(
+        self, database: Database, clock: DatabaseClock, follow: TrackRule | None = None, *, source: str = HTTP
+    ) -> Projector:
+        report = self._metrics.batches(source)
+        return Projector(database, self.timing, self.entries, log=self.log, report=report, clock=clock, follow=follow)
 
     def _clock(self, database: Database) -> DatabaseClock:
         return DatabaseClock(database, timedelta(seconds=self._settings.max_skew))
@@ -330,6 +347,7 @@ class Parts:
         scans: bool = False,
         breaker: CircuitBreaker | None = None,
         session: Mapping[str, str] = NO_SETTINGS,
+        name: str,
     ) -> Database:
         database = Database(
             address or self._primary,
@@ -339,6 +357,8 @@ class Parts:
             breaker=breaker,
             settings=session,
             siblings=self._databases,
+            name=name,
+            observer=self._metrics,
         )
         self._databases.append(database)
         self._stack.push_async_callback(database.close)

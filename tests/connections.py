@@ -286,7 +286,9 @@ class Plain:
 
     def __init__(self, url: str, *, max_body: int = LARGEST) -> None:
         self.url = url
-        self.app = main.create_app(read_settings({"database_url": url, "pool_size": 4, "max_body": max_body}))
+        self.app = main.create_app(
+            read_settings({"database_url": url, "pool_size": 4, "max_body": max_body, "access_log": "all"})
+        )
         assert isinstance(self.app, main.Application)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://localhost", headers=UNCODED
@@ -317,7 +319,11 @@ class Plain:
     def counted(self) -> Counter[str]:
         """The counts in the service's metrics, by name and labels."""
         lines = self.app.state.service.metrics.text().decode().splitlines()
-        parts = [line.rpartition(" ") for line in lines if re.match(r"pqs_\w+_(total|count)\b", line)]
+        parts = [
+            line.rpartition(" ")
+            for line in lines
+            if re.match(r"(pqs_(?!database|breaker)\w+_total|http_server\w+_count)\b", line)
+        ]
         return Counter({name: int(float(number)) for name, _, number in parts})
 
     def checked_out(self) -> int:

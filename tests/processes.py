@@ -19,6 +19,7 @@ COMMAND = (sys.executable, "-m", "app")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PATIENCE = 40.0  # seconds until something that must happen counts as not happening
 POLL = 0.05  # seconds
+LOGGED = re.compile(r'"event": "serving", .*"message": "serving on (https?://[^"]+)"')
 ANNOUNCED = re.compile(r"serving on (https?://\S+), docs on (\S+)\n(?:.*\n)*.*/v1/state-counts\S*\n")
 
 
@@ -84,6 +85,7 @@ class Service:
         self.temporary = folder / "tmp"
         self.temporary.mkdir(exist_ok=True)
         self._log = folder / f"serve-{len(list(folder.glob('serve-*.log')))}.log"
+        self.given = settings
         self.printed = ""
         self.url = ""
         with self._log.open("wb") as log:
@@ -107,8 +109,14 @@ class Service:
         return self._log.read_text()
 
     def await_announcement(self) -> None:
-        """Wait until the service prints its address."""
+        """Wait until the service prints its address, or logs it."""
         assert self.process.stdout is not None
+        if self.given.get("log_format") == "json":  # then nothing is printed
+            until(lambda: LOGGED.search(self.log) or self.process.poll() is not None, "it says where it serves")
+            logged = LOGGED.search(self.log)
+            assert logged, f"the service did not start:\n{self.log}"
+            self.url = logged[1]
+            return
         end = time.monotonic() + PATIENCE
         while (announced := ANNOUNCED.search(self.printed)) is None:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0, end - time.monotonic()))

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
 
@@ -26,13 +25,13 @@ __all__ = [
     "Send",
 ]  # those who look for them here still find them
 
-log = logging.getLogger("app.access")
+log = logging.getLogger(__name__)
 
 DRAIN_BYTES = 64 * 1024 * 1024  # of a refused body that are still read, so that the answer arrives
 DRAIN_SECONDS = 10.0
-GONE = 499  # in log and metrics: the client disconnected before its request was complete
 NO_PEER = "-"  # where nobody knows the address of the other side, as at a Unix socket
 LAG = b"pqs-replica-lag"  # seconds that the replica which answered lags, at most
+GONE = 499  # in log and metrics: the client disconnected before its request was complete
 UNKNOWN = "unknown"  # in metrics: the route of a request that matches none
 METHODS = {
     "GET",
@@ -45,6 +44,7 @@ METHODS = {
 }  # the values of the label; others count as `other`
 
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+reason: ContextVar[str | None] = ContextVar("reason", default=None)  # why the present request is refused
 
 
 def begin(headers: Headers) -> str:
@@ -63,18 +63,29 @@ def account(
     began: float,
     principal: str = "-",
     peer: str = NO_PEER,
+    traceparent: bytes | None = None,
 ) -> None:
-    """Log and count one answered request; `began` is time.perf_counter() at its beginning.
+    """Count one answered request, and log it if the access log wants it.
 
-    `principal` is the caller's name, `peer` the address that it came from; `-` where nobody knows.
+    `began` is time.perf_counter() at its beginning, `principal` the caller's name, `peer` the address that it came
+    from; `-` where nobody knows. `traceparent` is the value of that header.
     """
     seconds = time.perf_counter() - began
     metrics.request(method if method in METHODS else "other", route, status, seconds)
-    if log.isEnabledFor(logging.INFO):
-        path = quote(path)  # a line break in the path would forge a line of the log
-        extra = {"method": method, "path": path, "status": status, "seconds": seconds}
-        extra |= {"principal": principal, "peer": peer}
-        log.info("%s %s %d %.1f ms %s %s", method, path, status, seconds * 1000, principal, peer, extra=extra)
+    access = metrics.access
+    if level := access.wants(route, status, seconds, traceparent):
+        access.write(
+            level,
+            method=method,
+            path=path,
+            route=route,
+            status=status,
+            seconds=seconds,
+            principal=principal,
+            peer=peer,
+            traceparent=traceparent,
+            reason=reason.get() if status >= 400 else None,
+        )
 
 
 class RequestContext:
@@ -135,7 +146,8 @@ class RequestContext:
             route = getattr(scope.get("route"), "path_format", UNKNOWN)
             principal, client = scope.get("principal"), scope.get("client")
             name, peer = principal.name if principal else "-", str(client[0]) if client else NO_PEER
-            account(self._metrics, scope["method"], scope["path"], route, status, began, name, peer)
+            traceparent = next((value for header, value in scope["headers"] if header == b"traceparent"), None)
+            account(self._metrics, scope["method"], scope["path"], route, status, began, name, peer, traceparent)
             correlation_id.set(before)
 
 

@@ -102,7 +102,7 @@ async def retry_dead_letter(request: Request, id: Id, _query: Annotated[NoQuery,
             await dead_letters.remove(connection, id)
 
     [result] = await service.projector.persist([event], also=also)
-    return render_one(service, result, instance=request.url.path)
+    return render_one(result, instance=request.url.path)
 
 
 @router.delete(

@@ -296,7 +296,8 @@ class HotCall:
     def _account(self, status: int) -> None:
         kind, path = self._kind, self._target.partition(b"?")[0].decode("ascii")
         name, peer = self.principal.name, self._peer
-        context.account(self.service.metrics, kind.method, path, kind.route, status, self._began, name, peer)
+        metrics, trace = self.service.metrics, self._fields.traceparent
+        context.account(metrics, kind.method, path, kind.route, status, self._began, name, peer, trace)
 
 
 def _question(method: str, target: bytes, fields: PlainFields, max_body: int) -> "tuple[Kind, Any] | None":
@@ -371,7 +372,7 @@ async def _ask_if_not_ahead(service: Service, event: Event, size: int) -> Result
 
 
 def _render_outcome(call: HotCall, result: Result | Response) -> Response:
-    return result if isinstance(result, Response) else events.render_one(call.service, result)
+    return result if isinstance(result, Response) else events.render_one(result)
 
 
 def _ask_for_workflow(call: HotCall, _body: bytes) -> "asyncio.Future[Any]":

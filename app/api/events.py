@@ -96,7 +96,7 @@ async def post_events(request: Request, query: Annotated[EventsQuery, Query()]) 
     if query.dry_run:
         [result] = await service.projector.foresee([event])
         return _render(result)
-    answer = render_one(service, await service.writer.ask(event, len(body)))
+    answer = render_one(await service.writer.ask(event, len(body)))
     return minimal() if answer.status_code == 200 and wants_minimal(request.scope["headers"]) else answer
 
 
@@ -129,9 +129,8 @@ def read_one(body: bytes, correlation_id: UUID | None) -> Event:
     return correlated(read_event(body), correlation_id)
 
 
-def render_one(service: Service, result: Result, *, instance: str = PATH) -> Response:
-    """Count one event for the metrics, and answer its outcome."""
-    service.metrics.events(result.outcome, 1)
+def render_one(result: Result, *, instance: str = PATH) -> Response:
+    """Answer the outcome of one event."""
     return _render(result, instance=instance)
 
 
@@ -154,14 +153,7 @@ async def _take(service: Service, events: list[Event]) -> list[Result]:
     except RefusedValuesError as error:
         index = await service.projector.find_refused(events, by_position=True)
         raise InvalidInputError([Fault(f"#/{index}", str(error))]) from error
-    _count(service, results)
     return results
-
-
-def _count(service: Service, results: Iterable[Result | RefusedValuesError]) -> None:
-    outcomes = ("invalid" if isinstance(each, RefusedValuesError) else each.outcome for each in results)
-    for outcome, count in Counter(outcomes).items():
-        service.metrics.events(outcome, count)
 
 
 def _render(result: Result, *, instance: str = PATH) -> Response:
@@ -279,8 +271,10 @@ class _StreamAnswer(Report):
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(ANSWER_IN_MEMORY + SUMMARY)  # noqa: SIM115 - see contents(), close()
 
     def committed(self, outcomes: Outcomes) -> None:
-        """Count events for the metrics."""
-        _count(self._service, outcomes)
+        """Count the events that PostgreSQL refused, for the metrics; the projector has counted the others."""
+        for each in outcomes:
+            if isinstance(each, RefusedValuesError):
+                self._service.metrics.event(INVALID)
 
     def line(self, number: int, outcome: Result | RefusedValuesError | ForbiddenError | list[Fault]) -> None:
         """Write a line, unless its event was applied."""
@@ -290,13 +284,13 @@ class _StreamAnswer(Report):
                 self._write({"line": number, **msgspec.to_builtins(outcome)})
             return
         if isinstance(outcome, ForbiddenError):
-            self._service.metrics.events(FORBIDDEN, 1)
+            self._service.metrics.event(FORBIDDEN)
             self._counts[FORBIDDEN] += 1
             faults = [Fault("#/domain", str(outcome))]
             self._write({"line": number, "outcome": FORBIDDEN, "errors": faults})
             return
         if isinstance(outcome, list):
-            self._service.metrics.events("invalid", 1)
+            self._service.metrics.event(INVALID)
         errors = outcome if isinstance(outcome, list) else [Fault("#", str(outcome))]
         self._counts[INVALID] += 1
         self._write({"line": number, "outcome": INVALID, "errors": errors})

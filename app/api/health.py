@@ -50,6 +50,8 @@ async def readyz(request: Request) -> Response:
     Callers with `operations:read` are told the schema's revision, or the cause. `read_database` has the cause for
     which the primary answers in place of the replica, if there is one.
     """
+    if request.app.connections.draining:
+        raise UnavailableError("the service is about to stop")
     is_told = rights.every_domain(caller_of(request), Scope.OPERATIONS_READ) is None
     try:
         revision, replica = await service_of(request).readiness.check()
@@ -71,8 +73,6 @@ async def readyz(request: Request) -> Response:
 async def get_metrics(request: Request) -> Response:
     """Answer in Prometheus' text format, for all worker processes together."""
     service = service_of(request)
-    for name, breaker in service.breakers.items():
-        service.metrics.breaker(name, is_open=breaker.is_open)
     service.following.report()
     numbers = await read_numbers(service.database, service.entries.destinations)
     if service.replica is not None:

@@ -27,6 +27,7 @@ class PlainFields(Struct):
     authorization: bytes | None
     prefer: bytes | None
     has_tags: bool  # in If-None-Match
+    traceparent: bytes | None = None
     held: HeldKey | None = None  # the key in `authorization`, once it was found
 
     def inherit(self, before: "PlainFields | None") -> None:
@@ -42,7 +43,7 @@ class PlainFields(Struct):
 
 def read_plain(headers: Headers, prefixes: tuple[bytes, ...], hosts: Hosts) -> PlainFields | None:
     """What the fields say; None for a request that is not plain."""
-    length, is_json, authorization, prefer, has_tags = None, False, None, None, False
+    length, is_json, authorization, prefer, has_tags, traceparent = None, False, None, None, False, None
     for name, value in headers:
         if name == b"content-length":
             if length is not None or not value.isdigit():
@@ -65,6 +66,8 @@ def read_plain(headers: Headers, prefixes: tuple[bytes, ...], hosts: Hosts) -> P
             if prefer is not None:
                 return None
             prefer = value
+        elif name == b"traceparent":
+            traceparent = value
         elif name in NOT_PLAIN or name.startswith(prefixes):
             return None
-    return PlainFields(length, is_json, authorization, prefer, has_tags)
+    return PlainFields(length, is_json, authorization, prefer, has_tags, traceparent)

@@ -14,6 +14,7 @@ from msgspec import Struct
 from starlette.exceptions import HTTPException
 
 from app.access.refusals import AuthError, ForbiddenError, LimitedError, UnauthenticatedError
+from app.api import context
 from app.api.negotiation import Conditions, etag_of
 from app.api.schemas import encode
 from app.domain.results import Outcome, Result
@@ -128,7 +129,8 @@ def install(app: FastAPI) -> None:
 
 
 def _respond(body: Struct, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:
-    """A problem as a response."""
+    """A problem as a response. Its sentence goes into the log line of the request, too."""
+    context.reason.set(getattr(body, "detail", None))
     return Response(encode(body), status, headers, media_type=MEDIA_TYPE)
 
 

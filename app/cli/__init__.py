@@ -67,7 +67,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except errors.PqsError as error:
-            click.echo(f"pqs: {error}", err=True)
+            import_module("app.runtime.log").fail(error)
             sys.exit(1)
 
 

@@ -42,6 +42,7 @@ WORKER = (
     "consul_datacenter",
     "log_level",
     "log_format",
+    "slow",
 )
 # The settings of `pqs consume` beside those of every worker, its topics and its group.
 CONSUMER_OPTIONS = ("tracks", "gaps", "foreign", "consumer_id", "max_skew")
@@ -72,7 +73,8 @@ def settings_options(*names: str) -> Callable[[F], F]:
 def logged_settings(given: dict[str, str | None]) -> Settings:
     """The settings, with the log set up as they say. Raises StartError for one that is wrong."""
     settings = read_settings(given)
-    log.configure(settings.log_level, settings.log_format)
+    context = click.get_current_context(silent=True)
+    log.configure(settings.log_level, settings.log_format, role=context.info_name if context else None)
     warn_of_secrets(given)
     return settings
 

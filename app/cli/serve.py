@@ -3,8 +3,6 @@
 import asyncio
 import json
 import socket
-import sys
-from contextlib import suppress
 
 import click
 
@@ -14,12 +12,13 @@ from app.api.hosts import Hosts
 from app.api.origins import Origins
 from app.cli.migrate import bring_up_to_date
 from app.cli.options import settings_options, warn_of_secrets
+from app.cli.starting import tell
 from app.outbound import contract
 from app.runtime import log
 from app.runtime.database import look_at, own_database
 from app.runtime.processes import export, run, server_tls
 from app.runtime.sockets import listening
-from app.settings import Posture, Settings, read_settings
+from app.settings import LogFormat, Posture, Settings, read_settings
 
 
 @click.command()
@@ -31,7 +30,7 @@ def serve(**given: str | None) -> None:
     machines reach it starts only where PQS_AUTH says who is let in.
     """
     settings = read_settings(given)
-    log.configure(settings.log_level, settings.log_format, correlation_id.get)
+    log.configure(settings.log_level, settings.log_format, correlation_id.get, role="serve")
     warn_of_secrets(given)
     routes = contract.routes_of(settings)
     check_host(settings.auth, settings.host, settings.port)
@@ -50,16 +49,24 @@ def serve(**given: str | None) -> None:
                 asyncio.run(look_at(settings.database_read_url.get_secret_value(), settings, writes=False))
             export(settings.model_copy(update={"database_url": url}))
             contract.log_what_is_off(routes)  # once, not in every worker
+            asyncio.run(tell(settings, url, [_shown(each) for each in sockets]))
             _announce(settings, sockets[0])
             run(settings, sockets)
     except KeyboardInterrupt:
-        click.echo("stopped")
+        log.say("stopped", settings.log_format, "stopped")
+
+
+def _shown(listener: socket.socket) -> str:
+    """Host and port of a socket, as in a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _announce(settings: Settings, listener: socket.socket) -> None:
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    base = f"{'https' if settings.tls_cert else 'http'}://{shown}:{port}"
+    base = f"{'https' if settings.tls_cert else 'http'}://{_shown(listener)}"
+    if settings.log_format is LogFormat.JSON:
+        log.say(f"serving on {base}", settings.log_format, "serving")
+        return
     key = hint = ""
     if settings.auth is Posture.REQUIRED:
         key = '-H "Authorization: Bearer $PQS_TOKEN" '
@@ -74,11 +81,11 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
         "occurred_at": "2026-01-01T00:00:00Z",
         "data": {"node_type": "compute"},
     }
-    click.echo(
+    log.say(
         f"serving on {base}, docs on {base}/docs\n\n{hint}"
         f"  curl {key}{base}/v1/events -H content-type:application/json -d '{json.dumps(event)}'\n"
         f"  curl {key}'{base}/v1/entities/{event['entity_id']}?domain=example'\n"
-        f"  curl {key}'{base}/v1/state-counts?domain=example'\n"
+        f"  curl {key}'{base}/v1/state-counts?domain=example'\n",
+        settings.log_format,
+        "serving",
     )
-    with suppress(OSError):
-        sys.stdout.flush()

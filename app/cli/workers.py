@@ -7,9 +7,11 @@ import click
 
 from app.cli.operators import operator
 from app.cli.options import CONSUMER_OPTIONS, WORKER, logged_settings, settings_options
+from app.cli.starting import tell
 from app.concurrency.worker import Worker
 from app.errors import StartError
 from app.parts import Parts
+from app.runtime import log
 from app.runtime.database import run_worker
 from app.settings import BusKind, Settings
 
@@ -84,7 +86,8 @@ def _run(
             worker = build(parts)
             await first(parts)
             await parts.announce()
-            click.echo(said)
+            await tell(settings, url)
+            log.say(said, settings.log_format, "started")
             await worker.run(stop)
 
     run_worker(settings, work)

@@ -1,11 +1,14 @@
 """A circuit breaker: after several failures in a row it refuses calls for a while, then one probe decides."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 from app.errors import DatabaseDownError, DatabaseRefusesError, PoolExhaustedError, UnavailableError
+
+log = logging.getLogger(__name__)
 
 FAILURES = 5  # in a row
 OPEN_FOR = timedelta(seconds=60)
@@ -51,6 +54,7 @@ class CircuitBreaker:
         self._probing = False
         self._refusal: str | None = None  # the cause, where the other side named one
         self.on_open: Callable[[], None] | None = None
+        self.on_change: Callable[[bool], None] = lambda _is_open: None  # called when it opens, and when it closes
 
     @property
     def is_open(self) -> bool:
@@ -60,7 +64,10 @@ class CircuitBreaker:
     def recover(self) -> None:
         """Close: the other side answers again."""
         self._failures = 0
-        self._opened_at = None
+        if self._opened_at is not None:
+            self._opened_at = None
+            log.info("%s answers again", self._what, extra={"event": "breaker.closed", "part": self._what})
+            self.on_change(False)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -103,14 +110,17 @@ class CircuitBreaker:
             return
         match ended_well:
             case True:
-                self._failures = 0
-                self._opened_at = None
+                self.recover()
             case False:
                 self._failures += 1
                 if probe or self._failures >= self._limit:
-                    if self._opened_at is None:
-                        self._down_since = self._clock()
-                    self._opened_at = self._clock()
+                    was_open, self._opened_at = self.is_open, self._clock()
+                    if not was_open:
+                        self._down_since = self._opened_at
+                        told = "%s did not answer %d times in a row: calls are refused for now"
+                        extra = {"event": "breaker.opened", "part": self._what}
+                        log.warning(told, self._what, self._failures, extra=extra)
+                        self.on_change(True)
                     self._openings += 1
                     if self.on_open is not None:
                         self.on_open()

@@ -2,9 +2,10 @@
 
 import asyncio
 import copy
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from app.errors import RowLockedError, UnavailableError
 
@@ -17,6 +18,16 @@ LARGE_WAITING = 64  # requests of more than JOINED bytes that may wait
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+
+
+class LaneReport(Protocol):
+    """Hears of the batches of a lane, for metrics."""
+
+    def joined(self, size: int, waited: float) -> None:
+        """A batch of `size` questions begins; the oldest of them has waited so many seconds."""
+
+    def refused(self) -> None:
+        """A question was refused, as too many wait."""
 
 
 class Side(Generic[Q, A]):
@@ -62,6 +73,7 @@ class Lane(Generic[Q, A]):
         waiting: int = WAITING,
         largest: int = LARGEST,
         side: Side[Q, A] | None = None,
+        report: LaneReport | None = None,
     ) -> None:
         """`run` answers a list of questions, one answer for each, in their order."""
         self._side = side
@@ -70,7 +82,9 @@ class Lane(Generic[Q, A]):
         self._run = run
         self._bound = waiting
         self._largest = largest
-        self._waiting: deque[tuple[Q, asyncio.Future[A], int]] = deque()  # with the bytes of the question
+        self._report = report
+        # With the bytes of the question, and when it came.
+        self._waiting: deque[tuple[Q, asyncio.Future[A], int, float]] = deque()
         self._closed = False
         self._worker: asyncio.Task[None] | None = None
 
@@ -82,14 +96,21 @@ class Lane(Generic[Q, A]):
         if self._closed:
             raise UnavailableError("the service is stopping")
         if len(self._waiting) >= self._bound:
+            if self._report is not None:
+                self._report.refused()
             raise UnavailableError("too many requests are waiting for the database")
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         if self._held and self._is_held(question, future):
             return future
-        self._waiting.append((question, future, size))
+        self._waiting.append((question, future, size, time.perf_counter()))
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         return future
+
+    @property
+    def waiting(self) -> int:
+        """How many questions wait."""
+        return len(self._waiting)
 
     async def close(self) -> None:
         """Refuse new questions, and answer those that were accepted."""
@@ -112,13 +133,16 @@ class Lane(Generic[Q, A]):
         batch: list[tuple[Q, asyncio.Future[A]]] = []
         waiting = self._waiting
         room = BATCH_BYTES
+        oldest = waiting[0][3]
         for _ in range(min(self._largest, len(waiting))):
             room -= waiting[0][2]
             if room < 0 and batch:
                 break
-            question, future, _ = waiting.popleft()
+            question, future, _, _ = waiting.popleft()
             if not future.done() and not (self._held and self._is_held(question, future)):
                 batch.append((question, future))
+        if self._report is not None:
+            self._report.joined(len(batch), time.perf_counter() - oldest)
         return batch
 
     def _is_held(self, question: Q, future: "asyncio.Future[A]") -> bool:
@@ -206,14 +230,20 @@ class Lanes(Generic[Q, A]):
         *,
         largest: int = LARGEST,
         side: Side[Q, A] | None = None,
+        report: LaneReport | None = None,
     ) -> None:
         """`run` answers a list of questions, as in a Lane."""
-        self._joined = Lane(run, largest=largest, side=side)
-        self._alone = Lane(run, waiting=LARGE_WAITING, largest=1, side=side)
+        self._joined = Lane(run, largest=largest, side=side, report=report)
+        self._alone = Lane(run, waiting=LARGE_WAITING, largest=1, side=side, report=report)
 
     def ask(self, question: Q, size: int) -> "asyncio.Future[A]":
         """The answer to `question`, which has `size` bytes. See Lane.ask()."""
         return (self._joined if size <= JOINED else self._alone).ask(question, size)
+
+    @property
+    def waiting(self) -> int:
+        """How many questions wait."""
+        return self._joined.waiting + self._alone.waiting
 
     async def close(self) -> None:
         """Refuse new questions, and answer those that were accepted."""

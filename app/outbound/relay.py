@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -28,12 +28,17 @@ RETRY = 1.0  # seconds after a pass in which no message arrived
 GRACE = 5.0  # seconds for a pass to end when the relay is stopped
 
 
+# Called with the destination, and the numbers of messages that arrived and that were refused for good.
+PassReport = Callable[[str, int, int], None]
+
+
 class PassResult(Struct, frozen=True):
     """How a pass ended."""
 
     moved: bool = False  # messages left the outbox
     full: bool = False  # there may be more in these slots, or in others
     trouble: BaseException | None = None
+    arrived: int = 0  # messages
     refused: Sequence[tuple[PendingMessage, str]] = ()  # messages that are dead letters now, and why
 
 
@@ -60,11 +65,15 @@ class Relay(Worker):
         *,
         share: int = SHARE,
         breakers: Mapping[str, CircuitBreaker] | None = None,
+        report: PassReport = lambda *_: None,
     ) -> None:
-        """`database` needs LANES connections per destination. `breakers` are those of the destinations, by name."""
+        """`database` needs LANES connections per destination. `report` is called after each pass that moved messages.
+
+        `breakers` are those of the destinations, by name."""
         self._database = database
         self._destinations = destinations
         self._share = share
+        self._report = report
         self.breakers = dict(breakers or {})
         self._closing = asyncio.Event()
         self._woken: list[asyncio.Event] = []
@@ -143,6 +152,8 @@ class Relay(Worker):
             passed = await self._database.write(self._move, destination, share)
         except Exception as error:  # noqa: BLE001 - no error may end the relay
             return PassResult(trouble=error)
+        if passed.arrived or passed.refused:
+            self._report(destination.name, passed.arrived, len(passed.refused))
         said = "a message for %s was refused for good and is a dead letter now: %s: %s"
         for message, why in passed.refused:
             log.error(said, destination.name, message.entity_id, why)
@@ -166,7 +177,13 @@ class Relay(Worker):
             await outbox.keep(connection, left)
         await outbox.remove(connection, gone)
         entries = len({message.id for message in messages})
-        return PassResult(bool(gone or left), entries >= destination.page // FULL, delivery.trouble, delivery.refused)
+        return PassResult(
+            bool(gone or left),
+            entries >= destination.page // FULL,
+            delivery.trouble,
+            len(delivery.arrived),
+            delivery.refused,
+        )
 
     async def _send(
         self, connection: Connection, destination: Destination, messages: Sequence[PendingMessage]

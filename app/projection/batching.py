@@ -3,7 +3,7 @@
 import asyncio
 from uuid import UUID
 
-from app.concurrency.lanes import Lane, Lanes, Side
+from app.concurrency.lanes import Lane, LaneReport, Lanes, Side
 from app.domain.events import EventBase, Name
 from app.domain.registration import Registration
 from app.domain.results import Result
@@ -15,10 +15,15 @@ from app.store.registrations import REGISTRATIONS
 class Reader:
     """Point reads. Those that arrive while a statement runs are joined into the next one."""
 
-    def __init__(self, database: Database, *, joining: bool) -> None:
+    def __init__(self, database: Database, *, joining: bool, report: LaneReport | None = None) -> None:
         self._database = database
-        self._lane = Lane(self._read)
+        self._lane = Lane(self._read, report=report)
         self._joining = joining
+
+    @property
+    def waiting(self) -> int:
+        """How many questions wait."""
+        return self._lane.waiting
 
     def ask(self, entity_id: UUID, domain: str) -> "asyncio.Future[Registration | None]":
         """The registration of one entity, or None; as fresh as an unbatched read."""
@@ -49,13 +54,25 @@ class Writer:
     alone, by `projector`, beside the lane.
     """
 
-    def __init__(self, projector: Projector, *, joining: bool, joined: Projector | None = None) -> None:
+    def __init__(
+        self,
+        projector: Projector,
+        *,
+        joining: bool,
+        joined: Projector | None = None,
+        report: LaneReport | None = None,
+    ) -> None:
         self._projector = projector
         side = None
         if joined is not None:
             side = Side[EventBase, Result](lambda event: event.key, joined.locked, projector.persist)
-        self._lanes = Lanes[EventBase, Result]((joined or projector).persist, side=side)
+        self._lanes = Lanes[EventBase, Result]((joined or projector).persist, side=side, report=report)
         self._joining = joining
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait."""
+        return self._lanes.waiting
 
     def ask(self, event: EventBase, size: int = 0) -> "asyncio.Future[Result]":
         """The result of an event that was sent as `size` bytes, after the commit."""

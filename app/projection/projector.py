@@ -1,9 +1,10 @@
 """Turns events into outcomes, a batch in one transaction: it reads the rows, folds (`app.domain.folding`), writes."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import cast
+from typing import Protocol, cast
 
 from app.domain.changes import Logging
 from app.domain.events import EventBase, Key
@@ -27,6 +28,16 @@ ATTEMPTS = 10  # attempts of a batch that loses races; from the second on its ro
 Also = Callable[[Connection, list[Result]], Awaitable[None]]
 
 
+class BatchReport(Protocol):
+    """Hears of every batch that was committed, for metrics."""
+
+    def batch(self, events: Sequence[EventBase], results: Sequence[Result], seconds: float) -> None:
+        """These events were committed, with these results, in so many seconds, retries included."""
+
+    def retry(self, reason: str) -> None:
+        """A batch starts again: `guard`, `rollback` or `plan`."""
+
+
 class _TakenBackError(PqsError):
     """Rolls back a transaction that was only tried and would have succeeded."""
 
@@ -41,6 +52,7 @@ class Projector:
         entries: EntryBuilder | None = None,
         *,
         log: ChangeLog | None = None,
+        report: BatchReport | None = None,
         follow: TrackRule | None = None,
         clock: DatabaseClock | None = None,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # mypy does not see that this is the default of R
@@ -54,6 +66,7 @@ class Projector:
         self._database = database
         self._timing = timing
         self._entries = entries or EntryBuilder()
+        self._report = report
         self._log = log or ChangeLog(Logging.OFF)
         self._follow = follow
         self._clock = clock
@@ -79,6 +92,7 @@ class Projector:
         this batch is read and folded meanwhile, and written after the other's commit. If the other fails, this one
         fails.
         """
+        began = time.perf_counter()
         for attempt in range(ATTEMPTS):
             lock = attempt > 0
             # Without locks, one guarded statement writes everything, and needs no transaction around it.
@@ -88,11 +102,15 @@ class Projector:
                     folded = await write(
                         self._attempt, events, by_position=by_position, lock=lock, also=also, after=after
                     )
-            except LostRaceError:
+            except LostRaceError as error:
+                if self._report is not None:
+                    self._report.retry(error.reason)
                 continue
             self._entries.committed(folded.decisions)
             self._log.committed(folded.changes)
             self._log.saved(folded.saves)
+            if self._report is not None:
+                self._report.batch(events, folded.results, time.perf_counter() - began)
             return folded.results
         raise ContentionError(f"other writers were faster {ATTEMPTS} times in a row; nothing was written")
 

@@ -126,6 +126,9 @@ class Sweep(Worker):
             decisions = await self._database.write(self._expire_unchanged, deadline, rows, passed.now, singly=singly)
             self._entries.committed(decisions)
             self._log.committed(decisions)
+            if decisions:
+                extra = {"event": "sweep.expired", "kind": deadline, "count": len(decisions)}
+                log.info("the %s deadline of %d nodes has passed", deadline, len(decisions), extra=extra)
         late = max(((passed.now - self._due_at(row, deadline)).total_seconds() for row in rows), default=0.0)
         self._report(deadline, len(decisions), late)
         return passed.after

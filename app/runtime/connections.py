@@ -51,6 +51,7 @@ class Connections:
         for.
         """
         self.health = health
+        self.draining = False  # every answer ends its connection: the process is about to stop
         self.most = most if descriptors is None else max(1, min(most, descriptors - HEADROOM))
         self.reserve = min(RESERVE, self.most // 2)
         self.most_of_a_peer = max(1, self.most // QUARTER)

@@ -1,28 +1,40 @@
-"""Metrics for Prometheus: requests, events by outcome, circuit breakers, and numbers from the database."""
+"""Metrics for Prometheus: requests, events, batches, the database, breakers, and the process itself.
 
+HTTP and database series have OpenTelemetry's stable names, our own begin with `pqs_`. Labels come from closed sets:
+routes, methods, statuses, outcomes, event types, names of functions. Domains are the exception: the first hundred.
+"""
+
+import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from msgspec import Struct
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from app.domain.results import Outcome
-from app.errors import UnavailableError
-from app.store import dead_letters, outbox, watermarks
-from app.store.database import Connection, Database
-from app.store.outbox import Backlog
-from app.store.watermarks import Age
+from app.concurrency.breaker import CircuitBreaker
+from app.domain.events import EventBase
+from app.domain.results import Result
+from app.runtime.access_log import AccessLog
+from app.runtime.database_numbers import DatabaseCollector, DatabaseNumbers, read_numbers
+from app.store.database import PoolObserver
+from app.store.schema import HEAD
+
+__all__ = ["PROMETHEUS_TEXT", "SHARED_DIRECTORY", "DatabaseNumbers", "Metrics", "read_numbers"]
+
+log = logging.getLogger(__name__)
 
 PROMETHEUS_TEXT = CONTENT_TYPE_PLAIN_0_0_4
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `pqs serve` if several processes serve
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
-LABELS = ("destination",)
+# Seconds. A point read takes half a millisecond.
+BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000)  # requests or events of a batch
 # Of who follows and who waits: the gauge, its meaning, and how the processes' values are put together.
 FOLLOWING: tuple[tuple[str, str, Literal["livesum", "livemax"]], ...] = (
     ("pqs_followers", "Requests that follow the changes now.", "livesum"),
@@ -34,99 +46,175 @@ FOLLOWING: tuple[tuple[str, str, Literal["livesum", "livemax"]], ...] = (
     ),
     ("pqs_changes_lag_seconds", "Seconds from the last change that followers were told until they were.", "livemax"),
 )
+NOT_READ = "unknown"  # the type of what is not an event
+HTTP, KAFKA = "http", "kafka"  # sources of events; those of the sweep are in pqs_swept_total
+SENDS = "move"  # the work of the relay, which holds its connection while it sends: however long, it is not slow
 
 
-class DatabaseNumbers(Struct, frozen=True):
-    """Numbers from the database, the same for all processes; empty or None if it did not answer."""
+class Metrics(PoolObserver):
+    """The metrics of one process; `text` has those of all processes of the service."""
 
-    backlogs: Sequence[Backlog] = ()
-    ages: Sequence[Age] = ()
-    dead_letters: int | None = None
-    replica_lag: float | None = None
+    def __init__(self, access: AccessLog | None = None, *, slow: float = 1.0) -> None:
+        """`access` logs the requests that are counted here; without it, all of them are logged.
 
-
-async def read_numbers(database: Database, destinations: Collection[str]) -> DatabaseNumbers:
-    """Read the numbers. Each of `destinations` has a backlog, even an empty one.
-
-    If the database does not answer, only these numbers are missing.
-    """
-    try:
-        return await database.read(_read_numbers, destinations)
-    except UnavailableError:
-        return DatabaseNumbers()
-
-
-async def _read_numbers(connection: Connection, destinations: Collection[str]) -> DatabaseNumbers:
-    backlogs = await outbox.backlogs(connection)
-    waiting = {each.destination for each in backlogs}
-    backlogs += [Backlog(name, 0, 0.0) for name in destinations if name not in waiting]
-    return DatabaseNumbers(backlogs, await watermarks.ages(connection), await dead_letters.count(connection))
-
-
-class Metrics:
-    """The metrics of one service. Labels come from closed sets: routes, methods, statuses, outcomes."""
-
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "pqs_http_requests",
-            "Requests answered.",
-            ["method", "route", "status"],
-            registry=self._registry,
-        )
-        self._seconds = Histogram(
-            "pqs_http_request_seconds",
+        Work on the database that takes `slow` seconds or more is logged.
+        """
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # no types there
+        self.access = access or AccessLog()
+        self._slow = slow
+        self._registry = registry = CollectorRegistry()
+        self._requests = Histogram(
+            "http_server_request_duration_seconds",
             "Seconds until the last byte of an answer.",
-            ["method", "route"],
+            ["http_request_method", "http_route", "http_response_status_code"],
             buckets=BUCKETS,
-            registry=self._registry,
+            registry=registry,
         )
-        self._events = Counter("pqs_events", "Events by outcome.", ["outcome"], registry=self._registry)
+        self._operations = Histogram(
+            "db_client_operation_duration_seconds",
+            "Seconds of one piece of work on a connection: a statement, or a transaction of several.",
+            ["db_operation_name", "db_client_connection_pool_name"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._database_errors = Counter(
+            "pqs_database_errors",
+            "Failures of work on the database: connection, cancelled, lost_race, refused or other.",
+            ["pool", "kind"],
+            registry=registry,
+        )
+        self._timeouts = Counter(
+            "pqs_pool_timeouts", "Calls that waited for a connection in vain.", ["pool"], registry=registry
+        )
+        self._pool_size = self._gauge("pqs_pool_size", "Open connections.", "pool")
+        self._pool_used = self._gauge("pqs_pool_used", "Connections in use.", "pool")
+        self._pool_waiting = self._gauge("pqs_pool_waiting", "Calls that wait for a connection.", "pool")
+        self._events = Counter(
+            "pqs_events",
+            "Events by type, outcome and source; of those that are not valid the type is unknown.",
+            ["type", "outcome", "source"],
+            registry=registry,
+        )
+        self._commit_seconds = Histogram(
+            "pqs_commit_seconds",
+            "Seconds from the beginning of a batch of events to its commit, retries included.",
+            ["source"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._event_batches = Histogram(
+            "pqs_event_batch_size", "Events of one transaction.", ["source"], buckets=SIZES, registry=registry
+        )
+        self._retries = Counter(
+            "pqs_write_retries",
+            "Batches that began again: guard (another writer was faster), rollback (deadlock) or plan (migration).",
+            ["source", "reason"],
+            registry=registry,
+        )
+        self._lane_batches = Histogram(
+            "pqs_lane_batch_size",
+            "Requests that one statement or transaction answers.",
+            ["lane"],
+            buckets=SIZES,
+            registry=registry,
+        )
+        self._lane_waits = Histogram(
+            "pqs_lane_wait_seconds",
+            "Seconds that the oldest request of a batch has waited for the batch before it.",
+            ["lane"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._lane_refused = Counter(
+            "pqs_lane_refused", "Requests refused because too many wait.", ["lane"], registry=registry
+        )
+        self._lane_waiting = self._gauge("pqs_lane_waiting", "Requests that wait for the next batch.", "lane")
         self._commits = Counter(
-            "pqs_workflow_commits", "Commits of workflows by outcome.", ["outcome"], registry=self._registry
+            "pqs_workflow_commits", "Commits of workflows by outcome.", ["outcome"], registry=registry
         )
         self._breaker = Gauge(
             "pqs_breaker_open",
             "1 while this circuit breaker, of a database or of Consul, refuses calls.",
             ["database"],
-            registry=self._registry,
+            registry=registry,
             multiprocess_mode="livemax",
         )
+        self._openings = Counter(
+            "pqs_breaker_openings", "How often this circuit breaker has opened.", ["database"], registry=registry
+        )
         self._swept = Counter(
-            "pqs_swept",
-            "Passed deadlines that this service turned into events.",
-            ["kind"],
-            registry=self._registry,
+            "pqs_swept", "Passed deadlines that this service turned into events.", ["kind"], registry=registry
         )
         self._lag = Gauge(
             "pqs_sweep_lag_seconds",
             "Delay of the latest deadline in the last page swept; 0 if none was left.",
             ["kind"],
-            registry=self._registry,
+            registry=registry,
             multiprocess_mode="livemax",
         )
+        self._relayed = Counter(
+            "pqs_relay_messages",
+            "Messages that left the outbox: arrived, or refused and a dead letter now.",
+            ["destination", "outcome"],
+            registry=registry,
+        )
         self._following = [
-            Gauge(name, told, registry=self._registry, multiprocess_mode=mode) for name, told, mode in FOLLOWING
+            Gauge(name, told, registry=registry, multiprocess_mode=mode) for name, told, mode in FOLLOWING
         ]
+        self._loop_lag = self._gauge("pqs_loop_lag_seconds", "Delay of the event loop.", each=True)
+        self._memory = self._gauge("pqs_memory_bytes", "Memory of a process that is in RAM.", each=True)
+        self._descriptors = self._gauge("pqs_open_descriptors", "Open file descriptors of a process.", each=True)
+        build = Gauge(
+            "pqs_build_info",
+            "1; the labels are the release, the schema's revision that it expects, and Python's version.",
+            ["version", "schema", "python"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        build.labels(version("projection-query-service"), HEAD, platform.python_version()).set(1)
         # Looking up a labelled metric takes longer than counting with it.
-        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._known: dict[tuple[str, str, int], Histogram] = {}
+        self._known_operations: dict[tuple[str, str], Histogram] = {}
+        self._known_events: dict[tuple[str, str, str], Counter] = {}
         self._commit_outcomes = {name: self._commits.labels(name) for name in ("committed", "replayed", "conflict")}
-        outcomes = (*(str(outcome) for outcome in Outcome), "invalid", "forbidden")
-        self._outcomes = {outcome: self._events.labels(outcome) for outcome in outcomes}
+
+    def _gauge(self, name: str, told: str, *labels: str, each: bool = False) -> Gauge:
+        """A gauge whose values add up over the live processes, or, with `each`, one that every process has."""
+        return Gauge(name, told, labels, registry=self._registry, multiprocess_mode="liveall" if each else "livesum")
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """One answered request."""
         known = self._known.get((method, route, status))
         if known is None:
-            known = self._requests.labels(method, route, status), self._seconds.labels(method, route)
-            self._known[method, route, status] = known
-        known[0].inc()
-        known[1].observe(seconds)
+            known = self._known[method, route, status] = self._requests.labels(method, route, status)
+        known.observe(seconds)
 
-    def events(self, outcome: str, count: int) -> None:
-        """`count` events had this outcome."""
-        if count:
-            self._outcomes[outcome].inc(count)
+    # --- Events
+
+    def event(self, outcome: str) -> None:
+        """What was sent as an event had this outcome: invalid or forbidden."""
+        self._events.labels(NOT_READ, outcome, HTTP).inc()
+
+    def batches(self, source: str) -> "BatchMetrics":
+        """The report of a projector whose events come from there."""
+        return BatchMetrics(
+            self._known_events,
+            self._events,
+            self._commit_seconds.labels(source),
+            self._event_batches.labels(source),
+            self._retries,
+            source,
+        )
+
+    def lane(self, name: str) -> "LaneMetrics":
+        """The report of a lane."""
+        return LaneMetrics(
+            self._lane_batches.labels(name), self._lane_waits.labels(name), self._lane_refused.labels(name)
+        )
+
+    def waiting(self, lane: str, count: int) -> None:
+        """So many questions wait in a lane now."""
+        self._lane_waiting.labels(lane).set(count)
 
     def commit(self, outcome: str) -> None:
         """A commit of a workflow had this outcome: committed, replayed or conflict."""
@@ -137,14 +225,61 @@ class Metrics:
         self._swept.labels(kind).inc(count)
         self._lag.labels(kind).set(late)
 
+    def relayed(self, destination: str, arrived: int, refused: int) -> None:
+        """So many messages have arrived there, and so many were refused for good."""
+        self._relayed.labels(destination, "arrived").inc(arrived)
+        self._relayed.labels(destination, "refused").inc(refused)
+
     def following(self, *values: float) -> None:
         """The values of FOLLOWING now, in their order."""
         for gauge, value in zip(self._following, values, strict=True):
             gauge.set(value)
 
-    def breaker(self, name: str, *, is_open: bool) -> None:
-        """A breaker, of a database or of Consul, is open or closed now."""
-        self._breaker.labels(name).set(is_open)
+    # --- The database
+
+    def done(self, pool: str, name: str, seconds: float, rows: int | None, failure: str | None) -> None:
+        """A piece of work on a connection has ended (see PoolObserver)."""
+        known = self._known_operations.get((name, pool))
+        if known is None:
+            known = self._known_operations[name, pool] = self._operations.labels(name, pool)
+        known.observe(seconds)
+        if failure is not None:
+            self._database_errors.labels(pool, failure).inc()
+        if seconds >= self._slow and name != SENDS:
+            extra = {"event": "statement.slow", "statement": name, "pool": pool, "seconds": seconds, "rows": rows}
+            log.warning("slow: %s took %.0f ms on %s, rows: %s", name, seconds * 1000, pool, rows, extra=extra)
+
+    def timed_out(self, pool: str) -> None:
+        """A call has waited for a connection in vain (see PoolObserver)."""
+        self._timeouts.labels(pool).inc()
+
+    def pool(self, name: str, size: int, used: int, waiting: int) -> None:
+        """The connections of a pool now."""
+        self._pool_size.labels(name).set(size)
+        self._pool_used.labels(name).set(used)
+        self._pool_waiting.labels(name).set(waiting)
+
+    def watch(self, name: str, breaker: CircuitBreaker) -> None:
+        """From now on say of this breaker, of a database or of Consul, whether it is open."""
+        state, openings = self._breaker.labels(name), self._openings.labels(name)
+        state.set(breaker.is_open)
+
+        def changed(is_open: bool) -> None:
+            state.set(is_open)
+            if is_open:
+                openings.inc()
+
+        breaker.on_change = changed
+
+    # --- The process
+
+    def process(self, lag: float, memory: int | None, descriptors: int | None) -> None:
+        """The delay of the event loop in seconds, the memory in bytes, and the open descriptors, where known."""
+        self._loop_lag.set(lag)
+        if memory is not None:
+            self._memory.set(memory)
+        if descriptors is not None:
+            self._descriptors.set(descriptors)
 
     def text(self, numbers: DatabaseNumbers | None = None) -> bytes:
         """All metrics in Prometheus' text format, of all processes of the service."""
@@ -152,40 +287,54 @@ class Metrics:
         if SHARED_DIRECTORY in os.environ:
             registry = CollectorRegistry()
             registry.register(_AllProcesses())
-        return generate_latest(registry) + generate_latest(_DatabaseCollector(numbers or DatabaseNumbers()))
+        return generate_latest(registry) + generate_latest(DatabaseCollector(numbers or DatabaseNumbers()))
 
 
-class _DatabaseCollector(Collector):
-    """The numbers from the database, as gauges."""
+class BatchMetrics:
+    """Counts the events of a projector, by type and outcome."""
 
-    def __init__(self, numbers: DatabaseNumbers) -> None:
-        self._numbers = numbers
+    def __init__(
+        self,
+        known: dict[tuple[str, str, str], Counter],
+        events: Counter,
+        seconds: Histogram,
+        sizes: Histogram,
+        retries: Counter,
+        source: str,
+    ) -> None:
+        self._known, self._events, self._retries = known, events, retries
+        self._seconds, self._sizes, self._source = seconds, sizes, source
 
-    def collect(self) -> Iterable[Metric]:
-        """Two gauges per destination, one per partition, and one of dead letters."""
-        waiting = GaugeMetricFamily(
-            "pqs_outbox_messages", "Messages that wait to be sent; an estimate if there are many.", labels=LABELS
-        )
-        oldest = GaugeMetricFamily(
-            "pqs_outbox_oldest_seconds", "Seconds since the oldest waiting message was written.", labels=LABELS
-        )
-        for each in self._numbers.backlogs:
-            waiting.add_metric([each.destination], each.messages)
-            oldest.add_metric([each.destination], each.oldest_seconds)
-        behind = GaugeMetricFamily(
-            "pqs_watermark_age_seconds",
-            "Seconds since the time up to which all messages of a Kafka partition are applied.",
-            labels=("topic", "partition"),
-        )
-        for age in self._numbers.ages:
-            behind.add_metric([age.topic, str(age.partition)], age.seconds)
-        dead = GaugeMetricFamily("pqs_dead_letters", "Dead letters; an estimate if there are many.")
-        if self._numbers.dead_letters is not None:
-            dead.add_metric([], self._numbers.dead_letters)
-        lag = GaugeMetricFamily("pqs_replica_lag_seconds", "Seconds that the replica lags behind, at most.")
-        if self._numbers.replica_lag is not None:
-            lag.add_metric([], self._numbers.replica_lag)
-        return [waiting, oldest, behind, dead, lag]
+    def batch(self, events: Sequence[EventBase], results: Sequence[Result], seconds: float) -> None:
+        """These events were committed."""
+        for event, result in zip(events, results, strict=True):
+            key = (event.type, result.outcome, self._source)
+            known = self._known.get(key)
+            if known is None:
+                known = self._known[key] = self._events.labels(*key)
+            known.inc()
+        self._seconds.observe(seconds)
+        self._sizes.observe(len(events))
+
+    def retry(self, reason: str) -> None:
+        """A batch starts again."""
+        self._retries.labels(self._source, reason).inc()
+
+
+class LaneMetrics:
+    """Counts the batches of a lane."""
+
+    def __init__(self, sizes: Histogram, waits: Histogram, refusals: Counter) -> None:
+        self._sizes, self._waits, self._refusals = sizes, waits, refusals
+
+    def joined(self, size: int, waited: float) -> None:
+        """A batch begins."""
+        self._sizes.observe(size)
+        self._waits.observe(waited)
+
+    def refused(self) -> None:
+        """A question was refused."""
+        self._refusals.inc()
 
 
 class _AllProcesses(Collector):

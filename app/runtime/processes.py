@@ -1,5 +1,6 @@
 """The processes that answer requests: this one alone, or workers that it looks after."""
 
+import asyncio
 import logging
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from multiprocessing.connection import Connection
@@ -19,6 +21,7 @@ from app.concurrency.worker import working
 from app.runtime.connections import UNBOUNDED, ConnectionPlace
 from app.runtime.metrics import SHARED_DIRECTORY
 from app.runtime.protocol import HttpProtocol
+from app.runtime.signals import write_stacks_on_signal
 from app.runtime.sockets import BACKLOG
 from app.runtime.supervisor import Supervisor
 from app.runtime.tls import ServerTls
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 
 SHUTDOWN = 10  # seconds that open requests have to end
 KEEP_ALIVE = 30  # seconds that an idle connection stays open
+TICK = 0.1  # seconds between two ticks of uvicorn's server
+TICKS = 864_000  # after which it counts from 0
 SIGN_OF_LIFE = 1  # seconds between two, each sent by the event loop of a worker
 
 
@@ -46,16 +51,18 @@ def run(settings: Settings, sockets: Sequence[socket.socket]) -> None:
 
     Raises KeyboardInterrupt when a signal has stopped it, and StartError when the workers do not start.
     """
+    write_stacks_on_signal()
     if settings.workers == 1:
         _serve(settings, sockets[0], None)
         return
     with tempfile.TemporaryDirectory(prefix="pqs-metrics-") as shared:
         os.environ[SHARED_DIRECTORY] = shared
-        Supervisor(work, sockets, patience=SHUTDOWN).run()
+        Supervisor(work, sockets, patience=SHUTDOWN + settings.drain).run()
 
 
 def work(listener: socket.socket, parent: Connection) -> None:
     """What a worker process does: answer requests from one socket until it is stopped, and send signs of life."""
+    write_stacks_on_signal()
     supervisor = multiprocessing.parent_process()
     if supervisor is not None:
         threading.Thread(target=_end_with, args=[supervisor], daemon=True).start()
@@ -88,7 +95,7 @@ def _serve(settings: Settings, listener: socket.socket, sign: Callable[[], None]
         timeout_notify=SIGN_OF_LIFE,
         callback_notify=notify,
     )
-    Server(config, server_tls(settings)).run(sockets=[listener])
+    Server(config, server_tls(settings), drain=settings.drain).run(sockets=[listener])
 
 
 def server_tls(settings: Settings) -> ServerTls | None:
@@ -104,8 +111,10 @@ class Server(uvicorn.Server):
     It closes what the lifespan opened even when a second Ctrl-C has cut its open requests off.
     """
 
-    def __init__(self, config: uvicorn.Config, tls: ServerTls | None) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ServerTls | None, *, drain: float = 0.0) -> None:
+        """`drain` is the time in seconds between the signal to stop and the stop."""
         super().__init__(config)
+        self._drain = drain
         self._tls = tls
         self._watching = AsyncExitStack()
         self._doors: list[TlsDoor] = []
@@ -126,6 +135,23 @@ class Server(uvicorn.Server):
             door = TlsDoor(each, self._tls.context, budget, self._protocol, handshake=HEAD_SECONDS)
             self._doors.append(door)
             self.servers.append(door)  # type: ignore[arg-type]  # it has the methods that uvicorn calls
+
+    async def main_loop(self) -> None:
+        """Answer requests until a signal comes, and then for the time that balancers need to look elsewhere.
+
+        A second Ctrl-C ends that time.
+        """
+        await super().main_loop()
+        if not self._drain:
+            return
+        log.info("draining for %g s", self._drain, extra={"event": "draining", "seconds": self._drain})
+        if (drain := getattr(self.config.loaded_app, "drain", None)) is not None:
+            drain()
+        end, tick = time.monotonic() + self._drain, 0
+        while time.monotonic() < end and not self.force_exit:
+            tick = (tick + 1) % TICKS
+            await self.on_tick(tick)  # the date of answers, and the signs of life
+            await asyncio.sleep(TICK)
 
     def _protocol(self, place: ConnectionPlace) -> HttpProtocol:
         return HttpProtocol(self.config, self.server_state, self.lifespan.state, place=place)

@@ -2,12 +2,18 @@
 
 import asyncio
 import gc
+import logging
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import FrameType
 
 from uvicorn import Config
+
+log = logging.getLogger(__name__)
 
 AGAIN = 0.02  # seconds until what Python has dropped is raised again
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -28,9 +34,28 @@ def run_until_stopped(work: Callable[[asyncio.Event], Coroutine[None, None, None
                 loop.add_signal_handler(each, stop.set)
         await work(stop)
 
+    write_stacks_on_signal()
     collect_seldom()
     with asyncio.Runner(loop_factory=Config("").get_loop_factory()) as runner:
         runner.run(until_stopped())
+
+
+def write_stacks_on_signal() -> None:
+    """On SIGUSR1, log the stack of every thread, and of every task of the event loop that runs in this thread."""
+
+    def write(_number: int, _frame: FrameType | None) -> None:
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        lines = []
+        for ident, top in sys._current_frames().items():  # noqa: SLF001 - documented, in spite of its name
+            lines += [f"thread {names.get(ident, ident)}:\n", *traceback.format_stack(top)]
+        with suppress(RuntimeError):  # no loop runs here
+            for task in asyncio.all_tasks():
+                lines.append(f"task {task.get_name()}:\n")
+                for top in task.get_stack():
+                    lines += traceback.format_stack(top, limit=1)
+        log.warning("stacks\n%s", "".join(lines), extra={"event": "stacks"})
+
+    signal.signal(signal.SIGUSR1, write)
 
 
 def collect_seldom() -> None:

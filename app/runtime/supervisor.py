@@ -82,7 +82,11 @@ class WorkerProcess:
         """Wait for its end, and bring it about when that takes longer than `patience` seconds."""
         self.process.join(patience)
         if not self.has_ended:
-            log.error("worker [%d] did not stop in time, and was killed", self.pid)
+            log.error(
+                "worker [%d] did not stop in time, and was killed",
+                self.pid,
+                extra={"event": "worker.killed", "worker": self.pid},
+            )
             self.process.kill()
             self.process.join()
         self.signs.close()
@@ -133,7 +137,8 @@ class WorkerPlace:
             if not self._was_ready:
                 raise StartError(f"worker [{worker.pid}] {what} before it was ready; the log says why")
             self._wait = min(max(AGAIN, 2 * self._wait), AT_MOST)
-        log.error("worker [%d] %s; another one starts in %.0f seconds", worker.pid, what, self._wait)
+        extra = {"event": "worker.lost", "worker": worker.pid}
+        log.error("worker [%d] %s; another one starts in %.0f seconds", worker.pid, what, self._wait, extra=extra)
         self._due = now + self._wait
 
 

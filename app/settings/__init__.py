@@ -2,11 +2,22 @@
 
 from app.settings.contradictions import PREFIX
 from app.settings.settings import SECRETS, Settings, read_settings, secret_of, secrets_in
-from app.settings.types import BusKind, Foreign, Gaps, KafkaSecurity, LogFormat, LogLevel, Posture, Tracks
+from app.settings.types import (
+    AccessLogging,
+    BusKind,
+    Foreign,
+    Gaps,
+    KafkaSecurity,
+    LogFormat,
+    LogLevel,
+    Posture,
+    Tracks,
+)
 
 __all__ = [
     "PREFIX",
     "SECRETS",
+    "AccessLogging",
     "BusKind",
     "Foreign",
     "Gaps",

@@ -19,6 +19,7 @@ from app.settings.types import (
     ALGORITHMS,
     DAY,
     SECRET_OPTION,
+    AccessLogging,
     Address,
     Algorithms,
     BusKind,
@@ -154,6 +155,22 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field(LogLevel.INFO, description="How much is logged: debug, info, warning or error.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="The form of a log line: console or json.")
+    access_log: AccessLogging = Field(
+        AccessLogging.PROBLEMS,
+        description="The requests that have a line in the log: problems (5xx, slow and sampled ones), all, or off.",
+    )
+    slow: float = Field(
+        1.0,
+        ge=0.000_001,
+        le=3600,
+        description="The seconds after which a request or a statement counts as slow, and is logged.",
+    )
+    drain: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="The seconds between SIGTERM and the stop, in which `/readyz` says 503 and all else is answered.",
+    )
 
     max_connections: int = Field(
         10_000,

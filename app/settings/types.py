@@ -21,6 +21,14 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class AccessLogging(StrEnum):
+    """Which requests have a line in the log."""
+
+    PROBLEMS = "problems"
+    ALL = "all"
+    OFF = "off"
+
+
 class LogFormat(StrEnum):
     """The form of a log line: for people, or JSON for machines."""
 

@@ -34,7 +34,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.domain.changes import Change, ChangeOutcome
 from app.domain.states import RegistrationState
-from app.store.database import BROKEN, Connection, Record
+from app.store.database import Connection, Record
+from app.store.failures import BROKEN
 from app.store.statements import Statement
 from app.store.tables import BLOCK, SLICES, ChangeRow
 

@@ -43,6 +43,13 @@ class Counts(Generic[R]):
             .where(counts.c.domain == bindparam("domain", type_=String()))
             .group_by(state)
         )
+        # Reads the counters of all domains, for metrics.
+        self.everywhere = Statement(
+            select(counts.c.domain, state, func.sum(counts.c.count).cast(BigInteger()))
+            .group_by(counts.c.domain, state)
+            .order_by(counts.c.domain, state)
+            .limit(bindparam("limit", type_=BigInteger()))
+        )
         # Reads all counters.
         self.kept = Statement(
             select(counts.c.domain, state, func.sum(counts.c.count).cast(BigInteger()))
@@ -63,6 +70,13 @@ class Counts(Generic[R]):
         for state, count in await self.count.rows(connection, domain=domain):
             counts[self._states[state]] = count
         return counts
+
+    async def count_everywhere(self, connection: Connection, *, limit: int) -> list[tuple[str, str, int]]:
+        """Domain, state and number of entities, for the first `limit` pairs of domain and state."""
+        return [
+            (domain, str(state), count)
+            for domain, state, count in await self.everywhere.rows(connection, limit=limit)
+        ]
 
     async def verify_counts(self, connection: Connection, report: CountReport = lambda *_: None) -> list[Miscount]:
         """The counters that differ from a full count, both in one snapshot. It reads every row, block by block.

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -21,8 +22,8 @@ from app.errors import (
     UnavailableError,
 )
 from app.store import health, pool
-from app.store.failures import BROKEN, NOT_OPEN, LostRaceError, not_connected, translated
-from app.store.pool import Connection, Pool, Record
+from app.store.failures import BROKEN, NOT_OPEN, LostRaceError, kind_of, not_connected, translated
+from app.store.pool import Connection, Pool, PoolObserver, Record
 from app.store.sessions import Session
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Connection",
     "Database",
     "LostRaceError",
+    "PoolObserver",
     "Record",
     "Work",
     "check_constraints",
@@ -94,9 +96,14 @@ class Database(Pool):
         breaker: CircuitBreaker | None = None,
         settings: Mapping[str, str] = NO_SETTINGS,
         siblings: Collection["Database"] = (),
+        name: str = "primary",
+        observer: PoolObserver | None = None,
     ) -> None:
-        """`settings` are further ones of its sessions. `siblings` are the other ones of this process."""
-        super().__init__(url, pool_size, statement_timeout, {**PLANNER[scans], **settings}, siblings)
+        """`settings` are further ones of its sessions. `siblings` are the other ones of this process.
+
+        `name` is that of the pool, for `observer`.
+        """
+        super().__init__(url, pool_size, statement_timeout, {**PLANNER[scans], **settings}, siblings, name, observer)
         self._probing: asyncio.Task[None] | None = None
         self._checking = asyncio.Lock()
         self._checker: Session | None = None
@@ -134,6 +141,7 @@ class Database(Pool):
             async with connection.transaction():
                 return await work(connection, *args, **kwargs)
 
+        transaction.__name__ = _name(work)
         return await self.write_alone(transaction)
 
     async def write_alone(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -144,22 +152,31 @@ class Database(Pool):
     async def _do(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with translated():
             connection = await self._take()
+            began = time.perf_counter()
+            failure, rows = None, None
             try:
                 result = await work(connection, *args, **kwargs)
-            except BROKEN:
+                rows = len(result) if isinstance(result, list | dict) else None
+            except BROKEN as error:
+                failure = kind_of(error)
                 # asyncpg may not yet know that this connection is closed, nor that others have broken with it.
                 await self._forget_all()
                 with suppress(asyncpg.InterfaceError):  # asyncpg knows already
                     connection.terminate()
                 await self._give_back(connection)
                 raise
-            except asyncpg.ReadOnlySQLTransactionError:
+            except asyncpg.ReadOnlySQLTransactionError as error:
+                failure = kind_of(error)
                 await self._renew()
                 await self._give_back(connection)
                 raise
-            except BaseException:
+            except BaseException as error:
+                failure = kind_of(error)
                 await self._give_back(connection)
                 raise
+            finally:
+                if self._observer is not None:
+                    self._observer.done(self.name, _name(work), time.perf_counter() - began, rows, failure)
             if self._waiting or self._closing:
                 await self._pass_on(connection)
             else:
@@ -187,7 +204,6 @@ class Database(Pool):
             if self._pool is not None:
                 await self._forget_all()
             self.breaker.recover()
-            log.info("the database answers again")
 
     async def _ask(self, answered: asyncio.Event) -> None:
         """Set `answered` if the server takes a connection, or says that it takes no more of them."""
@@ -254,6 +270,11 @@ class Database(Pool):
             await asyncio.wait([self._probing])
         await self._leave_checker()
         await super().close()
+
+
+def _name(work: Callable[..., object]) -> str:
+    """The name of a piece of work: that of its function."""
+    return getattr(work, "__name__", type(work).__name__).lstrip("_")
 
 
 @contextmanager

@@ -39,6 +39,15 @@ REFUSED = (
     asyncpg.ProgramLimitExceededError,
 )
 
+# What failures are called in metrics; the first line that fits counts.
+_KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    (BROKEN, "connection"),
+    ((asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError), "cancelled"),
+    (asyncpg.TransactionRollbackError, "lost_race"),
+    (REFUSED, "refused"),
+    (asyncpg.PostgresError, "other"),
+)
+
 # What a prepared statement or cursor that is not there, or is there already, says: another session answers.
 STRAY_SESSION = (
     asyncpg.InvalidSQLStatementNameError,
@@ -84,6 +93,11 @@ _PASSES = {
 
 class LostRaceError(PqsError):
     """Another writer was faster, or PostgreSQL ended a deadlock or serialization failure. Nothing was written."""
+
+    def __init__(self, message: str = "", *, reason: str = "guard") -> None:
+        """`reason` is what the metrics call it: guard, rollback or plan."""
+        super().__init__(message)
+        self.reason = reason
 
 
 @contextmanager
@@ -183,9 +197,9 @@ def _named(error: asyncpg.PostgresError) -> Exception:
         log.error("%s: %s", POOLED_BY_TRANSACTION, error)
         return DatabaseRefusesError(POOLED_BY_TRANSACTION)
     if state in {"40001", "40P01"}:
-        return LostRaceError("PostgreSQL rolled the transaction back because of a concurrent one")
+        return LostRaceError("PostgreSQL rolled the transaction back because of a concurrent one", reason="rollback")
     if isinstance(error, asyncpg.InvalidCachedStatementError):
-        return LostRaceError("a migration changed a table of a prepared statement")
+        return LostRaceError("a migration changed a table of a prepared statement", reason="plan")
     if state == "55P03":
         return RowLockedError("another client keeps a row locked for long; nothing was written")
     if state == "57014":
@@ -204,3 +218,11 @@ def _named(error: asyncpg.PostgresError) -> Exception:
         log.error("the database reports a failure of its system: %s", error)
         return UnavailableError("the database cannot read or write its files")
     return error
+
+
+def kind_of(error: BaseException) -> str | None:
+    """The kind of a failure, a word of a closed set; None for what does not concern the database."""
+    for types, kind in _KINDS:
+        if isinstance(error, types):
+            return kind
+    return None

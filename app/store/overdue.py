@@ -98,6 +98,21 @@ SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_
 """
 
 
+# Steps from domain to domain in the index, and takes the first deadline of each: PostgreSQL itself skips nothing.
+_OLDEST = """
+WITH RECURSIVE firsts (first_domain, first_deadline) AS (
+    (SELECT domain, {deadline} FROM {table} WHERE {due} ORDER BY domain, {deadline} LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM firsts, LATERAL (
+        SELECT domain, {deadline} FROM {table}
+        WHERE {due} AND domain > first_domain
+        ORDER BY domain, {deadline} LIMIT 1
+    ) AS next
+)
+SELECT greatest(0, coalesce(extract(epoch FROM clock_timestamp() - min(first_deadline)), 0))::float8 FROM firsts
+"""
+
+
 class DeadlineScan(Generic[R]):
     """The statements over one kind of deadline. Their condition is the predicate of its partial index."""
 
@@ -123,6 +138,9 @@ class DeadlineScan(Generic[R]):
         self.after = Statement(first.where(tuple_(deadline, entity_id) > place))
         # Finds the earliest deadline of a domain that has not passed.
         self.next = Statement(select(func.min(deadline)).where(*waiting, deadline >= as_of))
+        # Finds how long ago the oldest passed deadline of all domains has passed, by one look into the index for each
+        # domain.
+        self.oldest = Statement(text(_OLDEST.format(table=rows.table.name, due=condition, deadline=timeout.deadline)))
         # Reads the passed deadlines of all domains, with the rows that may expire now.
         passed = _PASSED.format(
             table=rows.table.name, due=condition, deadline=timeout.deadline, columns=", ".join(rows.names)
@@ -144,6 +162,10 @@ class DeadlineScan(Generic[R]):
         )
         next_deadline = cast("datetime | None", await self.next.value(connection, **asked))
         return Overdue([self._rows.row(record) for record in records], next_deadline, more)
+
+    async def oldest_seconds(self, connection: Connection) -> float:
+        """Seconds since the oldest deadline passed whose timeout was not emitted; 0 without one."""
+        return float(cast("float", await self.oldest.value(connection)))
 
     async def get_passed(
         self, connection: Connection, *, after: PassedKey, most: int, follow: bool = False

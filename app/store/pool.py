@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import asyncpg
 
@@ -30,6 +30,16 @@ Record = asyncpg.Record
 Connection = asyncpg.pool.PoolConnectionProxy  # the rest of the project imports this name, and no driver
 
 
+class PoolObserver(Protocol):
+    """Hears of every piece of work on a database."""
+
+    def done(self, pool: str, name: str, seconds: float, rows: int | None, failure: str | None) -> None:
+        """The work `name` took so long on a connection of `pool`. It gave so many rows, or failed in this way."""
+
+    def timed_out(self, pool: str) -> None:
+        """A call has waited for a connection of `pool` in vain."""
+
+
 class Pool:
     """The connections to one server, at most `size`; none is opened before it is needed.
 
@@ -44,7 +54,11 @@ class Pool:
         statement_timeout: timedelta,
         settings: Mapping[str, str],
         siblings: Collection["Pool"],
+        name: str,
+        observer: PoolObserver | None,
     ) -> None:
+        self.name = name
+        self._observer = observer
         self._url = url
         self._size = size
         self._timeout = statement_timeout.total_seconds()
@@ -66,6 +80,14 @@ class Pool:
         self._renewed_at = 0.0
         self._is_known = False  # whether there is a pooler in front, and of which kind
         self._closing = False
+
+    @property
+    def connections(self) -> tuple[int, int, int]:
+        """How many connections are open, how many of them are in use, and how many calls wait for one."""
+        if self._pool is None:
+            return 0, 0, self._waiting
+        size = self._pool.get_size()
+        return size, size - self._pool.get_idle_size() - len(self._at_hand), self._waiting
 
     async def _take(self) -> Connection:
         """A free connection, kept at hand or from the pool, which opens new ones.
@@ -106,13 +128,19 @@ class Pool:
             if (handed_over := await self._handed_over(until - now)) is not None:
                 return handed_over
             if time.monotonic() >= end:
+                self._in_vain()
                 raise PoolExhaustedError("the database takes no more connections, and all that there are are in use")
+
+    def _in_vain(self) -> None:
+        if self._observer is not None:
+            self._observer.timed_out(self.name)
 
     async def _acquire(self, pool: "asyncpg.Pool[Record]", seconds: float) -> Connection:
         self._waiting += 1
         try:
             return await pool.acquire(timeout=max(seconds, 0.001))
         except TimeoutError as error:
+            self._in_vain()
             if pool.get_size() == self._size and pool.get_idle_size() == 0:
                 raise PoolExhaustedError("all database connections are in use") from error
             raise

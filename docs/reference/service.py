@@ -5,7 +5,7 @@ import re
 import click
 
 from app.cli import pqs
-from app.domain.results import Outcome
+from app.concurrency.breaker import CircuitBreaker
 from app.runtime.metrics import DatabaseNumbers, Metrics
 from app.settings import PREFIX, Settings
 from app.store.outbox import Backlog
@@ -59,14 +59,25 @@ def metrics() -> str:
     """Every metric, its kind and labels."""
     told = Metrics()
     told.request("GET", "/", 200, 0.001)
-    told.events(Outcome.APPLIED, 1)
+    told.event("invalid")
+    batches, lane = told.batches("http"), told.lane("events")
+    batches.batch([], [], 0.001)
+    batches.retry("guard")
+    lane.joined(1, 0.0)
+    lane.refused()
+    told.waiting("events", 0)
+    told.done("primary", "statement", 0.001, None, "connection")
+    told.timed_out("primary")
+    told.pool("primary", 0, 0, 0)
     told.commit("committed")
-    told.breaker("primary", is_open=False)
+    told.watch("primary", CircuitBreaker())
     told.swept("ack", 0, 0.0)
-    kept = DatabaseNumbers([Backlog("topic", 0, 0.0)], [Age("topic", 0, 0.0)], 0)
+    told.relayed("topic", 0, 0)
+    told.process(0.0, 0, 0)
+    entities, overdue = [("registration", "active", 0)], [("ack", 0.0)]
+    kept = DatabaseNumbers([Backlog("topic", 0, 0.0)], [Age("topic", 0, 0.0)], 0, entities, overdue=overdue)
     lines = []
     for name, meaning, kind, labels in FAMILY.findall(told.text(kept).decode()):
-        if not name.endswith("_created"):
-            names = [label for label in LABEL.findall(labels) if label != BUCKET]
-            lines.append([f"`{name}`", kind, code(names), meaning])
+        names = [label for label in LABEL.findall(labels) if label != BUCKET]
+        lines.append([f"`{name}`", kind, code(names), meaning])
     return table(["metric", "kind", "labels", "meaning"], lines)

@@ -19,7 +19,9 @@ from tests.databases import new_database
 @asynccontextmanager
 async def service_on(database_url: str, **given: object) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a service on that database; `given` holds further settings."""
-    async with application(read_settings({"database_url": database_url, "pool_size": 4, **given})) as client:
+    async with application(
+        read_settings({"database_url": database_url, "pool_size": 4, "access_log": "all", **given})
+    ) as client:
         yield client
 
 

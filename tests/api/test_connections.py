@@ -197,8 +197,8 @@ async def test_a_client_that_leaves_in_its_body(
     assert await access.next() == (str(node(7)), ask.method, ask.target, GONE)
     route = EVENTS if ask.target == EVENTS else "/v1/workflows/{workflow_key}"
     assert hot.counted() - before == {
-        f'pqs_http_requests_total{{method="{ask.method}",route="{route}",status="499"}}': 1,
-        f'pqs_http_request_seconds_count{{method="{ask.method}",route="{route}"}}': 1,
+        f'http_server_request_duration_seconds_count{{http_request_method="{ask.method}",'
+        f'http_response_status_code="499",http_route="{route}"}}': 1,
     }
     assert hot.checked_out() == 0
 

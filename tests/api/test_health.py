@@ -1,6 +1,7 @@
 """Liveness, readiness and metrics."""
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
@@ -151,7 +152,12 @@ async def test_metrics_are_prometheus_text(shared: httpx.AsyncClient) -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     named = {line.split()[2] for line in answer.text.splitlines() if line.startswith("# TYPE")}
-    assert {"pqs_http_requests_total", "pqs_http_request_seconds", "pqs_events_total", "pqs_breaker_open"} <= named
+    assert {
+        "http_server_request_duration_seconds",
+        "db_client_operation_duration_seconds",
+        "pqs_events_total",
+        "pqs_build_info",
+    } <= named
 
 
 async def test_requests_are_counted_by_route(client: httpx.AsyncClient) -> None:
@@ -160,11 +166,30 @@ async def test_requests_are_counted_by_route(client: httpx.AsyncClient) -> None:
         await client.get(path)
     await client.request("BREW", "/v1/state-counts")
     counted = await metrics(client)
-    assert counted['pqs_http_requests_total{method="GET",route="/v1/entities/{entity_id}",status="404"}'] == 2
-    assert counted['pqs_http_requests_total{method="GET",route="/v1/entities/{entity_id}",status="422"}'] == 1
-    assert counted['pqs_http_requests_total{method="GET",route="unknown",status="404"}'] == 2
-    assert counted['pqs_http_requests_total{method="other",route="/v1/state-counts",status="405"}'] == 1
-    assert counted['pqs_http_request_seconds_count{method="GET",route="/v1/entities/{entity_id}"}'] == 3
+    assert (
+        counted[
+            'http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404",http_route="/v1/entities/{entity_id}"}'
+        ]
+        == 2
+    )
+    assert (
+        counted[
+            'http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="422",http_route="/v1/entities/{entity_id}"}'
+        ]
+        == 1
+    )
+    assert (
+        counted[
+            'http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404",http_route="unknown"}'
+        ]
+        == 2
+    )
+    assert (
+        counted[
+            'http_server_request_duration_seconds_count{http_request_method="other",http_response_status_code="405",http_route="/v1/state-counts"}'
+        ]
+        == 1
+    )
     assert not [name for name in counted if str(NODE) in name or "nodes" in name]
 
 
@@ -181,7 +206,10 @@ async def test_events_are_counted_by_outcome(client: httpx.AsyncClient) -> None:
     lines = b"nonsense\n\n" + httpx.Request("POST", "http://localhost", json=life()[4]).content
     await client.post("/v1/events", content=lines, headers={"Content-Type": "application/x-ndjson"})
     counted = await metrics(client)
-    outcomes = {outcome: counted[f'pqs_events_total{{outcome="{outcome}"}}'] for outcome in (*Outcome, "invalid")}
+    outcomes = dict.fromkeys((*Outcome, "invalid"), 0.0)
+    for name, count in counted.items():
+        if found := re.fullmatch(r'pqs_events_total\{outcome="(\w+)",source="http",type="[\w.]+"\}', name):
+            outcomes[found[1]] += count
     assert outcomes == {
         "applied": 5,
         "ignored": 1,
@@ -191,6 +219,60 @@ async def test_events_are_counted_by_outcome(client: httpx.AsyncClient) -> None:
         "conflict": 1,
         "invalid": 1,
     }
+
+
+async def test_no_series_says_when_it_was_made(shared: httpx.AsyncClient) -> None:
+    """There is no series that ends in `_created`."""
+    await shared.get("/v1/state-counts")
+    assert [name for name in await metrics(shared) if name.partition("{")[0].endswith("_created")] == []
+
+
+async def test_entities_and_overdue_deadlines_are_gauges(client: httpx.AsyncClient) -> None:
+    """Entities are counted by domain and state; the oldest deadline that has passed says by how many seconds."""
+    assert (await metrics(client))['pqs_overdue_oldest_seconds{kind="ack"}'] == 0
+    long_ago = event_json("registration.accepted", 2, data={"ack_deadline": "2026-01-01T00:00:30Z"})
+    await client.post("/v1/events", json=[event_json("registration.initiated", 1), long_ago])
+    told = await metrics(client)
+    assert told['pqs_entities{domain="registration",state="accepted"}'] == 1
+    since = (datetime.now(UTC) - datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)).total_seconds()
+    assert told['pqs_overdue_oldest_seconds{kind="ack"}'] == pytest.approx(since, abs=60)
+    assert told['pqs_overdue_oldest_seconds{kind="liveness"}'] == 0
+
+
+async def test_work_on_the_database_is_timed_by_name_and_pool(client: httpx.AsyncClient) -> None:
+    """Each piece of work has a series by its name and pool, and so have batches and lanes."""
+    await client.post("/v1/events", json=event_json("registration.initiated", 1))
+    await client.get(f"/v1/entities/{NODE}")
+    await client.get("/v1/state-counts")
+    told = await metrics(client)
+    series = (
+        'db_client_operation_duration_seconds_count{{db_client_connection_pool_name="{}",db_operation_name="{}"}}'
+    )
+    assert told[series.format("primary", "get_entity_states")] == 1
+    assert told[series.format("joined", "attempt")] == 1
+    assert told[series.format("scans", "count_by_state")] == 1
+    assert told['pqs_lane_batch_size_count{lane="events"}'] == 1
+    assert told['pqs_event_batch_size_sum{source="http"}'] == 1
+
+
+async def test_a_process_tells_of_itself(client: httpx.AsyncClient) -> None:
+    """Memory, descriptors, the event loop's delay, pools, and what was built."""
+    told = await metrics(client)
+    assert told["pqs_memory_bytes"] > 10_000_000
+    assert told["pqs_open_descriptors"] > 3
+    assert 0 <= told["pqs_loop_lag_seconds"] < 60
+    assert told['pqs_pool_size{pool="primary"}'] >= 0
+    assert [value for name, value in told.items() if name.startswith("pqs_build_info")] == [1]
+
+
+async def test_an_opening_is_counted_when_it_happens(unreachable_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A breaker that opens says so in the log, and is counted, once."""
+    async with service_on(unreachable_url) as client:
+        for _ in range(FAILURES + 2):
+            await client.get("/v1/state-counts")
+        assert (await metrics(client))['pqs_breaker_openings_total{database="scans"}'] == 1
+    opened = [record for record in caplog.records if getattr(record, "event", None) == "breaker.opened"]
+    assert len(opened) == 1
 
 
 async def test_the_breaker_is_a_gauge(unreachable_url: str) -> None:

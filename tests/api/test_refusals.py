@@ -9,7 +9,8 @@ from app.runtime import protocol
 from tests.api.conftest import Access
 from tests.connections import GIVEN, LOOP, Client, Served, get, post
 
-UNKNOWN = 'pqs_http_requests_total{{method="other",route="unknown",status="{}"}}'
+COUNT = "http_server_request_duration_seconds_count"
+UNKNOWN = COUNT + '{{http_request_method="other",http_response_status_code="{}",http_route="unknown"}}'
 HOST = "Host: service\r\n"
 REFUSED: dict[str, tuple[int, str]] = {
     "no HTTP": (400, "hello\r\n\r\n"),
@@ -96,8 +97,9 @@ async def test_a_body_that_does_not_come(hot: Served, raw: Client, access: Acces
     answer = await raw.answer()
     assert (answer.status, answer.header("content-type")) == (408, "application/problem+json")
     assert (await access.next())[1:] == ("POST", "/v1/events", 499)
-    counted = {name: number for name, number in (hot.counted() - before).items() if "requests_total" in name}
-    assert counted == {'pqs_http_requests_total{method="POST",route="/v1/events",status="499"}': 1}
+    counted = {name: number for name, number in (hot.counted() - before).items() if name.startswith(COUNT)}
+    series = '{http_request_method="POST",http_response_status_code="499",http_route="/v1/events"}'
+    assert counted == {COUNT + series: 1}
 
 
 async def test_an_upgrade_is_ignored(hot: Served, raw: Client) -> None:

@@ -155,7 +155,10 @@ async def test_what_is_refused_is_counted(client: httpx.AsyncClient, database: D
     await prepare(database)
     await post_lines(client, [good(1), bad(2)])
     text = (await client.get("/metrics")).text.splitlines()
-    assert {'pqs_events_total{outcome="invalid"} 1.0', 'pqs_events_total{outcome="applied"} 1.0'} <= set(text)
+    assert {
+        'pqs_events_total{outcome="invalid",source="http",type="unknown"} 1.0',
+        'pqs_events_total{outcome="applied",source="http",type="registration.initiated"} 1.0',
+    } <= set(text)
 
 
 async def test_a_workflow_is_a_problem_alone(

@@ -144,8 +144,9 @@ def answered(service: Service, method: str, route: str) -> float:
     """The number of completed requests of a route."""
     with service.client() as client:
         lines = client.get("/metrics").text.splitlines()
-    series = f'pqs_http_requests_total{{method="{method}",route="{route}"'
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(series))
+    series = f'http_server_request_duration_seconds_count{{http_request_method="{method}",'
+    asked = [line for line in lines if line.startswith(series) and f'http_route="{route}"' in line]
+    return sum(float(line.rpartition(" ")[2]) for line in asked)
 
 
 def total(service: Service, domain: str) -> int:

@@ -377,7 +377,8 @@ async def test_outcomes_are_counted(settings: Settings, batching: bool) -> None:
         text = (await client.get("/metrics")).text
     for outcome, count in (("committed", 1), ("replayed", 1), ("conflict", 2)):
         assert f'pqs_workflow_commits_total{{outcome="{outcome}"}} {count}.0' in text
-    assert 'pqs_http_requests_total{method="PUT",route="/v1/workflows/{workflow_key}",status="201"} 2.0' in text
+    series = 'http_request_method="PUT",http_response_status_code="201",http_route="/v1/workflows/{workflow_key}"'
+    assert f"http_server_request_duration_seconds_count{{{series}}} 2.0" in text
 
 
 # --- Lists ---------------------------------------------------------------------------------------------------------

@@ -251,17 +251,23 @@ def test_workers_share_settings_and_metrics_and_are_replaced(database_url: str, 
                 event = event_json(type_, sequence)
                 assert client.post("/v1/events", json=event).json()["outcome"] == "applied"
                 assert client.post("/v1/events", json=event | {"data": {"x": "x" * 2048}}).status_code == 413
-        applied = 'pqs_events_total{outcome="applied"}'
-        refused = 'pqs_http_requests_total{method="POST",route="/v1/events",status="413"}'
+        applied = [
+            f'pqs_events_total{{outcome="applied",source="http",type="registration.{each}"}}'
+            for each in ("initiated", "accepted")
+        ]
+        refused = (
+            'http_server_request_duration_seconds_count{http_request_method="POST",'
+            'http_response_status_code="413",http_route="/v1/events"}'
+        )
         with service.client() as client:
-            assert (value_of(client, applied), value_of(client, refused)) == (2, 2)
+            assert [value_of(client, each) for each in (*applied, refused)] == [1, 1, 2]
         os.kill(one, signal.SIGKILL)
         with service.client() as client:
             client.get("/readyz").raise_for_status()
         [new] = set(service.await_workers(2, without=one)) - {two}
         with paused(two), client_of_the_others(service) as client:
             assert states(client)["total"] == 1
-            assert (value_of(client, applied), value_of(client, refused)) == (2, 2)
+            assert [value_of(client, each) for each in (*applied, refused)] == [1, 1, 2]
         service.signal(signal.SIGTERM)
         assert service.await_end() == 0
         assert gone(new)

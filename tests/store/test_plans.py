@@ -34,6 +34,7 @@ from tests.making import NODE, START
 
 TABLE = "registration_projections"
 COUNTS = "registration_state_counts"
+DOMAINS = 5  # that have rows, and one to find that there is no other
 COUNTS_KEY = f"{COUNTS}_pkey"
 KEY, BY_STATE, BY_EVENT = f"{TABLE}_pkey", f"{TABLE}_by_state", f"{TABLE}_by_event"
 BY_CAPABILITY, ACK_DUE, LIVENESS_DUE = f"{TABLE}_by_capability", f"{TABLE}_ack_due", f"{TABLE}_liveness_due"
@@ -409,6 +410,23 @@ async def test_counts_read_the_counters_alone(scans: Connection, domain: str) ->
     assert buffers(plan) <= len(ALL) * upsert.SLOTS + 10
 
 
+async def test_the_metrics_count_the_counters_alone(points: Connection) -> None:
+    """The numbers of all domains come from the counters, and not from one registration."""
+    plan = await explain(points, REGISTRATIONS.counts.everywhere, {"limit": 800})
+    assert tables(plan) == {COUNTS}
+    assert most_rows(plan) <= 800 * upsert.SLOTS + 1
+
+
+@pytest.mark.parametrize("kind", ["ack", "liveness"])
+async def test_the_oldest_deadline_is_one_look_for_each_domain(points: Connection, kind: str) -> None:
+    """The metrics find the oldest passed deadline of each domain at the beginning of its index."""
+    scan, index = OVERDUE[kind]
+    plan = await explain(points, scan.oldest, {})
+    assert indexes(plan) == {index}
+    assert most_rows(plan) <= DOMAINS
+    assert buffers(plan) <= 5 * DOMAINS
+
+
 # --- Point reads and writes ------------------------------------------------------------------------------------
 
 
@@ -716,9 +734,9 @@ def test_every_statement_has_a_case() -> None:
         for part in (REGISTRATIONS, REGISTRATIONS.counts, *REGISTRATIONS.overdue.values())
     }
     assert of_the_store[REGISTRATIONS] == {"read", "lock", "lock_free", "move"}
-    assert of_the_store[REGISTRATIONS.counts] == {"count", "kept"}
+    assert of_the_store[REGISTRATIONS.counts] == {"count", "everywhere", "kept"}
     for scan, _ in OVERDUE.values():
-        assert of_the_store[scan] == {"first", "after", "next", "passed"}
+        assert of_the_store[scan] == {"first", "after", "next", "oldest", "passed"}
     indexed = {"after", "capabilities", "event_id"}
     assert set(_CONDITIONS) == indexed | {"node_type", "updated_before"}
 

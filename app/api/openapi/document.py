@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
-from fastapi import FastAPI, Request
-from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse
 
+from app.api import swagger
 from app.api.openapi.access import secure
 from app.api.openapi.components import component_schemas
 from app.api.openapi.dialect import plain
@@ -76,6 +75,7 @@ IF_NOTHING = {
     "description": "`*` for a workflow that has no row yet. This or `If-Match` is required; if both are sent, both "
     "conditions must hold.",
     "schema": {"type": "string"},
+    "example": "*",  # a commit has to have one of the two: with this one `/docs` works at the first click
 }
 # What exists after the README's walk, or is there first: `/docs` fills them in.
 PATH_EXAMPLES: Json = {
@@ -83,6 +83,8 @@ PATH_EXAMPLES: Json = {
     "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01",
     "workflow_key": "orders/17",
     "id": 1,
+    "topic": "nodes",
+    "partition": 0,
 }
 
 
@@ -109,11 +111,8 @@ def install(app: FastAPI, *, issuer: str | None = None) -> None:
             app.openapi_schema = written
         return app.openapi_schema
 
-    async def docs(_request: Request) -> HTMLResponse:
-        # Relative: the page finds the document under whatever prefix a proxy serves both.
-        return get_swagger_ui_html(openapi_url="openapi.json", title=app.title)
-
-    app.add_route("/docs", docs, include_in_schema=False)
+    app.add_route("/docs", swagger.page, include_in_schema=False)
+    app.add_route("/docs/{digest}/{name}", swagger.asset, include_in_schema=False)
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
 
 
