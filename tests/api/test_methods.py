@@ -104,7 +104,7 @@ HEAD = Methods(small, Allowed(small), NO_ORIGINS)
 
 
 async def test_head_is_get_without_the_body() -> None:
-    """HEAD has the status and headers of GET, including the length of GET's body."""
+    """HEAD has the status and headers of GET, including the length of the body that GET would send."""
     got, head = await ask(HEAD, "GET", "/row"), await ask(HEAD, "HEAD", "/row")
     assert (head.status, head.headers) == (got.status, got.headers)
     assert (head.header("content-length"), head.body) == ("7", b"")
