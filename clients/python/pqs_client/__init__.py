@@ -82,6 +82,7 @@ from pqs_client.problems import (
     NotFoundError,
     PreconditionFailedError,
     ProblemError,
+    TimedOutError,
     TooLargeError,
     UnauthenticatedError,
     UnavailableError,
@@ -163,6 +164,7 @@ __all__ = [
     "StateCounts",
     "StreamSummary",
     "Summary",
+    "TimedOutError",
     "TooLargeError",
     "UnauthenticatedError",
     "UnavailableError",
@@ -198,6 +200,7 @@ class Client:
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         transport: httpx.AsyncBaseTransport | None = None,
+        on_body: Callable[[bytes], None] | None = None,
     ) -> None:
         """`timeout` is the longest silence within one attempt, in seconds; `retry` bounds a call with its attempts.
 
@@ -206,7 +209,8 @@ class Client:
         again once after a 401. `auth` is httpx's, in place of a token. Raises ValueError for a token that would go
         over plain http beyond this machine.
         `jitter` draws from 0 to 1, and `sleep` waits for some seconds. `transport` is httpx's transport, for special
-        TLS settings, or for a service in this process.
+        TLS settings, or for a service in this process. `on_body` is called with the body of each answer, and with
+        each line of a stream, before it is read: for programs that keep the service's own bytes.
         """
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE
@@ -218,7 +222,7 @@ class Client:
         self._http = httpx.AsyncClient(
             base_url=base_url, timeout=timeout, headers=headers, limits=limits, transport=transport, auth=auth
         )
-        self._caller = Caller(self._http, retry or Retry(), jitter=jitter, sleep=sleep)
+        self._caller = Caller(self._http, retry or Retry(), jitter=jitter, sleep=sleep, on_body=on_body)
         self.entities = Entities(self._caller)
         self.overdue = OverdueScans(self._caller)
         self.events = Events(self._caller)

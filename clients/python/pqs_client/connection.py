@@ -10,7 +10,14 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from pqs_client.problems import ClientError, ConnectionFailedError, ProblemError, UnexpectedAnswerError, problem_of
+from pqs_client.problems import (
+    ClientError,
+    ConnectionFailedError,
+    ProblemError,
+    TimedOutError,
+    UnexpectedAnswerError,
+    problem_of,
+)
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -59,9 +66,11 @@ class Caller:
         *,
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        on_body: Callable[[bytes], None] | None = None,
     ) -> None:
-        """`jitter` draws from 0 to 1, and `sleep` waits for some seconds."""
+        """`jitter` draws from 0 to 1, and `sleep` waits for some seconds; `on_body` is the client's."""
         self.retry = retry
+        self._on_body = on_body
         self.jitter = jitter
         self.sleep = sleep
         self._http = http
@@ -101,12 +110,15 @@ class Caller:
 
         try:
             async with asyncio.timeout(retry.total) as limit:
-                return await self._repeat(once, repeatable=repeatable, retry=retry, whole=True)
+                response = await self._repeat(once, repeatable=repeatable, retry=retry, whole=True)
         except TimeoutError:
             if not limit.expired():
                 raise
             message = f"{method} {self._address}{path}: no answer within {retry.total:g} s"
-            raise ConnectionFailedError(message, perhaps_done=sent) from None
+            raise TimedOutError(message, perhaps_done=sent) from None
+        if self._on_body is not None:
+            self._on_body(response.content)
+        return response
 
     @asynccontextmanager
     async def stream(
@@ -143,11 +155,16 @@ class Caller:
             async for chunk in response.aiter_bytes():
                 *whole, held = (held + chunk).split(b"\n")
                 for line in whole:
-                    yield line
+                    yield self._told(line)
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise self._failed(response.request, error) from error
         if held:
-            yield held
+            yield self._told(held)
+
+    def _told(self, line: bytes) -> bytes:
+        if self._on_body is not None:
+            self._on_body(line)
+        return line
 
     def wait(self, failure: ClientError, failures: int, retry: Retry) -> float:
         """The seconds to wait after this many failures in a row; `failure` is the last one."""
@@ -191,7 +208,8 @@ class Caller:
         if isinstance(error, httpx.DecodingError):
             return self._unexpected(request, said)
         message = f"{request.method} {self._address}{request.url.path}: {said}"
-        return ConnectionFailedError(message, perhaps_done=not isinstance(error, (*_NOT_SENT, *_HOPELESS)))
+        kind = TimedOutError if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)) else ConnectionFailedError
+        return kind(message, perhaps_done=not isinstance(error, (*_NOT_SENT, *_HOPELESS)))
 
     def _unexpected(self, request: httpx.Request, said: str) -> UnexpectedAnswerError:
         return UnexpectedAnswerError(

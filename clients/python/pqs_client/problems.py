@@ -34,6 +34,10 @@ class ConnectionFailedError(ClientError):
         self.perhaps_done = perhaps_done
 
 
+class TimedOutError(ConnectionFailedError):
+    """The service was reached, and did not answer in time."""
+
+
 class UnexpectedAnswerError(ClientError):
     """The answer is not one of this service, or not about the key that was asked for.
 
