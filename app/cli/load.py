@@ -1,10 +1,12 @@
 """`pqs load`."""
 
+import os
 import sys
 
 import click
 
 from app.cli.options import settings_options
+from app.cli.service import URL
 from app.load import load_file, service_url
 from app.settings import read_settings
 
@@ -15,7 +17,7 @@ from app.settings import read_settings
     "--url",
     metavar="URL",
     help="The service's address, such as http://127.0.0.1:8000, in place of --host and --port, which make an https "
-    "address where PQS_TLS_CERT is set.",
+    "address where PQS_TLS_CERT is set. Also PQS_URL.",
 )
 @click.option(
     "--token-file",
@@ -30,5 +32,7 @@ def load(file: str, url: str | None, token_file: str | None, **given: str | None
     by entity and position. The status is 1 when a line is not in; standard error lists such lines with their reasons.
     """
     settings = read_settings(given)
+    if url is None and not any(given.values()):  # an option says more than a variable
+        url = os.environ.get(URL)
     own = service_url(settings.host, settings.port, tls=settings.tls_cert is not None)
     sys.exit(load_file(file, url or own, token_file=token_file))

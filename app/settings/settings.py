@@ -47,7 +47,8 @@ from app.settings.types import (
     Word,
 )
 
-OF_CLIENTS = {"PQS_TOKEN", "PQS_TOKEN_FILE"}  # variables of clients, `pqs load` among them, and not of the service
+# Variables of clients, most commands of `pqs` among them, and not of the service.
+OF_CLIENTS = {"PQS_TOKEN", "PQS_TOKEN_FILE", "PQS_URL"}
 MIB = 1024 * 1024  # bytes
 
 
