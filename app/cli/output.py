@@ -12,7 +12,7 @@ import click
 from app.cli.terminal import BOLD, cut, has_colours, padded, painted, plain, plain_json, width
 
 TABLE, WIDE, JSON, NDJSON, CSV, NAME = FORMATS = ("table", "wide", "json", "ndjson", "csv", "name")
-LONGEST = 60  # columns of a cell of a table; `wide` has the whole of it
+LONGEST = 60  # columns of a table's cell, except in the last column; `wide` has the whole of it
 
 T = TypeVar("T")
 
@@ -109,7 +109,8 @@ class Printer:
             click.echo("\n".join(lines))
 
     def _table(self, items: Sequence[T], columns: Sequence[Column[T]]) -> list[str]:
-        rows = [[self._text(column.value(item)) for column in columns] for item in items]
+        last = columns[-1]
+        rows = [[self._text(each.value(item), whole=each is last) for each in columns] for item in items]
         lines = []
         if not self._begun:
             titles = [column.title.upper() for column in columns]
