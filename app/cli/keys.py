@@ -15,6 +15,7 @@ from app.access.keys import AccessKey, make
 from app.access.principals import EVERY_DOMAIN, EVERY_KEY, Scope
 from app.cli.operators import operator
 from app.cli.options import DATABASE, logged_settings, settings_options
+from app.cli.terminal import padded, plain, width
 from app.errors import StartError
 from app.runtime.database import database_of
 from app.store import audit as audits
@@ -316,6 +317,7 @@ def _echo_lines(found: Sequence[msgspec.Struct]) -> None:
 
 
 def _echo_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        click.echo("  ".join(map(padded, row, widths)).rstrip())

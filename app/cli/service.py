@@ -1,9 +1,8 @@
 """The service that a command asks: where it is, how it is called, and how a failure ends the command.
 
-Only a call imports the client, so help and completion do without it.
+Only a call imports the client and asyncio, so help and completion do without them.
 """
 
-import asyncio
 import os
 import stat
 import sys
@@ -57,6 +56,8 @@ class Service:
 
     def run(self, work: "Callable[[Client], Awaitable[int | None]]") -> None:
         """Do the work, with a client. Ends the process with the work's status, or as a failure says."""
+        import asyncio  # noqa: PLC0415 - help does without it
+
         try:
             status = asyncio.run(self._run(work))
         except BrokenPipeError:  # the reader has seen enough
@@ -116,6 +117,8 @@ class Service:
 @asynccontextmanager
 async def while_read() -> AsyncIterator[None]:
     """Raise BrokenPipeError as soon as nobody reads standard output any more, also while nothing is printed."""
+    import asyncio  # noqa: PLC0415 - help does without it
+
     loop, task, output = asyncio.get_running_loop(), asyncio.current_task(), sys.stdout.fileno()
     if task is None or not stat.S_ISFIFO(os.fstat(output).st_mode):
         yield

@@ -1,6 +1,5 @@
 """`pqs top`: a screen that shows a service as it works."""
 
-import asyncio
 import sys
 from collections import deque
 from contextlib import aclosing, suppress
@@ -36,6 +35,8 @@ class Recent:
 
     async def follow(self, client: "Client", domain: str) -> None:
         """Take note of changes, until cancelled."""
+        import asyncio  # noqa: PLC0415 - help does without it
+
         from pqs_client import ClientError, FollowedChange  # noqa: PLC0415 - help does without it
 
         clock = asyncio.get_running_loop().time
@@ -81,6 +82,8 @@ def top(service: Service, interval: float, looks: int | None, domain: str) -> No
         raise click.UsageError("standard output is not a terminal; `pqs status` prints the same once")
 
     async def work(client: "Client") -> None:
+        import asyncio  # noqa: PLC0415 - help does without it
+
         recent = Recent()
         if service.curl:
             await Glance(service, client, domain).read()

@@ -1,6 +1,7 @@
 """The blocks about running the service: settings, commands, metrics."""
 
 import re
+from collections.abc import Iterator
 
 import click
 
@@ -31,12 +32,10 @@ def settings() -> str:
 
 
 def commands() -> str:
-    """A section for each command: its help, and the options that it takes."""
+    """A section for each command, those in groups included: its help, and the options that it takes."""
     context = click.Context(pqs, info_name="pqs")
     parts = []
-    for name in pqs.list_commands(context):
-        command = pqs.get_command(context, name)
-        assert command is not None  # noqa: S101 - its name was listed
+    for name, command in _with_parts(pqs, context, ""):
         usage = command.get_usage(click.Context(command, info_name=f"pqs {name}")).removeprefix("Usage: ")
         parts.append(f"## pqs {name}\n\n    {' '.join(usage.split())}\n\n{paragraph(command.help)}\n")
         own, taken = [], []
@@ -53,6 +52,16 @@ def commands() -> str:
             parts.append(f"\n[Settings](settings.md) as options: {code(taken)}.\n")
         parts.append("\n")
     return "".join(parts).removesuffix("\n")
+
+
+def _with_parts(group: click.Group, context: click.Context, before: str) -> Iterator[tuple[str, click.Command]]:
+    """The commands of a group by their whole names, each group followed by its own commands."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None  # noqa: S101 - its name was listed
+        yield before + name, command
+        if isinstance(command, click.Group):
+            yield from _with_parts(command, context, f"{before}{name} ")
 
 
 def metrics() -> str:

@@ -19,6 +19,7 @@ from pqs_client import (
     NotFoundError,
     ProblemError,
     Retry,
+    TimedOutError,
     UnavailableError,
     UnexpectedAnswerError,
 )
@@ -174,6 +175,30 @@ async def test_the_total_time_is_bounded(proxy: Proxy) -> None:
         with pytest.raises(ConnectionFailedError, match=f"no answer within {SOON} s") as caught:
             await client.entities.counts()
     assert caught.value.perhaps_done
+
+
+async def test_a_silent_service_is_a_time_out_and_an_absent_one_is_not(proxy: Proxy) -> None:
+    """TimedOutError tells a service that was reached and did not answer from one that cannot be reached."""
+    proxy.hold_answers = 1
+    async with Client(proxy.url, timeout=SOON, retry=Retry(attempts=1)) as client:
+        with pytest.raises(TimedOutError):
+            await client.entities.counts()
+    async with Client("http://127.0.0.1:1", retry=Retry(attempts=1)) as client:
+        with pytest.raises(ConnectionFailedError) as caught:
+            await client.entities.counts()
+    assert not isinstance(caught.value, TimedOutError)
+
+
+async def test_the_bytes_of_answers_are_there_to_keep(proxy: Proxy) -> None:
+    """`on_body` gets each body, and each line of a stream, before its value is there."""
+    bodies: list[bytes] = []
+    async with Client(proxy.url, on_body=bodies.append) as client:
+        event = event_of_its_own() | {"domain": "kept"}
+        await client.events.send(event)
+        assert json.loads(bodies.pop())["outcome"] == "applied"
+        async for row in client.entities.stream(domain="kept"):
+            assert json.loads(bodies.pop())["entity_id"] == str(row.entity_id) == event["entity_id"]
+    assert bodies == []
 
 
 async def test_cancelling_a_call_is_no_error_of_the_client(proxy: Proxy) -> None:
