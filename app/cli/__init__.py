@@ -27,6 +27,9 @@ ASKING = {
     "dead-letters": Listing(
         "dead_letters", "List, show, retry and delete messages that could not be applied or sent."
     ),
+    "forget": Listing(
+        "acts", "Forget an entity: nothing of it is told from then on, and late events do not bring it back."
+    ),
     "get": Listing("entities", "Print an entity: its state, deadlines and position."),
     "history": Listing("entities", "Print the changes of an entity, oldest first."),
     "list": Listing("entities", "List the entities that match all filters, by id.", "list_entities"),
@@ -37,6 +40,7 @@ ASKING = {
         "Print a service at a glance: whether it is ready, entities, overdue nodes, dead letters, partitions.",
     ),
     "top": Listing("top", "Show a service on the screen as it works, until Ctrl-C."),
+    "wait": Listing("entities", "Wait until an entity meets all the conditions, and print it."),
     "watch": Listing("changes", "Print the changes of entities as they happen, until stopped."),
     "watermarks": Listing(
         "watermarks",

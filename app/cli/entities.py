@@ -1,4 +1,4 @@
-"""`pqs get`, `pqs list`, `pqs counts` and `pqs history`: entities, one, many, by state, and as they were."""
+"""`pqs get`, `wait`, `list`, `counts` and `history`: entities, one, later, many, by state, and as they were."""
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
@@ -9,6 +9,7 @@ import click
 
 from app.cli.output import Column, View, compact
 from app.cli.service import Service, asking, in_domain, limited, printing
+from app.cli.statuses import TIMED_OUT
 from app.cli.terminal import DIM, GREEN, RED, YELLOW
 from app.cli.values import json_object, moment
 from app.domain.states import RegistrationState
@@ -86,6 +87,76 @@ def get(service: Service, entity_id: UUID, domain: str) -> None:
     async def work(client: "Client") -> None:
         row = await client.entities.get(entity_id, domain=domain)
         service.printer.one(row, service.body, _entity_view())
+
+    service.run(work)
+
+
+@click.command()
+@click.argument("entity_id", metavar="ID", type=click.UUID)
+@click.option(
+    "--for", "states", multiple=True, type=click.Choice(STATES), help="A state to wait for; may be repeated."
+)
+@click.option("--after-version", metavar="N", type=click.IntRange(0), help="Wait for a later version than this one.")
+@click.option("--min-sequence", metavar="N", type=click.IntRange(0), help="Wait until this sequence is applied.")
+@click.option(
+    "--min-offset",
+    "min_offsets",
+    metavar="TOPIC-PARTITION:OFFSET",
+    multiple=True,
+    help="Wait until this offset of Kafka is applied; may be repeated.",
+)
+@in_domain
+@printing
+@asking
+def wait(
+    service: Service,
+    entity_id: UUID,
+    states: Sequence[str],
+    after_version: int | None,
+    min_sequence: int | None,
+    min_offsets: Sequence[str],
+    domain: str,
+) -> None:
+    """Wait until an entity meets all the conditions, and print it.
+
+    Without a condition, wait until there is such an entity. A state that it passes through meanwhile, or since
+    --after-version, counts, too. The status is 6 when --timeout passes before.
+    """
+
+    async def work(client: "Client") -> int | None:
+        from time import monotonic  # noqa: PLC0415 - help does without it
+
+        from pqs_client import LateError  # noqa: PLC0415 - help does without it
+
+        end = monotonic() + service.timeout
+        seen = after_version  # one call waits a minute at most: the next one must not miss what passes between them
+        while True:
+            left = end - monotonic()
+            try:
+                found = await client.entities.wait(
+                    entity_id,
+                    max(left, 0),
+                    until=[RegistrationState(state) for state in states],
+                    after_version=seen,
+                    min_sequence=min_sequence,
+                    min_offset=min_offsets,
+                    domain=domain,
+                )
+            except LateError as error:
+                if monotonic() >= end:
+                    raise
+                if seen is None and states and error.current is not None:
+                    seen = error.current.version
+                continue
+            if found is not None:
+                break
+            if monotonic() >= end:
+                click.echo(f"pqs: the entity is still at version {seen}", err=True)
+                return TIMED_OUT
+        service.printer.one(found.row, service.body, _entity_view())
+        if found.reached not in {None, found.row.version}:
+            service.printer.note(f"it was in that state at version {found.reached}")
+        return None
 
     service.run(work)
 

@@ -51,7 +51,7 @@ class Service:
         self.printer = Printer(output)
         self.body = b""  # of the last answer, or the last line of a stream
         self._token_file = token_file
-        self._timeout = timeout
+        self.timeout = timeout
         self.curl = curl
 
     def run(self, work: "Callable[[Client], Awaitable[int | None]]") -> None:
@@ -76,8 +76,8 @@ class Service:
         try:
             client = Client(
                 self.url,
-                timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, CONNECT_TIMEOUT)),
-                retry=Retry(attempts=ATTEMPTS, total=self._timeout),
+                timeout=httpx.Timeout(self.timeout, connect=min(self.timeout, CONNECT_TIMEOUT)),
+                retry=Retry(attempts=ATTEMPTS, total=self.timeout),
                 token_file=self._token_file,
                 transport=Curl(self._token_file) if self.curl else None,
                 on_body=self._keep,

@@ -69,7 +69,7 @@ def test_a_commit_names_what_it_builds_on(service: Service, ask: Ask) -> None:
     assert put(service, '{"step": 3}', "--create").returncode == 4
     row = ask("workflows", "get", "deploy/eu").stdout
     assert '{"step":9007199254740993}' in row
-    assert ask("workflows", "list", "-o", "name").stdout == "deploy/eu\n"
+    assert "deploy/eu" in ask("workflows", "list", "-o", "name").stdout.split()
     assert ask("workflows", "get", "nothing").returncode == 3
 
 
@@ -174,3 +174,42 @@ def test_a_damaged_token_is_refused(ask: Ask) -> None:
     run = ask("watch", "--after", "nonsense")
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr.startswith("pqs: 400 ")
+
+
+# --- Waiting and forgetting ----------------------------------------------------------------------------------------
+
+
+def test_a_wait_ends_when_the_state_is_there(service: Service, ask: Ask) -> None:
+    """The entity is printed; a state that it is not in is waited for, and then the status is 6."""
+    there = ask("wait", ACTIVE, "--for", "active")
+    assert (there.returncode, there.stdout.splitlines()[1].split()) == (0, ["state", "active"])
+    passed = ask("wait", ACTIVE, "--for", "awaiting_ack", "--after-version", 1)
+    assert passed.stderr == "pqs: it was in that state at version 3\n"
+    late = ask("wait", ACTIVE, "--for", "rejected", "--timeout", 0.5)
+    assert (late.returncode, late.stdout) == (6, "")
+    still = ask("wait", ACTIVE, "--after-version", 5, "--timeout", 0.5)
+    assert (still.returncode, still.stderr) == (6, "pqs: the entity is still at version 5\n")
+    soon = node(20)
+    with subprocess.Popen(
+        [*COMMAND, "wait", str(soon), "-o", "name"], env=environment(url=service.url), stdout=subprocess.PIPE
+    ) as process:
+        with service.client() as client:
+            client.post("/v1/events", json=event_json("registration.initiated", 1, entity_id=soon))
+        printed, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, printed.decode()) == (0, f"{soon}\n")
+
+
+def test_a_forgotten_entity_is_gone(service: Service, ask: Ask) -> None:
+    """It is asked for; then reads end with status 3. A wrong version is status 4, and changes nothing."""
+    gone = node(21)
+    with service.client() as client:
+        client.post("/v1/events", json=event_json("registration.initiated", 1, entity_id=gone))
+    assert ask("forget", gone, "--yes", "--if-version", 7).returncode == 4
+    assert ask("get", gone).returncode == 0
+    run = ask("forget", gone, "--yes", "--reason", "a test", "--erase")
+    assert run.returncode == 0
+    assert "erased changes       1\n" in run.stdout
+    assert ask("get", gone).returncode == 3
+    assert ask("forget", node(22), "--yes").returncode == 3
+    assert ask("forget", node(22), "--yes", "--permanent", "--sequence", 4).returncode == 0
+    assert ask("forget", node(22), "--yes", "--sequence", 4, "--offset", 4).returncode == 2

@@ -9,12 +9,14 @@ import msgspec
 from msgspec import Struct
 
 from app.domain.events import DEFAULT_DOMAIN
+from app.domain.positions import Position
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.wire.answers import (
     EntityHistory,
     EntityPage,
     EntityState,
+    ForgetAnswer,
     LookupAnswer,
     OverduePage,
     StateCounts,
@@ -34,7 +36,7 @@ class Waited(Struct, frozen=True):
 
 
 class Entities:
-    """Calls that read entities. All of them are repeatable."""
+    """Calls that read entities, and one that forgets them. All of them are repeatable."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -119,6 +121,34 @@ class Entities:
             return None
         reached = response.headers.get("pqs-reached")
         return Waited(read(response, Registration), None if reached is None else int(reached))
+
+    async def forget(
+        self,
+        entity_id: UUID,
+        *,
+        reason: str | None = None,
+        erase: bool = False,
+        permanent: bool = False,
+        position: Position | None = None,
+        if_version: int | None = None,
+        domain: str = DEFAULT_DOMAIN,
+    ) -> ForgetAnswer:
+        """Turn the row into a tombstone: reads raise GoneError from then on, and late events do not bring it back.
+
+        `erase`: also empty its changes, and remove its dead letters and waiting messages. `permanent`: no event
+        begins it anew. `position`: make the tombstone there if there is no row. `if_version`: only at this version.
+        Raises NotFoundError without a row and a position, and PreconditionFailedError. To repeat it is safe.
+        """
+        given = {"reason": reason, "erase": erase, "permanent": permanent, "position": position}
+        headers = {"Content-Type": JSON} | ({} if if_version is None else {"If-Match": f'"{if_version}"'})
+        response = await self._caller.call(
+            "POST",
+            f"/v1/entities/{entity_id}/forget",
+            params={"domain": domain},
+            headers=headers,
+            content=msgspec.json.encode({name: value for name, value in given.items() if value is not None}),
+        )
+        return read(response, ForgetAnswer)
 
     async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> LookupAnswer:
         """The rows of up to 1,000 entities, in the order of the ids, and the ids without a row."""
