@@ -57,7 +57,10 @@ RUNNING = {
     "keys": Listing("keys", "Create, list, rotate and revoke keys."),
     "migrate": Listing("migrate", "Bring the database's schema to the revision that this release expects."),
     "openapi": Listing("show", "Print the OpenAPI document."),
-    "rebase": Listing("rows", "Move an entity to another track, by hand: only its position and version change."),
+    "rebase": Listing(
+        "rows",
+        "Move an entity, or all entities of a track, to another track: only their positions and versions change.",
+    ),
     "relay": Listing("workers", "Send the messages in the outbox to the bus and to Consul, until stopped."),
     "serve": Listing("serve", "Answer requests."),
     "sweep": Listing("workers", "Turn passed deadlines into events, until stopped."),
