@@ -9,12 +9,14 @@ import msgspec
 from msgspec import Struct
 
 from app.domain.events import DEFAULT_DOMAIN
+from app.domain.positions import Position
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.wire.answers import (
     EntityHistory,
     EntityPage,
     EntityState,
+    ForgetAnswer,
     LookupAnswer,
     OverduePage,
     StateCounts,
@@ -34,7 +36,7 @@ class Waited(Struct, frozen=True):
 
 
 class Entities:
-    """Calls that read entities. All of them are repeatable."""
+    """Calls about entities. All of them are repeatable."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -119,6 +121,32 @@ class Entities:
             return None
         reached = response.headers.get("pqs-reached")
         return Waited(read(response, Registration), None if reached is None else int(reached))
+
+    async def forget(
+        self,
+        entity_id: UUID,
+        *,
+        reason: str | None = None,
+        erase: bool = False,
+        permanent: bool = False,
+        position: Position | None = None,
+        domain: str = DEFAULT_DOMAIN,
+    ) -> ForgetAnswer:
+        """Forget an entity: from now on its reads raise GoneError.
+
+        `erase` also empties its changes and removes its dead letters. `permanent`: no later event begins it anew.
+        `position`: where there is no row yet, make a tombstone there, against events that still wait. Raises
+        NotFoundError without a row and a position.
+        """
+        asked = {"reason": reason, "erase": erase, "permanent": permanent, "position": position}
+        response = await self._caller.call(
+            "POST",
+            f"/v1/entities/{entity_id}/forget",
+            params={"domain": domain},
+            headers={"Content-Type": JSON},
+            content=msgspec.json.encode({name: value for name, value in asked.items() if value is not None}),
+        )
+        return read(response, ForgetAnswer)
 
     async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> LookupAnswer:
         """The rows of up to 1,000 entities, in the order of the ids, and the ids without a row."""
