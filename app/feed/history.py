@@ -147,7 +147,7 @@ async def _last(connection: Connection, moment: Moment) -> Logged | None:
         raise HistoryGoneError("changes of that time are not in the log: they were erased, or not logged")
     if is_tombstone:
         permanent = not later and row is not None and row.forgotten_permanently is True
-        raise ForgottenError(entity_id, domain, found.occurred_at or moment.as_of, permanent=permanent)
+        raise ForgottenError(entity_id, domain, found.occurred_at, permanent=permanent)
     return found
 
 

@@ -38,7 +38,7 @@ async def test_a_wait_in_vain_is_late(pqs: Client) -> None:
     assert await pqs.entities.wait(NODE, 0.2, after_version=2) is None
     for condition in ({"until": [RegistrationState.ACTIVE]}, {"min_sequence": 7}):
         with pytest.raises(LateError) as late:
-            await pqs.entities.wait(NODE, 0.2, **condition)  # type: ignore[arg-type]  # one condition each
+            await pqs.entities.wait(NODE, 0.2, **condition)
         assert late.value.stands_at is not None
         assert late.value.stands_at.sequence == 2
     assert late.value.current is not None
