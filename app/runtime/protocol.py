@@ -252,6 +252,11 @@ class HttpProtocol(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.write(data)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has to read before more is sent."""
+        return self._drained is not None
+
     async def drained(self) -> None:
         """Wait until the client has read enough for more to be sent, or is gone."""
         while self._drained is not None:
