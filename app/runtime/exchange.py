@@ -58,15 +58,13 @@ class DirectCall(Protocol):
 class ClientConnection(Protocol):
     """What an exchange needs of its connection."""
 
+    blocked: asyncio.Event | None  # set when the client has read enough; None while it reads
+
     def default_headers(self) -> bytes:
         """The header lines that every answer begins with."""
 
     def write(self, data: bytes) -> None:
         """Send bytes, in this order."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the client has to read before more is sent."""
 
     async def drained(self) -> None:
         """Wait until the client has read enough for more to be sent, or is gone."""
@@ -153,7 +151,7 @@ class Exchange:
         """Send a piece of an answer that has begun, now. False, and nothing is sent, if the client has to read first
         or is gone.
         """
-        if self._disconnected or self.complete or self._connection.is_full:
+        if self._disconnected or self.complete or self._connection.blocked is not None:
             return False
         self._send_body(body, more=True)
         return True
