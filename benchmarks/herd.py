@@ -10,6 +10,7 @@ import uvloop
 from benchmarks.machine import BenchmarkError
 
 AT_ONCE = 100  # connections that are opened at once
+ADDRESSES = [f"127.0.0.{n}" for n in range(1, 5)]  # one may have a quarter of the connections of a process
 OPEN_TIMEOUT = 60.0  # seconds
 
 run = uvloop.run
@@ -61,16 +62,26 @@ class Herd:
         self._port = port
         self.members: list[_Member] = []
 
-    async def open(self, count: int) -> None:
-        """Open this many more connections."""
+    async def open(self, count: int, request: bytes | None = None) -> None:
+        """Open so many more connections; each sends the request at once, as the service closes idle ones."""
         loop = asyncio.get_running_loop()
         while count > 0:
             some = min(AT_ONCE, count)
             made = await asyncio.wait_for(
-                asyncio.gather(*(loop.create_connection(_Member, "127.0.0.1", self._port) for _ in range(some))),
+                asyncio.gather(
+                    *(
+                        loop.create_connection(
+                            _Member, "127.0.0.1", self._port, local_addr=(ADDRESSES[n % len(ADDRESSES)], 0)
+                        )
+                        for n in range(some)
+                    )
+                ),
                 OPEN_TIMEOUT,
             )
-            self.members += [member for _, member in made]
+            for _, member in made:
+                self.members.append(member)
+                if request is not None:
+                    member.send(request)
             count -= some
 
     def send(self, request: bytes) -> None:

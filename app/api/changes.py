@@ -1,6 +1,6 @@
 """Following: the changes of entities, by long polls, as lines, or as server-sent events."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated
 
@@ -14,10 +14,12 @@ from app.access.principals import Scope
 from app.access.refusals import AuthError
 from app.api import problems
 from app.api.bodies import JSON, NDJSON
+from app.api.compression import accepts_gzip
 from app.api.needs import caller_of, check_again, needs, permit
 from app.api.negotiation import preferred
 from app.api.openapi.operations import changes_operation
 from app.api.presence import message_of, while_there
+from app.api.pushed import Form, Pushed, reset_event, reset_line, write_events, write_ndjson
 from app.api.schemas import ChangesQuery, encode
 from app.api.service import service_of
 from app.domain.changes import Logging
@@ -64,11 +66,13 @@ async def follow_changes(request: Request, query: Annotated[ChangesQuery, Query(
         limit=query.limit,
     )
     if media != JSON:
+        door = request.scope.get("extensions", {}).get("pqs.push")
+        if door is not None and request.method == "GET" and not accepts_gzip(request.scope["headers"]):
+            return Pushed(request, door, asked, _FORMS[media], headers=STREAMED, media_type=media)
         lines = service.follow.stream(asked)
         first = await anext(lines)  # raises what is wrong with the token, while there is a status to say it with
         lines = _while_allowed(request, query.domain, lines)
-        written = _events(request, first, lines) if media == EVENTS else _ndjson(request, first, lines)
-        return _Stream(written, headers=STREAMED, media_type=media)
+        return _Stream(_written(request, _FORMS[media], first, lines), headers=STREAMED, media_type=media)
     answer = await while_there(request, service.follow.answer(asked, wait=query.wait))
     await _check_again(request, query.domain)
     items = b",".join([line.body for line in answer.lines])
@@ -127,44 +131,18 @@ class _Stream(StreamingResponse):
         await super().__call__(scope, heard, send)
 
 
-# --- Streams -------------------------------------------------------------------------------------------------------
-
-
-async def _ndjson(
-    request: Request, first: Sequence[Line], lines: AsyncGenerator[Sequence[Line], None]
+async def _written(
+    request: Request, form: Form, first: Sequence[Line], lines: AsyncGenerator[Sequence[Line], None]
 ) -> AsyncIterator[bytes]:
-    """A line each, with the token of its own place."""
-
-    def written(some: Iterable[Line]) -> bytes:
-        return b"".join([b'%b,"next":"%b"}\n' % (line.body[:-1], line.token) for line in some])
-
-    yield written(first)
+    yield form.write(first)
     try:
         async with aclosing(lines):
             async for some in lines:
-                yield written(some)
+                yield form.write(some)
     except ChangesGoneError as error:
-        yield b'{"kind":"reset",%b\n' % encode(problems.gone(request, error))[1:]
+        yield form.reset(encode(problems.gone(request, error)))
     except UnavailableError:
         return  # whoever follows comes again, with the last token
 
 
-async def _events(
-    request: Request, first: Sequence[Line], lines: AsyncGenerator[Sequence[Line], None]
-) -> AsyncIterator[bytes]:
-    """Server-sent events; the id of each is the token of its own place."""
-
-    def written(some: Iterable[Line]) -> bytes:
-        return b"".join(
-            [b"event: %b\nid: %b\ndata: %b\n\n" % (line.kind.encode(), line.token, line.body) for line in some]
-        )
-
-    yield written(first)
-    try:
-        async with aclosing(lines):
-            async for some in lines:
-                yield written(some)
-    except ChangesGoneError as error:
-        yield b"event: reset\ndata: %b\n\n" % encode(problems.gone(request, error))
-    except UnavailableError:
-        return  # whoever follows comes again, with the last token
+_FORMS = {EVENTS: Form(write_events, reset_event), NDJSON: Form(write_ndjson, reset_line)}

@@ -94,7 +94,7 @@ async def get_entity(request: Request, entity_id: UUID, query: Annotated[MomentQ
     Without `wait`, conditions that do not hold are answered at once: 304, or 504.
 
     With `as_of`, the row as the last change that is logged left it then: heartbeats are logged with
-    `PQS_CHANGES=all` only.
+    `PQS_CHANGES=all` only. From a forget on, until the entity begins anew, that is a 410.
     """
     service = service_of(request)
     permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
@@ -132,6 +132,7 @@ async def get_state(request: Request, entity_id: UUID, query: Annotated[MomentQu
 
     It waits as the call for the whole row does. The ETag is the row's version, weak, as both forms have the same.
     With `as_of`, the state that this call gave at that time, or, by `clock=occurred`, the state that was true then.
+    From a forget on, until the entity begins anew, that is a 410; and so is the time before a forget that erased.
     """
     service = service_of(request)
     permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))

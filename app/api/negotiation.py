@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 from fastapi import Request
@@ -80,7 +81,12 @@ def known_tags(headers: Headers) -> Callable[[str], bool] | None:
     given = [value for name, value in headers if name == b"if-none-match"]
     if not given:
         return None
-    header = plain_etags(b",".join(given)).decode("latin-1").strip()
+    return _known(b",".join(given))
+
+
+@lru_cache(maxsize=256)  # a thousand who wait for the same page send the same
+def _known(given: bytes) -> Callable[[str], bool]:
+    header = plain_etags(given).decode("latin-1").strip()
     if header == "*":
         return lambda _: True
     tags = frozenset(_TAG.findall(header)) if _LIST.fullmatch(header) is not None else frozenset()

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, cast
 from uuid import UUID
 
 import msgspec
@@ -200,13 +200,21 @@ def begin_wait(service: Service, waiting: Waiting, headers: Headers) -> "asyncio
 
 
 def end_wait(waiting: Waiting, headers: Headers, shown: Shown) -> Response:
-    """The answer: the same that FastAPI's handler gives, but never coded."""
+    """The answer: the same that FastAPI's handler gives, but never coded. It is made once for all who ask alike."""
+    known = known_tags(headers)
+    key = known is not None and known(shown.tag), waiting.preference, waiting.query
+    answer = shown.answers.get(key)
+    if answer is None:
+        answer = shown.answers[key] = _answer(waiting, shown, is_known=key[0])
+    return cast("Response", answer)
+
+
+def _answer(waiting: Waiting, shown: Shown, *, is_known: bool) -> Response:
     etag = f"W/{shown.tag}".encode()
     more: Headers = []
     if waiting.preference is not None:
         more.append((b"preference-applied", b"wait=%d" % waiting.preference))
-    known = known_tags(headers)
-    if known is not None and known(shown.tag):
+    if is_known:
         response = Response(status_code=304)
         response.raw_headers = [(b"etag", etag), *more]
         return response

@@ -71,7 +71,7 @@ def forget(
             erase=erase,
             permanent=permanent,
             position=_position(sequence, partition, offset),
-            if_version=if_version,
+            known=if_version,
             domain=domain,
         )
         service.printer.one(answer, service.body, _view())

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from app.errors import TooManyFollowersError, UnavailableError
 from app.feed.feed import Feed, spread
@@ -27,11 +27,15 @@ SPACING = 0.02  # seconds between two readings at least, for changes and joiners
 REST = 2.0  # the same, in durations of a reading: so that a storm of changes leaves the database to others
 AFTER = 0.0005  # seconds after a deadline: it has passed when the clock is behind it
 RETRY = 0.5  # seconds until a database that does not answer is asked again
+AT_ONCE = 64  # waits that are told in one turn of the event loop
 MEASURED = 16  # readings of the database's clock that are remembered
 
 
 class Shown(Struct, frozen=True):
-    """A page as it was read: its tag, which other pages have not; its body; and what its next reading depends on."""
+    """A page as it was read: its tag, which other pages have not; its body; and what its next reading depends on.
+
+    `answers` holds the answers that were made of it, for those who ask in the same words.
+    """
 
     tag: str
     body: bytes
@@ -39,6 +43,7 @@ class Shown(Struct, frozen=True):
     as_of: datetime  # by the database's clock
     read_at: float  # time.monotonic(), just after that clock was read
     next_deadline: datetime | None
+    answers: dict[tuple[object, ...], object] = field(default_factory=dict)
 
 
 class BoardClock:
@@ -209,9 +214,11 @@ class _Board:
                 await asyncio.sleep(RETRY)
                 continue
             self._clock.measure(shown.as_of, shown.read_at)
-            for waiting in self.waiting:
+            for number, waiting in enumerate(list(self.waiting), 1):
                 if waiting.since <= began:
                     waiting.show(shown)
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)  # what was answered is sent meanwhile
             await self._rest(shown, began)
 
     async def _rest(self, shown: Shown, began: float) -> None:

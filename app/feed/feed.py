@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from app.errors import ChangesGoneError, TooManyFollowersError, UnavailableError
 from app.feed import tokens
+from app.feed.audience import Audience
 from app.feed.items import Filter, Item, matches
 from app.feed.reader import ChangeReader
 from app.feed.ring import Ring, Waiters
@@ -77,6 +78,7 @@ class Feed:
         self._linger = linger
         self._slow = asyncio.Semaphore(SLOW)
         self._waiters = Waiters()
+        self._audience = Audience()
         self._reader: ChangeReader | None = None
         self._task: asyncio.Task[None] | None = None
         self._ring: Ring | None = None
@@ -110,6 +112,7 @@ class Feed:
         """Let everybody go who waits: the service stops."""
         self.stopping = True
         self._waiters.call_all()
+        self._audience.call_all()
         for observer in self._observers:
             observer.stopped()
 
@@ -180,6 +183,14 @@ class Feed:
                 before = None if self._ring is None else self._ring.newest
             if before is not None:
                 place = before
+
+    def resting_at(self, place: Place) -> Audience | None:
+        """Where a stream at this place may rest until something comes; None when there is something to read first.
+
+        To be joined without an await in between.
+        """
+        is_there = self._ring is not None and self._ring.newest == place and not self.stopping
+        return self._audience if is_there else None
 
     async def newest(self) -> Place:
         """The place at which followers of `now` begin."""
@@ -262,12 +273,14 @@ class Feed:
             before = self._ring.newest
             self._ring.add(items)
             self._waiters.tell(items, before)
+            self._audience.tell(items, self._ring.newest)
         for observer in self._observers:
             observer.told(items)
 
     def _lose(self) -> None:
         self._ring = None
         self._waiters.call_all()
+        self._audience.call_all()
         for observer in self._observers:
             observer.lost()
 

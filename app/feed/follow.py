@@ -1,16 +1,20 @@
 """What one follower is answered: a page of lines and the token to go on with, or lines as they come."""
 
+import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 
-from app.feed import tokens
+from app.feed import audience, tokens
+from app.feed.audience import Listener
 from app.feed.feed import Feed, Start
 from app.feed.items import Filter, Item, row_json
 from app.feed.snapshot import Snapshot, SnapshotPage
 from app.feed.tokens import Token
+from app.store.changes import Place
 from app.store.database import Database
 
 BOOKMARK = 15.0  # seconds of silence in a stream at most: then its place is told
@@ -45,6 +49,18 @@ class Answer(Struct, frozen=True):
     caught_up: bool
 
 
+Form = Callable[[Sequence[Line]], bytes]  # how lines are written; the same function for all streams of a form
+
+
+class Sink(audience.Sink, Protocol):
+    """Where a stream is pushed to."""
+
+    form: Form
+
+    async def write(self, lines: Sequence[Line]) -> bool:
+        """Send these lines, when the client has read enough for it. False ends the stream."""
+
+
 class Follow:
     """Answers followers. `database` is the feed's own."""
 
@@ -72,12 +88,55 @@ class Follow:
         with self._feed.following():
             while True:
                 answer = await self._answer(request, wait)
-                token = tokens.write(answer.next).encode()
-                yield answer.lines or [Line("bookmark", b'{"kind":"bookmark"}', token)]
+                yield answer.lines or [_bookmark(answer.next)]
                 wait = min(BOOKMARK, end - time.monotonic())
                 if self._feed.stopping or wait <= 0:
                     return
                 request = _after(request, answer.next)
+
+    async def push(self, request: Request, sink: Sink) -> None:
+        """The same as `stream`, to a sink. While nothing comes for it, it costs no more than its place.
+
+        Raises what `answer` raises, also midway.
+        """
+        until = asyncio.get_running_loop().time() + STREAM * (1 + STREAM_SPREAD * random.uniform(-1, 1))  # noqa: S311
+        wait = 0.0
+        with self._feed.following():
+            while True:
+                answer = await self._answer(request, wait)
+                at = answer.next
+                if not await sink.write(answer.lines or [_bookmark(at)]):
+                    return
+                listener = None if at.digest else self._rest(request, at.place, sink, until)
+                if listener is not None:
+                    try:
+                        await listener.future
+                    finally:
+                        listener.end()
+                    at = Token(listener.place)
+                left = until - asyncio.get_running_loop().time()
+                if self._feed.stopping or left <= 0:
+                    if listener is not None:
+                        await sink.write([_bookmark(at)])
+                    return
+                wait = min(BOOKMARK, left)
+                request = _after(request, at)
+
+    def _rest(self, request: Request, place: Place, sink: Sink, until: float) -> Listener | None:
+        """Let a stream rest until something comes, if it is at the newest place."""
+        resting = self._feed.resting_at(place)
+        if resting is None:
+            return None
+        form, rows = sink.form, request.rows
+        return resting.join(
+            audience.Wanted(request.wanted, (form, rows)),
+            lambda items: form([_line(item, item.token, rows=rows) for item in items]),
+            lambda at: form([_bookmark(Token(at))]),
+            sink,
+            place,
+            silence=BOOKMARK,
+            until=until,
+        )
 
     async def _answer(self, request: Request, wait: float) -> Answer:
         after = request.after
@@ -94,6 +153,10 @@ class Follow:
 
 def _after(request: Request, place: Token) -> Request:
     return Request(after=place, wanted=request.wanted, snapshot=False, rows=request.rows, limit=request.limit)
+
+
+def _bookmark(at: Token) -> Line:
+    return Line("bookmark", b'{"kind":"bookmark"}', tokens.write(at).encode())
 
 
 def _line(item: Item, token: bytes, *, rows: bool) -> Line:

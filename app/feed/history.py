@@ -11,7 +11,8 @@ from app.domain.changes import ChangeOutcome
 from app.domain.events import key_of
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.errors import HistoryGoneError, NotFoundError
+from app.errors import ForgottenError, HistoryGoneError, NotFoundError
+from app.feed.watches import check_present
 from app.store import history
 from app.store.changes import Logged
 from app.store.database import Connection, Database, Work
@@ -72,7 +73,8 @@ class History:
         the time of a commit. By OCCURRED: after the last change, in the order of versions, that had occurred by then;
         of what is not in the log any more, it is taken for true that nothing occurs after it is stored.
 
-        Raises NotFoundError when there was no such entity, HistoryGoneError when the log does not go back so far.
+        Raises NotFoundError when there was no such entity, ForgottenError when there was only its tombstone, and
+        HistoryGoneError when the log does not go back so far, or lacks what was erased.
         """
         return await self._database.read(_in_snapshot, _state_at, moment)
 
@@ -123,24 +125,43 @@ async def _row_at(connection: Connection, moment: Moment) -> Registration:
 
 
 async def _last(connection: Connection, moment: Moment) -> Logged | None:
-    """The change that counts. Raises NotFoundError when the entity was forgotten by it."""
-    found = await history.at(connection, moment.entity_id, moment.domain, moment.as_of, moment.clock)
-    if found is not None and found.outcome == ChangeOutcome.FORGOTTEN:
-        raise _not_found(moment)
+    """The change that counts.
+
+    The state that it led to has to be the one that the next change found, or the one of the row. Otherwise changes
+    between the two are missing, because they were erased, or happened while the log was off: HistoryGoneError. Raises
+    ForgottenError when the entity was forgotten by that change.
+    """
+    entity_id, domain = moment.entity_id, moment.domain
+    found = await history.at(connection, entity_id, domain, moment.as_of, moment.clock)
+    if found is None:
+        return None
+    is_tombstone = found.outcome == ChangeOutcome.FORGOTTEN
+    after = None if is_tombstone else found.current_state
+    later, _ = await history.page(connection, entity_id, domain, order=Order.ASC, place=found.id, limit=1)
+    row = await _row_of(connection, entity_id, domain)
+    if later:
+        joins = later[0].before == after
+    else:
+        joins = row is None or after == (None if row.forgotten_at is not None else row.current_state)
+    if not joins:
+        raise HistoryGoneError("changes of that time are not in the log: they were erased, or not logged")
+    if is_tombstone:
+        permanent = not later and row is not None and row.forgotten_permanently is True
+        raise ForgottenError(entity_id, domain, found.occurred_at, permanent=permanent)
     return found
 
 
 async def _state_before_changes(connection: Connection, moment: Moment) -> RegistrationState:
     """The state before all changes that the log has of an entity, if it was the state at the moment.
 
-    Raises NotFoundError when there was no entity, and HistoryGoneError when the log began later than the moment.
+    Raises NotFoundError when there was no entity, ForgottenError when there was only a tombstone, and
+    HistoryGoneError when the log began later than the moment, or has only the forget of what was there.
     """
     oldest = await history.oldest(connection, moment.entity_id, moment.domain)
-    if oldest is None:
-        row = await _row_of(connection, moment.entity_id, moment.domain)
-        state = None if row is None else row.current_state
-    else:
-        state = oldest.before
+    row = await _row_of(connection, moment.entity_id, moment.domain) if oldest is None else None
+    state = None if oldest is None else oldest.before
+    if row is not None:
+        state = row.current_state
     if state is None:
         raise _not_found(moment)
     began = await history.began(connection)
@@ -148,6 +169,10 @@ async def _state_before_changes(connection: Connection, moment: Moment) -> Regis
         raise HistoryGoneError(
             f"the log goes back to {began.isoformat()}: earlier changes were removed, or not logged"
         )
+    if row is not None:
+        check_present(row)
+    if oldest is not None and oldest.outcome == ChangeOutcome.FORGOTTEN:
+        raise HistoryGoneError("the entity was forgotten later, and what was logged before may have been erased")
     return state
 
 

@@ -20,6 +20,9 @@ App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awa
 # The extension that tells an application, by an event, that the client sends no more. It may still read its answer;
 # but who waits for long is better off taking it for gone, as the end of a connection looks the same.
 CLIENT_ENDED = "pqs.client_ended"
+# The extension by which an application sends pieces of an answer that has begun without a task: an Exchange. Such
+# pieces pass no middleware.
+PUSH = "pqs.push"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_NAME = re.compile(rb'[\x00-\x20\x7f()<>@,;:\\"/\[\]?={}]')
 _NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -55,6 +58,8 @@ class DirectCall(Protocol):
 class ClientConnection(Protocol):
     """What an exchange needs of its connection."""
 
+    blocked: asyncio.Event | None  # set when the client has read enough; None while it reads
+
     def default_headers(self) -> bytes:
         """The header lines that every answer begins with."""
 
@@ -89,7 +94,8 @@ class Exchange:
         self._head = head
         self._scope = scope
         self.client_ended = asyncio.Event()
-        scope["extensions"] = {CLIENT_ENDED: self.client_ended}
+        self.on_gone: Callable[[], object] | None = None  # called when the client is gone, or sends no more
+        scope["extensions"] = {CLIENT_ENDED: self.client_ended, PUSH: self}
         self._body = bytearray()
         self._end_is_told = False
         self._disconnected = False
@@ -123,10 +129,38 @@ class Exchange:
         """The client is gone, or is answered by somebody else."""
         self._disconnected = True
         self._happened.set()
+        self._tell_gone()
 
     def client_sends_no_more(self) -> None:
         """Its side of the connection is at its end."""
         self.client_ended.set()
+        self._tell_gone()
+
+    def _tell_gone(self) -> None:
+        if self.on_gone is not None:
+            self.on_gone()
+
+    # --- Pushing
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client is gone, or sends no more."""
+        return self._disconnected or self.client_ended.is_set()
+
+    def push(self, body: bytes) -> bool:
+        """Send a piece of an answer that has begun, now. False, and nothing is sent, if the client has to read first
+        or is gone.
+        """
+        if self._disconnected or self.complete or self._connection.blocked is not None:
+            return False
+        self._send_body(body, more=True)
+        return True
+
+    async def drained(self) -> None:
+        """Wait until the client has read enough for more to be sent, or is gone."""
+        await self._connection.drained()
+
+    # --- ASGI
 
     async def run(self, app: App) -> None:
         """Let the application answer."""

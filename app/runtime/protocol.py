@@ -97,7 +97,7 @@ class HttpProtocol(asyncio.Protocol):
         self._body: SizedBody | ChunkedBody | None = None  # of the exchange
         self._reading, self._closing, self._eof = True, False, False
         self._unsent = 0  # bytes of the last answer, when the connection was to be closed
-        self._drained: asyncio.Event | None = None  # while the client does not read
+        self.blocked: asyncio.Event | None = None  # while the client does not read
         self._wait = WaitTimer(self._loop, self._on_time)
 
     # --- What the transport calls
@@ -133,7 +133,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._closing or not self._half_closes or (exchange is not None and exchange.more_body):
             return False  # the transport closes, after what was written
         if exchange is None:
-            return self._drained is not None  # whole requests may wait until it has read the answers before
+            return self.blocked is not None  # whole requests may wait until it has read the answers before
         if not self._buffer:
             exchange.keep_alive = False
         return True
@@ -150,14 +150,14 @@ class HttpProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not read."""
-        self._drained = asyncio.Event()
+        self.blocked = asyncio.Event()
         self._await_reader()
 
     def resume_writing(self) -> None:
         """It reads again, or is gone."""
-        if self._drained is not None:
-            self._drained.set()
-            self._drained = None
+        if self.blocked is not None:
+            self.blocked.set()
+            self.blocked = None
             if not self._closing:
                 self._go_on()
 
@@ -205,7 +205,7 @@ class HttpProtocol(asyncio.Protocol):
         while buffer.startswith(b"\r\n"):  # RFC 9112, section 2.2
             del buffer[:2]
             self._searched = 0
-        if not buffer or self._drained is not None:
+        if not buffer or self.blocked is not None:
             return False
         end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3), MAX_HEAD + 4)
         if end < 0:
@@ -254,8 +254,8 @@ class HttpProtocol(asyncio.Protocol):
 
     async def drained(self) -> None:
         """Wait until the client has read enough for more to be sent, or is gone."""
-        while self._drained is not None:
-            await self._drained.wait()
+        while self.blocked is not None:
+            await self.blocked.wait()
 
     def wants_body(self) -> None:
         """Read on: what was read of the body is used up."""
@@ -284,7 +284,7 @@ class HttpProtocol(asyncio.Protocol):
         self._server_state.total_requests += 1
         if not exchange.keep_alive or (self._eof and not self._buffer):
             self._close(linger=exchange.more_body or bool(self._buffer))
-        elif self._buffer or exchange.more_body or not self._reading or self._drained is not None:
+        elif self._buffer or exchange.more_body or not self._reading or self.blocked is not None:
             self._go_on()
         else:  # nothing else is there, as nearly always
             self._exchange = None
@@ -348,7 +348,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         exchange, wait = self._exchange, self._wait
         self._read(on=len(self._buffer) <= HIGH_WATER and (exchange is None or exchange.held <= HIGH_WATER))
-        if self._drained is not None:  # it has to read first
+        if self.blocked is not None:  # it has to read first
             if wait.awaited is not Awaited.READER:
                 self._await_reader()
         elif exchange is None:

@@ -236,6 +236,10 @@ async def served(
             yield service, client
 
 
+# A coded stream is streamed by ASGI; the other is pushed to its connection.
+CODINGS = pytest.mark.parametrize("coding", ["gzip", "identity"])
+
+
 async def events_of(lines: AsyncIterator[str], count: int) -> list[dict[str, str]]:
     """The next server-sent events of a stream, as many as asked for."""
     events: list[dict[str, str]] = []
@@ -252,10 +256,11 @@ async def events_of(lines: AsyncIterator[str], count: int) -> list[dict[str, str
     return events
 
 
-async def test_server_sent_events(tmp_path: Path, database_url: str) -> None:
+@CODINGS
+async def test_server_sent_events(tmp_path: Path, database_url: str, coding: str) -> None:
     """A stream sends its position at once, then each change, resumes from the last id, and ends with the service."""
     async with served(tmp_path, database_url) as (service, client):
-        accept = {"Accept": "text/event-stream"}
+        accept = {"Accept": "text/event-stream", "Accept-Encoding": coding}
         async with client.stream("GET", CHANGES, params={"after": "now"}, headers=accept) as stream:
             assert stream.headers["content-type"].startswith("text/event-stream")
             lines = stream.aiter_lines()
@@ -278,11 +283,12 @@ async def test_server_sent_events(tmp_path: Path, database_url: str) -> None:
         assert service.await_end() in {0, 130, -2}
 
 
-async def test_lines(tmp_path: Path, database_url: str) -> None:
+@CODINGS
+async def test_lines(tmp_path: Path, database_url: str, coding: str) -> None:
     """A snapshot and the changes after it come as lines, each with a token from which a client can resume."""
     async with served(tmp_path, database_url) as (_, client):
         await client.post("/v1/events", json=life())
-        accept = {"Accept": "application/x-ndjson"}
+        accept = {"Accept": "application/x-ndjson", "Accept-Encoding": coding}
         seen: list[dict[str, Any]] = []
         async with client.stream("GET", CHANGES, params={"snapshot": "true"}, headers=accept) as stream:
             async for line in stream.aiter_lines():
@@ -306,8 +312,9 @@ async def all_of(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
 
 async def test_who_hangs_up_is_no_follower_any_more(tmp_path: Path, database_url: str) -> None:
     """A poll or a stream whose client disconnects frees its place at once."""
+    pushed = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
     async with served(tmp_path, database_url, followers=1) as (_, client):
-        for headers in ({}, {"Accept": "text/event-stream"}):
+        for headers in ({}, {"Accept": "text/event-stream"}, pushed):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(all_of(client, headers), 0.5)
             async with asyncio.timeout(5):

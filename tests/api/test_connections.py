@@ -259,7 +259,7 @@ async def test_a_client_that_does_not_read(hot: Served, raw: Client, ask: Ask) -
     sending = asyncio.create_task(raw.send_all(ask.raw() * FLOOD))
     await until(lambda: hot.ways)
     server = hot.protocol
-    await until(lambda: server._drained is not None and not server._reading)
+    await until(lambda: server.blocked is not None and not server._reading)
     assert server._transport.get_write_buffer_size() < 128 * 1024
     assert len(server._buffer) <= HELD
     for _ in range(FLOOD):
@@ -274,7 +274,7 @@ async def test_a_client_that_does_not_read(hot: Served, raw: Client, ask: Ask) -
 async def test_a_client_that_leaves_without_reading(hot: Served, raw: Client, ending: Ending) -> None:
     """When a client leaves without reading, nothing in the service goes on waiting for it."""
     sending = asyncio.create_task(raw.send_all(get(ENTITY, PAD).raw() * FLOOD))
-    await until(lambda: hot.ways and hot.protocol._drained is not None)
+    await until(lambda: hot.ways and hot.protocol.blocked is not None)
     ending(raw)
     await hot.has_no_connection()
     assert hot.checked_out() == 0

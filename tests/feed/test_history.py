@@ -14,12 +14,12 @@ from app.domain.changes import TRIGGERS, ChangeOutcome, Logging, change
 from app.domain.events import EventBase
 from app.domain.registration import Registration, Timing
 from app.domain.states import RegistrationState
-from app.errors import HistoryGoneError, NotFoundError
+from app.errors import ForgottenError, HistoryGoneError, NotFoundError
 from app.feed.history import History, Moment
 from app.feed.retention import Retention
 from app.projection.changes import ChangeLog
 from app.projection.projector import Projector
-from app.store import changes
+from app.store import changes, erasure
 from app.store.changes import Logged
 from app.store.database import Connection, Database
 from app.store.history import MAX_OF_EVENT, Clock, Order
@@ -70,10 +70,10 @@ async def everything(history: History, entity_id: UUID, domain: str, order: Orde
 
 
 async def state_at(history: History, at: Moment) -> RegistrationState | None:
-    """The state at a moment, or None if the entity did not exist."""
+    """The state at a moment, or None if there was no entity, or only its tombstone."""
     try:
         return await history.state_at(at)
-    except NotFoundError:
+    except (NotFoundError, ForgottenError):
         return None
 
 
@@ -83,7 +83,7 @@ class Model:
     def __init__(self) -> None:
         self.row: Registration | None = None
         self.seen: list[tuple[datetime, Registration | None]] = []
-        self.logged: list[tuple[datetime, RegistrationState]] = []  # when it occurred, the state after it
+        self.logged: list[tuple[datetime, RegistrationState | None]] = []  # when it occurred, the state after it
 
     def see(self, event: EventBase, after: Registration | None, at: datetime, logging: Logging) -> None:
         """Record the row after an event."""
@@ -91,16 +91,29 @@ class Model:
         self.seen.append((at, after))
         if after is None or (before is not None and before.version == after.version):
             return
-        if logging is Logging.ALL or isinstance(event, TRIGGERS) or _state(before) is not after.current_state:
-            self.logged.append((event.occurred_at, after.current_state))
+        if _is_tombstone(after):
+            is_logged = not _is_tombstone(before)
+        else:
+            is_logged = logging is Logging.ALL or isinstance(event, TRIGGERS) or _state(before) is not _state(after)
+        if is_logged:
+            self.logged.append((event.occurred_at, _state(after)))
 
     def occurred(self, as_of: datetime) -> RegistrationState | None:
         """The state after the last change that had occurred by then."""
         return next((state for at, state in self.logged[::-1] if at <= as_of), None)
 
 
+def _is_tombstone(row: Registration | None) -> bool:
+    return row is not None and row.forgotten_at is not None
+
+
 def _state(row: Registration | None) -> RegistrationState | None:
-    return None if row is None else row.current_state
+    return None if row is None or _is_tombstone(row) else row.current_state
+
+
+def _left(change: Logged) -> str | None:
+    """The state that a change left."""
+    return None if change.outcome == ChangeOutcome.FORGOTTEN else change.current_state
 
 
 @given(log=logs(), logging=st.sampled_from([Logging.TRANSITIONS, Logging.ALL]), limit=st.integers(1, 5))
@@ -121,16 +134,17 @@ async def test_the_log_says_what_was_seen(
             continue
         seen = await everything(history, entity_id, domain, Order.ASC, limit)
         assert await everything(history, entity_id, domain, Order.DESC, limit) == seen[::-1]
-        assert [each.current_state for each in seen] == [state for _, state in model.logged]
-        assert [each.before for each in seen] == [None, *(each.current_state for each in seen[:-1])]
+        assert [_left(each) for each in seen] == [state for _, state in model.logged]
+        assert [each.before for each in seen] == [None, *(_left(each) for each in seen[:-1])]
         versions = [each.version for each in seen]
         assert versions == sorted(set(versions))
         assert seen[-1].current_state == model.row.current_state
-        assert seen[-1].version == model.row.version or logging is Logging.TRANSITIONS
+        is_last = logging is Logging.ALL and not _is_tombstone(model.row)
+        assert seen[-1].version == model.row.version or not is_last
         for at, after in model.seen:
             asked = Moment(entity_id, domain, at, Clock.KNOWN)
             assert await state_at(history, asked) == _state(after)
-            if logging is Logging.ALL and after is not None:
+            if logging is Logging.ALL and _state(after) is not None:
                 assert await history.row_at(asked) == after
         for at, _ in model.logged:
             for later in (timedelta(microseconds=-1), timedelta(), timedelta(microseconds=1)):
@@ -211,16 +225,82 @@ async def test_an_entity_without_changes_is_known(database: Database, history: H
 
 
 async def test_a_forgotten_entity_was_there_before(database: Database, history: History) -> None:
-    """A forgotten entity has a state before its forgetting, and none after it."""
+    """A forgotten entity has a state before its forgetting, and is a tombstone after it."""
     first = change(None, row(ACTIVE, version=1), UUID(int=1), "registration.recorded", ChangeOutcome.APPLIED, when(1))
     rejected = row(RegistrationState.REJECTED, version=2)
     forgotten = change(row(ACTIVE), rejected, None, "registration.forgotten", ChangeOutcome.FORGOTTEN, when(5))
     await write(database, [first, forgotten])
     assert await history.state_at(moment(when(4), Clock.OCCURRED)) is ACTIVE
-    with pytest.raises(NotFoundError):
+    with pytest.raises(ForgottenError) as caught:
         await history.state_at(moment(when(5), Clock.OCCURRED))
+    assert (caught.value.forgotten_at, caught.value.permanent) == (when(5), False)
     page = await history.page(NODE, "registration", order=Order.ASC, place=None, limit=10)
     assert [each.outcome for each in page.items] == ["applied", "forgotten"]
+
+
+async def test_what_was_erased_is_not_guessed(database: Database, history: History) -> None:
+    """Before a forget that erased, the state is gone; after it there was a tombstone, until the entity began anew."""
+    projector = Projector(database, Timing(), log=ChangeLog())
+
+    async def lived(first: int) -> datetime:
+        for n, type_ in enumerate(("registration.initiated", "registration.accepted"), first):
+            await projector.persist([event(type_, n)])
+        return await now(database)
+
+    async def forgotten(*, erase: bool) -> datetime:
+        after = await row_of(database, NODE, "registration")
+        assert after is not None
+        await projector.persist([event("registration.forgotten", (after.position.sequence or 0) + 1)])
+        if erase:
+            await database.write(erasure.erase, (NODE, "registration"), after.version + 1, [])
+        return await now(database)
+
+    async def then(at: datetime) -> str:
+        try:
+            return await history.state_at(moment(at))
+        except (ForgottenError, HistoryGoneError) as error:
+            return type(error).__name__
+
+    moments = [await lived(1), await forgotten(erase=False), await lived(4), await forgotten(erase=True)]
+    assert [await then(at) for at in moments] == ["HistoryGoneError"] * 3 + ["ForgottenError"]
+    page = await history.page(NODE, "registration", order=Order.ASC, place=None, limit=10)
+    assert [(each.version, each.outcome) for each in page.items] == [(3, "forgotten"), (6, "forgotten")]
+    assert not page.complete
+    moments += [await lived(7)]
+    assert [await then(at) for at in moments[3:]] == ["ForgottenError", "accepted"]
+    assert await then(await forgotten(erase=False)) == "ForgottenError"
+    assert await then(moments[4]) == "accepted"
+
+
+async def test_after_a_gap_in_the_log_nothing_is_guessed(database: Database, history: History) -> None:
+    """While the log was off the state changed: from the last change before that on, it is not known."""
+    logged, unlogged = (Projector(database, Timing(), log=ChangeLog(each)) for each in (Logging.ALL, Logging.OFF))
+    await logged.persist([event("registration.initiated", 1)])
+    before = await now(database)
+    await unlogged.persist([event("registration.accepted", 2)])
+    with pytest.raises(HistoryGoneError, match="not logged"):
+        await history.state_at(moment(before))
+    await logged.persist([event("registration.ack_requested", 3)])
+    with pytest.raises(HistoryGoneError, match="not logged"):
+        await history.state_at(moment(before))
+    assert await history.state_at(moment(await now(database))) is RegistrationState.AWAITING_ACK
+
+
+async def test_a_tombstone_whose_forget_has_expired(database: Database, history: History) -> None:
+    """It was one since the log goes back; before that, nobody knows."""
+    await write(database, [made(1, entity=1)])
+    await age(database, 1, timedelta(days=9), 1)
+    await Retention(database, KEEP).remove()
+    await Projector(database, Timing(), log=ChangeLog(Logging.OFF)).persist(
+        [event("registration.initiated", 1), event("registration.forgotten", 2)]
+    )
+    present = await now(database)
+    with pytest.raises(ForgottenError):
+        await history.state_at(moment(present))
+    with pytest.raises(HistoryGoneError):
+        await history.state_at(moment(present - timedelta(days=30)))
+    page = await history.page(NODE, "registration", order=Order.ASC, place=None, limit=10)
+    assert (page.items, page.complete) == ([], False)
 
 
 async def test_an_event_has_its_changes_and_its_rows(database: Database, history: History) -> None:

@@ -406,7 +406,7 @@ async def test_a_body_that_nobody_reads_is_not_held(echo: Echo, served: Listenin
 async def test_an_answer_that_nobody_reads_is_not_held(echo: Echo, served: Listening, client: Client) -> None:
     """The application waits while the client does not read its answer, and is released when the client leaves."""
     await client.send(request("GET /long"))
-    await until(lambda: served.server.server_state.connections and served.protocol._drained is not None)
+    await until(lambda: served.server.server_state.connections and served.protocol.blocked is not None)
     sent = 0
 
     def nothing_is_sent() -> bool:
@@ -430,7 +430,7 @@ READER_SECONDS = 0.4  # that a client has in these tests
 async def waiting_reader(served: Listening, client: Client) -> None:
     """Request an endless answer, and wait until the server waits for the client to read."""
     await client.send(request("GET /long"))
-    await until(lambda: served.server.server_state.connections and served.protocol._drained is not None)
+    await until(lambda: served.server.server_state.connections and served.protocol.blocked is not None)
 
 
 async def test_a_client_that_never_reads_is_cut_off(echo: Echo) -> None:
@@ -470,7 +470,7 @@ async def test_a_direct_answer_that_nobody_reads_ends_too(echo: Echo) -> None:
     async with served.listening(), served.connect() as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # one that can
         await client.send_all(request("POST /", body=bytes(BODY)))
-        await until(lambda: served.protocol._drained is not None)
+        await until(lambda: served.protocol.blocked is not None)
         await served.has_no_connection()
 
 

@@ -27,9 +27,9 @@ BY_CALL: dict[tuple[str, int], str] = {
         "getEntity",
         410,
     ): "The entity was forgotten, at `forgotten_at`; or the log of changes does not go back to "
-    "`as_of`, or has no row there.",
+    "`as_of`, lacks the changes of that time, or has no row there.",
     ("getEntityState", 410): "The entity was forgotten, at `forgotten_at`; or the log of changes does not go back to "
-    "`as_of`.",
+    "`as_of`, or lacks the changes of that time.",
     (
         "getEvent",
         404,

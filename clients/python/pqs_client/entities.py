@@ -1,8 +1,8 @@
-"""Reads of entities: one, several, all, the numbers by state, and the overdue ones."""
+"""Calls about entities: reads of one, several, all, the numbers by state and the overdue ones; what ends one."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -13,6 +13,7 @@ from app.domain.positions import Position
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
 from app.wire.answers import (
+    DeregisterAnswer,
     EntityHistory,
     EntityPage,
     EntityState,
@@ -25,6 +26,8 @@ from pqs_client.connection import JSON, NDJSON, Caller, decode, read
 
 Clock: TypeAlias = Literal["known", "occurred"]  # when the service stored a change, or when it happened
 Order: TypeAlias = Literal["asc", "desc"]
+T = TypeVar("T")
+
 MAX_WAIT = 60.0  # seconds that one call waits at most
 
 
@@ -36,7 +39,7 @@ class Waited(Struct, frozen=True):
 
 
 class Entities:
-    """Calls that read entities, and one that forgets them. All of them are repeatable."""
+    """Calls about entities. All but `deregister` are repeatable. Reads of a forgotten entity raise ForgottenError."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -130,25 +133,58 @@ class Entities:
         erase: bool = False,
         permanent: bool = False,
         position: Position | None = None,
-        if_version: int | None = None,
+        known: Registration | int | None = None,
         domain: str = DEFAULT_DOMAIN,
     ) -> ForgetAnswer:
-        """Turn the row into a tombstone: reads raise GoneError from then on, and late events do not bring it back.
+        """Turn the entity into a tombstone: from now on its reads raise ForgottenError.
 
-        `erase`: also empty its changes, and remove its dead letters and waiting messages. `permanent`: no event
-        begins it anew. `position`: make the tombstone there if there is no row. `if_version`: only at this version.
-        Raises NotFoundError without a row and a position, and PreconditionFailedError. To repeat it is safe.
+        `erase` also empties its changes and removes its dead letters. `permanent`: no later event begins it anew.
+        `position`: where there is no row yet, make a tombstone there, against events that still wait in Kafka.
+        `known` is the row as it was read, or its version: raises PreconditionFailedError where that has changed.
+        Raises NotFoundError without a row and a position.
         """
-        given = {"reason": reason, "erase": erase, "permanent": permanent, "position": position}
-        headers = {"Content-Type": JSON} | ({} if if_version is None else {"If-Match": f'"{if_version}"'})
+        asked = {"reason": reason, "erase": erase, "permanent": permanent, "position": position}
+        return await self._act("forget", entity_id, domain, asked, known, ForgetAnswer, repeatable=known is None)
+
+    async def deregister(
+        self,
+        entity_id: UUID,
+        *,
+        reason: str | None = None,
+        known: Registration | int | None = None,
+        domain: str = DEFAULT_DOMAIN,
+    ) -> DeregisterAnswer:
+        """Evict the node: end its registration, as its own `node.deregistered` would. Not repeatable.
+
+        The outcome is `ignored`, with a reason, where there is no registration to end. `known` is the row as it was
+        read: raises PreconditionFailedError where that has changed. Raises NotFoundError, and ForgottenError.
+        """
+        asked = {"reason": reason}
+        return await self._act("deregister", entity_id, domain, asked, known, DeregisterAnswer, repeatable=False)
+
+    async def _act(
+        self,
+        act: str,
+        entity_id: UUID,
+        domain: str,
+        asked: Mapping[str, object],
+        known: Registration | int | None,
+        answer: type[T],
+        *,
+        repeatable: bool,
+    ) -> T:
+        """What an operator does to one entity."""
+        version = known.version if isinstance(known, Registration) else known
+        condition = {} if version is None else {"If-Match": f'"{version}"'}
         response = await self._caller.call(
             "POST",
-            f"/v1/entities/{entity_id}/forget",
+            f"/v1/entities/{entity_id}/{act}",
+            repeatable=repeatable,
             params={"domain": domain},
-            headers=headers,
-            content=msgspec.json.encode({name: value for name, value in given.items() if value is not None}),
+            headers={"Content-Type": JSON, **condition},
+            content=msgspec.json.encode({name: value for name, value in asked.items() if value is not None}),
         )
-        return read(response, ForgetAnswer)
+        return read(response, answer)
 
     async def lookup(self, entity_ids: Iterable[UUID], *, domain: str = DEFAULT_DOMAIN) -> LookupAnswer:
         """The rows of up to 1,000 entities, in the order of the ids, and the ids without a row."""

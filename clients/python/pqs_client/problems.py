@@ -12,11 +12,7 @@ from app.domain.positions import Position
 from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import Fault, PqsError
-from app.wire.problems import (
-    ActionProblem,
-    GoneProblem,
-    StateProblem,
-)
+from app.wire.problems import ActionProblem, ForgottenProblem, GoneProblem, StateProblem
 
 
 class ClientError(PqsError):
@@ -115,7 +111,7 @@ class ActionConflictError(ProblemError):
 
 
 class GoneError(ProblemError):
-    """410: the entity is forgotten, or the change log does not go back so far.
+    """410: the change log does not go back so far; as ForgottenError, the entity was forgotten.
 
     `reason`, `oldest` and `snapshot` are of a token of the feed that is not good any more, else None.
     """
@@ -127,6 +123,17 @@ class GoneError(ProblemError):
         self.reason = problem.reason if problem else None
         self.oldest = problem.oldest if problem else None
         self.snapshot = problem.snapshot if problem else None
+
+
+class ForgottenError(GoneError):
+    """410: the entity was forgotten, at `forgotten_at`; `permanent`: no event begins it anew."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        """`response` has been read."""
+        super().__init__(response)
+        problem = _decoded(response, ForgottenProblem)
+        self.forgotten_at = problem.forgotten_at if problem else None
+        self.permanent = problem.permanent if problem else False
 
 
 class PreconditionFailedError(ProblemError):
@@ -204,6 +211,7 @@ T = TypeVar("T", bound=Struct)
 _TYPES: dict[str, type[ProblemError]] = {
     "urn:pqs:problem:early": EarlyError,
     "urn:pqs:problem:action-conflict": ActionConflictError,
+    "urn:pqs:problem:forgotten": ForgottenError,
     "urn:pqs:problem:late": LateError,
 }
 _STATUSES: dict[int, type[ProblemError]] = {
