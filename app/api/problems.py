@@ -53,6 +53,7 @@ from app.wire.problems import (
     ActionProblem,
     ForgottenProblem,
     GoneProblem,
+    HistoryGoneProblem,
     InterruptedProblem,
     LateProblem,
     OrderProblem,
@@ -265,7 +266,9 @@ def _to_ours(request: Request, error: PqsError) -> Response:
     if isinstance(error, ChangesGoneError):
         return _respond(gone(request, error), status)
     if isinstance(error, HistoryGoneError):
-        return _respond(Problem(*HISTORY_GONE, status, str(error), _instance_of(request)), status)
+        as_of = request.query_params.get("as_of", "")
+        gone_by = HistoryGoneProblem(*HISTORY_GONE, status, str(error), _instance_of(request), as_of)
+        return _respond(gone_by, status)
     if isinstance(error, AuthError):
         refusal = Problem(error.type, error.title, status, str(error), _instance_of(request), error.faults)
         return _respond(refusal, status, dict(error.headers))

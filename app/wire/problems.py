@@ -91,6 +91,17 @@ class GoneProblem(Struct, frozen=True):
     snapshot: str
 
 
+class HistoryGoneProblem(Struct, frozen=True):
+    """The change log does not go back to `as_of`, as a problem (RFC 9457); `as_of` is as it was sent."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    as_of: str
+
+
 class Reached(Struct, frozen=True):
     """How far a partition is applied; null where nothing of it is."""
 

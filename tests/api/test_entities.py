@@ -379,13 +379,13 @@ READS = {
     f"/v1/entities/{NODE}/state": "primary",
     "/v1/entities": "replica",
     "/v1/state-counts": "replica",
-    "/v1/overdue/ack?as_of=2027-01-01T00:00:00Z": "replica",
+    "/v1/overdue/ack?as_of=2027-01-01T00:00:00Z": "primary",
 }
 
 
 @pytest.mark.parametrize("path", READS)
 async def test_scans_are_asked_of_the_replica(database_url: str, path: str) -> None:
-    """With `PQS_DATABASE_READ_URL`, the replica answers lists, counts and scans; the primary answers point reads."""
+    """With `PQS_DATABASE_READ_URL`, the replica answers lists and counts, and the primary everything else."""
     async with (
         new_database() as replica,
         service_on(database_url) as primary_alone,

@@ -56,6 +56,7 @@ def component_schemas() -> dict[str, Json]:
         problem_types.LateProblem,
         problem_types.TrackProblem,
         problem_types.ForgottenProblem,
+        problem_types.HistoryGoneProblem,
         schemas.Forget,
         answers.ForgetAnswer,
         schemas.Deregister,
@@ -123,6 +124,11 @@ def _events(event: Json) -> dict[str, Json]:
             "title": "EventOrEvents",
             "description": "One event, or an array of events.",
             "oneOf": [_reference("Event"), _reference("EventArray")],
+        },
+        "ForgottenOrGone": {
+            "title": "ForgottenOrGone",
+            "description": "The entity was forgotten, or the change log does not go back to `as_of`.",
+            "oneOf": [_reference("ForgottenProblem"), _reference("HistoryGoneProblem")],
         },
         "ResultOrBatch": {
             "title": "ResultOrBatch",

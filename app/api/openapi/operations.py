@@ -90,7 +90,7 @@ def operation(
         }
     responses |= {status: _error(status) for status in errors if status not in responses}
     if GONE in responses:
-        responses[GONE] = _error(GONE, *(["ForgottenProblem", "Problem"] if waits else ["ForgottenProblem"]))
+        responses[GONE] = _error(GONE, "ForgottenOrGone" if waits else "ForgottenProblem")
     extra: Json | None = None
     if fresh or waits:
         responses[504] = _error(504, "LateProblem")
@@ -238,7 +238,7 @@ def _headers(*, etag: bool = False, link: bool = False) -> Json:
     return headers
 
 
-def _error(status: int, *names: str) -> Json:
+def _error(status: int, name: str = "Problem") -> Json:
     """A problem. `errors.py` says what the status means for this call."""
     headers = _headers()
     if status in {409, 503}:
@@ -249,15 +249,9 @@ def _error(status: int, *names: str) -> Json:
         }
     return {
         "description": HTTPStatus(status).phrase,
-        "content": {MEDIA_TYPE: _any_of(names or ("Problem",))},
+        "content": {MEDIA_TYPE: _schema(name)},
         "headers": headers,
     }
-
-
-def _any_of(names: tuple[str, ...]) -> Json:
-    if len(names) == 1:
-        return _schema(names[0])
-    return {"schema": {"anyOf": [_schema(name)["schema"] for name in names]}}
 
 
 def _attributes() -> list[Json]:
