@@ -92,14 +92,14 @@ class GoneProblem(Struct, frozen=True):
 
 
 class HistoryGoneProblem(Struct, frozen=True):
-    """The change log does not go back to `as_of`, as a problem (RFC 9457); `as_of` is as it was sent."""
+    """The change log does not go back to `moment` (`as_of` as it was sent), as a problem (RFC 9457)."""
 
     type: str
     title: str
     status: int
     detail: str
     instance: str
-    as_of: str
+    moment: str
 
 
 class Reached(Struct, frozen=True):

@@ -147,6 +147,7 @@ BY_SCHEMA: dict[tuple[str, str], str] = {
         "GoneProblem",
         "reason",
     ): "`expired`: the log is kept for a while only; `history`: the database has another past.",
+    ("HistoryGoneProblem", "moment"): "The moment that was asked for, as it was sent.",
     ("LateProblem", "current"): "The entity's row as it is; null without one, and where offsets are waited for.",
     ("LateProblem", "stands_at"): "The position of that row.",
     ("LateProblem", "watermarks"): "How far the partitions of `min_offset` are applied; null without it.",
