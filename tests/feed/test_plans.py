@@ -77,4 +77,4 @@ async def test_an_entitys_changes_are_found_to_be_erased(filled: Database) -> No
     given: dict[str, object] = {"entity_id": node(1), "domain": "registration", "version": 2**62}
     plan = await filled.read(explain, erasure.EMPTY, given)
     assert "Seq Scan" not in kinds(plan)
-    assert indexes(plan) == {f"changes_{number:02}_entity_id_event_id_idx" for number in range(16)}
+    assert indexes(plan) == {f"changes_{number:02}_entity_id_id_idx" for number in range(16)}
