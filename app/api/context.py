@@ -32,6 +32,7 @@ DRAIN_SECONDS = 10.0
 NO_PEER = "-"  # where nobody knows the address of the other side, as at a Unix socket
 LAG = b"pqs-replica-lag"  # seconds that the replica which answered lags, at most
 GONE = 499  # in log and metrics: the client disconnected before its request was complete
+WAITS = "pqs.waits"  # in the ASGI scope of a request that asks for a wait
 UNKNOWN = "unknown"  # in metrics: the route of a request that matches none
 METHODS = {
     "GET",
@@ -64,16 +65,18 @@ def account(
     principal: str = "-",
     peer: str = NO_PEER,
     traceparent: bytes | None = None,
+    *,
+    waits: bool = False,
 ) -> None:
     """Count one answered request, and log it if the access log wants it.
 
     `began` is time.perf_counter() at its beginning, `principal` the caller's name, `peer` the address that it came
-    from; `-` where nobody knows. `traceparent` is the value of that header.
+    from; `-` where nobody knows. `traceparent` is the value of that header. `waits`: it was to take long.
     """
     seconds = time.perf_counter() - began
     metrics.request(method if method in METHODS else "other", route, status, seconds)
     access = metrics.access
-    if level := access.wants(route, status, seconds, traceparent):
+    if level := access.wants(route, status, seconds, traceparent, waits=waits):
         access.write(
             level,
             method=method,
@@ -147,7 +150,8 @@ class RequestContext:
             principal, client = scope.get("principal"), scope.get("client")
             name, peer = principal.name if principal else "-", str(client[0]) if client else NO_PEER
             traceparent = next((value for header, value in scope["headers"] if header == b"traceparent"), None)
-            account(self._metrics, scope["method"], scope["path"], route, status, began, name, peer, traceparent)
+            method, path, waits = scope["method"], scope["path"], WAITS in scope
+            account(self._metrics, method, path, route, status, began, name, peer, traceparent, waits=waits)
             correlation_id.set(before)
 
 

@@ -297,7 +297,9 @@ class HotCall:
         kind, path = self._kind, self._target.partition(b"?")[0].decode("ascii")
         name, peer = self.principal.name, self._peer
         metrics, trace = self.service.metrics, self._fields.traceparent
-        context.account(metrics, kind.method, path, kind.route, status, self._began, name, peer, trace)
+        context.account(
+            metrics, kind.method, path, kind.route, status, self._began, name, peer, trace, waits=kind.waits
+        )
 
 
 def _question(method: str, target: bytes, fields: PlainFields, max_body: int) -> "tuple[Kind, Any] | None":

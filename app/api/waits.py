@@ -10,6 +10,7 @@ from msgspec import Struct
 from app.access import rights
 from app.access.principals import Scope
 from app.api.asgi import Headers
+from app.api.context import WAITS
 from app.api.needs import check_again, permit
 from app.api.negotiation import known_tags
 from app.api.preferences import wants_wait
@@ -52,6 +53,7 @@ async def waited(request: Request, domain: str, wait: Wait, answer: Awaitable[T]
     """
     if not wait.seconds:
         return await answer
+    request.scope[WAITS] = True
     found = await while_there(request, answer)
     permit(rights.domain(await check_again(request), Scope.ENTITIES_READ, domain))
     return found

@@ -47,15 +47,20 @@ class AccessLog:
         self._longest = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def wants(self, route: str, status: int, seconds: float, traceparent: bytes | None) -> int:
-        """The level of the line about a request; 0 without one. The request is counted then."""
+    def wants(
+        self, route: str, status: int, seconds: float, traceparent: bytes | None, *, waits: bool = False
+    ) -> int:
+        """The level of the line about a request; 0 without one. The request is counted then.
+
+        One that `waits` was to take long, and is not slow.
+        """
         if self._is_quiet:
             return 0
         if status >= 500:
             return logging.WARNING
         if self._all:
             return logging.INFO
-        if seconds >= self._slow and route not in WAITING:
+        if seconds >= self._slow and not waits and route not in WAITING:
             return logging.WARNING
         if traceparent is not None and (trace := trace_of(traceparent)) is not None and trace[2]:
             return logging.INFO

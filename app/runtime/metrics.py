@@ -48,7 +48,8 @@ FOLLOWING: tuple[tuple[str, str, Literal["livesum", "livemax"]], ...] = (
 )
 NOT_READ = "unknown"  # the type of what is not an event
 HTTP, KAFKA = "http", "kafka"  # sources of events; those of the sweep are in pqs_swept_total
-SENDS = "move"  # the work of the relay, which holds its connection while it sends: however long, it is not slow
+# The relay holds its connection while it sends, and who hears of commits as long as it listens: neither is slow.
+HOLDING = frozenset({"move", "hear"})
 
 
 class Metrics(PoolObserver):
@@ -245,7 +246,7 @@ class Metrics(PoolObserver):
         known.observe(seconds)
         if failure is not None:
             self._database_errors.labels(pool, failure).inc()
-        if seconds >= self._slow and name != SENDS:
+        if seconds >= self._slow and name not in HOLDING:
             extra = {"event": "statement.slow", "statement": name, "pool": pool, "seconds": seconds, "rows": rows}
             log.warning("slow: %s took %.0f ms on %s, rows: %s", name, seconds * 1000, pool, rows, extra=extra)
 

@@ -70,6 +70,21 @@ async def test_who_hangs_up_does_not_wait_any_more(
 
 
 @BOTH
+async def test_a_long_wait_is_not_a_slow_request(
+    tmp_path: Path, database_url: str, path: str, query: dict[str, Any]
+) -> None:
+    """Whatever it waited for, it has no line in a log of problems; nor has the connection that hears of commits."""
+    async with served(tmp_path, database_url, slow=0.1) as (service, client):
+        await client.post("/v1/events", json=life())
+        assert (await wait(client, path, query | {"wait": 1})).status_code == 304
+        service.press_ctrl_c()
+        service.await_end()
+        assert "/v1/overdue" not in service.log
+        assert f"GET {ENTITY} 304" not in service.log
+        assert "slow: hear" not in service.log
+
+
+@BOTH
 async def test_a_stop_ends_all_waits(tmp_path: Path, database_url: str, path: str, query: dict[str, Any]) -> None:
     """A stop ends all waits at once, with the answer that nothing has changed."""
     async with served(tmp_path, database_url) as (service, client):

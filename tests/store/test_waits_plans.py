@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from app.store import erasure, waits
-from app.store.database import Database
+from app.store.database import Connection, Database
 from app.store.statements import Statement
 from tests.databases import new_database
 from tests.feed.test_plans import fill
@@ -25,8 +25,7 @@ async def filled() -> AsyncIterator[Database]:
     async with new_database() as url:
         database = Database(url, pool_size=1, statement_timeout=timedelta(seconds=30))
         await database.write(fill)
-        for each in (ROWS, LETTERS, MESSAGES, "ANALYZE registration_projections, dead_letters, outbox"):
-            await database.write(lambda connection, each=each: connection.execute(each))
+        await database.write(_fill)
         yield database
         await database.close()
 
@@ -47,6 +46,11 @@ MESSAGES = """
 INSERT INTO outbox (destination, slot, envelope)
 SELECT 'topic:out', n % 64, repeat('x', 500) FROM generate_series(1, 6400) AS n
 """
+
+
+async def _fill(connection: Connection) -> None:
+    for each in (ROWS, LETTERS, MESSAGES, "ANALYZE registration_projections, dead_letters, outbox"):
+        await connection.execute(each)
 
 
 async def test_versions_are_read_by_the_key(filled: Database) -> None:
