@@ -74,9 +74,9 @@ async def test_a_long_wait_is_not_a_slow_request(
     tmp_path: Path, database_url: str, path: str, query: dict[str, Any]
 ) -> None:
     """Whatever it waited for, it has no line in a log of problems; nor has the connection that hears of commits."""
-    async with served(tmp_path, database_url, slow=0.1) as (service, client):
+    async with served(tmp_path, database_url, slow=2) as (service, client):
         await client.post("/v1/events", json=life())
-        assert (await wait(client, path, query | {"wait": 1})).status_code == 304
+        assert (await wait(client, path, query | {"wait": 4})).status_code == 304
         service.press_ctrl_c()
         service.await_end()
         assert "/v1/overdue" not in service.log
