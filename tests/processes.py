@@ -44,8 +44,10 @@ def pqs(*arguments: object, **settings: object) -> "subprocess.CompletedProcess[
 def refusal(run: "subprocess.CompletedProcess[str]") -> str:
     """The one line printed by a command that could not start."""
     assert run.returncode == 1, run
-    [line] = run.stderr.splitlines()
-    assert line.startswith("pqs: ")
+    lines = run.stderr.splitlines()
+    [line] = [line for line in lines if line.startswith("pqs: ")]
+    assert lines[-1] == line, run  # lines of the log may stand before it
+    assert "Traceback" not in run.stderr
     assert run.stdout == ""
     return line
 
