@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from app.domain.events import Event
+from app.domain.events import Event, EventBase
 from app.domain.positions import Position
 from app.domain.registration import Registration, Timing
 from app.domain.results import Outcome, Result
@@ -375,6 +375,46 @@ async def test_a_batch_that_loses_at_every_attempt_is_given_up_and_nothing_is_wr
     assert await table(database_url) == before
     async with connected(database_url) as connection:
         assert await connection.fetchval("SELECT last_value FROM attempts") == ATTEMPTS
+
+
+class Heard:
+    """A report that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.retries: list[str] = []
+
+    def batch(self, events: Sequence[EventBase], results: Sequence[Result], seconds: float) -> None:
+        """Keep how many events had results."""
+        assert len(events) == len(results)
+        assert seconds > 0
+        self.batches.append(len(results))
+
+    def retry(self, reason: str) -> None:
+        """Keep the reason."""
+        self.retries.append(reason)
+
+
+async def test_a_report_hears_of_batches_and_lost_races(database: Database, database_url: str) -> None:
+    """The report gets each committed batch once, and the reason of every attempt that lost a race."""
+    heard = Heard()
+    projector = Projector(database, Timing(), report=heard)
+    await projector.persist([initiated(entity_id=node(1)), initiated(entity_id=node(2))])
+    await add_trigger(database_url, "BEFORE UPDATE ON registration_projections FOR EACH ROW", "RETURN NULL;")
+    with pytest.raises(ContentionError):
+        await projector.persist([heartbeat(2, entity_id=node(1))])
+    assert heard.batches == [2]
+    assert heard.retries == ["guard"] * ATTEMPTS
+
+
+async def test_locked_rows_are_named(projector: Projector, database: Database, database_url: str) -> None:
+    """Of some events, `locked` names the rows that another transaction keeps locked, and no others."""
+    known = [initiated(entity_id=node(number)) for number in range(3)]
+    await projector.persist(known)
+    async with connected(database_url) as other, other.transaction():
+        await other.execute("SELECT FROM registration_projections WHERE entity_id = $1 FOR UPDATE", node(1))
+        assert await projector.locked(known) == {known[1].key}
+    assert await projector.locked(known) == set()
 
 
 async def test_batches_in_opposite_orders_do_not_deadlock(projector: Projector, rival: Projector) -> None:
