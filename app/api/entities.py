@@ -98,7 +98,7 @@ async def get_entity(request: Request, entity_id: UUID, query: Annotated[MomentQ
     """
     service = service_of(request)
     permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
-    if (moment := history.moment_of(entity_id, query)) is not None:
+    if (moment := history.moment_of(request, entity_id, query)) is not None:
         then = await history.row_at(service, moment)
         return render_entity(entity_id, query.domain, request.scope["headers"], then)
     if waits.is_plain(request, query):
@@ -137,7 +137,7 @@ async def get_state(request: Request, entity_id: UUID, query: Annotated[MomentQu
     service = service_of(request)
     permit(rights.domain(caller_of(request), Scope.ENTITIES_READ, query.domain))
     headers = {"Vary": "Accept"}
-    if (moment := history.moment_of(entity_id, query)) is not None:
+    if (moment := history.moment_of(request, entity_id, query)) is not None:
         then = await history.state_at(service, moment)
         return _render_state(request, entity_id, query.domain, then, headers)
     if waits.is_plain(request, query):

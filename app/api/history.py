@@ -102,13 +102,13 @@ async def row_at(service: Service, moment: Moment) -> Registration:
 _WAITING = {"wait", "min_offset", "late", "after_version", "until", "min_sequence"}
 
 
-def moment_of(entity_id: UUID, query: MomentQuery) -> Moment | None:
+def moment_of(request: Request, entity_id: UUID, query: MomentQuery) -> Moment | None:
     """The moment that a query names; None where it names none."""
     if query.as_of is None:
-        if "clock" in query.model_fields_set:
+        if "clock" in request.query_params:
             raise InvalidInputError([Fault("#/query/clock", "it says how `as_of` is meant, and there is none")])
         return None
-    if waiting := sorted(_WAITING & query.model_fields_set):
+    if waiting := sorted(_WAITING & set(request.query_params)):
         raise InvalidInputError([Fault(f"#/query/{waiting[0]}", "a read of the past (`as_of`) does not wait")])
     return Moment(entity_id, query.domain, query.as_of, query.clock)
 
