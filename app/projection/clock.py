@@ -16,6 +16,7 @@ from app.errors import Fault, InvalidInputError
 from app.store.database import Database
 from app.store.overdue import now
 
+FRESH = 1.0  # seconds for which an answer of the database's clock is counted on: one question serves many events
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _FOREVER = datetime.max.replace(tzinfo=UTC)
 
@@ -27,7 +28,7 @@ class DatabaseClock:
         self._database = database
         self._max_skew = max_skew
         self._latest = _NEVER  # as it was at `_asked_at`, by the monotonic clock
-        self._asked_at = 0.0
+        self._asked_at = -FRESH
 
     def may_be_ahead(self, event: EventBase) -> bool:
         """Whether `fault` has to ask the database about this event."""
@@ -37,10 +38,12 @@ class DatabaseClock:
         """What is wrong with an event that is ahead. Raises UnavailableError if the database does not answer."""
         if not self.may_be_ahead(event):
             return None
-        await self._ask()
-        if not self.may_be_ahead(event):
+        if time.monotonic() - self._asked_at >= FRESH:
+            await self._ask()
+        latest = self._latest_now()
+        if _latest_time(event) <= latest:
             return None
-        pointer = "#/occurred_at" if event.occurred_at > self._latest else "#/data/heartbeat_at"
+        pointer = "#/occurred_at" if event.occurred_at > latest else "#/data/heartbeat_at"
         seconds = self._max_skew.total_seconds()
         return Fault(pointer, f"more than {seconds:g} seconds ahead of the database's clock (PQS_MAX_SKEW)")
 
@@ -57,9 +60,11 @@ class DatabaseClock:
         """The timing, with the latest time that a correct clock can show now, if the database was ever asked."""
         if self._latest is _NEVER:
             return timing
-        return replace(
-            timing, correct_until=_later(self._latest, timedelta(seconds=time.monotonic() - self._asked_at))
-        )
+        return replace(timing, correct_until=self._latest_now())
+
+    def _latest_now(self) -> datetime:
+        """The latest time that a correct clock can show now, by the database's last answer."""
+        return _later(self._latest, timedelta(seconds=time.monotonic() - self._asked_at))
 
     async def _ask(self) -> None:
         asked_at = time.monotonic()

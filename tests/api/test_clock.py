@@ -1,10 +1,17 @@
 """Events ahead of the database's clock, in every form of input."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from unittest.mock import patch
 
 import httpx
+import msgspec
 import pytest
 
+from app.errors import InvalidInputError
+from app.projection.clock import DatabaseClock
+from app.store.database import Database
+from app.wire.events import read_event
 from tests.api.conftest import service_on
 from tests.making import Json, event_json, life, node
 
@@ -55,6 +62,23 @@ async def test_an_array_names_its_events_that_are_ahead(client: httpx.AsyncClien
     assert answer.status_code == 422
     assert [each["pointer"] for each in answer.json()["errors"]] == ["#/1/occurred_at", "#/3/occurred_at"]
     assert (await client.get("/v1/state-counts")).json()["total"] == 0
+
+
+async def test_one_question_serves_many_events(database: Database) -> None:
+    """However many events are ahead, the database's clock is asked once in a second."""
+    clock = DatabaseClock(database, timedelta(minutes=5))
+    asked = 0
+
+    async def count(work: Callable[..., object], *args: object) -> object:
+        nonlocal asked
+        asked += 1
+        return await Database.read(database, work, *args)  # type: ignore[arg-type]  # any work
+
+    events = [read_event(msgspec.json.encode(initiated(AHEAD, number))) for number in range(200)]
+    with patch.object(database, "read", count), pytest.raises(InvalidInputError) as raised:
+        await clock.check(events, many=True)
+    assert len(raised.value.faults) == 200
+    assert asked == 1
 
 
 async def test_a_line_that_is_ahead_is_invalid(client: httpx.AsyncClient) -> None:
