@@ -47,9 +47,12 @@ def relay(**settings: object) -> Iterator["subprocess.Popen[str]"]:
 async def is_at_work(process: "subprocess.Popen[str]") -> None:
     """Wait until the relay reports that it is at work."""
     assert process.stdout is not None
+    said = ""
     async with asyncio.timeout(PATIENCE):
-        said = await asyncio.to_thread(process.stdout.readline)
-    assert said == "relaying\n", said + process.stdout.read()
+        while not said.endswith("relaying\n"):  # lines of the log may stand before it
+            line = await asyncio.to_thread(process.stdout.readline)
+            assert line, f"the relay has ended:\n{said}"
+            said += line
 
 
 def length(kafka: Broker, topic: str) -> int:
