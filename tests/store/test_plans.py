@@ -670,7 +670,7 @@ OF_PARTITIONS = [
     (Case("advance", watermarks.ADVANCE, WATERMARKS_KEY, MOVES), ASKED, 20 * ASKED),
     (Case("drop", watermarks.DROP, WATERMARKS_KEY, {"topic": "nodes 1", "partition": 0, "unused": 0.0}), 1, 20),
     (Case("is there", watermarks.IS_THERE, WATERMARKS_KEY, {"topic": "nodes 1", "partition": 0}), 1, 5),
-    (Case("restart", watermarks.RESTART, WATERMARKS_KEY, {"topic": "nodes 2"}), 100, 600),
+    (Case("restart", watermarks.RESTART, WATERMARKS_KEY, {"topic": "nodes 2"}), 200, 600),
     (Case("letter", dead_letters.READ, LETTERS_KEY, {"id": LETTERS // 2}), 1, 5),
     (Case("remove", dead_letters.REMOVE, LETTERS_KEY, {"id": LETTERS // 2}), 1, 20),
     (Case("count", dead_letters.COUNT, LETTERS_KEY, {"counted": 1000}), 1000, 200),
