@@ -33,7 +33,7 @@ def relay(**given: str | None) -> None:
 
 
 @click.command()
-@settings_options(*WORKER)
+@settings_options(*WORKER, "tracks")
 def sweep(**given: str | None) -> None:
     """Turn passed deadlines into events, until stopped.
 

@@ -30,8 +30,8 @@ from app.errors import (
     UnavailableError,
     UnreadableError,
 )
+from app.inbound.foreign import ForeignCount
 from app.inbound.membership import MAX_BATCH, Batch, Membership, OutOfRangeError, Watermarks
-from app.inbound.report import ConsumerReport, ForeignCount
 from app.outbound.client_log import client_log
 from app.outbound.kafka_options import Credentials
 from app.projection.clock import DatabaseClock
@@ -77,9 +77,7 @@ class Consumer(Worker):
         static_id: str | None = None,
         stop_at_gaps: bool = False,
         keep_foreign: bool = False,
-        report: ConsumerReport | None = None,
     ) -> None:
-        self._report = report or ConsumerReport()
         self._clock = clock
         self._stop_at_gaps = stop_at_gaps
         self._keep_foreign = keep_foreign
@@ -121,7 +119,6 @@ class Consumer(Worker):
                 self._watermarks_for(stop),
                 batch=self._batch,
                 credentials=self._credentials,
-                gap=lambda _partition, number: self._report.gap(number),
                 stop_at_gaps=self._stop_at_gaps,
             )
             try:
@@ -178,7 +175,6 @@ class Consumer(Worker):
                 decoded.append(str(error) if self._keep_foreign else None)
                 if not self._keep_foreign:
                     self._foreign.add(message, error)
-                    self._report.foreign(1)
             except (InvalidInputError, UnreadableError) as error:
                 decoded.append(str(error))
             else:
@@ -230,8 +226,7 @@ class Consumer(Worker):
                 await dead_letters.add(connection, dead)
 
         # The messages of each partition are in order already.
-        results = await self._projector.persist(events, also=also)
-        self._report.taken(results, len(dead))
+        await self._projector.persist(events, also=also)
         for each in dead:
             log.warning(
                 "message moved to the dead letters: %s-%s@%s: %s", each.topic, each.partition, each.offset, each.error

@@ -107,8 +107,6 @@ class Times:
 
 # A function from partitions to how far they are read. It gives new partitions a watermark.
 Watermarks = Callable[[Sequence[FoundPartition]], dict[KafkaPartition, PartitionProgress]]
-# Called with the partition and the number of messages that were removed before they were read.
-Gap = Callable[[KafkaPartition, int], None]
 
 
 class Membership:
@@ -126,13 +124,12 @@ class Membership:
         *,
         batch: int = MAX_BATCH,
         credentials: Credentials | None = None,
-        gap: Gap = lambda _partition, _number: None,
         stop_at_gaps: bool = False,
     ) -> None:
         """Join the group, to fetch up to `batch` messages at a time.
 
-        `gap` is told of messages that Kafka removed before they were read. Raises StartError for settings that
-        librdkafka refuses.
+        With `stop_at_gaps` it ends where Kafka removed messages before they were read; else it goes on behind them.
+        Raises StartError for settings that librdkafka refuses.
         """
         try:
             self._client = Client(dict(settings))
@@ -143,7 +140,6 @@ class Membership:
         self._topics = ClusterTopics(self._client, settings, topics)
         self._watermarks = watermarks
         self._batch = batch
-        self._gap = gap
         self._stop_at_gaps = stop_at_gaps
         self._offsets: dict[KafkaPartition, int] = {}  # the offset up to which each of our partitions is read
         self._ends: dict[
@@ -239,7 +235,6 @@ class Membership:
             raise TopicRestartedError(partition[0], f"{name} ends before offset {next_}")
         if begin > next_:
             said = f"messages {next_} to {begin - 1} of {name} were removed before they were read"
-            self._gap(partition, begin - next_)
             if self._stop_at_gaps:
                 raise GapError(f"{said} (PQS_GAPS is stop; to go on without them: --gaps skip)")
             log.error("%s", said)

@@ -1,29 +1,14 @@
-"""What a consumer tells of its work: counts for metrics, and a line a minute about messages that are not events."""
+"""Messages that are not events, which a consumer passes over: one line a minute says how many there were."""
 
 import logging
 import time
-from collections.abc import Sequence
 
-from app.domain.results import Result
 from app.errors import ForeignMessageError
 from app.wire.messages import KafkaMessage
 
 log = logging.getLogger(__name__)
 
 EVERY = 60.0  # seconds between two lines about messages that are not events
-
-
-class ConsumerReport:
-    """Told of what a consumer does. This one keeps nothing; the metrics have another."""
-
-    def taken(self, results: Sequence[Result], dead: int) -> None:
-        """A batch is committed: the results of its events, and how many messages became dead letters."""
-
-    def foreign(self, messages: int) -> None:
-        """Messages that are not events were passed over."""
-
-    def gap(self, messages: int) -> None:
-        """Messages were removed before they were read."""
 
 
 class ForeignCount:
