@@ -269,7 +269,9 @@ class HotCall:
         except Exception as error:  # noqa: BLE001 - as above
             answer = self._problem(error)
         lines = b"%b%b: %b\r\n" % (self._lacking(answer.raw_headers), context.HEADER, self._id.encode())
-        self._on_answer(answer.status_code, answer.raw_headers, lines, bytes(answer.body))
+        on_answer = self._on_answer
+        del self._on_answer  # it leads to who holds this call, and such a ring is left to the garbage collector
+        on_answer(answer.status_code, answer.raw_headers, lines, bytes(answer.body))
         self._account(answer.status_code)
 
     def _problem(self, error: Exception) -> Response:
