@@ -14,16 +14,14 @@ SOURCES = {"app": ROOT, "clients/python/pqs_client": ROOT / "clients" / "python"
 TABLES = "The class of a table is named as the class of its rows: it is only used inside the store."
 CLIENT = "The client raises it for the problem that the service makes of its own error of this name."
 NAMED_BY_TEXT = "The client takes the values of the service's enum as text."
-COMMANDS = "A command's own word: what asks a service imports the client alone, and nobody imports it."
-FEED = "Two sides of the feed, streams that are pulled and streams that are pushed, each with its own."
+COMMANDS = "The service that a command asks, behind the client: a command knows no other."
 ASGI = "The name of ASGI's specification. The routes and the runtime do not import each other."
 
 # Names that several modules define, and why that may be.
 ALLOWED = {
     "DeadLetter": TABLES,
     "Watermark": TABLES,
-    **dict.fromkeys(("CONFLICT", "EFFECT", "Fact", "Id", "PAGE", "Page", "Service"), COMMANDS),
-    **dict.fromkeys(("Form", "Sink", "Wanted", "WAITS"), FEED),
+    "Service": COMMANDS,
     "ForgottenError": CLIENT,
     "Clock": NAMED_BY_TEXT,
     "Order": NAMED_BY_TEXT,

@@ -53,7 +53,7 @@ def question(method: str, target: bytes, fields: PlainFields, max_body: int) -> 
         if method != "GET" or has_body or not fields.has_tags:
             return None
         waiting = overdue.plain_wait(target, fields.prefer)
-        return None if waiting is None else (WAITS[waiting.asked.kind], waiting)
+        return None if waiting is None else (WAIT_KINDS[waiting.asked.kind], waiting)
     if fields.prefer is not None:  # a preference of other calls is FastAPI's
         return None
     if method == "GET" and len(target) == ENTITY_LENGTH and target.startswith(ENTITY) and not has_body:
@@ -154,7 +154,7 @@ GET_ENTITY = Kind("GET", entities.PATH, _ask_for_entity, _render_entity)
 POST_EVENTS = Kind("POST", events.PATH, _ask_for_outcome, _render_outcome)
 GET_WORKFLOW = Kind("GET", workflows.ROUTE, _ask_for_workflow, _as_it_is)
 PUT_WORKFLOW = Kind("PUT", workflows.ROUTE, _ask_to_commit, _as_it_is)
-WAITS = {
+WAIT_KINDS = {
     kind: Kind("GET", path.decode(), _ask_for_deadline, _render_page, waits=True)
     for path, kind in overdue.PATHS.items()
 }

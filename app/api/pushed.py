@@ -115,7 +115,7 @@ class Pushed(Response):
         if self._has_begun:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    # --- Of a follow.Sink
+    # --- Of a follow.Stream
 
     async def write(self, lines: Sequence[Line]) -> bool:
         """Send lines when the client has read enough for it. Raises AuthError where it may not read any more."""

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import click
 
 from app.cli.output import Column, View, items_in
-from app.cli.service import PAGE, Service, asking, limited, printing
+from app.cli.service import LARGEST_PAGE, Service, asking, limited, printing
 from app.cli.statuses import NOT_FOUND
 from app.cli.terminal import plain
 
 if TYPE_CHECKING:
     from pqs_client import Client, DeadLetterPage, DeadMessage
 
-Id = click.IntRange(1, 2**63 - 1)
+LETTER_ID = click.IntRange(1, 2**63 - 1)
 
 
 def _view() -> "View[DeadMessage]":
@@ -66,7 +66,7 @@ def list_letters(service: Service, limit: int | None) -> None:
 
 
 @dead_letters.command()
-@click.argument("id_", metavar="ID", type=Id)
+@click.argument("id_", metavar="ID", type=LETTER_ID)
 @printing
 @asking
 def show(service: Service, id_: int) -> None:
@@ -76,7 +76,7 @@ def show(service: Service, id_: int) -> None:
     """
 
     async def work(client: "Client") -> int | None:
-        async for page in client.dead_letters.pages(limit=PAGE):
+        async for page in client.dead_letters.pages(limit=LARGEST_PAGE):
             for letter, body in zip(page.items, items_in(service.body), strict=True):
                 if letter.id == id_:
                     service.printer.one(letter, body, _whole_view())
@@ -88,7 +88,7 @@ def show(service: Service, id_: int) -> None:
 
 
 @dead_letters.command()
-@click.argument("ids", metavar="ID...", type=Id, nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", type=LETTER_ID, nargs=-1, required=True)
 @asking
 def retry(service: Service, ids: Sequence[int]) -> None:
     """Apply messages at their own positions, and remove their dead letters.
@@ -107,7 +107,7 @@ def retry(service: Service, ids: Sequence[int]) -> None:
 
 
 @dead_letters.command()
-@click.argument("ids", metavar="ID...", type=Id, nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", type=LETTER_ID, nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @asking
 def delete(service: Service, ids: Sequence[int], yes: bool) -> None:

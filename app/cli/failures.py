@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from app.cli.statuses import CONFLICT, FAILED, NOT_FOUND, TIMED_OUT, UNAVAILABLE
+from app.cli.statuses import CONFLICTING, FAILED, NOT_FOUND, TIMED_OUT, UNAVAILABLE
 from app.cli.terminal import plain
 from pqs_client import (
     ClientError,
@@ -16,8 +16,8 @@ from pqs_client import (
 _STATUSES: dict[int, int] = {
     HTTPStatus.NOT_FOUND: NOT_FOUND,
     HTTPStatus.GONE: NOT_FOUND,
-    HTTPStatus.CONFLICT: CONFLICT,
-    HTTPStatus.PRECONDITION_FAILED: CONFLICT,
+    HTTPStatus.CONFLICT: CONFLICTING,
+    HTTPStatus.PRECONDITION_FAILED: CONFLICTING,
     HTTPStatus.TOO_MANY_REQUESTS: UNAVAILABLE,
     HTTPStatus.BAD_GATEWAY: UNAVAILABLE,
     HTTPStatus.SERVICE_UNAVAILABLE: UNAVAILABLE,

@@ -23,13 +23,13 @@ ADDRESS = "http://127.0.0.1:8000"
 TIMEOUT = 30.0  # seconds
 CONNECT_TIMEOUT = 5.0  # seconds
 ATTEMPTS = 4
-PAGE = 1000  # items: the most that a page has
+LARGEST_PAGE = 1000  # items: the most that a page has
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Page(Protocol[T]):
+class Paged(Protocol[T]):
     """A page of any call that has pages."""
 
     @property
@@ -95,13 +95,13 @@ class Service:
                 return status_of(error)
 
     async def pages(
-        self, get: "Callable[[int, str | None], AsyncGenerator[Page[T], None]]", view: View[T], limit: int | None
+        self, get: Callable[[int, str | None], AsyncGenerator[Paged[T], None]], view: View[T], limit: int | None
     ) -> None:
         """Print the pages to the end, or `limit` items. `get` gives the pages of this size from a cursor on."""
         cursor: str | None = None
         left = limit
         while left is None or left > 0:
-            async with aclosing(get(PAGE if left is None else min(left, PAGE), cursor)) as following:
+            async with aclosing(get(LARGEST_PAGE if left is None else min(left, LARGEST_PAGE), cursor)) as following:
                 page = await anext(following)
             self.printer.page(page.items, self.body, view)
             cursor = page.next_cursor

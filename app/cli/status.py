@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import click
 
 from app.cli.output import Column, View, span
-from app.cli.service import PAGE, Service, asking, in_domain, printing
+from app.cli.service import LARGEST_PAGE, Service, asking, in_domain, printing
 from app.cli.statuses import UNAVAILABLE
 from app.cli.terminal import GREEN, RED, YELLOW
 from app.cli.watermarks import age
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Fact(NamedTuple):
+class Finding(NamedTuple):
     """A line for people."""
 
     name: str
@@ -61,11 +61,11 @@ class Glance:
             self.missing = error.detail or str(error)
             return
         self.counts = await self._part("counts", client.entities.counts(domain=domain))
-        self.ack = await self._part("overdue_ack", anext(client.overdue.ack(domain=domain, limit=PAGE)))
+        self.ack = await self._part("overdue_ack", anext(client.overdue.ack(domain=domain, limit=LARGEST_PAGE)))
         self.liveness = await self._part(
-            "overdue_liveness", anext(client.overdue.liveness(domain=domain, limit=PAGE))
+            "overdue_liveness", anext(client.overdue.liveness(domain=domain, limit=LARGEST_PAGE))
         )
-        self.letters = await self._part("dead_letters", anext(client.dead_letters.pages(limit=PAGE)))
+        self.letters = await self._part("dead_letters", anext(client.dead_letters.pages(limit=LARGEST_PAGE)))
         self.watermarks = await self._part("watermarks", client.watermarks())
 
     async def _part(self, name: str, call: Awaitable[T]) -> T | None:
@@ -82,25 +82,25 @@ class Glance:
                 return answer
         return None
 
-    def facts(self) -> list[Fact]:
+    def facts(self) -> list[Finding]:
         """The lines for people."""
         if self.missing is not None:
-            return [Fact("service", "not ready", self.missing, RED)]
-        facts = [Fact("service", "ready", self._service.url, GREEN)]
+            return [Finding("service", "not ready", self.missing, RED)]
+        facts = [Finding("service", "ready", self._service.url, GREEN)]
         if self.counts is not None:
             states = ", ".join(f"{state} {count}" for state, count in self.counts.counts.items() if count)
-            facts.append(Fact("entities", self.counts.total, states))
+            facts.append(Finding("entities", self.counts.total, states))
         for name, overdue in (("overdue ack", self.ack), ("overdue liveness", self.liveness)):
             if overdue is not None:
                 colour = RED if overdue.items else ""
-                facts.append(Fact(name, _number(overdue.items, overdue.next_cursor), since(overdue), colour))
+                facts.append(Finding(name, _number(overdue.items, overdue.next_cursor), since(overdue), colour))
         if self.letters is not None:
             items = self.letters.items
             oldest = f"oldest {age(items[0].created_at)} ago" if items else ""
             number = _number(items, self.letters.next_cursor)
-            facts.append(Fact("dead letters", number, oldest, YELLOW if items else ""))
+            facts.append(Finding("dead letters", number, oldest, YELLOW if items else ""))
         if self.watermarks is not None:
-            facts.append(Fact("partitions", len(self.watermarks), _behind(self.watermarks)))
+            facts.append(Finding("partitions", len(self.watermarks), _behind(self.watermarks)))
         return facts
 
 
@@ -134,7 +134,7 @@ def status(service: Service, domain: str) -> None:
 
     The status is 5 when it is not ready.
     """
-    view: View[Fact] = View(
+    view: View[Finding] = View(
         [
             Column("what", lambda fact: fact.name),
             Column("value", lambda fact: fact.value, lambda fact: fact.colour),

@@ -16,7 +16,7 @@ from app.cli.values import json_object, moment
 if TYPE_CHECKING:
     from pqs_client import Client, Workflow, WorkflowPage
 
-EFFECT = "pqs workflows put"  # the effect_id of a commit without one
+DEFAULT_EFFECT = "pqs workflows put"  # the effect_id of a commit without one
 
 
 def _view(*, whole: bool) -> "View[Workflow]":
@@ -76,7 +76,7 @@ def get(service: Service, key: str) -> None:
 @click.option("--create", is_flag=True, help="The workflow has no row yet.")
 @click.option("--if-version", type=click.IntRange(1), help="The workflow is at this version.")
 @click.option("--schema-version", type=click.IntRange(1), default=1, show_default=True, help="The state's schema.")
-@click.option("--effect", metavar="ID", default=EFFECT, show_default=True, help="What computed the state.")
+@click.option("--effect", metavar="ID", default=DEFAULT_EFFECT, show_default=True, help="What computed the state.")
 @click.option("--action", metavar="ID", help="The action, which is applied once; without it, a new one.")
 @click.option("--provenance", type=json_object, metavar="JSON", help="More of the state's provenance.")
 @printing

@@ -28,7 +28,7 @@ class Sink(Protocol):
 Written = Callable[[Sequence[Item]], bytes]
 
 
-class Wanted(Struct, frozen=True):
+class GroupKey(Struct, frozen=True):
     """What is the same for all streams of a group: the filter, and the name of the form."""
 
     filter: Filter
@@ -92,7 +92,7 @@ class _Group:
     """Streams with the same filter and form, and what they still have to be told."""
 
     def __init__(
-        self, audience: "Audience", wanted: Wanted, written: Written, bookmark: Callable[[Place], bytes]
+        self, audience: "Audience", wanted: GroupKey, written: Written, bookmark: Callable[[Place], bytes]
     ) -> None:
         self._audience = audience
         self._written = written
@@ -145,14 +145,14 @@ class Audience:
     """The streams of a process that rest."""
 
     def __init__(self) -> None:
-        self._groups: dict[Wanted, _Group] = {}
+        self._groups: dict[GroupKey, _Group] = {}
         self._by_entity: dict[bytes, dict[_Group, None]] = defaultdict(dict)
         self._others: dict[_Group, None] = {}
         self.newest: Place
 
     def join(
         self,
-        wanted: Wanted,
+        wanted: GroupKey,
         written: Written,
         bookmark: Callable[[Place], bytes],
         sink: Sink,

@@ -49,13 +49,13 @@ class Answer(Struct, frozen=True):
     caught_up: bool
 
 
-Form = Callable[[Sequence[Line]], bytes]  # how lines are written; the same function for all streams of a form
+WriteLines = Callable[[Sequence[Line]], bytes]  # how lines are written; the same function for all streams of a form
 
 
-class Sink(audience.Sink, Protocol):
+class Stream(audience.Sink, Protocol):
     """Where a stream is pushed to."""
 
-    form: Form
+    form: WriteLines
 
     async def write(self, lines: Sequence[Line]) -> bool:
         """Send these lines, when the client has read enough for it. False ends the stream."""
@@ -94,7 +94,7 @@ class Follow:
                     return
                 request = _after(request, answer.next)
 
-    async def push(self, request: Request, sink: Sink) -> None:
+    async def push(self, request: Request, sink: Stream) -> None:
         """The same as `stream`, to a sink. While nothing comes for it, it costs no more than its place.
 
         Raises what `answer` raises, also midway.
@@ -122,14 +122,14 @@ class Follow:
                 wait = min(BOOKMARK, left)
                 request = _after(request, at)
 
-    def _rest(self, request: Request, place: Place, sink: Sink, until: float) -> Listener | None:
+    def _rest(self, request: Request, place: Place, sink: Stream, until: float) -> Listener | None:
         """Let a stream rest until something comes, if it is at the newest place."""
         resting = self._feed.resting_at(place)
         if resting is None:
             return None
         form, rows = sink.form, request.rows
         return resting.join(
-            audience.Wanted(request.wanted, (form, rows)),
+            audience.GroupKey(request.wanted, (form, rows)),
             lambda items: form([_line(item, item.token, rows=rows) for item in items]),
             lambda at: form([_bookmark(Token(at))]),
             sink,

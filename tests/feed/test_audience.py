@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from app.feed import audience
-from app.feed.audience import Audience, Listener, Wanted
+from app.feed.audience import Audience, GroupKey, Listener
 from app.feed.items import Filter, Item
 from app.store.changes import BEGINNING, Place
 from tests.feed.test_ring import ANY, ids, item
@@ -46,7 +46,7 @@ class Streams:
         """Let a stream rest that is at the beginning, for so long."""
         end = asyncio.get_running_loop().time() + until
         return self.audience.join(
-            Wanted(wanted, "ids"),
+            GroupKey(wanted, "ids"),
             self.write,
             lambda at: b"at %d" % at.id,
             client,
