@@ -20,6 +20,10 @@ _used_from_outside: list[object] = [
     # In the schema, by statements that are written as SQL.
     tables.CHANGE_IDS,
     tables.ChangesFloor,
+    tables.HeldMessage,
+    tables.HeldEntity.held_at,
+    tables.DeadLetterRun,
+    tables.DeadLetterRun.leased_until,
     # In the log's contract: what forgets and rebuilds will write.
     ChangeOutcome.REBUILT,
     # uvicorn imports it by name.
@@ -59,6 +63,7 @@ _used_from_outside: list[object] = [
     setting_types.KafkaSecurity.SSL,
     setting_types.KafkaSecurity.SASL_PLAINTEXT,
     setting_types.KafkaSecurity.SASL_SSL,
+    setting_types.DeadLetters.PASS,
     # pydantic calls it.
     settings.Settings._kafka_has_servers,
     # Chosen by name, in the environment.

@@ -112,6 +112,9 @@ WITH RECURSIVE firsts (first_domain, first_deadline) AS (
 SELECT greatest(0, coalesce(extract(epoch FROM clock_timestamp() - min(first_deadline)), 0))::float8 FROM firsts
 """
 
+# The condition that an entity's messages do not wait behind a dead letter: its deadline then says nothing.
+_UNHELD = "NOT EXISTS (SELECT FROM held_entities AS h WHERE h.entity_id = ANY (ARRAY[{table}.entity_id]))"
+
 
 class DeadlineScan(Generic[R]):
     """The statements over one kind of deadline. Their condition is the predicate of its partial index."""
@@ -122,7 +125,8 @@ class DeadlineScan(Generic[R]):
         deadline, entity_id = rows.table.c[timeout.deadline], rows.table.c.entity_id
         condition = due(rows.projection.counted_by, timeout)
         as_of = bindparam("as_of", type_=TIMESTAMP(timezone=True))
-        waiting = (rows.table.c.domain == bindparam("domain", type_=String()), text(condition))
+        unheld = text(_UNHELD.format(table=rows.table.name))
+        waiting = (rows.table.c.domain == bindparam("domain", type_=String()), text(condition), unheld)
         first = (
             select(*rows.columns)
             .where(*waiting, deadline < as_of)
@@ -137,7 +141,7 @@ class DeadlineScan(Generic[R]):
         # The same, after a given row.
         self.after = Statement(first.where(tuple_(deadline, entity_id) > place))
         # Finds the earliest deadline of a domain that has not passed.
-        self.next = Statement(select(func.min(deadline)).where(*waiting, deadline >= as_of))
+        self.next = Statement(select(deadline).where(*waiting, deadline >= as_of).order_by(deadline).limit(1))
         # Finds how long ago the oldest passed deadline of all domains has passed, by one look into the index for each
         # domain.
         self.oldest = Statement(text(_OLDEST.format(table=rows.table.name, due=condition, deadline=timeout.deadline)))
@@ -152,7 +156,7 @@ class DeadlineScan(Generic[R]):
     ) -> Overdue[R]:
         """The rows with a deadline before `as_of` whose timeout was not emitted, oldest first.
 
-        They are up to `limit`, and about PAGE_BYTES of JSON.
+        They are up to `limit`, and about PAGE_BYTES of JSON. Held entities are left out.
         """
         asked: dict[str, object] = {"domain": domain, "as_of": as_of}
         place = {} if after is None else dict(zip(("after_deadline", "after_id"), after, strict=True))
