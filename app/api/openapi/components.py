@@ -134,6 +134,11 @@ def _events(event: Json) -> dict[str, Json]:
             "description": "The entity was forgotten, or the change log does not go back to `as_of`.",
             "oneOf": [_reference("ForgottenProblem"), _reference("HistoryGoneProblem")],
         },
+        "OrderOrHeldProblem": {
+            "title": "OrderOrHeldProblem",
+            "description": "An event that is early or in conflict, or whose entity is held.",
+            "oneOf": [_reference("OrderProblem"), _reference("HeldProblem")],
+        },
         "ResultOrBatch": {
             "title": "ResultOrBatch",
             "description": "The outcome of one event, or those of an array.",

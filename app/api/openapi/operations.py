@@ -122,7 +122,7 @@ def events_operation() -> Operation:
     responses: dict[int | str, Json] = {
         200: {"description": "The outcomes of the events.", "content": answered, "headers": _headers()},
         400: _error(400),
-        409: _error(409, "OrderProblem", "HeldProblem"),
+        409: _error(409, "OrderOrHeldProblem"),
         413: _error(413),
         415: _error(415),
         422: _error(422, "InterruptedProblem"),
@@ -190,7 +190,7 @@ def retry_operation() -> Operation:
     """`POST /v1/dead-letters/{id}/retry`, which answers like `POST /v1/events`."""
     ok = {"description": "The outcome of the event.", "content": {JSON: _schema("Result")}, "headers": _headers()}
     out = {"description": "An outgoing message: it waits in the outbox again.", "headers": _headers()}
-    responses: dict[int | str, Json] = {200: ok, 202: out, 409: _error(409, "OrderProblem", "HeldProblem")}
+    responses: dict[int | str, Json] = {200: ok, 202: out, 409: _error(409, "OrderOrHeldProblem")}
     responses |= {status: _error(status) for status in (400, 404, 422, 503)}
     return {"response_class": Response, "responses": responses, "openapi_extra": None}
 
