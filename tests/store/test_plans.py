@@ -606,7 +606,7 @@ async def test_a_plan_from_when_the_table_was_empty_does_no_harm_while_it_grows(
         )
     finally:
         await connection.close()
-    assert {row["indexrelname"] for row in used} == {KEY, COUNTS_KEY}
+    assert {row["indexrelname"] for row in used} - {HELD_KEY} == {KEY, COUNTS_KEY}
     assert scanned == 0
 
 
