@@ -49,7 +49,7 @@ from app.projection.sweep import DATABASE_WAITS, Sweep
 from app.projection.tracks import move_track
 from app.runtime.metrics import HTTP, KAFKA, Metrics
 from app.runtime.vitals import Vitals
-from app.settings import BusKind, DeadLetters, Foreign, Gaps, Settings, Tracks, secret_of
+from app.settings import BusKind, DeadLetterRule, Foreign, Gaps, Settings, Tracks, secret_of
 from app.store import audit, watermarks
 from app.store.audit import Act
 from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
@@ -328,7 +328,7 @@ class Parts:
             static_id=settings.consumer_id,
             stop_at_gaps=settings.gaps is Gaps.STOP,
             keep_foreign=settings.foreign is Foreign.DEAD_LETTER,
-            holds=settings.dead_letters is DeadLetters.HOLD,
+            holds=settings.dead_letters is DeadLetterRule.HOLD,
         )
 
     async def restart(self, topic: str, principal: str) -> int:

@@ -27,7 +27,7 @@ router = APIRouter(tags=["dead-letters"])
 
 ROUTE = "/v1/dead-letters/entities"
 FILTERS = ["held entities"]
-BEFORE_ALL = UUID(int=0)
+FIRST_ID = UUID(int=0)
 
 
 class _PageEnd(msgspec.Struct, array_like=True):
@@ -48,7 +48,7 @@ async def list_held(request: Request, query: Annotated[RowsQuery, Query()]) -> R
 
     An entity is held in all domains. It does not expire, and is in no list of overdue entities.
     """
-    after = BEFORE_ALL if query.cursor is None else read_cursor(query.cursor, FILTERS, _PageEnd).entity_id
+    after = FIRST_ID if query.cursor is None else read_cursor(query.cursor, FILTERS, _PageEnd).entity_id
     found = await service_of(request).scans.read(held.get_page, after=after, limit=query.limit + 1)
     items = [_shown(each) for each in found[: query.limit]]
     cursor = write_cursor(_PageEnd(items[-1].entity_id), FILTERS) if len(found) > query.limit else None

@@ -18,7 +18,7 @@ from app.store import audit, letter_runs
 from app.store.audit import Act
 from app.store.database import Connection
 from app.store.dead_letters import LetterFilter
-from app.store.letter_runs import Action, Run
+from app.store.letter_runs import Action, BulkRun
 from app.wire.answers import LetterRun
 
 router = APIRouter(tags=["dead-letters"])
@@ -85,12 +85,12 @@ async def _begin(request: Request, action: Action, wanted: LetterFilter) -> Resp
 
 async def _begun(
     connection: Connection, id_: UUID, action: Action, wanted: LetterFilter, principal: str, act: Act
-) -> Run:
+) -> BulkRun:
     run, is_new = await letter_runs.begin(connection, id_, action, wanted, principal)
     if is_new:
         await audit.add(connection, act)
     return run
 
 
-def _shown(run: Run) -> LetterRun:
+def _shown(run: BulkRun) -> LetterRun:
     return LetterRun(run.id, run.action, run.started_at, run.finished_at, run.matched, run.done, run.failed)

@@ -79,7 +79,7 @@ CHANGES_GONE = ("urn:pqs:problem:changes-gone", "The changes after this token ar
 HISTORY_GONE = ("urn:pqs:problem:history-gone", "The change log does not go back so far")
 LATE = ("urn:pqs:problem:late", "What was waited for has not come")
 OTHER_TRACK = ("urn:pqs:problem:other-track", "The entity's row has no sequence")
-HELD = ("urn:pqs:problem:held", "The entity is held behind a dead letter")
+ENTITY_HELD = ("urn:pqs:problem:held", "The entity is held behind a dead letter")
 FORGOTTEN = ("urn:pqs:problem:forgotten", "The entity was forgotten")
 TOO_MANY_FAULTS = ("urn:pqs:problem:too-many-faults", "Too many lines are faults")
 ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
@@ -160,7 +160,7 @@ def queue_of(entity_id: UUID) -> str:
 
 def _held(entity_id: UUID, said: str, instance: str) -> Response:
     status = HTTPStatus.CONFLICT
-    return _respond(HeldProblem(*HELD, status, said, instance, entity_id, queue_of(entity_id)), status)
+    return _respond(HeldProblem(*ENTITY_HELD, status, said, instance, entity_id, queue_of(entity_id)), status)
 
 
 def order_problem(result: Result, instance: str) -> Response:

@@ -128,13 +128,13 @@ def take_in(
     return evolved, _result(projection, event, Outcome.APPLIED, None, evolved, followed)
 
 
-HELD = "the messages of this entity wait behind a dead letter, which has to be retried or skipped first"
+_WAITS = "the messages of this entity wait behind a dead letter, which has to be retried or skipped first"
 
 
 def held_result(projection: Projection[R], event: EventBase, row: R | None) -> HeldResult:
     """The result of an event that is not folded, as its entity is held."""
     nothing: list[EmittedEvent] | None = [] if isinstance(event, projection.triggers) else None
-    result = _result(projection, event, Outcome.CONFLICT, HELD, row, nothing)
+    result = _result(projection, event, Outcome.CONFLICT, _WAITS, row, nothing)
     return HeldResult(**structs.asdict(result))
 
 

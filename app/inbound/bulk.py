@@ -12,15 +12,15 @@ from msgspec.structs import replace
 from app.concurrency.worker import Worker, set_within
 from app.domain.results import Outcome, Result
 from app.errors import PqsError, RefusedValuesError
-from app.inbound.holding import NOT_IN
-from app.inbound.letters import NOT_READ, Letters, NotHeldError
+from app.inbound.holding import REFUSED_OUTCOMES
+from app.inbound.letters import READ_ERRORS, Letters, NotHeldError
 from app.outbound.requeue import requeue
 from app.store import audit, dead_letters, held, letter_runs
 from app.store.audit import Act
 from app.store.database import Connection, Database
 from app.store.dead_letters import DeadLetter
 from app.store.held import HeldError
-from app.store.letter_runs import Run
+from app.store.letter_runs import BulkRun
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class BulkCalls(Worker):
         await stop.wait()
         self.wake()
 
-    async def _carry_out(self, run: Run, stop: asyncio.Event) -> None:
+    async def _carry_out(self, run: BulkRun, stop: asyncio.Event) -> None:
         while not stop.is_set():
             ids = await self._database.read(
                 dead_letters.get_ids, run.filters, after=run.at_id, last=run.last_id, limit=AT_ONCE
@@ -91,7 +91,7 @@ class BulkCalls(Worker):
                 await self._retry(run, id_)
                 run = replace(run, at_id=id_)
 
-    async def _retry(self, run: Run, id_: int) -> None:
+    async def _retry(self, run: BulkRun, id_: int) -> None:
         letter = await self._database.read(dead_letters.get, id_)
         try:
             if letter is None:
@@ -100,12 +100,12 @@ class BulkCalls(Worker):
                 await self._database.write(_requeue, run, letter)
             else:
                 await self._take_in(run, letter)
-        except (*NOT_READ, RefusedValuesError, HeldError, NotHeldError, _NotInError):
+        except (*READ_ERRORS, RefusedValuesError, HeldError, NotHeldError, _NotInError):
             await self._database.write(_count, run, id_, failed=1)
 
-    async def _take_in(self, run: Run, letter: DeadLetter) -> None:
+    async def _take_in(self, run: BulkRun, letter: DeadLetter) -> None:
         async def also(connection: Connection, results: list[Result]) -> None:
-            if any(result.outcome in NOT_IN for result in results):
+            if any(result.outcome in REFUSED_OUTCOMES for result in results):
                 raise _NotInError(str(Outcome.CONFLICT))
             await _count(connection, run, letter.id, done=1)
 
@@ -118,22 +118,22 @@ class BulkCalls(Worker):
             await self._letters.retry(letter, also)
 
 
-async def _count(connection: Connection, run: Run, id_: int, *, done: int = 0, failed: int = 0) -> None:
+async def _count(connection: Connection, run: BulkRun, id_: int, *, done: int = 0, failed: int = 0) -> None:
     if not await letter_runs.advance(connection, run, id_, done=done, failed=failed):
         raise _LostError(f"bulk call {run.id} is another worker's")
 
 
-async def _requeue(connection: Connection, run: Run, letter: DeadLetter) -> None:
+async def _requeue(connection: Connection, run: BulkRun, letter: DeadLetter) -> None:
     await requeue(connection, letter)
     await _count(connection, run, letter.id, done=1)
 
 
-async def _remove(connection: Connection, run: Run, ids: list[int]) -> None:
+async def _remove(connection: Connection, run: BulkRun, ids: list[int]) -> None:
     kept = await letter_runs.remove(connection, ids)
     await _count(connection, run, ids[-1], done=len(ids) - kept, failed=kept)
 
 
-async def _finish(connection: Connection, run: Run) -> None:
+async def _finish(connection: Connection, run: BulkRun) -> None:
     numbers = await letter_runs.finish(connection, run)
     if numbers is None:
         raise _LostError(f"bulk call {run.id} is another worker's")

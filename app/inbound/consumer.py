@@ -30,7 +30,7 @@ from app.errors import (
     UnreadableError,
 )
 from app.inbound.foreign import ForeignCount
-from app.inbound.holding import Decoded, Sorting, Unfit
+from app.inbound.holding import MessageRead, Sorting, Unfit
 from app.inbound.membership import MAX_BATCH, Batch, Membership, OutOfRangeError, Watermarks
 from app.outbound.client_log import client_log
 from app.outbound.kafka_options import Credentials
@@ -163,9 +163,9 @@ class Consumer(Worker):
             membership.end()
             await asyncio.wait([each for each in (fetching, writing) if each is not None])
 
-    async def _decoded(self, batch: Batch, stop: asyncio.Event) -> "list[Decoded]":
+    async def _decoded(self, batch: Batch, stop: asyncio.Event) -> "list[MessageRead]":
         """The event of each message, or the reason why it has none; None for one that is passed over."""
-        decoded: list[Decoded] = []
+        decoded: list[MessageRead] = []
         for number, message in enumerate(batch.messages):
             if number % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -185,7 +185,7 @@ class Consumer(Worker):
         return decoded
 
     async def _write(
-        self, membership: Membership, batch: Batch, decoded: "Sequence[Decoded]", stop: asyncio.Event
+        self, membership: Membership, batch: Batch, decoded: "Sequence[MessageRead]", stop: asyncio.Event
     ) -> None:
         """Apply a batch, and let its offsets be committed to Kafka."""
         try:
@@ -195,7 +195,7 @@ class Consumer(Worker):
         finally:
             membership.is_done()
 
-    async def _take(self, batch: Batch, decoded: "Sequence[Decoded]", stop: asyncio.Event) -> None:
+    async def _take(self, batch: Batch, decoded: "Sequence[MessageRead]", stop: asyncio.Event) -> None:
         """Apply a batch as one transaction. If PostgreSQL refuses it, apply it by halves.
 
         A single message that PostgreSQL refuses becomes a dead letter. Raises RefusedValuesError if that is refused,
@@ -214,7 +214,7 @@ class Consumer(Worker):
             else:
                 raise
 
-    async def _take_at_once(self, batch: Batch, decoded: "Sequence[Decoded]") -> None:
+    async def _take_at_once(self, batch: Batch, decoded: "Sequence[MessageRead]") -> None:
         """Write a batch in one transaction: events, dead letters, what waits behind them, and watermarks."""
         sorting = Sorting(batch.messages, decoded, holds=self._holds)
 

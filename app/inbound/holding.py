@@ -32,9 +32,9 @@ class Unfit(Struct, frozen=True):
     foreign: bool = False
 
 
-NOT_IN = {Outcome.EARLY, Outcome.CONFLICT}
+REFUSED_OUTCOMES = {Outcome.EARLY, Outcome.CONFLICT}
 
-Decoded = Event | Unfit | None  # the event of a message, why it has none, or nothing: it is passed over
+MessageRead = Event | Unfit | None  # the event of a message, why it has none, or nothing: it is passed over
 
 
 class Fate(Enum):
@@ -53,7 +53,7 @@ class Sorting:
     last attempt, `held` and `passed` its numbers of messages that wait, and that should but found no room.
     """
 
-    def __init__(self, messages: Sequence[KafkaMessage], decoded: Sequence[Decoded], *, holds: bool) -> None:
+    def __init__(self, messages: Sequence[KafkaMessage], decoded: Sequence[MessageRead], *, holds: bool) -> None:
         self._messages = messages
         self._decoded = decoded
         self._holds = holds
@@ -94,7 +94,7 @@ class Sorting:
         return self._events
 
     @property
-    def _both(self) -> tuple[Sequence[KafkaMessage], Sequence[Decoded]]:
+    def _both(self) -> tuple[Sequence[KafkaMessage], Sequence[MessageRead]]:
         return self._messages, self._decoded
 
     @property
@@ -107,7 +107,7 @@ class Sorting:
 
     async def revise(self, connection: Connection, results: Sequence[Result]) -> list[EventBase] | None:
         """The events without those behind a transition that failed; None if there are none."""
-        if not self._holds or not any(result.outcome in NOT_IN for result in results):
+        if not self._holds or not any(result.outcome in REFUSED_OUTCOMES for result in results):
             return None
         before = self._fates.count(Fate.HELD)
         of_events = iter(results)
@@ -156,7 +156,7 @@ class Sorting:
         return isinstance(each, Unfit) and not each.foreign and not is_heartbeat(self._messages[place])
 
     @staticmethod
-    def _entity(message: KafkaMessage, decoded: Decoded) -> UUID | None:
+    def _entity(message: KafkaMessage, decoded: MessageRead) -> UUID | None:
         if isinstance(decoded, Unfit):
             return None if decoded.foreign else entity_of(message)
         return None if decoded is None else decoded.entity_id
@@ -206,7 +206,7 @@ class Sorting:
             )
 
 
-def _letter(message: KafkaMessage, decoded: Decoded, error: str) -> Letter:
+def _letter(message: KafkaMessage, decoded: MessageRead, error: str) -> Letter:
     if message.headers is None:
         error = f"{error}; {HEADERLESS}"
     return Letter(
@@ -223,6 +223,6 @@ def _letter(message: KafkaMessage, decoded: Decoded, error: str) -> Letter:
 
 def refusal(result: Result) -> str | None:
     """Why an event is not in, as its dead letter says it; None if it is in, or never will be."""
-    if result.outcome in NOT_IN:
+    if result.outcome in REFUSED_OUTCOMES:
         return f"{result.outcome}: {result.reason}"
     return None

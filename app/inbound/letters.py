@@ -8,7 +8,7 @@ from uuid import UUID
 from app.domain.events import EventBase
 from app.domain.results import Outcome, Result
 from app.errors import ForeignMessageError, InvalidInputError, PqsError, RefusedValuesError, UnreadableError
-from app.inbound.holding import NOT_IN, refusal
+from app.inbound.holding import REFUSED_OUTCOMES, refusal
 from app.projection.clock import DatabaseClock
 from app.projection.projector import Also, Projector
 from app.store import dead_letters, held
@@ -19,7 +19,7 @@ from app.wire.answers import MessagePlace, QueueAnswer, Summary
 from app.wire.messages import KafkaMessage, read_message
 
 REFUSED = "PostgreSQL does not accept this message; the log of the service says why"
-NOT_READ = (InvalidInputError, UnreadableError, ForeignMessageError)  # what reading a message raises
+READ_ERRORS = (InvalidInputError, UnreadableError, ForeignMessageError)  # what reading a message raises
 
 
 class NotHeldError(PqsError):
@@ -47,7 +47,7 @@ class Letters:
 
         async def with_removal(connection: Connection, results: list[Result]) -> None:
             await also(connection, results)
-            if results[0].outcome not in NOT_IN:
+            if results[0].outcome not in REFUSED_OUTCOMES:
                 await dead_letters.remove(connection, letter.id)
 
         [result] = await self._projector.persist([event], also=with_removal)
@@ -148,7 +148,7 @@ class _Attempt:
             return REFUSED
         try:
             event = read_message(message)
-        except NOT_READ as error:
+        except READ_ERRORS as error:
             return str(error)
         fault = self._clock.known_fault(event)
         return event if fault is None else f"{fault.pointer}: {fault.detail}"
@@ -182,7 +182,8 @@ class _Attempt:
         if self._end is None:
             await held.release(connection, self._queue)
         else:
-            await held.promote(connection, self._queue, self._end, self._failed[self._end])
+            behind = len(self._queue.waiting) - self._end - 1
+            await held.promote(connection, self._queue, self._end, self._failed[self._end], waiting=behind)
 
     def place_of(self, number: int) -> tuple[str, int, int]:
         """Where the message of an event was read."""

@@ -5,7 +5,7 @@ from app.settings.settings import SECRETS, Settings, read_settings, secret_of, s
 from app.settings.types import (
     AccessLogging,
     BusKind,
-    DeadLetters,
+    DeadLetterRule,
     Foreign,
     Gaps,
     KafkaSecurity,
@@ -20,7 +20,7 @@ __all__ = [
     "SECRETS",
     "AccessLogging",
     "BusKind",
-    "DeadLetters",
+    "DeadLetterRule",
     "Foreign",
     "Gaps",
     "KafkaSecurity",

@@ -24,7 +24,7 @@ from app.settings.types import (
     Algorithms,
     BusKind,
     ConsulAddress,
-    DeadLetters,
+    DeadLetterRule,
     Duration,
     EventSource,
     File,
@@ -137,8 +137,8 @@ class Settings(BaseSettings):
         description="What becomes of messages that are not events (without a value, or of a type that is not ours): "
         "skip or dead_letter.",
     )
-    dead_letters: DeadLetters = Field(
-        DeadLetters.HOLD,
+    dead_letters: DeadLetterRule = Field(
+        DeadLetterRule.HOLD,
         description="What becomes of a node's later messages when one that is not a heartbeat is a dead letter: "
         "`hold` (they wait behind it), or `pass`.",
     )

@@ -181,7 +181,7 @@ class Gaps(StrEnum):
     STOP = "stop"
 
 
-class DeadLetters(StrEnum):
+class DeadLetterRule(StrEnum):
     """What becomes of the later messages of an entity when one of its transitions is a dead letter."""
 
     HOLD = "hold"  # they wait behind it

@@ -50,7 +50,7 @@ class Held(Struct, frozen=True, kw_only=True):
     passed: int
 
 
-class Waiting(Struct, frozen=True):
+class QueuedMessage(Struct, frozen=True):
     """A message of a queue. `id` is None for the letter that it begins with."""
 
     id: int | None
@@ -62,7 +62,7 @@ class Queue(Struct, frozen=True):
 
     entity_id: UUID
     letter_id: int
-    waiting: list[Waiting]
+    waiting: list[QueuedMessage]
 
 
 # Whether any entity is held: one look into a table that is usually empty.
@@ -264,9 +264,9 @@ async def get_queue(connection: Connection, entity_id: UUID) -> Queue | None:
     return Queue(entity_id, first[0]["letter_id"], [_waiting(row) for row in rows])
 
 
-def _waiting(row: Record) -> Waiting:
+def _waiting(row: Record) -> QueuedMessage:
     id_, topic, partition, offset, key, value, headers, *_ = row
-    return Waiting(id_, KafkaMessage(topic, partition, offset, key, value, _headers(headers)))
+    return QueuedMessage(id_, KafkaMessage(topic, partition, offset, key, value, _headers(headers)))
 
 
 async def release(connection: Connection, queue: Queue) -> None:
@@ -275,8 +275,11 @@ async def release(connection: Connection, queue: Queue) -> None:
     await dead_letters.remove(connection, queue.letter_id)
 
 
-async def promote(connection: Connection, queue: Queue, place: int, error: str) -> None:
-    """Make the message at this place of a queue its letter, with an error, and remove those before it."""
+async def promote(connection: Connection, queue: Queue, place: int, error: str, *, waiting: int) -> None:
+    """Make the message at this place of a queue its letter, with an error, and remove those before it.
+
+    `waiting` is the number of the messages behind it.
+    """
     if place == 0:
         return
     await PROMOTE.rows(
@@ -284,6 +287,6 @@ async def promote(connection: Connection, queue: Queue, place: int, error: str) 
         entity_id=queue.entity_id,
         id=queue.waiting[place].id,
         error=error,
-        left=len(queue.waiting) - place - 1,
+        left=waiting,
     )
     await dead_letters.remove(connection, queue.letter_id)

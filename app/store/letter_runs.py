@@ -21,7 +21,7 @@ LEASE_SECONDS = 30  # after its last letter, another worker takes a run over
 Action = Literal["retry", "delete"]
 
 
-class Run(Struct, frozen=True, kw_only=True):
+class BulkRun(Struct, frozen=True, kw_only=True):
     """A bulk call: the letters that matched, and how many are done and failed.
 
     Letters up to `last_id` are its, and those up to `at_id` are worked off.
@@ -125,7 +125,7 @@ WHERE d.id = ANY (CAST(:ids AS bigint[]))
 
 async def begin(
     connection: Connection, id_: UUID, action: Action, wanted: LetterFilter, principal: str
-) -> tuple[Run, bool]:
+) -> tuple[BulkRun, bool]:
     """Begin a run over the letters that match now, and say whether it is new.
 
     While such a run is not finished, it is the answer. Raises InUseError if too many are not.
@@ -147,19 +147,19 @@ async def begin(
     return _run(same_now), False
 
 
-async def get(connection: Connection, id_: UUID) -> Run | None:
+async def get(connection: Connection, id_: UUID) -> BulkRun | None:
     """One run, or None."""
     rows = await READ.rows(connection, id=id_)
     return _run(rows[0]) if rows else None
 
 
-async def take(connection: Connection) -> Run | None:
+async def take(connection: Connection) -> BulkRun | None:
     """The oldest unfinished run that nobody works at, or None; for LEASE_SECONDS nobody else gets it."""
     rows = await TAKE.rows(connection, lease=LEASE_SECONDS)
     return _run(rows[0]) if rows else None
 
 
-async def advance(connection: Connection, run: Run, to_id: int, *, done: int, failed: int) -> bool:
+async def advance(connection: Connection, run: BulkRun, to_id: int, *, done: int, failed: int) -> bool:
     """Count letters up to an id, and say whether the run still stood at `at_id`: else nothing is written."""
     moved = await ADVANCE.value(
         connection, id=run.id, from_id=run.at_id, to_id=to_id, done=done, failed=failed, lease=LEASE_SECONDS
@@ -167,7 +167,7 @@ async def advance(connection: Connection, run: Run, to_id: int, *, done: int, fa
     return moved is not None
 
 
-async def finish(connection: Connection, run: Run) -> tuple[int, int] | None:
+async def finish(connection: Connection, run: BulkRun) -> tuple[int, int] | None:
     """End a run; how many of its letters are done and failed. None if another worker has moved it on."""
     rows = await FINISH.rows(connection, id=run.id, from_id=run.at_id)
     return (rows[0][0], rows[0][1]) if rows else None
@@ -178,5 +178,5 @@ async def remove(connection: Connection, ids: list[int]) -> int:
     return cast("int", await REMOVE.value(connection, ids=ids))
 
 
-def _run(row: Record) -> Run:
-    return Run(**{**dict(row), "filters": _filters(row["filters"])})
+def _run(row: Record) -> BulkRun:
+    return BulkRun(**{**dict(row), "filters": _filters(row["filters"])})

@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
+    Uuid,
     any_,
     bindparam,
     case,
@@ -32,14 +33,12 @@ from app.domain.folding import Save
 from app.domain.row_type import R
 from app.store import changes, outbox
 from app.store.database import Connection, LostRaceError
+from app.store.letter_tables import HeldEntityRow
 from app.store.outbox import Entry
 from app.store.rows import Rows, arrays
 from app.store.statements import Statement
-from app.store.tables import Base
 
 SLOTS = 16  # of each counter; transactions that change states use them in turn
-
-_HELD = Base.metadata.tables["held_entities"]
 
 _slots = itertools.cycle(random.sample(range(SLOTS), SLOTS))
 
@@ -208,9 +207,9 @@ class Upsert(Generic[R]):
 
         It is evaluated once for the statement, and sees every hold that was committed before the statement began.
         """
-        ids = [bindparam(f"{name}_entity_id", type_=ARRAY(_HELD.c.entity_id.type)) for name in names]
-        held = or_(*(_HELD.c.entity_id == any_(each) for each in ids))
-        found = select(func.count().label("number")).where(held).select_from(_HELD).cte("held")
+        ids = [bindparam(f"{name}_entity_id", type_=ARRAY(Uuid())) for name in names]
+        held = or_(*(HeldEntityRow.entity_id == any_(each) for each in ids))
+        found = select(func.count().label("number")).where(held).select_from(HeldEntityRow).cte("held")
         return select(found.c.number).scalar_subquery() == literal_column("0")
 
     def _updated(self, change: int) -> CTE:

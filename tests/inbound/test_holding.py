@@ -17,7 +17,7 @@ from app.domain.positions import Position
 from app.domain.registration import Timing
 from app.domain.results import HeldResult, Result
 from app.errors import InvalidInputError, UnreadableError
-from app.inbound.holding import Decoded, Sorting, Unfit
+from app.inbound.holding import MessageRead, Sorting, Unfit
 from app.inbound.letters import Letters, NotHeldError
 from app.projection.clock import DatabaseClock
 from app.projection.projector import Projector
@@ -46,7 +46,7 @@ def message(value: Json | bytes | None, offset: int, *, topic: str = "nodes", **
     return KafkaMessage(topic, 0, offset, **{"key": key, "headers": [], **fields}, value=encoded)
 
 
-def read(each: KafkaMessage) -> Decoded:
+def read(each: KafkaMessage) -> MessageRead:
     """What a consumer makes of a message."""
     try:
         return read_message(each)
