@@ -12,7 +12,6 @@ from app.settings import types as setting_types
 from app.store import access_tables, letter_tables, tables
 from app.wire import answers, envelopes
 from pqs_client import tokens
-from pqs_client.dead_letters import DeadLetters
 from pqs_client.entities import Entities, OverdueScans
 from pqs_client.events import Events
 from pqs_client.tokens import TokenAuth
@@ -42,11 +41,6 @@ _used_from_outside: list[object] = [
     OverdueScans.ack,
     OverdueScans.liveness,
     Events.send_all,
-    DeadLetters.retry_all,
-    DeadLetters.delete_all,
-    DeadLetters.held_pages,
-    DeadLetters.retry_held,
-    DeadLetters.skip_held,
     # httpx calls it.
     TokenAuth.auth_flow,
     # Contract: the intents of the database.
