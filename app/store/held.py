@@ -179,6 +179,18 @@ FROM added WHERE entity_id = CAST(:entity_id AS uuid)
 """)
 )
 
+# Removes some messages of a queue.
+DROP = Statement(
+    text("""
+WITH gone AS (
+    DELETE FROM held_messages WHERE id = ANY (CAST(:ids AS bigint[])) AND entity_id = CAST(:entity_id AS uuid)
+    RETURNING 1
+)
+UPDATE held_entities SET messages = messages - (SELECT count(*) FROM gone)
+WHERE entity_id = CAST(:entity_id AS uuid)
+""")
+)
+
 
 async def is_any(connection: Connection) -> bool:
     """Whether any entity is held."""
@@ -290,3 +302,8 @@ async def promote(connection: Connection, queue: Queue, place: int, error: str, 
         left=waiting,
     )
     await dead_letters.remove(connection, queue.letter_id)
+
+
+async def drop(connection: Connection, queue: Queue, places: Collection[int]) -> None:
+    """Remove the messages at these places of a queue; its letter is not among them."""
+    await DROP.rows(connection, entity_id=queue.entity_id, ids=[queue.waiting[place].id for place in places])

@@ -182,7 +182,7 @@ BY_SCHEMA: dict[tuple[str, str], str] = {
     ("DeregisterAnswer", "reason"): "Why there was nothing to end; null if there was.",
     ("Deregister", "reason"): "Why, for the change log and the audit log.",
     ("Erased", "changes"): "Changes that were emptied.",
-    ("Erased", "dead_letters"): "Dead letters that were removed.",
+    ("Erased", "dead_letters"): "Dead letters that were removed, and messages that waited behind one.",
     ("Erased", "messages"): "Messages that were removed from the outbox.",
     ("Forget", "permanent"): "Forget it for good: no event begins it anew.",
     ("Forget", "position"): "Where the tombstone is to stand if there is no row; else the row's position stays.",
