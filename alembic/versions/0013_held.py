@@ -70,6 +70,7 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("finished_at IS NULL"),
     )
+    op.create_index(f"{RUNS}_by_end", RUNS, ["finished_at"])
 
 
 def downgrade() -> None:

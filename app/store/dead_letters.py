@@ -255,7 +255,7 @@ async def get(connection: Connection, id_: int) -> DeadLetter | None:
 REMOVE = Statement(
     text("""
 DELETE FROM dead_letters AS d WHERE id = CAST(:id AS bigint)
-    AND NOT EXISTS (SELECT FROM held_entities AS h WHERE h.letter_id = d.id)
+    AND NOT EXISTS (SELECT FROM held_entities AS h WHERE h.letter_id = ANY (ARRAY[d.id]))
 RETURNING id
 """)
 )

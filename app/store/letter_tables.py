@@ -109,4 +109,5 @@ class DeadLetterRun(Base):
             unique=True,
             postgresql_where=text("finished_at IS NULL"),
         ),
+        Index("dead_letter_runs_by_end", "finished_at"),
     )

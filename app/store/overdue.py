@@ -101,11 +101,11 @@ SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_
 # Steps from domain to domain in the index, and takes the first deadline of each: PostgreSQL itself skips nothing.
 _OLDEST = """
 WITH RECURSIVE firsts (first_domain, first_deadline) AS (
-    (SELECT domain, {deadline} FROM {table} WHERE {due} ORDER BY domain, {deadline} LIMIT 1)
+    (SELECT domain, {deadline} FROM {table} WHERE {due} AND {unheld} ORDER BY domain, {deadline} LIMIT 1)
     UNION ALL
     SELECT next.* FROM firsts, LATERAL (
         SELECT domain, {deadline} FROM {table}
-        WHERE {due} AND domain > first_domain
+        WHERE {due} AND {unheld} AND domain > first_domain
         ORDER BY domain, {deadline} LIMIT 1
     ) AS next
 )
@@ -125,8 +125,8 @@ class DeadlineScan(Generic[R]):
         deadline, entity_id = rows.table.c[timeout.deadline], rows.table.c.entity_id
         condition = due(rows.projection.counted_by, timeout)
         as_of = bindparam("as_of", type_=TIMESTAMP(timezone=True))
-        unheld = text(_UNHELD.format(table=rows.table.name))
-        waiting = (rows.table.c.domain == bindparam("domain", type_=String()), text(condition), unheld)
+        unheld = _UNHELD.format(table=rows.table.name)
+        waiting = (rows.table.c.domain == bindparam("domain", type_=String()), text(condition), text(unheld))
         first = (
             select(*rows.columns)
             .where(*waiting, deadline < as_of)
@@ -144,7 +144,9 @@ class DeadlineScan(Generic[R]):
         self.next = Statement(select(deadline).where(*waiting, deadline >= as_of).order_by(deadline).limit(1))
         # Finds how long ago the oldest passed deadline of all domains has passed, by one look into the index for each
         # domain.
-        self.oldest = Statement(text(_OLDEST.format(table=rows.table.name, due=condition, deadline=timeout.deadline)))
+        self.oldest = Statement(
+            text(_OLDEST.format(table=rows.table.name, due=condition, unheld=unheld, deadline=timeout.deadline))
+        )
         # Reads the passed deadlines of all domains, with the rows that may expire now.
         passed = _PASSED.format(
             table=rows.table.name, due=condition, deadline=timeout.deadline, columns=", ".join(rows.names)

@@ -291,11 +291,11 @@ async def test_a_hold_between_reading_and_writing_refuses_the_write(log: Log) ->
 
 
 async def test_a_held_entity_is_not_overdue(log: Log) -> None:
-    """It is in no list of overdue entities, nor is its deadline the next one; after the retry it is."""
+    """It is in no list and no metric of overdue entities, nor is its deadline the next one; after the retry it is."""
     first, second, third, fourth, fifth = life(node(1))
     await log.take(first, second, third, poisoned(fourth), fifth)
 
-    async def overdue(connection: Connection) -> tuple[int, object]:
+    async def overdue(connection: Connection) -> tuple[int, object, bool]:
         scan = REGISTRATIONS.overdue[Deadline.ACK]
         late = await scan.get_overdue(
             connection, "registration", as_of=event("node.heartbeat", 99).occurred_at, after=None, limit=9
@@ -303,12 +303,12 @@ async def test_a_held_entity_is_not_overdue(log: Log) -> None:
         early = await scan.get_overdue(
             connection, "registration", as_of=event("node.heartbeat", 1).occurred_at, after=None, limit=9
         )
-        return len(late.items), early.next_deadline
+        return len(late.items), early.next_deadline, await scan.oldest_seconds(connection) > 0
 
-    assert await log.database.read(overdue) == (0, None)
+    assert await log.database.read(overdue) == (0, None, False)
     await log.database.write(lambda connection: connection.execute("DELETE FROM held_entities"))
-    number, following = await log.database.read(overdue)
-    assert (number, following is None) == (1, False)
+    number, following, is_late = await log.database.read(overdue)
+    assert (number, following is None, is_late) == (1, False, True)
 
 
 async def test_a_letter_that_holds_is_not_removed_alone(log: Log) -> None:

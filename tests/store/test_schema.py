@@ -263,6 +263,7 @@ async def test_every_index_is_valid(database_url: str) -> None:
             f"{CHANGES}_by_entity",
             f"{CHANGES}_by_event",
             f"{FLOOR}_pkey",
+            f"{RUNS}_by_end",
             f"{RUNS}_pkey",
             f"{RUNS}_unfinished",
             *(f"{DEAD_LETTERS}_{index}" for index in ("by_entity", "by_time", "by_topic", "pkey", "place")),
