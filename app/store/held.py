@@ -208,9 +208,14 @@ async def lock(connection: Connection, ids: Collection[UUID]) -> dict[UUID, int]
     return {row[0]: row[1] for row in await LOCK.rows(connection, ids=list(ids))}
 
 
+async def count(connection: Connection) -> int:
+    """The number of held entities, at most MAX_ENTITIES."""
+    return cast("int", await COUNT.value(connection, most=MAX_ENTITIES))
+
+
 async def room(connection: Connection) -> int:
     """How many further entities may be held."""
-    return MAX_ENTITIES - cast("int", await COUNT.value(connection, most=MAX_ENTITIES))
+    return MAX_ENTITIES - await count(connection)
 
 
 async def hold(connection: Connection, letters: dict[UUID, KafkaMessage]) -> None:
