@@ -28,7 +28,9 @@ from app.feed.feed import CONNECTIONS, Feed
 from app.feed.follow import Follow
 from app.feed.retention import Retention
 from app.feed.waits import FollowingReport, Waits
+from app.inbound.bulk import BulkCalls
 from app.inbound.consumer import FIRST_WAIT, Consumer
+from app.inbound.letters import Letters
 from app.outbound import contract
 from app.outbound.bus import Bus
 from app.outbound.consul import Consul, rights_of
@@ -47,7 +49,7 @@ from app.projection.sweep import DATABASE_WAITS, Sweep
 from app.projection.tracks import move_track
 from app.runtime.metrics import HTTP, KAFKA, Metrics
 from app.runtime.vitals import Vitals
-from app.settings import BusKind, Foreign, Gaps, Settings, Tracks, secret_of
+from app.settings import BusKind, DeadLetterRule, Foreign, Gaps, Settings, Tracks, secret_of
 from app.store import audit, watermarks
 from app.store.audit import Act
 from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
@@ -78,6 +80,8 @@ class Service:
     projector: Projector
     writer: Writer
     acts: Acts
+    letters: Letters  # dead letters, taken in again
+    bulk: BulkCalls
     workflows: WorkflowStore
     entries: EntryBuilder
     metrics: Metrics
@@ -173,6 +177,9 @@ class Parts:
         clock = self._clock(database)
         projector, writer, sides = self._writing(database, clock)
         self._stack.push_async_callback(writer.close)
+        letters = Letters(projector, clock)
+        bulk = BulkCalls(database, letters)
+        await self._stack.enter_async_context(working(bulk))
         watch = QuotaWatch(database)
         await self._stack.enter_async_context(working(watch))
         store = WorkflowStore(database, joining=settings.batching, watch=watch, **sides)
@@ -195,6 +202,8 @@ class Parts:
             projector,
             writer,
             Acts(database, self.entries, self.log),
+            letters,
+            bulk,
             store,
             self.entries,
             metrics,
@@ -319,6 +328,7 @@ class Parts:
             static_id=settings.consumer_id,
             stop_at_gaps=settings.gaps is Gaps.STOP,
             keep_foreign=settings.foreign is Foreign.DEAD_LETTER,
+            holds=settings.dead_letters is DeadLetterRule.HOLD,
         )
 
     async def restart(self, topic: str, principal: str) -> int:

@@ -25,6 +25,8 @@ ALLOWED = {
     "ForgottenError": CLIENT,
     "Clock": NAMED_BY_TEXT,
     "Order": NAMED_BY_TEXT,
+    "HeldError": CLIENT,
+    "LetterFilter": "What the client sends, and what the service keeps of it: the same fields.",
     "LateError": CLIENT,
     "MAX_WAIT": "The longest wait of one call: the service has it, and the client keeps to it.",
     "ActionConflictError": CLIENT,

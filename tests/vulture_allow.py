@@ -9,7 +9,7 @@ from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
 from app.runtime import protocol
 from app.settings import types as setting_types
-from app.store import access_tables, tables
+from app.store import access_tables, letter_tables, tables
 from app.wire import answers, envelopes
 from pqs_client import tokens
 from pqs_client.entities import Entities, OverdueScans
@@ -20,6 +20,10 @@ _used_from_outside: list[object] = [
     # In the schema, by statements that are written as SQL.
     tables.CHANGE_IDS,
     tables.ChangesFloor,
+    letter_tables.HeldMessage,
+    letter_tables.HeldEntityRow.held_at,
+    letter_tables.DeadLetterRun,
+    letter_tables.DeadLetterRun.leased_until,
     # In the log's contract: what forgets and rebuilds will write.
     ChangeOutcome.REBUILT,
     # uvicorn imports it by name.
@@ -59,6 +63,7 @@ _used_from_outside: list[object] = [
     setting_types.KafkaSecurity.SSL,
     setting_types.KafkaSecurity.SASL_PLAINTEXT,
     setting_types.KafkaSecurity.SASL_SSL,
+    setting_types.DeadLetterRule.PASS,
     # pydantic calls it.
     settings.Settings._kafka_has_servers,
     # Chosen by name, in the environment.

@@ -76,9 +76,9 @@ class _Asked(msgspec.Struct, frozen=True):
 async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `accepted` or `awaiting_ack` whose `ack_deadline` lies before `as_of`, oldest first.
 
-    Nodes whose timeout event was already emitted are left out, even if it was emitted after `as_of`. The first page
-    has an ETag. Sent in `If-None-Match` with `wait`, the call answers as soon as the page differs: a row of it has
-    changed, or a further deadline has passed.
+    Nodes whose timeout event was already emitted are left out, even if it was emitted after `as_of`, and so are nodes
+    whose messages wait behind a dead letter. The first page has an ETag. Sent in `If-None-Match` with `wait`, the
+    call answers as soon as the page differs: a row of it has changed, or a further deadline has passed.
     """
     return await _scan(request, query, Deadline.ACK)
 
@@ -93,9 +93,9 @@ async def overdue_ack(request: Request, query: Annotated[OverdueQuery, Query()])
 async def overdue_liveness(request: Request, query: Annotated[OverdueQuery, Query()]) -> Response:
     """Answer a page of nodes in `active` whose `liveness_deadline` lies before `as_of`, oldest first.
 
-    Nodes whose timeout event was already emitted are left out, even if it was emitted after `as_of`. The first page
-    has an ETag. Sent in `If-None-Match` with `wait`, the call answers as soon as the page differs: a row of it has
-    changed, or a further deadline has passed.
+    Nodes whose timeout event was already emitted are left out, even if it was emitted after `as_of`, and so are nodes
+    whose messages wait behind a dead letter. The first page has an ETag. Sent in `If-None-Match` with `wait`, the
+    call answers as soon as the page differs: a row of it has changed, or a further deadline has passed.
     """
     return await _scan(request, query, Deadline.LIVENESS)
 

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from math import ceil
 from typing import Any
 from urllib.parse import quote, urlencode
+from uuid import UUID
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -17,7 +18,7 @@ from app.access.refusals import AuthError, ForbiddenError, LimitedError, Unauthe
 from app.api import context
 from app.api.negotiation import Conditions, etag_of
 from app.api.schemas import encode
-from app.domain.results import Outcome, Result
+from app.domain.results import HeldResult, Outcome, Result
 from app.domain.workflows import StateConflict
 from app.errors import (
     ActionConflictError,
@@ -48,11 +49,13 @@ from app.errors import (
     UnsupportedMediaError,
 )
 from app.feed.late import LateError, OtherTrackError
+from app.store.held import HeldError
 from app.store.quotas import QuotaExceededError
 from app.wire.problems import (
     ActionProblem,
     ForgottenProblem,
     GoneProblem,
+    HeldProblem,
     HistoryGoneProblem,
     InterruptedProblem,
     LateProblem,
@@ -76,6 +79,7 @@ CHANGES_GONE = ("urn:pqs:problem:changes-gone", "The changes after this token ar
 HISTORY_GONE = ("urn:pqs:problem:history-gone", "The change log does not go back so far")
 LATE = ("urn:pqs:problem:late", "What was waited for has not come")
 OTHER_TRACK = ("urn:pqs:problem:other-track", "The entity's row has no sequence")
+ENTITY_HELD = ("urn:pqs:problem:held", "The entity is held behind a dead letter")
 FORGOTTEN = ("urn:pqs:problem:forgotten", "The entity was forgotten")
 TOO_MANY_FAULTS = ("urn:pqs:problem:too-many-faults", "Too many lines are faults")
 ACTION_CONFLICT = ("urn:pqs:problem:action-conflict", "The action was already applied, with another state")
@@ -100,6 +104,7 @@ STATUS: dict[type[PqsError], HTTPStatus] = {
     OtherTrackError: HTTPStatus.CONFLICT,
     LateError: HTTPStatus.GATEWAY_TIMEOUT,
     InUseError: HTTPStatus.CONFLICT,
+    HeldError: HTTPStatus.CONFLICT,
     PreconditionFailedError: HTTPStatus.PRECONDITION_FAILED,
     PreconditionRequiredError: HTTPStatus.PRECONDITION_REQUIRED,
     UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
@@ -148,8 +153,23 @@ def _problem(
     return _respond(body, status, headers)
 
 
+def queue_of(entity_id: UUID) -> str:
+    """The path of a held entity's queue."""
+    return f"/v1/dead-letters/entities/{entity_id}"
+
+
+def _held(entity_id: UUID, said: str, instance: str) -> Response:
+    status = HTTPStatus.CONFLICT
+    return _respond(HeldProblem(*ENTITY_HELD, status, said, instance, entity_id, queue_of(entity_id)), status)
+
+
 def order_problem(result: Result, instance: str) -> Response:
-    """The answer to an event that is early or in conflict: a problem with the fields of its result."""
+    """The answer to an event that is early or in conflict, or whose entity is held: a problem.
+
+    It has the fields of the result, or the path of the queue.
+    """
+    if isinstance(result, HeldResult):
+        return _held(result.entity_id, result.reason or "", instance)
     early = result.outcome is Outcome.EARLY
     status = HTTPStatus.CONFLICT
     body = OrderProblem(
@@ -246,6 +266,8 @@ def _to_ours(request: Request, error: PqsError) -> Response:
             error.version,
         )
         return _respond(conflict, status)
+    if isinstance(error, HeldError):
+        return _held(error.entity_id, str(error), _instance_of(request))
     if isinstance(error, OtherTrackError):
         other = TrackProblem(*OTHER_TRACK, status, str(error), _instance_of(request), error.stands_at)
         return _respond(other, status)

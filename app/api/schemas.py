@@ -14,6 +14,7 @@ from app.domain.positions import MAX_NUMBER, Position
 from app.domain.states import RegistrationState
 from app.domain.workflows import MAX_STATE, SchemaVersion, State
 from app.store.history import Clock, Order
+from app.wire.answers import DeadLetterSource
 from app.wire.events import EARLIEST, LATEST
 from app.wire.values import cut, integer_of
 
@@ -193,6 +194,35 @@ class RowsQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    limit: Limit = DEFAULT_LIMIT
+    cursor: Cursor | None = None
+
+
+class LetterFilterQuery(BaseModel):
+    """The filters of dead letters: a letter matches when it matches all of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: (
+        Annotated[
+            DeadLetterSource,
+            Field(description="Messages that came in (`consumer`), or that were to go out (`relay`)."),
+        ]
+        | None
+    ) = None
+    topic: Annotated[Text, Field(min_length=1, max_length=300, description="Messages of this topic.")] | None = None
+    error: (
+        Annotated[Text, Field(min_length=1, max_length=300, description="Messages whose `error` contains this text.")]
+        | None
+    ) = None
+    entity_id: Annotated[UUID, Field(description="Incoming messages about this entity.")] | None = None
+    since: Annotated[Instant, Field(description="Messages that failed at this time or later.")] | None = None
+
+
+class LettersQuery(LetterFilterQuery):
+    """A query for a page of dead letters."""
+
+    order: Annotated[Order, Field(description="`asc`: the oldest letter first; `desc`: the newest.")] = Order.ASC
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
 

@@ -1,19 +1,24 @@
 """`pqs dead-letters`: messages that could not be applied or sent."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 import click
 
-from app.cli.output import Column, View, items_in
-from app.cli.service import LARGEST_PAGE, Service, asking, limited, printing
-from app.cli.statuses import NOT_FOUND
-from app.cli.terminal import plain
+from app.cli.held import entities
+from app.cli.output import Column, View
+from app.cli.service import Service, asking, limited, printing
+from app.cli.statuses import FAILED
+from app.cli.values import moment
 
 if TYPE_CHECKING:
-    from pqs_client import Client, DeadLetterPage, DeadMessage
+    from pqs_client import Client, DeadLetterPage, DeadMessage, LetterFilter, LetterRun
+
+P = ParamSpec("P")
 
 LETTER_ID = click.IntRange(1, 2**63 - 1)
+FIRST_LOOK, LAST_LOOK = 0.1, 2.0  # seconds between two looks at a bulk call; the time grows
 
 
 def _view() -> "View[DeadMessage]":
@@ -44,21 +49,57 @@ def _whole_view() -> "View[DeadMessage]":
     return View([*(column._replace(wide=False) for column in columns), error, *more], name=lambda letter: letter.id)
 
 
+class Filters(NamedTuple):
+    """The filters that are given, by the names of the client."""
+
+    given: dict[str, object]
+
+    def filter(self) -> "LetterFilter":
+        """The client's filter."""
+        import msgspec  # noqa: PLC0415 - help does without it
+
+        from pqs_client import LetterFilter  # noqa: PLC0415 - as above
+
+        return msgspec.convert(self.given, LetterFilter)
+
+
+def _filtered(command: Callable[P, None]) -> Callable[P, None]:
+    """The filters of dead letters. The command gets them as `wanted`."""
+
+    @click.option("--source", type=click.Choice(["consumer", "relay"]), help="Incoming or outgoing messages.")
+    @click.option("--topic", metavar="NAME", help="Messages of this topic.")
+    @click.option("--error", metavar="TEXT", help="Messages with this text in their error.")
+    @click.option("--entity", "entity_id", metavar="ID", type=click.UUID, help="Messages about this entity.")
+    @click.option("--since", metavar="TIME", type=moment, help="Dead letters from this time on.")
+    @wraps(command)
+    def with_filters(*args: P.args, **kwargs: P.kwargs) -> None:
+        given = {name: kwargs.pop(name) for name in ("source", "topic", "error", "entity_id", "since")}
+        kwargs["wanted"] = Filters({name: value for name, value in given.items() if value is not None})
+        command(*args, **kwargs)
+
+    return with_filters
+
+
 @click.group("dead-letters")
 def dead_letters() -> None:
     """List, show, retry and delete messages that could not be applied or sent."""
 
 
+dead_letters.add_command(entities)
+
+
 @dead_letters.command("list")
+@_filtered
+@click.option("--newest-first", is_flag=True, help="Begin with the newest one.")
 @limited
 @printing
 @asking
-def list_letters(service: Service, limit: int | None) -> None:
-    """List the dead letters, oldest first."""
+def list_letters(service: Service, wanted: Filters, newest_first: bool, limit: int | None) -> None:
+    """List the dead letters that match all filters, oldest first."""
 
     async def work(client: "Client") -> None:
         def pages(size: int, cursor: str | None) -> "AsyncGenerator[DeadLetterPage, None]":
-            return client.dead_letters.pages(limit=size, cursor=cursor)
+            return client.dead_letters.pages(wanted.filter(), newest_first=newest_first, limit=size, cursor=cursor)
 
         await service.pages(pages, _view(), limit)
 
@@ -70,31 +111,43 @@ def list_letters(service: Service, limit: int | None) -> None:
 @printing
 @asking
 def show(service: Service, id_: int) -> None:
-    """Print a dead letter with its message.
+    """Print a dead letter with its message."""
 
-    The service has no call for one dead letter: this reads the list up to it.
-    """
-
-    async def work(client: "Client") -> int | None:
-        async for page in client.dead_letters.pages(limit=LARGEST_PAGE):
-            for letter, body in zip(page.items, items_in(service.body), strict=True):
-                if letter.id == id_:
-                    service.printer.one(letter, body, _whole_view())
-                    return None
-        click.echo(f"pqs: there is no dead letter {id_}", err=True)
-        return NOT_FOUND
+    async def work(client: "Client") -> None:
+        letter = await client.dead_letters.get(id_)
+        service.printer.one(letter, service.body, _whole_view())
 
     service.run(work)
 
 
+def _choosing(command: Callable[P, None]) -> Callable[P, None]:
+    """The letters that a command is about: by their ids, or all that match. Raises UsageError for both or none."""
+
+    @click.argument("ids", metavar="[ID]...", type=LETTER_ID, nargs=-1)
+    @click.option("--all", "everything", is_flag=True, help="All dead letters that match the filters.")
+    @_filtered
+    @wraps(command)
+    def with_choice(*args: P.args, **kwargs: P.kwargs) -> None:
+        ids, wanted, everything = kwargs["ids"], kwargs["wanted"], kwargs.pop("everything")
+        assert isinstance(wanted, Filters)  # noqa: S101 - made above
+        if wanted.given and not everything:
+            raise click.UsageError("filters choose letters together with --all")
+        if bool(ids) == bool(everything):
+            raise click.UsageError("name ids, or --all")
+        command(*args, **kwargs)
+
+    return with_choice
+
+
 @dead_letters.command()
-@click.argument("ids", metavar="ID...", type=LETTER_ID, nargs=-1, required=True)
+@_choosing
 @asking
-def retry(service: Service, ids: Sequence[int]) -> None:
+def retry(service: Service, ids: Sequence[int], wanted: Filters) -> None:
     """Apply messages at their own positions, and remove their dead letters.
 
     It prints a line for each id. The status is that of the first one that failed; its dead letter stays. A message of
-    the relay goes to the outbox again.
+    the relay goes to the outbox again. With --all the service retries all that match, each with the messages that
+    wait behind it, and one line has the numbers at the end; the status is 1 if any failed.
     """
 
     async def one(client: "Client", id_: int) -> str:
@@ -103,45 +156,50 @@ def retry(service: Service, ids: Sequence[int]) -> None:
             return "sent to the outbox again"
         return str(result.outcome) + (f": {result.reason}" if result.reason else "")
 
-    _each(service, ids, one)
+    if ids:
+        service.each(ids, one)
+    else:
+        _in_bulk(service, lambda client: client.dead_letters.retry_all(wanted.filter()))
 
 
 @dead_letters.command()
-@click.argument("ids", metavar="ID...", type=LETTER_ID, nargs=-1, required=True)
+@_choosing
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @asking
-def delete(service: Service, ids: Sequence[int], yes: bool) -> None:
+def delete(service: Service, ids: Sequence[int], wanted: Filters, yes: bool) -> None:
     """Remove messages for good. It asks first.
 
-    It prints a line for each id. The status is that of the first one that failed.
+    It prints a line for each id. The status is that of the first one that failed. With --all the service removes all
+    that match, and one line has the numbers at the end. A letter that other messages wait behind stays.
     """
     if not yes and not service.curl:
-        click.confirm(f"Remove {len(ids)} for good?", abort=True, err=True)
+        number = str(len(ids)) if ids else "all that match" if wanted.given else "all dead letters"
+        click.confirm(f"Remove {number} for good?", abort=True, err=True)
 
     async def one(client: "Client", id_: int) -> str:
         await client.dead_letters.delete(id_)
         return "deleted"
 
-    _each(service, ids, one)
+    if ids:
+        service.each(ids, one)
+    else:
+        _in_bulk(service, lambda client: client.dead_letters.delete_all(wanted.filter()))
 
 
-def _each(service: Service, ids: Sequence[int], do: "Callable[[Client, int], Awaitable[str]]") -> None:
-    """Do something to each letter, and print the result; go on after one that fails."""
+def _in_bulk(service: Service, begin: "Callable[[Client], Awaitable[LetterRun]]") -> None:
+    """Begin a bulk call, wait for its end, and print its numbers."""
 
-    async def work(client: "Client") -> int:
-        from app.cli.curl import NotMadeError  # noqa: PLC0415 - as the client
-        from app.cli.failures import status_of  # noqa: PLC0415 - as the client
-        from pqs_client import ProblemError  # noqa: PLC0415 - help does without it
+    async def work(client: "Client") -> int | None:
+        import asyncio  # noqa: PLC0415 - help does without it
 
-        status = 0
-        for id_ in ids:
-            try:
-                click.echo(f"{id_}  {plain(await do(client, id_))}")
-            except NotMadeError:  # printed; the next one is, too
-                pass
-            except ProblemError as error:
-                click.echo(f"{id_}  {plain(str(error))}", err=True)
-                status = status or status_of(error)
-        return status
+        run = await begin(client)
+        service.printer.note(f"{run.matched} match; the service goes on even if this command ends")
+        wait = FIRST_LOOK
+        while run.finished_at is None:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LAST_LOOK)
+            run = await client.dead_letters.run(run.id)
+        click.echo(f"{run.done} done, {run.failed} failed")
+        return FAILED if run.failed else None
 
     service.run(work)

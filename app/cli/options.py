@@ -45,7 +45,7 @@ WORKER = (
     "slow",
 )
 # The settings of `pqs consume` beside those of every worker, its topics and its group.
-CONSUMER_OPTIONS = ("tracks", "gaps", "foreign", "consumer_id", "max_skew")
+CONSUMER_OPTIONS = ("tracks", "gaps", "foreign", "dead_letters", "consumer_id", "max_skew")
 # The settings of a command that works on the database and ends.
 DATABASE = ("database_url", "database_url_file", "data_dir", "log_level", "log_format")
 

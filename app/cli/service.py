@@ -6,7 +6,7 @@ Only a call imports the client and asyncio, so help and completion do without th
 import os
 import stat
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 import click
 
 from app.cli.output import FORMATS, Printer, View
+from app.cli.terminal import plain
 
 if TYPE_CHECKING:
     from pqs_client import Client
@@ -109,6 +110,30 @@ class Service:
                 return
             left = None if left is None else left - len(page.items)
         self.printer.note("there are more; a higher --limit shows them")
+
+    def each(self, names: Sequence[T], do: "Callable[[Client, T], Awaitable[str]]") -> None:
+        """Do something to each of these, and print the result; go on after one that fails.
+
+        The status is that of the first one that failed.
+        """
+
+        async def work(client: "Client") -> int:
+            from app.cli.curl import NotMadeError  # noqa: PLC0415 - as the client
+            from app.cli.failures import status_of  # noqa: PLC0415 - as the client
+            from pqs_client import ProblemError  # noqa: PLC0415 - help does without it
+
+            status = 0
+            for name in names:
+                try:
+                    click.echo(f"{name}  {plain(await do(client, name))}")
+                except NotMadeError:  # printed; the next one is, too
+                    pass
+                except ProblemError as error:
+                    click.echo(f"{name}  {plain(str(error))}", err=True)
+                    status = status or status_of(error)
+            return status
+
+        self.run(work)
 
     def _keep(self, body: bytes) -> None:
         self.body = body

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Generic
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from app.domain.changes import Change
 from app.domain.decider import Decision
@@ -14,7 +14,7 @@ from app.domain.order import TrackRule, check_order
 from app.domain.positions import BEFORE_FIRST, Comparison, Position, compare, in_order
 from app.domain.projection import Projection
 from app.domain.registration import Ignored, Timing
-from app.domain.results import EmittedEvent, Outcome, Result
+from app.domain.results import EmittedEvent, HeldResult, Outcome, Result
 from app.domain.row_type import R
 from app.domain.rows import moved, record
 
@@ -126,6 +126,16 @@ def take_in(
         recorded = None if row is None else record(row, event)
         return recorded, _result(projection, event, Outcome.IGNORED, evolved.reason, recorded, followed)
     return evolved, _result(projection, event, Outcome.APPLIED, None, evolved, followed)
+
+
+_WAITS = "the messages of this entity wait behind a dead letter, which has to be retried or skipped first"
+
+
+def held_result(projection: Projection[R], event: EventBase, row: R | None) -> HeldResult:
+    """The result of an event that is not folded, as its entity is held."""
+    nothing: list[EmittedEvent] | None = [] if isinstance(event, projection.triggers) else None
+    result = _result(projection, event, Outcome.CONFLICT, _WAITS, row, nothing)
+    return HeldResult(**structs.asdict(result))
 
 
 def _result(

@@ -43,3 +43,7 @@ class Result(Struct, frozen=True, gc=False, omit_defaults=True):
     version: int | None
     stands_at: Position | None
     events: list[EmittedEvent] | None = None  # None is left out of the JSON
+
+
+class HeldResult(Result, frozen=True, gc=False, omit_defaults=True):
+    """The result of an event that was refused because its entity is held: a conflict, until its queue is retried."""

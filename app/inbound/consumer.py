@@ -21,8 +21,7 @@ from uuid import uuid4
 from confluent_kafka import KafkaException
 
 from app.concurrency.worker import Worker, set_within
-from app.domain.events import Event, EventBase
-from app.domain.results import Outcome, Result
+from app.domain.results import Result
 from app.errors import (
     ForeignMessageError,
     InvalidInputError,
@@ -31,26 +30,24 @@ from app.errors import (
     UnreadableError,
 )
 from app.inbound.foreign import ForeignCount
+from app.inbound.holding import MessageRead, Sorting, Unfit
 from app.inbound.membership import MAX_BATCH, Batch, Membership, OutOfRangeError, Watermarks
 from app.outbound.client_log import client_log
 from app.outbound.kafka_options import Credentials
 from app.projection.clock import DatabaseClock
 from app.projection.projector import Projector
-from app.store import dead_letters, watermarks
+from app.store import watermarks
 from app.store.database import Connection, Database
-from app.store.dead_letters import Letter
 from app.store.watermarks import FoundPartition, KafkaPartition, LostPlaceError, PartitionProgress
-from app.wire.messages import KafkaMessage, entity_of, read_message
+from app.wire.messages import read_message
 
 log = logging.getLogger(__name__)
 
 DECODED_AT_ONCE = 50  # messages, before other tasks of the event loop get a turn
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds before a retry while the database does not answer; doubles each time
-REFUSED_BY_DATABASE = "refused: PostgreSQL does not accept this write; the log of `pqs consume` says why"
-HEADERLESS = "its headers are lost: one of their names is not UTF-8, and the Kafka client then returns none"
+REFUSED_BY_DATABASE = Unfit("refused: PostgreSQL does not accept this write; the log of `pqs consume` says why")
 
 T = TypeVar("T")
-MessageRead = Event | str | None  # the event of a message, the reason why it has none, or nothing: it is passed over
 
 
 class Consumer(Worker):
@@ -59,7 +56,8 @@ class Consumer(Worker):
     It waits for a database or a broker that is down. If another consumer has moved a watermark, it starts again from
     the watermarks. `options` are librdkafka's and override the settings below; `batch` is the most messages of one
     transaction; `static_id` is the consumer's id in its group (KIP-345). Messages that are not events are passed
-    over, or with `keep_foreign` become dead letters.
+    over, or with `keep_foreign` become dead letters. With `holds` (PQS_DEAD_LETTERS), the messages of an entity wait
+    behind a dead letter that is a transition.
     """
 
     def __init__(
@@ -77,10 +75,12 @@ class Consumer(Worker):
         static_id: str | None = None,
         stop_at_gaps: bool = False,
         keep_foreign: bool = False,
+        holds: bool = True,
     ) -> None:
         self._clock = clock
         self._stop_at_gaps = stop_at_gaps
         self._keep_foreign = keep_foreign
+        self._holds = holds
         self._foreign = ForeignCount()
         self._credentials = credentials
         self._database = database
@@ -172,16 +172,16 @@ class Consumer(Worker):
             try:
                 event = read_message(message)
             except ForeignMessageError as error:
-                decoded.append(str(error) if self._keep_foreign else None)
+                decoded.append(Unfit(str(error), foreign=True) if self._keep_foreign else None)
                 if not self._keep_foreign:
                     self._foreign.add(message, error)
             except (InvalidInputError, UnreadableError) as error:
-                decoded.append(str(error))
+                decoded.append(Unfit(str(error)))
             else:
                 fault = None
                 if self._clock.may_be_ahead(event):
                     fault = await _tried(partial(self._clock.fault, event), stop)
-                decoded.append(event if fault is None else f"{fault.pointer}: {fault.detail}")
+                decoded.append(event if fault is None else Unfit(f"{fault.pointer}: {fault.detail}"))
         return decoded
 
     async def _write(
@@ -215,54 +215,16 @@ class Consumer(Worker):
                 raise
 
     async def _take_at_once(self, batch: Batch, decoded: "Sequence[MessageRead]") -> None:
-        """Write a batch: its events, its dead letters and its watermarks, in one transaction."""
-        events = [each for each in decoded if isinstance(each, EventBase)]
-        dead: list[Letter] = []
+        """Write a batch in one transaction: events, dead letters, what waits behind them, and watermarks."""
+        sorting = Sorting(batch.messages, decoded, holds=self._holds)
 
         async def also(connection: Connection, results: list[Result]) -> None:
-            dead[:] = _dead(batch.messages, decoded, results)
             await watermarks.advance(connection, batch.advances, self._name)
-            if dead:
-                await dead_letters.add(connection, dead)
+            await sorting.write(connection, results)
 
         # The messages of each partition are in order already.
-        await self._projector.persist(events, also=also)
-        for each in dead:
-            log.warning(
-                "message moved to the dead letters: %s-%s@%s: %s", each.topic, each.partition, each.offset, each.error
-            )
-
-
-def _dead(
-    messages: Sequence[KafkaMessage], decoded: "Sequence[MessageRead]", results: Sequence[Result]
-) -> list[Letter]:
-    """The messages that failed, as letters, in their order."""
-    of_events = iter(results)
-    letters = []
-    for message, each in zip(messages, decoded, strict=True):
-        error = _refusal(next(of_events)) if isinstance(each, EventBase) else each
-        if error is not None:
-            if message.headers is None:
-                error = f"{error}; {HEADERLESS}"
-            letters.append(
-                Letter(
-                    topic=message.topic,
-                    partition=message.partition,
-                    offset=message.offset,
-                    key=message.key,
-                    value=message.value,
-                    headers=message.headers or [],
-                    error=error,
-                    entity_id=each.entity_id if isinstance(each, EventBase) else entity_of(message),
-                )
-            )
-    return letters
-
-
-def _refusal(result: Result) -> str | None:
-    if result.outcome in {Outcome.EARLY, Outcome.CONFLICT}:
-        return f"{result.outcome}: {result.reason}"
-    return None
+        await self._projector.persist_chosen(sorting.choose, revise=sorting.revise, also=also)
+        sorting.tell()
 
 
 async def _tried(work: Callable[[], Coroutine[None, None, T]], stop: asyncio.Event) -> T:

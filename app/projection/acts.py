@@ -128,7 +128,8 @@ class Acts:
         if isinstance(decided, Decision):
             changes = self._log.given(self._log.made(outcome, [decided], [row], reason))
             entries = self._entries.build([decided])
-            await REGISTRATIONS.upsert.save(connection, [Save(decided.row, row)], entries, changes)
+            # An operator's act is for held entities, too: it has no place among their messages.
+            await REGISTRATIONS.upsert.save(connection, [Save(decided.row, row)], entries, changes, held_too=True)
         await audit.add(connection, act if isinstance(decided, Decision) else replace(act, outcome="ignored"))
         return Done(row, decided)
 

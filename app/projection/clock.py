@@ -39,7 +39,11 @@ class DatabaseClock:
         if not self.may_be_ahead(event):
             return None
         if time.monotonic() - self._asked_at >= FRESH:
-            await self._ask()
+            await self.refresh()
+        return self.known_fault(event)
+
+    def known_fault(self, event: EventBase) -> Fault | None:
+        """What is wrong with an event that is ahead of the clock, by the database's last answer."""
         latest = self._latest_now()
         if _latest_time(event) <= latest:
             return None
@@ -66,7 +70,8 @@ class DatabaseClock:
         """The latest time that a correct clock can show now, by the database's last answer."""
         return _later(self._latest, timedelta(seconds=time.monotonic() - self._asked_at))
 
-    async def _ask(self) -> None:
+    async def refresh(self) -> None:
+        """Ask the database for its clock. Raises UnavailableError if it does not answer."""
         asked_at = time.monotonic()
         self._latest = _later(await self._database.read(now), self._max_skew)
         self._asked_at = asked_at

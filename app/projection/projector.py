@@ -2,21 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Protocol, cast
+from uuid import UUID
+
+from msgspec.structs import replace
 
 from app.domain.changes import Logging
 from app.domain.events import EventBase, Key
-from app.domain.folding import Fold, fold
+from app.domain.folding import Fold, fold, held_result
 from app.domain.order import TrackRule
 from app.domain.registration import Timing
-from app.domain.results import Result
+from app.domain.results import Outcome, Result
 from app.domain.row_type import R
 from app.errors import ContentionError, PqsError, RefusedValuesError, UnavailableError
 from app.projection.changes import ChangeLog
 from app.projection.clock import DatabaseClock
 from app.projection.entries import EntryBuilder
+from app.store import held as held_entities
 from app.store.database import Connection, Database, LostRaceError, check_constraints
 from app.store.failures import refused_values
 from app.store.registrations import REGISTRATIONS, Store
@@ -24,8 +28,16 @@ from app.store.registrations import REGISTRATIONS, Store
 ATTEMPTS = 10  # attempts of a batch that loses races; from the second on its rows are locked
 
 
+_NOT_YET = {Outcome.EARLY, Outcome.CONFLICT}
+
 # Further work in the transaction of a batch. It gets the results; its error rolls everything back.
 Also = Callable[[Connection, list[Result]], Awaitable[None]]
+
+
+# Gives the events of a batch, at the beginning of each attempt of its transaction.
+Choose = Callable[[Connection], Awaitable[Sequence[EventBase]]]
+# Looks at the results, and gives other events to be folded in place of the batch's; None for none.
+Revise = Callable[[Connection, Sequence[Result]], Awaitable[Sequence[EventBase] | None]]
 
 
 class BatchReport(Protocol):
@@ -71,6 +83,7 @@ class Projector:
         self._follow = follow
         self._clock = clock
         self._store = cast("Store", store)  # the rest of the class treats all rows alike
+        self._some_held = False  # whether some entity was held when that was last read
 
     async def persist(
         self,
@@ -91,7 +104,29 @@ class Projector:
         `also` runs after the rows are written, once for each attempt. `after` is a batch without a common entity:
         this batch is read and folded meanwhile, and written after the other's commit. If the other fails, this one
         fails.
+
+        Events of held entities are left out: their results are HeldResults.
         """
+        return await self._persist(events, by_position=by_position, also=also, after=after)
+
+    async def persist_chosen(self, choose: Choose, *, revise: Revise | None = None, also: Also) -> list[Result]:
+        """Apply the events that `choose` gives, as `persist` does, but those of held entities as well.
+
+        `choose` locks the queues of held entities that it decides about. The results are those of the events that
+        `revise` gives last, if it gives any.
+        """
+        return await self._persist((), choose=choose, revise=revise, also=also)
+
+    async def _persist(
+        self,
+        events: Sequence[EventBase],
+        *,
+        by_position: bool = False,
+        choose: Choose | None = None,
+        revise: Revise | None = None,
+        also: Also | None = None,
+        after: asyncio.Task[object] | None = None,
+    ) -> list[Result]:
         began = time.perf_counter()
         for attempt in range(ATTEMPTS):
             lock = attempt > 0
@@ -99,9 +134,12 @@ class Projector:
             write = self._database.write if lock or also is not None else self._database.write_alone
             try:
                 with refused_values():
-                    folded = await write(
-                        self._attempt, events, by_position=by_position, lock=lock, also=also, after=after
-                    )
+                    if choose is None:
+                        folded = await write(
+                            self._attempt, events, by_position=by_position, lock=lock, also=also, after=after
+                        )
+                    else:
+                        folded, events = await write(self._attempt_chosen, choose, revise, lock=lock, also=also)
             except LostRaceError as error:
                 if self._report is not None:
                     self._report.retry(error.reason)
@@ -124,7 +162,7 @@ class Projector:
         also: Also | None,
         after: asyncio.Task[object] | None,
     ) -> Fold:
-        folded = await self._fold(connection, events, by_position=by_position, lock=lock)
+        folded = await self._fold_unheld(connection, events, by_position=by_position, lock=lock, check=lock)
         if after is not None:
             await asyncio.wait([after])
             if after.exception() is not None:
@@ -134,6 +172,20 @@ class Projector:
         if also is not None:
             await also(connection, folded.results)
         return folded
+
+    async def _attempt_chosen(
+        self, connection: Connection, choose: Choose, revise: Revise | None, *, lock: bool, also: Also | None
+    ) -> tuple[Fold, Sequence[EventBase]]:
+        events = await choose(connection)
+        folded = await self._fold(connection, events, by_position=False, lock=lock)
+        while revise is not None and (others := await revise(connection, folded.results)) is not None:
+            events = others
+            folded = await self._fold(connection, events, by_position=False, lock=lock)
+        entries, changes = self._entries.build(folded.decisions), self._log.given(folded.changes)
+        await self._store.upsert.save(connection, folded.saves, entries, changes, held_too=True)
+        if also is not None:
+            await also(connection, folded.results)
+        return folded, events
 
     async def persist_fitting(
         self, events: Sequence[EventBase], *, after: asyncio.Task[object] | None = None
@@ -179,22 +231,52 @@ class Projector:
 
     async def foresee(self, events: Sequence[EventBase], *, by_position: bool = False) -> list[Result]:
         """The results that `persist` would return now. Nothing is written."""
-        folded = await self._database.read(self._fold, events, by_position=by_position, lock=False)
+        folded = await self._database.read(self._fold_unheld, events, by_position=by_position, lock=False, check=True)
         return folded.results
 
+    async def _fold_unheld(
+        self, connection: Connection, events: Sequence[EventBase], *, by_position: bool, lock: bool, check: bool
+    ) -> Fold:
+        """Fold the events of entities that are not held; the others have HeldResults.
+
+        The statement that writes refuses held entities. So they are looked for only if some entity was held lately,
+        after an attempt that failed (`check`), and for results that write nothing and would be others later.
+        """
+        if not (check or self._some_held):
+            folded = await self._fold(connection, events, by_position=by_position, lock=lock)
+            if not any(result.version is None or result.outcome in _NOT_YET for result in folded.results):
+                return folded
+        held, self._some_held = await held_entities.find(connection, {event.entity_id for event in events})
+        return await self._fold(connection, events, by_position=by_position, lock=lock, held=held)
+
     async def _fold(
-        self, connection: Connection, events: Sequence[EventBase], *, by_position: bool, lock: bool
+        self,
+        connection: Connection,
+        events: Sequence[EventBase],
+        *,
+        by_position: bool,
+        lock: bool,
+        held: Collection[UUID] = (),
     ) -> Fold:
         names = {event.key: (event.entity_id, event.domain) for event in events}
         rows = await self._store.get_entity_states(connection, list(names.values()), lock=lock)
         timing = self._timing if self._clock is None else self._clock.timing(self._timing)
-        return fold(
-            self._store.projection,
+        projection = self._store.projection
+        folded = fold(
+            projection,
             rows,
-            events,
+            [event for event in events if event.entity_id not in held] if held else events,
             timing,
             by_position=by_position,
             log=self._log.log,
             follow=self._follow,
             log_move=self._log.rebased,
         )
+        if not held:
+            return folded
+        others = iter(folded.results)
+        results = [
+            held_result(projection, event, rows.get(event.key)) if event.entity_id in held else next(others)
+            for event in events
+        ]
+        return replace(folded, results=results)

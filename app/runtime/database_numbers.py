@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.errors import UnavailableError
-from app.store import dead_letters, outbox, watermarks
+from app.store import dead_letters, held, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.outbox import Backlog
 from app.store.registrations import REGISTRATIONS
@@ -26,6 +26,7 @@ class DatabaseNumbers(Struct, frozen=True):
     entities: Sequence[tuple[str, str, int]] = ()  # domain, state, number
     overdue: Sequence[tuple[str, float]] = ()  # kind of deadline, seconds since the oldest has passed
     replica_lag: float | None = None
+    held_entities: int | None = None
 
 
 async def read_numbers(database: Database, destinations: Collection[str]) -> DatabaseNumbers:
@@ -50,6 +51,7 @@ async def _read_numbers(connection: Connection, destinations: Collection[str]) -
         await dead_letters.count(connection),
         entities=await REGISTRATIONS.counts.count_everywhere(connection, limit=MOST_COUNTS),
         overdue=[(kind, await scan.oldest_seconds(connection)) for kind, scan in scans.items()],
+        held_entities=await held.count(connection),
     )
 
 
@@ -80,6 +82,9 @@ class DatabaseCollector(Collector):
         dead = GaugeMetricFamily("pqs_dead_letters", "Dead letters; an estimate if there are many.")
         if self._numbers.dead_letters is not None:
             dead.add_metric([], self._numbers.dead_letters)
+        held_back = GaugeMetricFamily("pqs_held_entities", "Entities whose messages wait behind a dead letter.")
+        if self._numbers.held_entities is not None:
+            held_back.add_metric([], self._numbers.held_entities)
         entities = GaugeMetricFamily("pqs_entities", "Entities by domain and state.", labels=("domain", "state"))
         for domain, state, count in self._numbers.entities:
             entities.add_metric([domain, state], count)
@@ -93,4 +98,4 @@ class DatabaseCollector(Collector):
         lag = GaugeMetricFamily("pqs_replica_lag_seconds", "Seconds that the replica lags behind, at most.")
         if self._numbers.replica_lag is not None:
             lag.add_metric([], self._numbers.replica_lag)
-        return [entities, overdue, waiting, oldest, behind, dead, lag]
+        return [entities, overdue, waiting, oldest, behind, dead, held_back, lag]

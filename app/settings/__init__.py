@@ -5,6 +5,7 @@ from app.settings.settings import SECRETS, Settings, read_settings, secret_of, s
 from app.settings.types import (
     AccessLogging,
     BusKind,
+    DeadLetterRule,
     Foreign,
     Gaps,
     KafkaSecurity,
@@ -19,6 +20,7 @@ __all__ = [
     "SECRETS",
     "AccessLogging",
     "BusKind",
+    "DeadLetterRule",
     "Foreign",
     "Gaps",
     "KafkaSecurity",

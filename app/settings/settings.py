@@ -24,6 +24,7 @@ from app.settings.types import (
     Algorithms,
     BusKind,
     ConsulAddress,
+    DeadLetterRule,
     Duration,
     EventSource,
     File,
@@ -135,6 +136,11 @@ class Settings(BaseSettings):
         Foreign.SKIP,
         description="What becomes of messages that are not events (without a value, or of a type that is not ours): "
         "skip or dead_letter.",
+    )
+    dead_letters: DeadLetterRule = Field(
+        DeadLetterRule.HOLD,
+        description="What becomes of a node's later messages when one that is not a heartbeat is a dead letter: "
+        "`hold` (they wait behind it), or `pass`.",
     )
     consumer_id: Word | None = Field(
         None, description="The static id of this consumer in its group: a restart within 10 s moves no partition."

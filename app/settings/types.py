@@ -181,6 +181,13 @@ class Gaps(StrEnum):
     STOP = "stop"
 
 
+class DeadLetterRule(StrEnum):
+    """What becomes of the later messages of an entity when one of its transitions is a dead letter."""
+
+    HOLD = "hold"  # they wait behind it
+    PASS = "pass"  # noqa: S105 - they are applied, and the letter is stale when it is retried
+
+
 class Foreign(StrEnum):
     """What becomes of messages that are not events: tombstones, and types that are not ours."""
 

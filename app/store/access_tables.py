@@ -18,6 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.store.letter_tables import DeadLetter
 from app.store.tables import Base
 
 
@@ -103,4 +104,4 @@ for _statement in INSERT_ONLY:
     event.listen(AuditLogEntry.__table__, "after_create", DDL(_statement.replace("%", "%%")))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
 
 
-METADATA = Base.metadata  # of all tables: of these, and of those in `tables`
+METADATA = DeadLetter.metadata  # of all tables: of these, and of those in `tables` and `letter_tables`

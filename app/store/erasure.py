@@ -1,4 +1,4 @@
-"""Erasing what is stored of a forgotten entity beside its tombstone: changes, dead letters, outgoing messages."""
+"""Erasing what is stored of a forgotten entity beside its tombstone: changes, dead letters, messages that wait."""
 
 from base64 import b64encode
 from typing import cast
@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from app.domain.events import DEFAULT_DOMAIN, Forgotten, Name
 from app.domain.intents import DeregisterService
+from app.store import held
 from app.store.database import Connection, Database, Record
 from app.store.dead_letters import MessageHeaders
 from app.store.outbox import slot_of
@@ -17,6 +18,7 @@ from app.store.statements import Statement
 from app.wire.answers import Erased
 from app.wire.messages import is_about
 
+LETTER_ERASED = "the dead letter before this message was erased"  # the error of the message that holds the rest
 PAGE = 200  # dead letters that are looked through at once; each may have a megabyte
 
 # Messages that say that the entity is gone: they still have to go out.
@@ -119,11 +121,39 @@ async def _naming(connection: Connection, after: int, spellings: list[str]) -> l
 
 
 async def erase(connection: Connection, name: Name, version: int, letters: list[int]) -> Erased:
-    """Erase the changes before this version of a tombstone, these dead letters, and the messages that wait."""
+    """Erase the changes before this version of a tombstone, these dead letters, and the messages that wait.
+
+    The erased dead letters include the messages that waited behind one.
+    """
     entity_id, domain = name
     changes = cast("int", await EMPTY.value(connection, entity_id=entity_id, domain=domain, version=version))
+    held_back = await _erase_held(connection, name, letters)
     removed = cast("int", await REMOVE.value(connection, ids=letters))
-    return Erased(changes, removed, await _erase_messages(connection, name, version))
+    return Erased(changes, held_back + removed, await _erase_messages(connection, name, version))
+
+
+async def _erase_held(connection: Connection, name: Name, letters: list[int]) -> int:
+    """Remove the messages about an entity that wait behind a dead letter, and return how many are gone.
+
+    The queue is that of an entity id: messages of other domains still wait. If its letter is to be erased, the first
+    of them takes its place.
+    """
+    queue = await held.get_queue(connection, name[0])
+    if queue is None:
+        return 0
+    places = range(1, len(queue.waiting))
+    messages = [each.message for each in queue.waiting]
+    gone = {
+        place
+        for place in places
+        if is_about(name, messages[place].key, messages[place].value, messages[place].headers or [])
+    }
+    left = [place for place in places if place not in gone]
+    await held.drop(connection, queue, gone)
+    if queue.letter_id not in letters or not left:
+        return len(gone)
+    await held.promote(connection, queue, left[0], LETTER_ERASED, waiting=len(left) - 1)
+    return len(gone) + 1
 
 
 class _Message(Struct):

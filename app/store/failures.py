@@ -134,7 +134,8 @@ def refused_values() -> Iterator[None]:
 def _is_drawn(error: asyncpg.UniqueViolationError) -> bool:
     """Whether the key that exists already came from a sequence of ours."""
     table = error.table_name or ""
-    return table.startswith(("outbox", "changes", "audit_log")) or error.constraint_name == "dead_letters_pkey"
+    ours = ("outbox", "changes", "audit_log", "held_messages")
+    return table.startswith(ours) or error.constraint_name == "dead_letters_pkey"
 
 
 def _refused(error: Exception) -> RefusedValuesError:

@@ -101,16 +101,19 @@ SELECT {columns}, as_of, may_expire, is_full FROM judged WHERE may_expire OR is_
 # Steps from domain to domain in the index, and takes the first deadline of each: PostgreSQL itself skips nothing.
 _OLDEST = """
 WITH RECURSIVE firsts (first_domain, first_deadline) AS (
-    (SELECT domain, {deadline} FROM {table} WHERE {due} ORDER BY domain, {deadline} LIMIT 1)
+    (SELECT domain, {deadline} FROM {table} WHERE {due} AND {unheld} ORDER BY domain, {deadline} LIMIT 1)
     UNION ALL
     SELECT next.* FROM firsts, LATERAL (
         SELECT domain, {deadline} FROM {table}
-        WHERE {due} AND domain > first_domain
+        WHERE {due} AND {unheld} AND domain > first_domain
         ORDER BY domain, {deadline} LIMIT 1
     ) AS next
 )
 SELECT greatest(0, coalesce(extract(epoch FROM clock_timestamp() - min(first_deadline)), 0))::float8 FROM firsts
 """
+
+# The condition that an entity's messages do not wait behind a dead letter: its deadline then says nothing.
+_UNHELD = "NOT EXISTS (SELECT FROM held_entities AS h WHERE h.entity_id = ANY (ARRAY[{table}.entity_id]))"
 
 
 class DeadlineScan(Generic[R]):
@@ -122,7 +125,8 @@ class DeadlineScan(Generic[R]):
         deadline, entity_id = rows.table.c[timeout.deadline], rows.table.c.entity_id
         condition = due(rows.projection.counted_by, timeout)
         as_of = bindparam("as_of", type_=TIMESTAMP(timezone=True))
-        waiting = (rows.table.c.domain == bindparam("domain", type_=String()), text(condition))
+        unheld = _UNHELD.format(table=rows.table.name)
+        waiting = (rows.table.c.domain == bindparam("domain", type_=String()), text(condition), text(unheld))
         first = (
             select(*rows.columns)
             .where(*waiting, deadline < as_of)
@@ -137,10 +141,12 @@ class DeadlineScan(Generic[R]):
         # The same, after a given row.
         self.after = Statement(first.where(tuple_(deadline, entity_id) > place))
         # Finds the earliest deadline of a domain that has not passed.
-        self.next = Statement(select(func.min(deadline)).where(*waiting, deadline >= as_of))
+        self.next = Statement(select(deadline).where(*waiting, deadline >= as_of).order_by(deadline).limit(1))
         # Finds how long ago the oldest passed deadline of all domains has passed, by one look into the index for each
         # domain.
-        self.oldest = Statement(text(_OLDEST.format(table=rows.table.name, due=condition, deadline=timeout.deadline)))
+        self.oldest = Statement(
+            text(_OLDEST.format(table=rows.table.name, due=condition, unheld=unheld, deadline=timeout.deadline))
+        )
         # Reads the passed deadlines of all domains, with the rows that may expire now.
         passed = _PASSED.format(
             table=rows.table.name, due=condition, deadline=timeout.deadline, columns=", ".join(rows.names)
@@ -152,7 +158,7 @@ class DeadlineScan(Generic[R]):
     ) -> Overdue[R]:
         """The rows with a deadline before `as_of` whose timeout was not emitted, oldest first.
 
-        They are up to `limit`, and about PAGE_BYTES of JSON.
+        They are up to `limit`, and about PAGE_BYTES of JSON. Held entities are left out.
         """
         asked: dict[str, object] = {"domain": domain, "as_of": as_of}
         place = {} if after is None else dict(zip(("after_deadline", "after_id"), after, strict=True))

@@ -23,6 +23,7 @@ WITH RECURSIVE destinations (destination) AS (
         ) AS newest
     ), 1
     UNION ALL SELECT pg_get_serial_sequence('dead_letters', 'id'), (SELECT max(id) FROM dead_letters), 1
+    UNION ALL SELECT pg_get_serial_sequence('held_messages', 'id'), (SELECT max(id) FROM held_messages), 1
     UNION ALL SELECT pg_get_serial_sequence('audit_log', 'id'), (SELECT max(id) FROM audit_log), 1
     UNION ALL SELECT 'changes_id_seq', greatest(
         (SELECT max(id) FROM changes), (SELECT max(id) FROM changes_floor)

@@ -18,7 +18,6 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
-    UniqueConstraint,
     Uuid,
     event,
     text,
@@ -245,29 +244,6 @@ class Watermark(Base):
     topic_id: Mapped[str | None] = mapped_column(String(36))
 
     __table_args__ = (CheckConstraint('"partition" >= 0 AND "offset" >= -1', name="numbers"),)
-
-
-class DeadLetter(Base):
-    """A message that could not be applied or sent: its bytes, its topic, partition and offset, and its error."""
-
-    __tablename__ = "dead_letters"
-
-    id: Mapped[int] = mapped_column(BigInteger(), Identity(always=True), primary_key=True)
-    source: Mapped[str] = mapped_column(String(16))
-    topic: Mapped[str] = mapped_column(String(300))
-    partition: Mapped[int | None] = mapped_column(Integer())
-    offset: Mapped[int | None]
-    key: Mapped[bytes | None] = mapped_column(LargeBinary())
-    value: Mapped[bytes | None] = mapped_column(LargeBinary())
-    headers: Mapped[bytes] = mapped_column(LargeBinary())
-    error: Mapped[str] = mapped_column(Text())
-    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
-    entity_id: Mapped[UUID | None]
-
-    __table_args__ = (
-        UniqueConstraint("topic", "partition", "offset", name="dead_letters_place"),
-        Index("dead_letters_by_entity", "entity_id", postgresql_where=text("entity_id IS NOT NULL")),
-    )
 
 
 SLICES = 16  # of the change log, reused in turn

@@ -15,21 +15,25 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
+    Uuid,
+    any_,
     bindparam,
     case,
     column,
     func,
     literal_column,
     null,
+    or_,
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from app.domain.folding import Save
 from app.domain.row_type import R
 from app.store import changes, outbox
 from app.store.database import Connection, LostRaceError
+from app.store.letter_tables import HeldEntityRow
 from app.store.outbox import Entry
 from app.store.rows import Rows, arrays
 from app.store.statements import Statement
@@ -43,7 +47,7 @@ class Writes(NamedTuple):
     """The parts of a batch's statement: known rows, new rows, counters, and entries of the outbox.
 
     `known` is the kind of change of the known rows: its index in the projection's `unchanged`, or the next number for
-    whole rows. None means that there are no known rows.
+    whole rows. None means that there are no known rows. With `held_too`, rows of held entities are written as well.
     """
 
     known: int | None
@@ -51,6 +55,7 @@ class Writes(NamedTuple):
     counts: bool
     sends: bool = False
     logs: bool = False
+    held_too: bool = False
 
 
 class Upsert(Generic[R]):
@@ -80,12 +85,14 @@ class Upsert(Generic[R]):
         saves: Iterable[Save[R]],
         entries: Sequence[Entry] = (),
         log: Mapping[str, object] | None = None,
+        *,
+        held_too: bool = False,
     ) -> None:
         """Write the rows in the order of their keys, then their changes of the state counts and the outbox entries.
 
         All of it is one statement. Entries keep the order given, and so do the changes for the log, the parameters of
         `changes.given`; both need at least one row. Raises LostRaceError, and writes nothing, if a row has changed
-        since it was read.
+        since it was read, or, without `held_too`, if an entity is held.
         """
         ordered = sorted(saves, key=lambda save: (save.row.entity_id, save.row.domain))
         if not ordered:
@@ -110,7 +117,8 @@ class Upsert(Generic[R]):
         if log is not None:
             given |= log
         try:
-            statement = self.statement(Writes(change, bool(new), bool(gains), bool(entries), log is not None))
+            writes = Writes(change, bool(new), bool(gains), bool(entries), log is not None, held_too)
+            statement = self.statement(writes)
             await statement.value(connection, **given)
         except asyncpg.DivisionByZeroError:
             raise LostRaceError("another writer changed a row that this batch had read") from None
@@ -162,8 +170,8 @@ class Upsert(Generic[R]):
 
         `updated` writes the known rows, each guarded by the version that was read. `inserted` writes the new rows,
         except rows that another writer has inserted since. After the rows, `sent` writes the outbox entries, and
-        `counted` the changes of the counters. If fewer rows were written than given, a division by zero rolls the
-        statement back. This saves the two round trips of a transaction.
+        `counted` the changes of the counters. If fewer rows were written than given, or one of the entities is held,
+        a division by zero rolls the statement back. This saves the two round trips of a transaction.
         """
         if writes not in self._statements:
             self._statements[writes] = self._built(writes)
@@ -180,6 +188,9 @@ class Upsert(Generic[R]):
         for other in others:
             hits = hits + other
         complete = hits == bindparam("rows_to_write", type_=BigInteger())
+        if not writes.held_too:
+            names = [name for name, is_in in (("known", writes.known is not None), ("new", writes.new)) if is_in]
+            complete &= self._unheld(names)
         one, zero = literal_column("1", Integer()), literal_column("0", Integer())
         checked: ColumnElement[int] = one // case((complete, one), else_=zero)
         statement = select(checked)
@@ -190,6 +201,16 @@ class Upsert(Generic[R]):
         if writes.counts:
             statement = statement.add_cte(self._counted(complete))
         return Statement(statement)
+
+    def _unheld(self, names: Sequence[str]) -> ColumnElement[bool]:
+        """The condition that no entity of these rows is held: a few looks into an index that is usually empty.
+
+        It is evaluated once for the statement, and sees every hold that was committed before the statement began.
+        """
+        ids = [bindparam(f"{name}_entity_id", type_=ARRAY(Uuid())) for name in names]
+        held = or_(*(HeldEntityRow.entity_id == any_(each) for each in ids))
+        found = select(func.count().label("number")).where(held).select_from(HeldEntityRow).cte("held")
+        return select(found.c.number).scalar_subquery() == literal_column("0")
 
     def _updated(self, change: int) -> CTE:
         """The part that updates known rows, each guarded by the version that was read."""

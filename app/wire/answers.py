@@ -199,6 +199,67 @@ class DeadLetterPage(Struct, frozen=True):
     next_cursor: str | None
 
 
+class MessagePlace(Struct, frozen=True):
+    """Where a message was read."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class HeldEntity(Struct, frozen=True):
+    """An entity that is held: `letter_id` is the dead letter that holds it, and `error` why.
+
+    `messages` wait behind the letter. `passed` found no room there: they were applied, so the letter may be stale.
+    `queue` is the path of this answer.
+    """
+
+    entity_id: UUID
+    held_at: Time
+    letter_id: int
+    topic: str
+    partition: int
+    offset: int
+    error: str
+    messages: int
+    passed: int
+    queue: str
+
+
+class HeldPage(Struct, frozen=True):
+    """A page of held entities, in the order of their ids, and the cursor of the next one, null on the last."""
+
+    items: list[HeldEntity]
+    next_cursor: str | None
+
+
+class QueueAnswer(Struct, frozen=True):
+    """What became of a held entity's queue: the messages that were taken in, by outcome, and those that still wait.
+
+    `skipped` is the message that was left out, null for none. At 0 `messages` the entity is held no longer.
+    """
+
+    entity_id: UUID
+    summary: Summary
+    skipped: MessagePlace | None
+    messages: int
+
+
+class LetterRun(Struct, frozen=True):
+    """A bulk call over dead letters: how many matched at its beginning, and how many are done and failed.
+
+    Letters that others removed meanwhile are done. `finished_at` is null until all are worked off.
+    """
+
+    id: UUID
+    action: Literal["retry", "delete"]
+    started_at: Time
+    finished_at: Time | None
+    matched: int
+    done: int
+    failed: int
+
+
 class AuditEntry(Struct, frozen=True):
     """Who did what: written in the act's own transaction, and never changed.
 

@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Raw, Struct
 
-from app.domain.events import DEFAULT_DOMAIN, EVENT_CLASSES, Event, Name
+from app.domain.events import DEFAULT_DOMAIN, EVENT_CLASSES, Event, Heartbeat, Name
 from app.domain.positions import Position
 from app.errors import Fault, ForeignMessageError, InvalidInputError, UnreadableError
 from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
@@ -26,6 +26,7 @@ CONTENT_TYPE = "content-type"
 _FRAME = 5  # bytes before the payload: the magic byte, and the id of the schema
 _TYPES = frozenset(str(cls.__struct_config__.tag) for cls in EVENT_CLASSES)
 _FAMILIES = ("registration.", "node.")  # the beginnings of our types
+_HEARTBEAT = str(Heartbeat.__struct_config__.tag)
 _NONE = Raw(b"null")
 T = TypeVar("T")
 
@@ -160,6 +161,16 @@ def entity_of(message: KafkaMessage) -> UUID | None:
     with suppress(*NOT_DECODED):
         about = _ABOUT.decode(message.value or b"")
     return _uuid(about.entity_id or about.subject) or _uuid(message.key)
+
+
+def is_heartbeat(message: KafkaMessage) -> bool:
+    """Whether a message that cannot be applied says that it is a heartbeat: its headers, or else its value."""
+    for header, text in message.headers or ():
+        if header.lower() == f"{_ATTRIBUTE}type":
+            return text == _HEARTBEAT.encode()
+    with suppress(*NOT_DECODED):
+        return _TYPED.decode(message.value or b"").type == _HEARTBEAT
+    return False
 
 
 def _check_type(type_: str | None) -> None:

@@ -43,6 +43,18 @@ class OrderProblem(Struct, frozen=True, omit_defaults=True):
     events: list[EmittedEvent] | None = None
 
 
+class HeldProblem(Struct, frozen=True):
+    """The entity is held, as a problem (RFC 9457): `queue` is the path of its queue."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    entity_id: UUID
+    queue: str
+
+
 class InterruptedProblem(Struct, frozen=True):
     """A stream was broken off, as a problem (RFC 9457): the database failed, or too many lines were faults.
 

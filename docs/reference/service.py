@@ -84,7 +84,9 @@ def metrics() -> str:
     told.relayed("topic", 0, 0)
     told.process(0.0, 0, 0)
     entities, overdue = [("registration", "active", 0)], [("ack", 0.0)]
-    kept = DatabaseNumbers([Backlog("topic", 0, 0.0)], [Age("topic", 0, 0.0)], 0, entities, overdue=overdue)
+    kept = DatabaseNumbers(
+        [Backlog("topic", 0, 0.0)], [Age("topic", 0, 0.0)], 0, entities, overdue=overdue, held_entities=0
+    )
     lines = []
     for name, meaning, kind, labels in FAMILY.findall(told.text(kept).decode()):
         names = [label for label in LABEL.findall(labels) if label != BUCKET]

@@ -92,6 +92,70 @@ async def test_pages_lead_to_the_end(client: httpx.AsyncClient, add: Add) -> Non
     assert (offsets, pages) == ([0, 1, 2, 3, 4], 3)
 
 
+FILTERED = (  # by offset
+    letter(1, b"", topic="nodes", error="#/data/color: unknown field", entity_id=node(1)),
+    letter(2, b"", topic="nodes", error="conflict: 100%_sure", entity_id=node(2)),
+    letter(3, b"", topic="racks", error="#/data/size: unknown field", entity_id=node(1)),
+    letter(None, b"", partition=None, source=RELAY, topic="effect:consul", error="refused"),
+)
+
+
+@pytest.mark.parametrize(
+    ("query", "offsets"),
+    [
+        ("source=consumer", [1, 2, 3]),
+        ("source=relay", [None]),
+        ("topic=nodes", [1, 2]),
+        ("error=unknown+field", [1, 3]),
+        ("error=100%25_", [2]),
+        ("error=%25", [2]),
+        (f"entity_id={node(1)}", [1, 3]),
+        (f"entity_id={node(1)}&topic=racks", [3]),
+        ("since=2026-01-01T00:00:00Z", [1, 2, 3, None]),
+        ("since=2999-01-01T00:00:00Z", []),
+        ("order=desc", [None, 3, 2, 1]),
+        ("order=desc&topic=nodes", [2, 1]),
+    ],
+)
+async def test_a_list_may_be_filtered_and_turned_around(
+    client: httpx.AsyncClient, add: Add, query: str, offsets: list[int | None]
+) -> None:
+    """Letters that match all filters are there, page by page as in one page, in either order."""
+    await add(*FILTERED)
+    assert [each["offset"] for each in (await client.get(f"{LIST}?{query}")).json()["items"]] == offsets
+    url, found = f"{LIST}?{query}&limit=1", list[int | None]()
+    while url:
+        answer = await client.get(url)
+        found += [each["offset"] for each in answer.json()["items"]]
+        url = urljoin(LIST, answer.links["next"]["url"]) if "next" in answer.links else ""
+    assert found == offsets
+
+
+async def test_a_cursor_belongs_to_its_filters(client: httpx.AsyncClient, add: Add) -> None:
+    """A cursor of one filter is refused with another, and in the other order."""
+    await add(*FILTERED)
+    cursor = (await client.get(f"{LIST}?topic=nodes&limit=1")).json()["next_cursor"]
+    for other in ("", "topic=racks&", "topic=nodes&order=desc&"):
+        assert (await client.get(f"{LIST}?{other}cursor={cursor}")).status_code == 400
+
+
+@pytest.mark.parametrize("query", ["source=kafka", "entity_id=node-1", "since=now", "error=", "order=up", "limits=1"])
+async def test_a_filter_that_is_not_valid_is_refused(shared: httpx.AsyncClient, query: str) -> None:
+    """An unknown filter, or a value of the wrong form, is a 422 that names it."""
+    answer = await shared.get(f"{LIST}?{query}")
+    assert answer.status_code == 422
+    assert query.partition("=")[0] in answer.json()["errors"][0]["pointer"]
+
+
+async def test_one_letter_is_shown_by_its_id(client: httpx.AsyncClient, add: Add) -> None:
+    """It is the item of the list; an id without a letter is a 404."""
+    await add(letter(7, b"\xff"))
+    [item] = await listed(client)
+    answer = await client.get(f"{LIST}/{item['id']}")
+    assert (answer.status_code, answer.json()) == (200, item)
+    assert (await client.get(f"{LIST}/4711")).status_code == 404
+
+
 async def test_a_message_is_kept_once(client: httpx.AsyncClient, add: Add) -> None:
     """A message that is read again with its partition is stored once; one without a position is always new."""
     out = letter(None, b"", partition=None, source=RELAY)

@@ -115,6 +115,9 @@ OTHERS = {
     "Deregister",
     "WorkflowCommit",
 }  # requests that are no single event
+MENDED, HELD = node(4711), node(4712)  # both are held, one of them until a retry
+RUN = "0f1d7f0a-6f0b-4a53-9f3e-5b7f0c1d2e3f"
+QUEUES = "/v1/dead-letters/entities"
 LOOKUP = {"entity_ids": [str(FIRST), str(UNKNOWN)]}
 
 READS = {
@@ -128,6 +131,10 @@ READS = {
     "WorkflowPage": "/v1/workflows?limit=1",
     "WatermarkList": "/v1/watermarks",
     "DeadLetterPage": "/v1/dead-letters?limit=1",
+    "DeadMessage": "/v1/dead-letters/1",
+    "HeldPage": f"{QUEUES}?limit=1",
+    "HeldEntity": f"{QUEUES}/{HELD}",
+    "LetterRun": f"/v1/dead-letters/runs/{RUN}",
     "ChangesPage": "/v1/changes?limit=2",
     "EntityHistory": f"/v1/entities/{FIRST}/history?limit=1",
     "EventRecord": f"/v1/events/{REQUESTS['registration.initiated']['event_id']}",
@@ -215,6 +222,30 @@ REFUSED: dict[str, Json] = {
     "listWatermarks 422": {"method": "GET", "url": "/v1/watermarks?topic=nodes"},
     "listDeadLetters 400": {"method": "GET", "url": "/v1/dead-letters?cursor=damaged"},
     "listDeadLetters 422": {"method": "GET", "url": "/v1/dead-letters?limit=0"},
+    "retryDeadLetter 409 held": {"method": "POST", "url": "/v1/dead-letters/5/retry"},
+    "deleteDeadLetter 409": {"method": "DELETE", "url": "/v1/dead-letters/5"},
+    "postEvents 409 held": {
+        "method": "POST",
+        "url": "/v1/events",
+        "json": event_json("node.heartbeat", 6, entity_id=HELD),
+    },
+    "listHeldEntities 400": {"method": "GET", "url": f"{QUEUES}?cursor=damaged"},
+    "listHeldEntities 422": {"method": "GET", "url": f"{QUEUES}?limit=0"},
+    "getHeldEntity 404": {"method": "GET", "url": f"{QUEUES}/{UNKNOWN}"},
+    "getHeldEntity 422": {"method": "GET", "url": f"{QUEUES}/node-17"},
+    "retryHeldEntity 404": {"method": "POST", "url": f"{QUEUES}/{UNKNOWN}/retry"},
+    "retryHeldEntity 409": {"method": "POST", "url": f"{QUEUES}/{HELD}/retry"},
+    "retryHeldEntity 422": {"method": "POST", "url": f"{QUEUES}/node-17/retry"},
+    "skipHeldEntity 404": {"method": "POST", "url": f"{QUEUES}/{UNKNOWN}/skip"},
+    "skipHeldEntity 422": {"method": "POST", "url": f"{QUEUES}/node-17/skip"},
+    "retryDeadLetters 409": {"method": "POST", "url": "/v1/dead-letters/retry?topic=nodes"},
+    "retryDeadLetters 422": {"method": "POST", "url": "/v1/dead-letters/retry?since=yesterday"},
+    "deleteDeadLetters 409": {"method": "POST", "url": "/v1/dead-letters/delete?topic=nodes"},
+    "deleteDeadLetters 422": {"method": "POST", "url": "/v1/dead-letters/delete?source=kafka"},
+    "getDeadLetterRun 404": {"method": "GET", "url": f"/v1/dead-letters/runs/{UNKNOWN}"},
+    "getDeadLetterRun 422": {"method": "GET", "url": "/v1/dead-letters/runs/17"},
+    "getDeadLetter 404": {"method": "GET", "url": "/v1/dead-letters/4711"},
+    "getDeadLetter 422": {"method": "GET", "url": "/v1/dead-letters/first"},
     "listAudit 400": {"method": "GET", "url": "/v1/audit?cursor=damaged"},
     "listAudit 422": {"method": "GET", "url": "/v1/audit?limit=0"},
     "retryDeadLetter 400": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
@@ -275,6 +306,14 @@ DOWN: dict[str, Json] = {
     "commitWorkflow 503": {"method": "PUT", "url": WORKFLOW, "json": COMMIT, "headers": CREATING},
     "listWatermarks 503": {"method": "GET", "url": READS["WatermarkList"]},
     "listDeadLetters 503": {"method": "GET", "url": READS["DeadLetterPage"]},
+    "listHeldEntities 503": {"method": "GET", "url": READS["HeldPage"]},
+    "getHeldEntity 503": {"method": "GET", "url": READS["HeldEntity"]},
+    "retryHeldEntity 503": {"method": "POST", "url": f"{QUEUES}/{HELD}/retry"},
+    "skipHeldEntity 503": {"method": "POST", "url": f"{QUEUES}/{HELD}/skip"},
+    "retryDeadLetters 503": {"method": "POST", "url": "/v1/dead-letters/retry?topic=nodes"},
+    "deleteDeadLetters 503": {"method": "POST", "url": "/v1/dead-letters/delete?topic=nodes"},
+    "getDeadLetterRun 503": {"method": "GET", "url": READS["LetterRun"]},
+    "getDeadLetter 503": {"method": "GET", "url": READS["DeadMessage"]},
     "listAudit 503": {"method": "GET", "url": READS["AuditPage"]},
     "retryDeadLetter 503": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
     "dropWatermark 503": {"method": "DELETE", "url": "/v1/watermarks/registrations/3"},
@@ -371,6 +410,7 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
             value.encode(),
             error,
         )
+    await _hold(connection)
     await connection.close()
     for name, path in READS.items():
         answer = await client.get(path)
@@ -393,6 +433,7 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     assert batch.json()["summary"]["duplicate"] == 1, batch.text
     forgotten = (await client.post(f"/v1/entities/{THIRD}/forget", json=FORGET)).json()
     assert forgotten["erased"]["changes"] > 0, forgotten
+    answers["LetterRun"] |= {"started_at": "2026-01-01T00:02:00Z", "finished_at": "2026-01-01T00:02:15Z"}
     answers["ForgetAnswer"] = forgotten | {"forgotten_at": "2026-01-01T00:01:00Z"}  # it was the clock's
     connection = await asyncpg.connect(database_url)
     await connection.execute(  # a partition that is read now
@@ -402,9 +443,49 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     await connection.close()
     evicted = await client.post(f"/v1/entities/{SIXTH}/deregister", json=DEREGISTER)
     answers["DeregisterAnswer"] = evicted.json()
+    retried = await client.post(f"{QUEUES}/{MENDED}/retry")
+    assert retried.status_code == 200, retried.text
+    answers["QueueAnswer"] = retried.json()
     metrics = (await client.get("/metrics")).text.splitlines(keepends=True)
     answers["getMetrics text/plain"] = "".join(line for line in metrics if "pqs_events_total" in line)
     return answers
+
+
+async def _hold(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Two held entities, each with a message behind its letter, and bulk calls, as many as may be."""
+    await connection.execute("SELECT setval('audit_log_id_seq', 4711)")
+    for number, (entity_id, data) in enumerate(((MENDED, {}), (HELD, {"color": "red"}))):
+        begun = event_json("registration.initiated", 1, entity_id=entity_id, data={"node_type": "compute", **data})
+        id_ = await connection.fetchval(
+            'INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error, created_at,'
+            " entity_id) VALUES ('consumer', 'nodes', 0, $1, $2, $3, '[]', '#/data/color: unknown field',"
+            " '2026-01-01T00:00:03Z', $4) RETURNING id",
+            4714 + number,
+            str(entity_id).encode(),
+            json.dumps(begun).encode(),
+            entity_id,
+        )
+        await connection.execute(
+            "INSERT INTO held_entities VALUES ($1, $2, 1, 0, '2026-01-01T00:00:03Z')", entity_id, id_
+        )
+        await connection.execute(
+            'INSERT INTO held_messages (entity_id, topic, partition, "offset", key, value, headers)'
+            " VALUES ($1, 'nodes', 0, $2, $3, $4, '[]')",
+            entity_id,
+            4716 + number,
+            str(entity_id).encode(),
+            json.dumps(event_json("registration.accepted", 2, entity_id=entity_id)).encode(),
+        )
+    await connection.execute(
+        "INSERT INTO dead_letter_runs (id, action, filters, principal, started_at, finished_at, matched, done,"
+        " failed, last_id) VALUES ($1, 'retry', '{}', 'key:admin/a2b3c4d5e6', now(), now(), 5000, 4998, 2, 5000)",
+        RUN,
+    )
+    await connection.execute(
+        "INSERT INTO dead_letter_runs (id, action, filters, principal, leased_until, matched, last_id)"
+        " SELECT gen_random_uuid(), 'retry', jsonb_build_object('topic', n), '', 'infinity', 0, 0"
+        " FROM generate_series(1, 100) AS n"
+    )
 
 
 async def _applied(client: httpx.AsyncClient, event: Json) -> Json:

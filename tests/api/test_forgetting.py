@@ -19,6 +19,7 @@ from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
 from app.store.registrations import REGISTRATIONS
 from tests.api.conftest import service_on
+from tests.inbound.test_holding import Log, nothing, poisoned
 from tests.making import NODE, Json, event_json, life, node
 from tests.wire.test_envelopes import envelope
 
@@ -463,6 +464,38 @@ async def test_what_else_is_stored_is_erased(
     )
     assert await sql(database, emptied) == [(4,)] * 5
     assert (await client.get(f"/v1/changes?after={at_start}")).status_code == 200
+
+
+@pytest.mark.parametrize("domain", ["registration", "edge"], ids=["its letter", "the other's letter"])
+async def test_messages_behind_a_dead_letter_are_erased(
+    client: httpx.AsyncClient, database: Database, domain: str
+) -> None:
+    """The node's messages are gone from the queue, its letter too; those of the same id elsewhere still wait."""
+    log = Log(database)
+    bad = poisoned(event_json("registration.initiated", 1, domain=domain))
+    await log.take(life()[0], bad, *life()[1:], *life(domain="edge"), *life(first=9))
+    erased = (await forget(client, erase=True))["erased"]
+    assert erased["dead_letters"] == 9 + (domain == "registration")
+    found = await log.held(NODE)
+    assert found is not None
+    if domain == "edge":
+        assert (found.offset, found.messages) == (1, 5)
+    else:
+        assert (found.offset, found.messages, found.error) == (6, 4, erasure.LETTER_ERASED)
+    left = [await log.number(each) for each in ("dead_letters", "held_messages")]
+    assert left == [1, found.messages]
+    await log.mend()
+    answer = await log.letters.retry_queue(NODE, nothing)
+    assert answer.summary.applied == 5
+    assert (await forget(client, erase=True))["erased"]["dead_letters"] == 0
+
+
+async def test_with_a_node_its_whole_queue_is_erased(client: httpx.AsyncClient, database: Database) -> None:
+    """Where nobody else has messages in it, nothing is held any more."""
+    log = Log(database)
+    await log.take(*life()[:1], poisoned(life()[1]), *life()[2:])
+    assert (await forget(client, erase=True))["erased"]["dead_letters"] == 4
+    assert [await log.number(each) for each in ("dead_letters", "held_entities", "held_messages")] == [0, 0, 0]
 
 
 async def test_waiting_messages_are_erased_but_that_it_was_forgotten(database_url: str, database: Database) -> None:

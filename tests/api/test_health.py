@@ -18,6 +18,7 @@ from app.store.schema import HEAD, REVISIONS
 from app.store.watermarks import NOTHING_READ, Advance, FoundPartition
 from tests.api.conftest import service_on
 from tests.consul import consul
+from tests.inbound.test_holding import Log, poisoned
 from tests.making import NODE, Json, event_json, life, node
 
 READS = [
@@ -339,7 +340,9 @@ async def test_partitions_and_dead_letters_are_gauges(client: httpx.AsyncClient,
     assert ages[1] is not None
     assert ages[0] >= 3600 > ages[1] >= 0
     assert ages[2] is None
-    assert told["pqs_dead_letters"] == 3
+    assert (told["pqs_dead_letters"], told["pqs_held_entities"]) == (3, 0)
+    await Log(database).take(poisoned(event_json("registration.initiated", 1)))
+    assert (await metrics(client))["pqs_held_entities"] == 1
 
 
 async def test_a_database_that_is_down_takes_its_own_gauges_alone(unreachable_url: str) -> None:
@@ -347,7 +350,9 @@ async def test_a_database_that_is_down_takes_its_own_gauges_alone(unreachable_ur
     async with service_on(unreachable_url) as client:
         told = await metrics(client)
     assert 'pqs_breaker_open{database="primary"}' in told
-    assert [name for name in told if name.startswith(("pqs_outbox", "pqs_watermark", "pqs_dead_letters"))] == []
+    assert [
+        name for name in told if name.startswith(("pqs_outbox", "pqs_watermark", "pqs_dead_letters", "pqs_held"))
+    ] == []
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])

@@ -34,7 +34,7 @@ ALLOWED = Allowed(service())
         ("/v1/entities/lookup", "OPTIONS, POST"),
         (f"/v1/entities/{NODE}", "GET, HEAD, OPTIONS"),
         ("/v1/workflows/a/b", "GET, HEAD, OPTIONS, PUT"),
-        ("/v1/dead-letters/1", "DELETE, OPTIONS"),
+        ("/v1/dead-letters/1", "DELETE, GET, HEAD, OPTIONS"),
         ("/v1/dead-letters/1/retry", "OPTIONS, POST"),
         ("/livez", "GET, HEAD, OPTIONS"),
         ("/openapi.json", "GET, HEAD, OPTIONS"),

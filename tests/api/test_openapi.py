@@ -90,6 +90,14 @@ IDS = {
     ("/v1/watermarks/{topic}/{partition}", "delete"): "dropWatermark",
     ("/v1/dead-letters", "get"): "listDeadLetters",
     ("/v1/audit", "get"): "listAudit",
+    ("/v1/dead-letters/entities", "get"): "listHeldEntities",
+    ("/v1/dead-letters/entities/{entity_id}", "get"): "getHeldEntity",
+    ("/v1/dead-letters/entities/{entity_id}/retry", "post"): "retryHeldEntity",
+    ("/v1/dead-letters/entities/{entity_id}/skip", "post"): "skipHeldEntity",
+    ("/v1/dead-letters/retry", "post"): "retryDeadLetters",
+    ("/v1/dead-letters/delete", "post"): "deleteDeadLetters",
+    ("/v1/dead-letters/runs/{run_id}", "get"): "getDeadLetterRun",
+    ("/v1/dead-letters/{id}", "get"): "getDeadLetter",
     ("/v1/dead-letters/{id}/retry", "post"): "retryDeadLetter",
     ("/v1/dead-letters/{id}", "delete"): "deleteDeadLetter",
     ("/livez", "get"): "getLiveness",
@@ -119,7 +127,15 @@ ERRORS = {
     "listDeadLetters": {400, 422, 503},
     "listAudit": {400, 422, 503},
     "retryDeadLetter": {400, 404, 409, 422, 503},
-    "deleteDeadLetter": {404, 422, 503},
+    "deleteDeadLetter": {404, 409, 422, 503},
+    "getDeadLetter": {404, 422, 503},
+    "listHeldEntities": {400, 422, 503},
+    "getHeldEntity": {404, 422, 503},
+    "retryHeldEntity": {404, 409, 422, 503},
+    "skipHeldEntity": {404, 422, 503},
+    "retryDeadLetters": {409, 422, 503},
+    "deleteDeadLetters": {409, 422, 503},
+    "getDeadLetterRun": {404, 422, 503},
     "getLiveness": set(),
     "getReadiness": {503},
     "getMetrics": set(),
@@ -269,13 +285,15 @@ def test_an_example_of_an_error_is_from_its_own_path() -> None:
 
 
 def test_only_what_is_removed_has_no_answer() -> None:
-    """A removal answers 204 only; every other call may answer 200."""
+    """A removal answers 204 only, and a bulk call 202; every other call may answer 200."""
     good = {
         operation["operationId"]: [status for status in operation["responses"] if status.startswith("2")]
         for _, _, operation in operations(document())
     }
     for removal in ("deleteDeadLetter", "dropWatermark"):
         assert good.pop(removal) == ["204"]
+    for later in ("retryDeadLetters", "deleteDeadLetters"):
+        assert good.pop(later) == ["202"]
     assert [id_ for id_, statuses in good.items() if "200" not in statuses] == []
 
 

@@ -118,7 +118,7 @@ def test_every_path_is_filled_in() -> None:
         for parameter in operation["parameters"]:
             if parameter["in"] == "path":
                 shown[parameter["name"]] = parameter["example"]
-    assert set(shown) == {"entity_id", "event_id", "workflow_key", "id", "topic", "partition"}
+    assert set(shown) == {"entity_id", "event_id", "workflow_key", "id", "run_id", "topic", "partition"}
     walk = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert f"/v1/entities/{shown['entity_id']}/state" in walk
 

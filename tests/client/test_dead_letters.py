@@ -1,5 +1,7 @@
 """Dead letters and watermarks through the client, with the whole application."""
 
+import asyncio
+
 import msgspec
 import pytest
 
@@ -9,9 +11,22 @@ from app.store import dead_letters, outbox, watermarks
 from app.store.database import Connection, Database
 from app.store.dead_letters import RELAY, Letter
 from app.store.watermarks import NOTHING_READ, Advance, FoundPartition
-from pqs_client import Client, ConflictError, ConnectionFailedError, Header, InvalidError, NotFoundError
+from pqs_client import (
+    Client,
+    ConflictError,
+    ConnectionFailedError,
+    Header,
+    HeldError,
+    InvalidError,
+    LetterFilter,
+    LetterRun,
+    MessagePlace,
+    NotFoundError,
+)
 from tests.client.proxy import Proxy
-from tests.making import NODE, event_json, when
+from tests.inbound.test_holding import Log, poisoned
+from tests.making import NODE, event_json, life, node, when
+from tests.processes import PATIENCE
 from tests.wire.test_envelopes import envelope
 
 INITIATED = msgspec.json.encode(event_json("registration.initiated", 1))
@@ -130,3 +145,45 @@ async def test_watermarks_are_values(pqs: Client, database: Database) -> None:
     [watermark] = await pqs.watermarks()
     assert (watermark.topic, watermark.partition, watermark.offset, watermark.consumer) == ("nodes", 3, 4, "me")
     assert (watermark.as_of, watermark.message_at, watermark.caught_up_at) == (when(1), when(1), None)
+
+
+async def until_finished(pqs: Client, run: LetterRun) -> tuple[int, int, int]:
+    """How many letters of a run matched, are done and failed, at its end."""
+    async with asyncio.timeout(PATIENCE):
+        while (run := await pqs.dead_letters.run(run.id)).finished_at is None:  # noqa: ASYNC110 - another worker finishes it
+            await asyncio.sleep(0.02)
+    return run.matched, run.done, run.failed
+
+
+async def test_letters_that_match_are_read_retried_and_removed(pqs: Client, database: Database) -> None:
+    """A filter chooses the letters of pages and of bulk calls; one letter is read by its id."""
+    await add(database, letter(7), letter(8, b"{}"), letter(9, b"{"))
+    wanted = LetterFilter(source="consumer", topic="nodes", since=when(0))
+    [page] = [page async for page in pqs.dead_letters.pages(wanted, newest_first=True)]
+    assert [item.offset for item in page.items] == [9, 8, 7]
+    assert await pqs.dead_letters.get(page.items[0].id) == page.items[0]
+    assert await until_finished(pqs, await pqs.dead_letters.retry_all(wanted)) == (3, 1, 2)
+    assert await until_finished(pqs, await pqs.dead_letters.delete_all(LetterFilter(topic="racks"))) == (0, 0, 0)
+    assert await until_finished(pqs, await pqs.dead_letters.delete_all()) == (2, 2, 0)
+
+
+async def test_a_held_entity_is_retried_or_skipped(pqs: Client, database: Database) -> None:
+    """What it waits for is a value; a retry that fails, and an event for it, raise HeldError."""
+    log = Log(database)
+    for number in (1, 2):
+        first, second, *others = life(node(number))
+        await log.take(first, poisoned(second), *others)
+    [page] = [page async for page in pqs.dead_letters.held_pages()]
+    assert {item.messages for item in page.items} == {3}
+    assert await pqs.dead_letters.held(page.items[0].entity_id) == page.items[0]
+    with pytest.raises(HeldError) as held:
+        await pqs.dead_letters.retry_held(node(1))
+    assert held.value.entity_id == node(1)
+    with pytest.raises(HeldError):
+        await pqs.events.send(event_json("node.heartbeat", 9, entity_id=node(1)))
+    skipped = await pqs.dead_letters.skip_held(node(2))
+    assert skipped.skipped == MessagePlace("nodes", 0, 6)
+    await log.mend()
+    assert (await pqs.dead_letters.retry_held(node(1))).summary.applied == 4
+    with pytest.raises(NotFoundError):
+        await pqs.dead_letters.held(node(1))

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -17,18 +17,19 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import TopicPartition
 
 from app.domain.decider import Deadline
-from app.domain.events import EventBase, ForgottenData
+from app.domain.events import ForgottenData
 from app.domain.positions import Position
 from app.domain.registration import Timing
 from app.domain.results import Result
 from app.errors import RefusedValuesError, StartError, UnusableDatabaseError
-from app.inbound.consumer import HEADERLESS, REFUSED_BY_DATABASE
+from app.inbound.consumer import REFUSED_BY_DATABASE
+from app.inbound.holding import HEADERLESS
 from app.inbound.membership import MAX_BATCH
 from app.parts import Parts
 from app.projection.acts import Acts
 from app.projection.changes import ChangeLog
 from app.projection.entries import EntryBuilder
-from app.projection.projector import Also, Projector
+from app.projection.projector import Also, Choose, Projector, Revise
 from app.projection.sweep import Sweep
 from app.settings import read_settings
 from app.store.audit import Act
@@ -141,16 +142,9 @@ class Swept(Projector):
         self._swept_database, self._sweep = database, sweep
         self.expired: list[list[UUID]] = []
 
-    async def persist(
-        self,
-        events: Sequence[EventBase],
-        *,
-        by_position: bool = False,
-        also: Also | None = None,
-        after: "asyncio.Task[object] | None" = None,
-    ) -> list[Result]:
-        """Apply events, and sweep."""
-        results = await super().persist(events, by_position=by_position, also=also, after=after)
+    async def persist_chosen(self, choose: Choose, *, revise: Revise | None = None, also: Also) -> list[Result]:
+        """Take events in, and sweep."""
+        results = await super().persist_chosen(choose, revise=revise, also=also)
         page = await self._sweep.page(Deadline.LIVENESS)
         while page is not None:
             page = await self._sweep.page(Deadline.LIVENESS, page)
@@ -276,7 +270,7 @@ async def test_what_postgresql_refuses_stops_nothing(kafka: Broker, topic: str, 
     assert [(row[0], row[1]) for row in dead] == [
         (partition, place) for partition in places for place in places[partition]
     ]
-    assert {row[5] for row in dead} == {REFUSED_BY_DATABASE}
+    assert {row[5] for row in dead} == {REFUSED_BY_DATABASE.error}
     versions = await rows(
         database_url, "SELECT current_state, version, count(*) FROM registration_projections GROUP BY 1, 2"
     )

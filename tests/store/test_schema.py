@@ -30,9 +30,10 @@ STATE, ACTIONS, OUTBOX = "workflow_state", "workflow_actions", "outbox"
 WATERMARKS, DEAD_LETTERS = "watermarks", "dead_letters"
 KEYS, KEY_REVISION, QUOTAS, AUDIT = "api_keys", "api_key_revision", "workflow_quotas", "audit_log"
 CHANGES, FLOOR = "changes", "changes_floor"
+HELD, MESSAGES, RUNS = "held_entities", "held_messages", "dead_letter_runs"
 TABLES = (
     *(TABLE, COUNTS, STATE, ACTIONS, OUTBOX, WATERMARKS, DEAD_LETTERS, KEYS, KEY_REVISION, QUOTAS, AUDIT),
-    *(CHANGES, FLOOR),
+    *(CHANGES, FLOOR, HELD, MESSAGES, RUNS),
 )
 SLICES = tuple(f"{CHANGES}_{number:02}" for number in range(16))  # of the change log
 LOCK_TIMEOUT = 5.0  # seconds, of the migrations
@@ -262,9 +263,14 @@ async def test_every_index_is_valid(database_url: str) -> None:
             f"{CHANGES}_by_entity",
             f"{CHANGES}_by_event",
             f"{FLOOR}_pkey",
-            f"{DEAD_LETTERS}_by_entity",
-            f"{DEAD_LETTERS}_pkey",
-            f"{DEAD_LETTERS}_place",
+            f"{RUNS}_by_end",
+            f"{RUNS}_pkey",
+            f"{RUNS}_unfinished",
+            *(f"{DEAD_LETTERS}_{index}" for index in ("by_entity", "by_time", "by_topic", "pkey", "place")),
+            f"{HELD}_by_letter",
+            f"{HELD}_pkey",
+            f"{MESSAGES}_by_entity",
+            f"{MESSAGES}_pkey",
             f"{OUTBOX}_pkey",
             *names,
             f"{COUNTS}_pkey",
@@ -437,11 +443,12 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
 
 
 LOCKED = {
-    TABLE: HEAD,
+    DEAD_LETTERS: HEAD,
+    TABLE: "0012",
     CHANGES: "0010",
     AUDIT: "0008",
     OUTBOX: "0007",
-    WATERMARKS: HEAD,
+    WATERMARKS: "0012",
     STATE: "0003",
     COUNTS: "0002",
 }  # each table that a migration down locks, and the revision that it gives up at

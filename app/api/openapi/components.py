@@ -46,6 +46,10 @@ def component_schemas() -> dict[str, Json]:
         answers.WorkflowPage,
         answers.WatermarkList,
         answers.DeadLetterPage,
+        answers.HeldPage,
+        answers.QueueAnswer,
+        answers.LetterRun,
+        problem_types.HeldProblem,
         answers.AuditPage,
         problem_types.StateProblem,
         problem_types.ActionProblem,
@@ -129,6 +133,11 @@ def _events(event: Json) -> dict[str, Json]:
             "title": "ForgottenOrGone",
             "description": "The entity was forgotten, or the change log does not go back to `as_of`.",
             "oneOf": [_reference("ForgottenProblem"), _reference("HistoryGoneProblem")],
+        },
+        "OrderOrHeldProblem": {
+            "title": "OrderOrHeldProblem",
+            "description": "An event that is early or in conflict, or whose entity is held.",
+            "oneOf": [_reference("OrderProblem"), _reference("HeldProblem")],
         },
         "ResultOrBatch": {
             "title": "ResultOrBatch",

@@ -83,6 +83,7 @@ PATH_EXAMPLES: Json = {
     "event_id": "0b7e7d0e-5c1d-4c2b-9a57-3d6f4b8c1a01",
     "workflow_key": "orders/17",
     "id": 1,
+    "run_id": "0f1d7f0a-6f0b-4a53-9f3e-5b7f0c1d2e3f",
     "topic": "nodes",
     "partition": 0,
 }

@@ -7,7 +7,8 @@ from app.api.openapi.operations import Json
 # Of single calls.
 BY_CALL: dict[tuple[str, int], str] = {
     ("postEvents", 400): "The body is not JSON: the detail says where it breaks.",
-    ("postEvents", 409): "The event is early, or conflicts with its entity's row.",
+    ("postEvents", 409): "The event is early, conflicts with its entity's row, or its entity is held: its messages "
+    "wait behind a dead letter.",
     (
         "postEvents",
         422,
@@ -44,7 +45,18 @@ BY_CALL: dict[tuple[str, int], str] = {
     ("commitWorkflow", 422): "The key, the state or its provenance is not valid: `errors` says what is wrong.",
     ("commitWorkflow", 428): "Neither `If-Match` nor `If-None-Match` was sent.",
     ("retryDeadLetter", 400): "The message is not JSON: the detail says where it breaks. It stays.",
-    ("retryDeadLetter", 409): "The event is early, or conflicts with its entity's row. The message stays.",
+    (
+        "retryDeadLetter",
+        409,
+    ): "The event is early, conflicts with its entity's row, or its entity is held. The message stays.",
+    ("deleteDeadLetter", 409): "Messages of its entity wait behind this dead letter: retry or skip it.",
+    ("getHeldEntity", 404): "No messages wait behind a dead letter under this id.",
+    ("retryHeldEntity", 404): "No messages wait behind a dead letter under this id.",
+    ("retryHeldEntity", 409): "A message fails again: `detail` says which one, and why. Nothing was written.",
+    ("skipHeldEntity", 404): "No messages wait behind a dead letter under this id.",
+    ("getDeadLetterRun", 404): "There is no such dead letter run, or it finished more than seven days ago.",
+    ("retryDeadLetters", 409): "100 bulk calls are not finished.",
+    ("deleteDeadLetters", 409): "100 bulk calls are not finished.",
     ("retryDeadLetter", 422): "The id is not valid, or the message is not an event: `errors` says why. The message "
     "stays.",
     ("dropWatermark", 404): "This partition has no watermark.",

@@ -122,7 +122,7 @@ def events_operation() -> Operation:
     responses: dict[int | str, Json] = {
         200: {"description": "The outcomes of the events.", "content": answered, "headers": _headers()},
         400: _error(400),
-        409: _error(409, "OrderProblem"),
+        409: _error(409, "OrderOrHeldProblem"),
         413: _error(413),
         415: _error(415),
         422: _error(422, "InterruptedProblem"),
@@ -190,8 +190,29 @@ def retry_operation() -> Operation:
     """`POST /v1/dead-letters/{id}/retry`, which answers like `POST /v1/events`."""
     ok = {"description": "The outcome of the event.", "content": {JSON: _schema("Result")}, "headers": _headers()}
     out = {"description": "An outgoing message: it waits in the outbox again.", "headers": _headers()}
-    responses: dict[int | str, Json] = {200: ok, 202: out, 409: _error(409, "OrderProblem")}
+    responses: dict[int | str, Json] = {200: ok, 202: out, 409: _error(409, "OrderOrHeldProblem")}
     responses |= {status: _error(status) for status in (400, 404, 422, 503)}
+    return {"response_class": Response, "responses": responses, "openapi_extra": None}
+
+
+def queue_operation(answer: type[msgspec.Struct], *conflicts: str) -> Operation:
+    """A call that takes in the queue of a held entity."""
+    declared = operation(answer, errors=(404, 422, 503))
+    if conflicts:
+        declared["responses"][409] = {**_error(409, *conflicts), "headers": _headers()}
+    return declared
+
+
+def run_operation(answer: type[msgspec.Struct]) -> Operation:
+    """A call that is accepted, and carried out later."""
+    location = {"description": "The path that says how far it is.", "schema": {"type": "string"}}
+    ok = {
+        "description": _sentence(answer),
+        "content": {JSON: _schema(answer.__name__)},
+        "headers": _headers() | {"Location": location},
+    }
+    responses: dict[int | str, Json] = {202: ok, 409: {**_error(409), "headers": _headers()}}
+    responses |= {status: _error(status) for status in (422, 503)}
     return {"response_class": Response, "responses": responses, "openapi_extra": None}
 
 

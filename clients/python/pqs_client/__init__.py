@@ -54,10 +54,15 @@ from app.wire.answers import (
     EventRecord,
     ForgetAnswer,
     Header,
+    HeldEntity,
+    HeldPage,
+    LetterRun,
     LineResult,
     LookupAnswer,
+    MessagePlace,
     OverduePage,
     OverdueRegistration,
+    QueueAnswer,
     Ready,
     StateCounts,
     StreamSummary,
@@ -68,7 +73,7 @@ from app.wire.answers import (
 )
 from pqs_client.changes import Bookmark, FollowedChange, FollowedRow, News, Reset, follow
 from pqs_client.connection import KEEP_IDLE, Caller, Retry
-from pqs_client.dead_letters import DeadLetters
+from pqs_client.dead_letters import DeadLetters, LetterFilter
 from pqs_client.entities import Clock, Entities, Order, OverdueScans, Waited
 from pqs_client.events import Events, SentLines
 from pqs_client.problems import (
@@ -80,6 +85,7 @@ from pqs_client.problems import (
     ForbiddenError,
     ForgottenError,
     GoneError,
+    HeldError,
     InterruptedStreamError,
     InvalidError,
     LateError,
@@ -138,15 +144,21 @@ __all__ = [
     "Header",
     "Heartbeat",
     "HeartbeatData",
+    "HeldEntity",
+    "HeldError",
+    "HeldPage",
     "Initiated",
     "InitiatedData",
     "InterruptedStreamError",
     "Introspected",
     "InvalidError",
     "LateError",
+    "LetterFilter",
+    "LetterRun",
     "LineResult",
     "LivenessExpired",
     "LookupAnswer",
+    "MessagePlace",
     "News",
     "NoData",
     "NotFoundError",
@@ -157,6 +169,7 @@ __all__ = [
     "Position",
     "PreconditionFailedError",
     "ProblemError",
+    "QueueAnswer",
     "Ready",
     "Recorded",
     "RecordedData",

@@ -12,7 +12,7 @@ from app.domain.positions import Position
 from app.domain.registration import Registration
 from app.domain.results import Result
 from app.errors import Fault, PqsError
-from app.wire.problems import ActionProblem, ForgottenProblem, GoneProblem, StateProblem
+from app.wire.problems import ActionProblem, ForgottenProblem, GoneProblem, HeldProblem, StateProblem
 
 
 class ClientError(PqsError):
@@ -98,6 +98,19 @@ class ConflictError(ProblemError):
 
 class EarlyError(ConflictError):
     """409: the event named by `previous` is missing. Send this event again after that one."""
+
+
+class HeldError(ConflictError):
+    """409: the entity's messages wait behind a dead letter, or the queue's retry failed again; `detail` says why.
+
+    `entity_id` is the entity; None if a proxy answered. Retry or skip its queue (`DeadLetters.retry_held`).
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        """`response` has been read."""
+        super().__init__(response)
+        problem = _decoded(response, HeldProblem)
+        self.entity_id = problem.entity_id if problem else None
 
 
 class ActionConflictError(ProblemError):
@@ -212,6 +225,7 @@ _TYPES: dict[str, type[ProblemError]] = {
     "urn:pqs:problem:early": EarlyError,
     "urn:pqs:problem:action-conflict": ActionConflictError,
     "urn:pqs:problem:forgotten": ForgottenError,
+    "urn:pqs:problem:held": HeldError,
     "urn:pqs:problem:late": LateError,
 }
 _STATUSES: dict[int, type[ProblemError]] = {
