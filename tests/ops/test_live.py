@@ -38,8 +38,8 @@ NO_SERIES = {
 class Prometheus:
     """A running Prometheus."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=PATIENCE)
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
 
     def is_ready(self) -> bool:
         """Whether it answers queries."""
@@ -70,9 +70,13 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
         f"--web.listen-address=127.0.0.1:{port}",
     ]
     log = folder / "prometheus.log"
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    with (
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output) as process,
+    ):
         try:
-            server = Prometheus(f"http://127.0.0.1:{port}")
+            server = Prometheus(client)
             until(lambda: server.is_ready() or process.poll() is not None, "Prometheus is ready")
             assert process.poll() is None, log.read_text()
             yield server
