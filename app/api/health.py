@@ -77,4 +77,5 @@ async def get_metrics(request: Request) -> Response:
     numbers = await read_numbers(service.database, service.entries.destinations)
     if service.replica is not None:
         numbers = msgspec.structs.replace(numbers, replica_lag=service.replica.lag)
+    numbers = msgspec.structs.replace(numbers, ready=await service.readiness.states())
     return Response(service.metrics.text(numbers), media_type=metrics.PROMETHEUS_TEXT)

@@ -27,6 +27,8 @@ class DatabaseNumbers(Struct, frozen=True):
     overdue: Sequence[tuple[str, float]] = ()  # kind of deadline, seconds since the oldest has passed
     replica_lag: float | None = None
     held_entities: int | None = None
+    unread: Sequence[tuple[str, int]] = ()  # topic, partitions of it that nobody has read yet
+    ready: Sequence[tuple[str, bool]] = ()  # database, whether it can serve; from the check of `/readyz`
 
 
 async def read_numbers(database: Database, destinations: Collection[str]) -> DatabaseNumbers:
@@ -52,6 +54,7 @@ async def _read_numbers(connection: Connection, destinations: Collection[str]) -
         entities=await REGISTRATIONS.counts.count_everywhere(connection, limit=MOST_COUNTS),
         overdue=[(kind, await scan.oldest_seconds(connection)) for kind, scan in scans.items()],
         held_entities=await held.count(connection),
+        unread=await watermarks.count_unread(connection),
     )
 
 
@@ -79,6 +82,11 @@ class DatabaseCollector(Collector):
         )
         for age in self._numbers.ages:
             behind.add_metric([age.topic, str(age.partition)], age.seconds)
+        unread = GaugeMetricFamily(
+            "pqs_partitions_unread", "Kafka partitions that no consumer has read to their end yet.", labels=("topic",)
+        )
+        for topic, count in self._numbers.unread:
+            unread.add_metric([topic], count)
         dead = GaugeMetricFamily("pqs_dead_letters", "Dead letters; an estimate if there are many.")
         if self._numbers.dead_letters is not None:
             dead.add_metric([], self._numbers.dead_letters)
@@ -98,4 +106,11 @@ class DatabaseCollector(Collector):
         lag = GaugeMetricFamily("pqs_replica_lag_seconds", "Seconds that the replica lags behind, at most.")
         if self._numbers.replica_lag is not None:
             lag.add_metric([], self._numbers.replica_lag)
-        return [entities, overdue, waiting, oldest, behind, dead, held_back, lag]
+        ready = GaugeMetricFamily(
+            "pqs_ready",
+            "1 while this database can serve: it answers, with the schema and rights.",
+            labels=("database",),
+        )
+        for database, is_ready in self._numbers.ready:
+            ready.add_metric([database], is_ready)
+        return [ready, entities, overdue, waiting, oldest, behind, unread, dead, held_back, lag]

@@ -165,6 +165,7 @@ class Metrics(PoolObserver):
         self._loop_lag = self._gauge("pqs_loop_lag_seconds", "Delay of the event loop.", each=True)
         self._memory = self._gauge("pqs_memory_bytes", "Memory of a process that is in RAM.", each=True)
         self._descriptors = self._gauge("pqs_open_descriptors", "Open file descriptors of a process.", each=True)
+        self._most = self._gauge("pqs_max_descriptors", "File descriptors that a process may open.", each=True)
         build = Gauge(
             "pqs_build_info",
             "1; the labels are the release, the schema's revision that it expects, and Python's version.",
@@ -274,9 +275,11 @@ class Metrics(PoolObserver):
 
     # --- The process
 
-    def process(self, lag: float, memory: int | None, descriptors: int | None) -> None:
-        """The delay of the event loop in seconds, the memory in bytes, and the open descriptors, where known."""
+    def process(self, lag: float, memory: int | None, descriptors: int | None, most: float) -> None:
+        """The delay of the event loop in seconds; the memory in bytes and the open descriptors, where known; and how
+        many descriptors there may be."""
         self._loop_lag.set(lag)
+        self._most.set(most)
         if memory is not None:
             self._memory.set(memory)
         if descriptors is not None:

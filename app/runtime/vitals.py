@@ -1,7 +1,9 @@
 """The vital signs of a process, taken every second: its event loop, memory and descriptors, pools and lanes."""
 
 import asyncio
+import math
 import os
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -40,7 +42,7 @@ class Vitals(Worker):
 
     def take(self, lag: float) -> None:
         """Set the gauges now. `lag` is by how many seconds the event loop was late."""
-        self._metrics.process(lag, _memory(), _descriptors())
+        self._metrics.process(lag, _memory(), _descriptors(), _max_descriptors())
         for database in self._databases:
             self._metrics.pool(database.name, *database.connections)
         for name, waiting in self._lanes.items():
@@ -61,3 +63,9 @@ def _descriptors() -> int | None:
         return len(os.listdir(PROCESS / "fd")) - 1  # noqa: PTH208 - Path.iterdir() does the same, and slower
     except OSError:
         return None
+
+
+def _max_descriptors() -> float:
+    """The soft limit of open descriptors: beyond it no connection can be accepted or made."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft

@@ -37,6 +37,16 @@ class Readiness:
             raise type(self._found)(str(self._found))
         return self._found, self._replica_found
 
+    async def states(self) -> list[tuple[str, bool]]:
+        """Each database by its name in the metrics, and whether it can serve. Never raises UnavailableError."""
+        try:
+            await self.check()
+        except UnavailableError:
+            found = [("primary", False)]
+        else:
+            found = [("primary", True)]
+        return found if self._replica is None else [*found, ("replica", self._replica_found is None)]
+
     async def _ask(self) -> None:
         causes: list[str] = []
         try:

@@ -218,6 +218,20 @@ class Age(Struct, frozen=True):
     seconds: float
 
 
+# Counts, for each topic, the partitions that no consumer has read to their end yet.
+UNREAD = Statement(
+    text("""
+SELECT topic, count(*) FILTER (WHERE "offset" < 0 AND caught_up_at IS NULL)
+FROM watermarks GROUP BY topic ORDER BY topic
+""")
+)
+
+
+async def count_unread(connection: Connection) -> list[tuple[str, int]]:
+    """How many partitions of each topic nobody has read yet: until that is 0, none of its entities expires."""
+    return [(topic, count) for topic, count in await UNREAD.rows(connection)]
+
+
 # Reads the age of each watermark whose time is known.
 AGES = Statement(
     text("""

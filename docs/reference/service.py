@@ -82,10 +82,17 @@ def metrics() -> str:
     told.watch("primary", CircuitBreaker())
     told.swept("ack", 0, 0.0)
     told.relayed("topic", 0, 0)
-    told.process(0.0, 0, 0)
+    told.process(0.0, 0, 0, 0)
     entities, overdue = [("registration", "active", 0)], [("ack", 0.0)]
     kept = DatabaseNumbers(
-        [Backlog("topic", 0, 0.0)], [Age("topic", 0, 0.0)], 0, entities, overdue=overdue, held_entities=0
+        [Backlog("topic", 0, 0.0)],
+        [Age("topic", 0, 0.0)],
+        0,
+        entities,
+        overdue=overdue,
+        held_entities=0,
+        unread=[("topic", 0)],
+        ready=[("primary", True)],
     )
     lines = []
     for name, meaning, kind, labels in FAMILY.findall(told.text(kept).decode()):

@@ -260,7 +260,8 @@ async def test_a_process_tells_of_itself(client: httpx.AsyncClient) -> None:
     """Memory, descriptors, the event loop's delay, pools, and what was built."""
     told = await metrics(client)
     assert told["pqs_memory_bytes"] > 10_000_000
-    assert told["pqs_open_descriptors"] > 3
+    assert 3 < told["pqs_open_descriptors"] < told["pqs_max_descriptors"]
+    assert told['pqs_ready{database="primary"}'] == 1
     assert 0 <= told["pqs_loop_lag_seconds"] < 60
     assert told['pqs_pool_size{pool="primary"}'] >= 0
     assert [value for name, value in told.items() if name.startswith("pqs_build_info")] == [1]
@@ -327,7 +328,8 @@ async def test_partitions_and_dead_letters_are_gauges(client: httpx.AsyncClient,
             ),
             Advance(topic="nodes", partition=2, expected=NOTHING_READ, offset=4),
         ]
-        await watermarks.find(connection, [FoundPartition(each.topic, each.partition) for each in advances], "me")
+        found = [FoundPartition(each.topic, each.partition) for each in advances]
+        await watermarks.find(connection, [*found, FoundPartition("nodes", 3), FoundPartition("nodes", 4)], "me")
         await watermarks.advance(connection, advances, "me")
         await dead_letters.add(
             connection, [Letter(topic="nodes", key=None, value=None, headers=[], error="") for _ in range(3)]
@@ -340,6 +342,7 @@ async def test_partitions_and_dead_letters_are_gauges(client: httpx.AsyncClient,
     assert ages[1] is not None
     assert ages[0] >= 3600 > ages[1] >= 0
     assert ages[2] is None
+    assert told['pqs_partitions_unread{topic="nodes"}'] == 2
     assert (told["pqs_dead_letters"], told["pqs_held_entities"]) == (3, 0)
     await Log(database).take(poisoned(event_json("registration.initiated", 1)))
     assert (await metrics(client))["pqs_held_entities"] == 1
@@ -350,6 +353,7 @@ async def test_a_database_that_is_down_takes_its_own_gauges_alone(unreachable_ur
     async with service_on(unreachable_url) as client:
         told = await metrics(client)
     assert 'pqs_breaker_open{database="primary"}' in told
+    assert told['pqs_ready{database="primary"}'] == 0
     assert [
         name for name in told if name.startswith(("pqs_outbox", "pqs_watermark", "pqs_dead_letters", "pqs_held"))
     ] == []

@@ -124,6 +124,7 @@ def test_a_replica_that_is_down(pair: tuple[Postgres, Postgres], tmp_path: Path)
                 for path in (OVERDUE, "/v1/state-counts", "/v1/entities", "/v1/entities?node_type=compute"):
                     assert client.get(path).status_code == 200
             until(lambda: "read_database" in client.get("/readyz").json(), "it says so")
+            assert 'pqs_ready{database="replica"} 0.0' in client.get("/metrics").text
             assert client.get("/readyz").status_code == 200
         finally:
             pair[1].start()

@@ -738,7 +738,9 @@ async def test_a_filter_of_dead_letters_finds_them_by_its_index(
     assert buffers(plan) <= matching + 30
 
 
-@pytest.mark.parametrize("statement", [watermarks.LIST, watermarks.AGES], ids=["list", "ages"])
+@pytest.mark.parametrize(
+    "statement", [watermarks.LIST, watermarks.AGES, watermarks.UNREAD], ids=["list", "ages", "unread"]
+)
 async def test_all_watermarks_are_read_once(points: Connection, statement: Statement) -> None:
     """The list of watermarks has no pages: it reads each partition once, and nothing else."""
     plan = await explain(points, statement, {})
@@ -755,7 +757,7 @@ def test_every_statement_has_a_case() -> None:
         module: {name for name, value in vars(module).items() if isinstance(value, Statement)}
         for module in (watermarks, dead_letters)
     }
-    assert named[watermarks] == {"FIND", "READ", "ADVANCE", "LIST", "AGES", "RESTART", "DROP", "IS_THERE"}
+    assert named[watermarks] == {"FIND", "READ", "ADVANCE", "LIST", "AGES", "UNREAD", "RESTART", "DROP", "IS_THERE"}
     assert named[dead_letters] == {"ADD", "COUNT", "READ", "REMOVE"}
     of_the_store = {
         part: {name for name, value in vars(part).items() if isinstance(value, Statement)}
