@@ -23,6 +23,7 @@ from app.api import (
     health,
     history,
     overdue,
+    overview,
     problems,
     queries,
     watermarks,
@@ -98,6 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
             service = await parts.service()
             application.edge.entry.guard = service.access.guard
             app.state.service = application.hot_calls.service = service
+            app.state.snapshots = overview.Snapshots(service)
             yield
             metrics.access.sum_up()
 
@@ -122,6 +124,7 @@ def create_app(settings: Settings) -> FastAPI:
         acts,
         counts,
         overdue,
+        overview,
         changes,
         history,
         workflows,
