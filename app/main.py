@@ -18,6 +18,7 @@ from app.api import (
     counts,
     dead_letters,
     direct,
+    domains,
     entities,
     events,
     health,
@@ -99,7 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
             service = await parts.service()
             application.edge.entry.guard = service.access.guard
             app.state.service = application.hot_calls.service = service
-            app.state.snapshots = overview.Snapshots(service)
+            app.state.overviews = overview.Overviews(service)
             yield
             metrics.access.sum_up()
 
@@ -125,6 +126,7 @@ def create_app(settings: Settings) -> FastAPI:
         counts,
         overdue,
         overview,
+        domains,
         changes,
         history,
         workflows,

@@ -1,4 +1,4 @@
-"""`/v1/overview` and `/v1/domains`: a domain and the service at a glance, and the domains that there are."""
+"""`/v1/overview`: a domain and the service at a glance."""
 
 import asyncio
 import hashlib
@@ -17,9 +17,8 @@ from app.api.bodies import JSON
 from app.api.needs import caller_of, needs, permit
 from app.api.negotiation import known_tags
 from app.api.openapi.operations import operation
-from app.api.pages import next_link, read_cursor, write_cursor
-from app.api.schemas import DomainQuery, RowsQuery, encode
-from app.api.service import Service, service_of
+from app.api.schemas import DomainQuery, encode
+from app.api.service import Service
 from app.domain.decider import Deadline
 from app.domain.states import RegistrationState
 from app.errors import UnavailableError
@@ -28,11 +27,9 @@ from app.store.database import Connection
 from app.store.overdue import now
 from app.store.registrations import REGISTRATIONS
 from app.store.schema import HEAD
-from app.wire.answers import StateCounts
 from app.wire.overview import (
     BreakerState,
     DeadLetterCount,
-    DomainPage,
     EventMinute,
     Operations,
     OutboxBacklog,
@@ -57,7 +54,7 @@ SWEEPS = {
 T = TypeVar("T")
 
 
-class Snapshot(Generic[T]):
+class SharedRead(Generic[T]):
     """A value that is read once a second at most, however many ask for it; those who ask meanwhile wait for it.
 
     An error of the database counts as long as a value. `turn` lets one of several snapshots be taken at a time.
@@ -84,7 +81,7 @@ class Snapshot(Generic[T]):
         return self._found
 
 
-class Glance(msgspec.Struct, frozen=True):
+class DomainNumbers(msgspec.Struct, frozen=True):
     """The part of an overview that is of one domain."""
 
     at: datetime
@@ -92,18 +89,18 @@ class Glance(msgspec.Struct, frozen=True):
     overdue: OverdueCounts
 
 
-class Snapshots:
+class Overviews:
     """The snapshots of a process: one of its operations, and one of each domain that is looked at."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._turn = asyncio.Lock()
-        self._operations = Snapshot(self._read_operations, self._turn)
-        self._domains: dict[str, Snapshot[Glance]] = {}
+        self._operations = SharedRead(self._read_operations, self._turn)
+        self._domains: dict[str, SharedRead[DomainNumbers]] = {}
 
-    def domain(self, name: str) -> Snapshot[Glance]:
+    def domain(self, name: str) -> SharedRead[DomainNumbers]:
         """The snapshot of a domain."""
-        found = self._domains.pop(name, None) or Snapshot(lambda: self._read_domain(name), self._turn)
+        found = self._domains.pop(name, None) or SharedRead(lambda: self._read_domain(name), self._turn)
         self._domains[name] = found  # the newest is the last
         if len(self._domains) > MOST_DOMAINS:
             del self._domains[next(iter(self._domains))]
@@ -121,7 +118,7 @@ class Snapshots:
             await self._operations.get() if operations else None,
         )
 
-    async def _read_domain(self, domain: str) -> Glance:
+    async def _read_domain(self, domain: str) -> DomainNumbers:
         return await self._service.scans.read(_read_glance, domain)
 
     async def _read_operations(self) -> Operations:
@@ -149,12 +146,12 @@ class Snapshots:
         )
 
 
-async def _read_glance(connection: Connection, domain: str) -> Glance:
+async def _read_glance(connection: Connection, domain: str) -> DomainNumbers:
     at = await now(connection)
     counts = await REGISTRATIONS.counts.count_by_state(connection, domain)
     overdue = {kind: await scan.count(connection, domain, as_of=at) for kind, scan in REGISTRATIONS.overdue.items()}
     by_state = {RegistrationState(state): count for state, count in counts.items()}
-    return Glance(at, by_state, OverdueCounts(overdue[Deadline.ACK], overdue[Deadline.LIVENESS]))
+    return DomainNumbers(at, by_state, OverdueCounts(overdue[Deadline.ACK], overdue[Deadline.LIVENESS]))
 
 
 async def _read_operations(connection: Connection) -> tuple[list[outbox.Backlog], int, WatermarkState]:
@@ -182,8 +179,8 @@ async def get_overview(request: Request, query: Annotated[DomainQuery, Query()])
     principal = caller_of(request)
     permit(rights.domain(principal, Scope.ENTITIES_READ, query.domain))
     is_told = rights.every_domain(principal, Scope.OPERATIONS_READ) is None
-    snapshots: Snapshots = request.app.state.snapshots
-    found = await snapshots.overview(query.domain, operations=is_told)
+    overviews: Overviews = request.app.state.overviews
+    found = await overviews.overview(query.domain, operations=is_told)
     said = encode(msgspec.structs.replace(found, at=datetime.fromtimestamp(0, UTC)))
     tag = f'"{hashlib.blake2b(said, digest_size=TAG_BYTES).hexdigest()}"'
     headers = {"ETag": f"W/{tag}", "Cache-Control": "private, no-cache"}
@@ -191,40 +188,3 @@ async def get_overview(request: Request, query: Annotated[DomainQuery, Query()])
     if known is not None and known(tag):
         return Response(status_code=304, headers=headers)
     return Response(encode(found), headers=headers, media_type=JSON)
-
-
-class _PageEnd(msgspec.Struct, array_like=True):
-    """Where a page ended."""
-
-    domain: str
-
-
-@router.get(
-    "/v1/domains",
-    operation_id="listDomains",
-    summary="List the domains, with their state counts",
-    **operation(DomainPage, link=True, errors=(400, 422, 503)),
-    dependencies=needs(Scope.ENTITIES_READ),
-)
-async def list_domains(request: Request, query: Annotated[RowsQuery, Query()]) -> Response:
-    """Answer a page of the domains that have had entities, by name, each with its counts by state.
-
-    A domain appears with its first entity. A caller whose rights cover some domains is answered those only.
-    """
-    grant = caller_of(request).grant
-    among = None if grant.allows_every_domain() else sorted(grant.domains)
-    filters = ["domains"]
-    after = "" if query.cursor is None else read_cursor(query.cursor, filters, _PageEnd).domain
-    found, more = await service_of(request).scans.read(
-        REGISTRATIONS.counts.by_domains, after=after, limit=query.limit, among=among
-    )
-    items = [
-        StateCounts(domain, {RegistrationState(state): n for state, n in counts.items()}, sum(counts.values()))
-        for domain, counts in found
-    ]
-    cursor = None
-    headers = {}
-    if more:
-        cursor = write_cursor(_PageEnd(items[-1].domain), filters)
-        headers = next_link(request.scope["query_string"], cursor)
-    return Response(encode(DomainPage(items, cursor)), headers=headers, media_type=JSON)
