@@ -18,6 +18,7 @@ from app.api import (
     counts,
     dead_letters,
     direct,
+    domains,
     entities,
     events,
     health,
@@ -25,6 +26,7 @@ from app.api import (
     history,
     letter_runs,
     overdue,
+    overview,
     problems,
     queries,
     watermarks,
@@ -100,6 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
             service = await parts.service()
             application.edge.entry.guard = service.access.guard
             app.state.service = application.hot_calls.service = service
+            app.state.overviews = overview.Overviews(service)
             yield
             metrics.access.sum_up()
 
@@ -124,6 +127,8 @@ def create_app(settings: Settings) -> FastAPI:
         acts,
         counts,
         overdue,
+        overview,
+        domains,
         changes,
         history,
         workflows,

@@ -48,6 +48,7 @@ from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, Sweep
 from app.projection.tracks import move_track
 from app.runtime.metrics import HTTP, KAFKA, Metrics
+from app.runtime.rates import Rates
 from app.runtime.vitals import Vitals
 from app.settings import BusKind, DeadLetterRule, Foreign, Gaps, Settings, Tracks, secret_of
 from app.store import audit, watermarks
@@ -93,6 +94,7 @@ class Service:
     access: Access  # who a caller is, and how much each may do
     replica: Replica | None  # its lag
     readiness: Readiness
+    rates: Rates
 
 
 class Parts:
@@ -192,6 +194,8 @@ class Parts:
             metrics.watch(name, breaker)
         lanes = {"reads": lambda: reader.waiting, "events": lambda: writer.waiting}
         await self._stack.enter_async_context(working(Vitals(metrics, self._databases, lanes)))
+        rates = Rates(metrics.outcomes)
+        await self._stack.enter_async_context(working(rates))
         return Service(
             settings,
             database,
@@ -215,6 +219,7 @@ class Parts:
             access,
             lag,
             Readiness(database, on_replica),
+            rates,
         )
 
     def _writing(self, database: Database, clock: DatabaseClock) -> tuple[Projector, Writer, dict[str, Database]]:

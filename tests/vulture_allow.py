@@ -10,7 +10,7 @@ from app.outbound import kafka, postgres
 from app.runtime import protocol
 from app.settings import types as setting_types
 from app.store import access_tables, letter_tables, tables
-from app.wire import answers, envelopes
+from app.wire import answers, envelopes, overview
 from pqs_client import tokens
 from pqs_client.entities import Entities, OverdueScans
 from pqs_client.events import Events
@@ -50,6 +50,10 @@ _used_from_outside: list[object] = [
     kafka.KafkaBus.publish_envelope,
     # Fields of answers and messages: encoded, never read.
     answers.Ready.read_database,
+    overview.OverdueCount.is_more,
+    overview.OverdueCount.oldest_deadline,
+    overview.SweepState.is_on,
+    overview.SweepState.meaning,
     envelopes.Envelope.correlationid,
     # The generated reference lists them.
     events.TRIGGER_CLASSES,

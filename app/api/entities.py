@@ -253,7 +253,15 @@ def _filter(query: EntityQuery) -> EntityFilter:
         capabilities=capabilities if query.capabilities is not None or query.capability else None,
         event_id=query.event_id,
         updated_before=query.updated_before,
+        updated_since=query.updated_since,
+        ids=None if query.id_prefix is None else _ids(query.id_prefix),
     )
+
+
+def _ids(prefix: str) -> tuple[UUID, UUID]:
+    """The first and the last id that begin with these digits."""
+    digits = prefix.replace("-", "")
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
 def _object(text: str) -> dict[str, object]:

@@ -25,7 +25,7 @@ def is_full_scan(wanted: EntityFilter) -> bool:
     return (
         wanted.node_type is not None
         or wanted.capabilities is not None
-        or (wanted.updated_before is not None and not wanted.states)
+        or (not wanted.states and (wanted.updated_before is not None or wanted.updated_since is not None))
     )
 
 

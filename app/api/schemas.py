@@ -12,8 +12,9 @@ from app.api.queries import with_plus
 from app.domain.events import DEFAULT_DOMAIN, Reason, Time
 from app.domain.positions import MAX_NUMBER, Position
 from app.domain.states import RegistrationState
-from app.domain.workflows import MAX_STATE, SchemaVersion, State
+from app.domain.workflows import MAX_KEY, MAX_STATE, SchemaVersion, State
 from app.store.history import Clock, Order
+from app.store.workflow_lists import ListOrder
 from app.wire.answers import DeadLetterSource
 from app.wire.events import EARLIEST, LATEST
 from app.wire.values import cut, integer_of
@@ -24,6 +25,11 @@ MAX_LOOKUP = 1000  # entity ids in one lookup
 MAX_WAIT = 60  # seconds
 MAX_FOLLOWED = 100  # entity ids in one filter
 MAX_PARTITIONS = 100  # partitions that a read waits for
+# The beginning of a UUID: 1 to 32 digits, without dashes or with all of them.
+ID_PREFIX = (
+    "^(?:[0-9A-Fa-f]{1,32}|[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{0,4}|[0-9A-Fa-f]{4}-(?:[0-9A-Fa-f]{0,4}|[0-9A-Fa-f]{4}-"
+    "(?:[0-9A-Fa-f]{0,4}|[0-9A-Fa-f]{4}-[0-9A-Fa-f]{0,12}))))$"
+)
 OFFSET = r"^[A-Za-z0-9._-]{1,249}-[0-9]{1,9}:[0-9]{1,18}$"  # a topic, a partition of it, and an offset
 
 
@@ -232,6 +238,17 @@ class WorkflowQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    order: Annotated[
+        ListOrder,
+        Field(
+            description="`oldest`: the oldest change first; `newest`: the newest change first; `key`: by key, in the "
+            "order of its bytes in UTF-8."
+        ),
+    ] = ListOrder.OLDEST
+    key_prefix: (
+        Annotated[Text, Field(min_length=1, max_length=MAX_KEY, description="Rows whose keys begin with this.")]
+        | None
+    ) = None
     updated_since: (
         Annotated[
             Instant,
@@ -257,10 +274,22 @@ class EntityQuery(PageQuery):
     capabilities: Annotated[Text, Field(description="Rows whose capabilities contain this JSON object.")] | None = (
         None
     )
+    id_prefix: (
+        Annotated[
+            str,
+            Field(
+                max_length=36,
+                pattern=ID_PREFIX,
+                description="Rows whose id begins with this: hexadecimal digits, with a UUID's dashes or without.",
+            ),
+        ]
+        | None
+    ) = None
     event_id: Annotated[UUID, Field(description="Rows whose last applied event is this one.")] | None = None
     updated_before: (
         Annotated[Instant, Field(description="Rows whose `updated_at` is before this, such as stuck nodes.")] | None
     ) = None
+    updated_since: Annotated[Instant, Field(description="Rows whose `updated_at` is this or later.")] | None = None
 
 
 class OverdueQuery(PageQuery):

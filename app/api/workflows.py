@@ -31,7 +31,8 @@ from app.errors import (
     NotFoundError,
     PreconditionRequiredError,
 )
-from app.store import workflows
+from app.store import workflow_lists
+from app.store.workflow_lists import ListOrder, WorkflowFilter
 from app.wire.answers import WorkflowPage
 from app.wire.events import EARLIEST, read_json
 from app.workflows import COMMIT_ATTEMPTS
@@ -75,29 +76,33 @@ class _PageEnd(msgspec.Struct, array_like=True):
 @router.get(
     "/v1/workflows",
     operation_id="listWorkflows",
-    summary="List workflows, oldest change first",
+    summary="List workflows",
     **operation(WorkflowPage, link=True, errors=(400, 422, 503)),
     dependencies=needs(Scope.WORKFLOWS_READ, None),
 )
 async def list_workflows(request: Request, query: Annotated[WorkflowQuery, Query()]) -> Response:
-    """Answer a page, in the order of changes: by `updated_at`, then by key.
+    """Answer a page, in the order of changes: by `updated_at`, then by key; or by key.
 
-    A row that changes while you page moves to the end and is answered again there. A caller whose rights cover some
-    prefixes of keys is answered those workflows only.
+    By `oldest`, a row that changes while you page moves to the end and is answered again there; by `newest`, it moves
+    to the beginning, and is left out if it was not answered before; by `key`, each row is answered exactly once. A
+    caller whose rights cover some prefixes of keys is answered those workflows only.
     """
     service = service_of(request)
-    prefixes = rights.prefixes(caller_of(request))
-    admit(service, caller_of(request), None, 1.0 if prefixes is None else FULL_SCAN)
-    since = query.updated_since or EARLIEST
-    filters = ["workflows", since]
-    after = (since, "")
+    wanted = WorkflowFilter(
+        order=query.order,
+        key_prefix=query.key_prefix,
+        updated_since=query.updated_since,
+        prefixes=rights.prefixes(caller_of(request)),
+    )
+    admit(service, caller_of(request), None, FULL_SCAN if wanted.is_full_scan else 1.0)
+    filters = ["workflows", query.updated_since or EARLIEST, *_further(query)]
+    after = None
     if query.cursor is not None:
         end = read_cursor(query.cursor, filters, _PageEnd)
         after = (end.updated_at, end.workflow_key)
-    with nullcontext() if prefixes is None else full_scans_of(request).now():
-        items, more = await service.scans.read(
-            workflows.get_changed, after=after, limit=query.limit, prefixes=prefixes
-        )
+    database = service.full_scans if wanted.is_full_scan else service.scans
+    with full_scans_of(request).now() if wanted.is_full_scan else nullcontext():
+        items, more = await database.read(workflow_lists.get_page, wanted, after=after, limit=query.limit)
     cursor = None
     headers = {}
     if more:
@@ -118,6 +123,13 @@ async def get_workflow(request: Request, workflow_key: WorkflowKey, _query: Anno
     permit(rights.workflow(caller_of(request), Scope.WORKFLOWS_READ, workflow_key))
     _check_encoding(request, workflow_key)
     return await answer_get(service_of(request), workflow_key, request.scope["headers"])
+
+
+def _further(query: WorkflowQuery) -> list[str | None]:
+    """The filters beside the time, of cursors; none where the cursors of earlier releases have none."""
+    if query.order is ListOrder.OLDEST and query.key_prefix is None:
+        return []
+    return [query.order, query.key_prefix]
 
 
 async def answer_get(service: Service, workflow_key: str, headers: Headers) -> Response:

@@ -27,6 +27,7 @@ ASKING = {
     "dead-letters": Listing(
         "dead_letters", "List, show, retry and delete messages that could not be applied or sent."
     ),
+    "domains": Listing("entities", "List the domains, with their numbers of entities in each state."),
     "forget": Listing(
         "acts", "Forget an entity: nothing of it is told from then on, and late events do not bring it back."
     ),

@@ -1,4 +1,4 @@
-"""`pqs get`, `wait`, `list`, `counts` and `history`: entities, one, later, many, by state, and as they were."""
+"""`pqs get`, `wait`, `list`, `counts`, `domains` and `history`: entities, one, many, by state, and as they were."""
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
@@ -15,7 +15,8 @@ from app.cli.values import json_object, moment
 from app.domain.states import RegistrationState
 
 if TYPE_CHECKING:
-    from app.wire.answers import ChangeItem, EntityHistory, EntityPage
+    from app.wire.answers import ChangeItem, EntityHistory, EntityPage, StateCounts
+    from app.wire.overview import DomainPage
     from pqs_client import Client, Registration
 
 STATES = [str(state) for state in RegistrationState]
@@ -169,6 +170,8 @@ def wait(
 )
 @click.option("--event", "event_id", metavar="ID", type=click.UUID, help="The event that was applied last.")
 @click.option("--updated-before", type=moment, metavar="TIME", help="Entities that were not updated since this time.")
+@click.option("--updated-since", type=moment, metavar="TIME", help="Entities that were updated then or later.")
+@click.option("--id-prefix", metavar="TEXT", help="The beginning of their ids.")
 @in_domain
 @limited
 @printing
@@ -180,6 +183,8 @@ def list_entities(
     capabilities: dict[str, object] | None,
     event_id: UUID | None,
     updated_before: datetime | None,
+    updated_since: datetime | None,
+    id_prefix: str | None,
     domain: str,
     limit: int | None,
 ) -> None:
@@ -194,6 +199,8 @@ def list_entities(
                 capabilities=capabilities,
                 event_id=event_id,
                 updated_before=updated_before,
+                updated_since=updated_since,
+                id_prefix=id_prefix,
                 limit=size,
                 cursor=cursor,
             )
@@ -223,6 +230,35 @@ def counts(service: Service, domain: str) -> None:
             service.printer.body(service.body)
         else:
             service.printer.page([*found.counts.items(), (None, found.total)], service.body, view)
+
+    service.run(work)
+
+
+def _state_column(state: RegistrationState) -> "Column[StateCounts]":
+    """The number of entities in a state."""
+    return Column(state.replace("_", " "), lambda row: row.counts[state], wide=not state.is_active())
+
+
+@click.command()
+@limited
+@printing
+@asking
+def domains(service: Service, limit: int | None) -> None:
+    """List the domains, with their numbers of entities in each state."""
+    view: View[StateCounts] = View(
+        [
+            Column("domain", lambda row: row.domain),
+            Column("entities", lambda row: row.total),
+            *map(_state_column, RegistrationState),
+        ],
+        name=lambda row: row.domain,
+    )
+
+    async def work(client: "Client") -> None:
+        def pages(size: int, cursor: str | None) -> "AsyncGenerator[DomainPage, None]":
+            return client.domains(limit=size, cursor=cursor)
+
+        await service.pages(pages, view, limit)
 
     service.run(work)
 

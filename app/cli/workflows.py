@@ -4,7 +4,7 @@ import sys
 from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 import click
@@ -40,16 +40,32 @@ def workflows() -> None:
 
 
 @workflows.command("list")
+@click.option(
+    "--order",
+    type=click.Choice(["oldest", "newest", "key"]),
+    default="oldest",
+    show_default=True,
+    help="The oldest or the newest change first, or by key.",
+)
+@click.option("--prefix", metavar="TEXT", help="The beginning of their keys.")
 @click.option("--updated-since", type=moment, metavar="TIME", help="Workflows that changed at this time or later.")
 @limited
 @printing
 @asking
-def list_workflows(service: Service, updated_since: datetime | None, limit: int | None) -> None:
+def list_workflows(
+    service: Service,
+    order: Literal["oldest", "newest", "key"],
+    prefix: str | None,
+    updated_since: datetime | None,
+    limit: int | None,
+) -> None:
     """List the workflows, oldest change first."""
 
     async def work(client: "Client") -> None:
         def pages(size: int, cursor: str | None) -> "AsyncGenerator[WorkflowPage, None]":
-            return client.workflows.pages(updated_since=updated_since, limit=size, cursor=cursor)
+            return client.workflows.pages(
+                order=order, key_prefix=prefix, updated_since=updated_since, limit=size, cursor=cursor
+            )
 
         await service.pages(pages, _view(whole=False), limit)
 

@@ -4,9 +4,11 @@ HTTP and database series have OpenTelemetry's stable names, our own begin with `
 routes, methods, statuses, outcomes, event types, names of functions. Domains are the exception: the first hundred.
 """
 
+import json
 import logging
 import os
 import platform
+from collections import Counter as Counter_
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -284,6 +287,22 @@ class Metrics(PoolObserver):
             self._memory.set(memory)
         if descriptors is not None:
             self._descriptors.set(descriptors)
+
+    def outcomes(self) -> Counter_[str]:
+        """The number of events by outcome, of all processes of the service, since it has begun."""
+        found: Counter_[str] = Counter_()
+        if SHARED_DIRECTORY in os.environ:
+            for each in Path(os.environ[SHARED_DIRECTORY]).glob("counter_*.db"):
+                values = MmapedDict.read_all_values_from_file(str(each))  # type: ignore[no-untyped-call]  # no types
+                for key, value, *_ in values:
+                    _, name, labels, _ = json.loads(key)
+                    if name == "pqs_events_total":
+                        found[labels["outcome"]] += int(value)
+            return found
+        for family in self._events.collect():
+            for sample in family.samples:
+                found[sample.labels["outcome"]] += int(sample.value)
+        return found
 
     def text(self, numbers: DatabaseNumbers | None = None) -> bytes:
         """All metrics in Prometheus' text format, of all processes of the service."""

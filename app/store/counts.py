@@ -4,12 +4,12 @@ Tombstones are not counted.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from typing import Generic
 
 from msgspec import Struct
-from sqlalchemy import BigInteger, String, bindparam, func, literal_column, select
+from sqlalchemy import BigInteger, String, bindparam, func, literal_column, select, text
 
 from app.domain.row_type import R
 from app.store.database import Connection
@@ -17,6 +17,29 @@ from app.store.rows import Rows
 from app.store.statements import Statement
 
 PAGE_BLOCKS = 8192  # of 8 KiB, that one statement counts
+
+# PostgreSQL itself skips no entries of an index, so the statement steps from domain to domain.
+_BY_DOMAIN = """
+WITH RECURSIVE domains AS (
+    (SELECT domain FROM {counts} WHERE domain > CAST(:after AS varchar) ORDER BY domain LIMIT 1)
+    UNION ALL
+    SELECT following.domain FROM domains CROSS JOIN LATERAL (
+        SELECT c.domain FROM {counts} AS c WHERE c.domain > domains.domain ORDER BY c.domain LIMIT 1
+    ) AS following
+), page AS MATERIALIZED (
+    SELECT domain FROM domains LIMIT CAST(:limit AS bigint)
+)
+SELECT page.domain, kept.state, kept.count FROM page CROSS JOIN LATERAL (
+    SELECT c.{state} AS state, CAST(sum(c.count) AS bigint) AS count
+    FROM {counts} AS c WHERE c.domain = page.domain GROUP BY c.{state}
+) AS kept
+ORDER BY page.domain
+"""
+_AMONG = """
+SELECT domain, {state}, CAST(sum(count) AS bigint) FROM {counts}
+WHERE domain = ANY(CAST(:among AS varchar[])) AND domain > CAST(:after AS varchar)
+GROUP BY domain, {state} ORDER BY domain
+"""
 
 CountReport = Callable[[int, float], None]
 
@@ -50,6 +73,10 @@ class Counts(Generic[R]):
             .order_by(counts.c.domain, state)
             .limit(bindparam("limit", type_=BigInteger()))
         )
+        # Reads the counters of the first domains after a name: one look into the key finds each domain.
+        self.by_domain = Statement(text(_BY_DOMAIN.format(counts=counts.name, state=counted_by)))
+        # Reads the counters of those of these domains that have some.
+        self.among = Statement(text(_AMONG.format(counts=counts.name, state=counted_by)))
         # Reads all counters.
         self.kept = Statement(
             select(counts.c.domain, state, func.sum(counts.c.count).cast(BigInteger()))
@@ -77,6 +104,25 @@ class Counts(Generic[R]):
             (domain, str(state), count)
             for domain, state, count in await self.everywhere.rows(connection, limit=limit)
         ]
+
+    async def by_domains(
+        self, connection: Connection, *, after: str, limit: int, among: Collection[str] | None = None
+    ) -> tuple[list[tuple[str, dict[StrEnum, int]]], bool]:
+        """The first domains after the name `after`, with the number of entities in each state.
+
+        The second value says whether more follow. With `among`, only those of them. The empty name comes before all.
+        """
+        if among is None:
+            rows = await self.by_domain.rows(connection, after=after, limit=limit + 1)
+        else:
+            rows = await self.among.rows(connection, after=after, among=list(among))
+        found: dict[str, dict[StrEnum, int]] = {}
+        for domain, state, count in rows:
+            if domain not in found:
+                found[domain] = dict.fromkeys(self._states.values(), 0)
+            found[domain][self._states[state]] = count
+        page = list(found.items())
+        return page[:limit], len(page) > limit
 
     async def verify_counts(self, connection: Connection, report: CountReport = lambda *_: None) -> list[Miscount]:
         """The counters that differ from a full count, both in one snapshot. It reads every row, block by block.

@@ -35,6 +35,8 @@ class EntityFilter(Struct, frozen=True, kw_only=True):
     capabilities: dict[str, object] | None = None
     event_id: UUID | None = None
     updated_before: datetime | None = None
+    updated_since: datetime | None = None
+    ids: tuple[UUID, UUID] | None = None  # the first and the last
 
 
 _table, _columns = REGISTRATIONS.rows.table, REGISTRATIONS.rows.columns
@@ -43,6 +45,9 @@ _table, _columns = REGISTRATIONS.rows.table, REGISTRATIONS.rows.columns
 _CONDITIONS: dict[str, ColumnElement[bool]] = {
     "after": _table.c.entity_id > bindparam("after", type_=Uuid()),
     "node_type": _table.c.node_type == bindparam("node_type", type_=String()),
+    "first": _table.c.entity_id >= bindparam("first", type_=Uuid()),
+    "last": _table.c.entity_id <= bindparam("last", type_=Uuid()),
+    "updated_since": _table.c.updated_at >= bindparam("updated_since", type_=_table.c.updated_at.type),
     "updated_before": _table.c.updated_at < bindparam("updated_before", type_=_table.c.updated_at.type),
     "capabilities": _table.c.capabilities.contains(bindparam("capabilities", type_=_table.c.capabilities.type)),
     "event_id": _table.c.last_applied_event_id == bindparam("event_id", type_=Uuid()),
@@ -80,8 +85,12 @@ async def get_by_state(
     They are up to `limit`, and about PAGE_BYTES of JSON; the second value says whether more follow.
     """
     capabilities = None if wanted.capabilities is None else msgspec.json.encode(wanted.capabilities).decode()
+    first, last = (None, None) if wanted.ids is None else wanted.ids
     given: dict[str, object] = {
         "after": after,
+        "first": first,
+        "last": last,
+        "updated_since": wanted.updated_since,
         "node_type": wanted.node_type,
         "updated_before": wanted.updated_before,
         "capabilities": capabilities,

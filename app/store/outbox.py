@@ -7,6 +7,7 @@ the entity's row.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from operator import attrgetter
 from typing import NamedTuple, cast
 from uuid import UUID
@@ -158,6 +159,7 @@ class Backlog(Struct, frozen=True):
     destination: str
     messages: int
     oldest_seconds: float
+    oldest_at: datetime | None = None
 
 
 # Locks slots in which messages wait, until the transaction ends. The statement finds the slots first. It then tries
@@ -283,7 +285,8 @@ SELECT
         ELSE (1 + (first.counted - 1) * (last.id - first.from_id) / CAST(first.to_id - first.from_id AS float))
             * first.messages / first.counted
     END) AS bigint),
-    CAST(greatest(0, extract(epoch FROM clock_timestamp() - min(oldest.created_at))) AS float)
+    CAST(greatest(0, extract(epoch FROM clock_timestamp() - min(oldest.created_at))) AS float),
+    min(oldest.created_at)
 FROM destinations AS d
 CROSS JOIN generate_series(0, CAST(:slots AS integer) - 1) AS slot
 CROSS JOIN LATERAL (

@@ -14,9 +14,11 @@ from app.store.database import Connection
 from app.store.rows import Rows
 from app.store.statements import Statement
 from app.store.tables import due
+from app.wire.overview import OverdueCount
 
 DueKey = tuple[datetime, UUID]  # deadline, entity_id: the order of an overdue scan
 PassedKey = tuple[str, datetime, UUID]  # domain, deadline, entity_id: the order in which the sweep reads
+COUNTED = 1000  # rows that are counted
 AT_ONCE = 100  # rows that are fetched in one go; each may have 64 KiB of capabilities
 _BEFORE_TIMES = datetime(1, 1, 1, tzinfo=UTC)
 BEFORE_ALL: PassedKey = ("", _BEFORE_TIMES, UUID(int=0))
@@ -116,6 +118,25 @@ SELECT greatest(0, coalesce(extract(epoch FROM clock_timestamp() - min(first_dea
 _UNHELD = "NOT EXISTS (SELECT FROM held_entities AS h WHERE h.entity_id = ANY (ARRAY[{table}.entity_id]))"
 
 
+# Counts the passed deadlines of a domain up to a limit, with the first of them and the next one to come.
+_COUNT = """
+SELECT
+    (SELECT count(*) FROM (
+        SELECT FROM {table}
+        WHERE domain = CAST(:domain AS varchar) AND {due} AND {deadline} < CAST(:as_of AS timestamptz) AND {unheld}
+        ORDER BY {deadline} LIMIT CAST(:most AS bigint)
+    ) AS passed),
+    (
+        SELECT min({deadline}) FROM {table}
+        WHERE domain = CAST(:domain AS varchar) AND {due} AND {deadline} < CAST(:as_of AS timestamptz) AND {unheld}
+    ),
+    (
+        SELECT min({deadline}) FROM {table}
+        WHERE domain = CAST(:domain AS varchar) AND {due} AND {deadline} >= CAST(:as_of AS timestamptz) AND {unheld}
+    )
+"""
+
+
 class DeadlineScan(Generic[R]):
     """The statements over one kind of deadline. Their condition is the predicate of its partial index."""
 
@@ -147,6 +168,10 @@ class DeadlineScan(Generic[R]):
         self.oldest = Statement(
             text(_OLDEST.format(table=rows.table.name, due=condition, unheld=unheld, deadline=timeout.deadline))
         )
+        # Counts the passed deadlines of a domain.
+        self.counted = Statement(
+            text(_COUNT.format(table=rows.table.name, due=condition, unheld=unheld, deadline=timeout.deadline))
+        )
         # Reads the passed deadlines of all domains, with the rows that may expire now.
         passed = _PASSED.format(
             table=rows.table.name, due=condition, deadline=timeout.deadline, columns=", ".join(rows.names)
@@ -168,6 +193,11 @@ class DeadlineScan(Generic[R]):
         )
         next_deadline = cast("datetime | None", await self.next.value(connection, **asked))
         return Overdue([self._rows.row(record) for record in records], next_deadline, more)
+
+    async def count(self, connection: Connection, domain: str, *, as_of: datetime) -> OverdueCount:
+        """The rows with a deadline before `as_of` whose timeout was not emitted, counted up to COUNTED."""
+        [(count, oldest, next_)] = await self.counted.rows(connection, domain=domain, as_of=as_of, most=COUNTED + 1)
+        return OverdueCount(min(count, COUNTED), count > COUNTED, oldest, next_)
 
     async def oldest_seconds(self, connection: Connection) -> float:
         """Seconds since the oldest deadline passed whose timeout was not emitted; 0 without one."""

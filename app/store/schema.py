@@ -19,7 +19,7 @@ from app.store import sequences, sessions
 log = logging.getLogger(__name__)
 
 # Every revision, oldest first. A test compares this with Alembic's own list.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012", "0013")
+REVISIONS = tuple(f"{number:04}" for number in range(1, 15))
 HEAD = REVISIONS[-1]
 BASE = "base"  # before the first revision: no tables
 

@@ -12,6 +12,7 @@ from app.errors import PqsError
 from app.store.database import Connection
 from app.store.statements import Statement
 from app.wire.answers import Watermark
+from app.wire.overview import WatermarkState
 
 KafkaPartition = tuple[str, int]  # a topic, and the number of a partition of it
 UNUSED = 30.0  # seconds after which a partition counts as not read by anybody
@@ -247,3 +248,20 @@ ORDER BY topic, partition
 async def ages(connection: Connection) -> list[Age]:
     """The age of every watermark that has an `as_of`, by topic and partition."""
     return [Age(*row) for row in await AGES.rows(connection)]
+
+
+# Sums all watermarks up.
+REACH = Statement(
+    text("""
+SELECT
+    count(*), count(*) FILTER (WHERE message_at IS NULL AND caught_up_at IS NULL),
+    min(greatest(message_at, caught_up_at))
+FROM watermarks
+""")
+)
+
+
+async def reach(connection: Connection) -> WatermarkState:
+    """How far all partitions together are read."""
+    [row] = await REACH.rows(connection)
+    return WatermarkState(*row)

@@ -1,7 +1,7 @@
 """Every statement over `workflow_state` and `workflow_actions`, and row ↔ Workflow beside it."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, cast
 
 import msgspec
@@ -12,18 +12,16 @@ from app.store.database import Connection, Record
 from app.store.statements import Statement
 
 PRUNE_LOCK = 0x7071_735F_7072_6E  # "pqs_prn": one session at a time removes old actions
-AT_ONCE = 8  # rows of a list that are fetched in one go; each may have a state of 1 MiB
 PRUNE_ROWS = 1000  # actions that one transaction removes, at most
 
-_JSON = tuple(Workflow.__struct_fields__.index(name) for name in ("state", "provenance"))
+JSON_PLACES = tuple(Workflow.__struct_fields__.index(name) for name in ("state", "provenance"))  # of a row
 
-ChangeKey = tuple[datetime, str]  # updated_at, workflow_key: the order of the list
 CommitOutcome = Committed | StateConflict | ActionConflict
 
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 
 
-def _workflow(row: Record | Sequence[Any]) -> Workflow:
+def workflow_of(row: Record | Sequence[Any]) -> Workflow:
     """The columns of `workflow_state`, in their order, as a Workflow."""
     workflow_key, version, state, updated_at, schema_version, provenance = row
     return Workflow(workflow_key, version, _decode(state), updated_at, schema_version, _decode(provenance))
@@ -36,7 +34,7 @@ READ = Statement(text("SELECT * FROM workflow_state WHERE workflow_key = ANY(CAS
 async def get_states(connection: Connection, keys: Sequence[str]) -> dict[str, Workflow]:
     """The rows of these workflows, by key; workflows without a row are left out."""
     rows = await READ.rows(connection, keys=list(keys))
-    return {row[0]: _workflow(row) for row in rows}
+    return {row[0]: workflow_of(row) for row in rows}
 
 
 # Finds the rows of some workflows that another transaction has locked; it locks the others.
@@ -153,7 +151,7 @@ async def commit(connection: Connection, commits: Sequence[Commit]) -> list[Comm
     outcomes: dict[int, CommitOutcome] = {}
     for place, found, *row in rows:
         if found == "committed":
-            outcomes[id(tried[row[0]])] = Committed(_workflow(row))
+            outcomes[id(tried[row[0]])] = Committed(workflow_of(row))
         else:
             each = ordered[place - 1]
             outcomes[id(each)] = _not_written(each, found, row)
@@ -163,47 +161,10 @@ async def commit(connection: Connection, commits: Sequence[Commit]) -> list[Comm
 def _not_written(asked: Commit, found: str, row: Sequence[Any]) -> CommitOutcome:
     version: int | None = row[1]
     if found == "replayed":
-        return Committed(_workflow(row), replayed=True)
+        return Committed(workflow_of(row), replayed=True)
     if found == "other":
         return ActionConflict(asked.action_id or "", version or 0)
-    return StateConflict(asked.expected_version, None if version is None else _workflow(row))
-
-
-# Reads workflows in the order of their last change, after a place in that order.
-LIST = Statement(
-    text(
-        "SELECT * FROM workflow_state"
-        " WHERE (updated_at, workflow_key) > (CAST(:updated_at AS timestamptz), CAST(:workflow_key AS text))"
-        " ORDER BY updated_at, workflow_key LIMIT CAST(:limit AS bigint)"
-    )
-)
-
-
-# The same, but only workflows whose keys begin with one of these prefixes.
-LIST_OF_PREFIXES = Statement(
-    text(
-        "SELECT * FROM workflow_state"
-        " WHERE (updated_at, workflow_key) > (CAST(:updated_at AS timestamptz), CAST(:workflow_key AS text))"
-        " AND workflow_key ^@ ANY(CAST(:prefixes AS text[]))"
-        " ORDER BY updated_at, workflow_key LIMIT CAST(:limit AS bigint)"
-    )
-)
-
-
-async def get_changed(
-    connection: Connection, *, after: ChangeKey, limit: int, prefixes: Sequence[str] | None = None
-) -> tuple[list[Workflow], bool]:
-    """The first rows after `after`, oldest change first. The empty key comes before all keys.
-
-    They are up to `limit`, and about PAGE_BYTES of JSON; the second value says whether more follow. With `prefixes`
-    only workflows whose keys begin with one of them; none of the others is counted.
-    """
-    given: dict[str, object] = {"updated_at": after[0], "workflow_key": after[1]}
-    statement = LIST
-    if prefixes is not None:
-        statement, given = LIST_OF_PREFIXES, {**given, "prefixes": list(prefixes)}
-    rows, more = await statement.page(connection, limit=limit, at_once=AT_ONCE, json=_JSON, **given)
-    return [_workflow(row) for row in rows], more
+    return StateConflict(asked.expected_version, None if version is None else workflow_of(row))
 
 
 # Locks the removal of actions, until the transaction ends.

@@ -1,8 +1,8 @@
 """Cuts the client's wheel out of the repository: `pqs_client`, and in `pqs_client/_service` the modules it imports.
 
-In the repository the client imports `app.domain`, `app.wire.answers`, `app.wire.problems` and `app.errors`, which are
-the service's own. A user of the client may have another module named `app`, so the wheel has copies of those modules
-under a name of its own.
+In the repository the client imports `app.domain`, `app.errors` and the answers in `app.wire`, which are the service's
+own. A user of the client may have another module named `app`, so the wheel has copies of those modules, under another
+name.
 """
 
 import ast

@@ -38,7 +38,7 @@ FILLED = {"{entity_id}": str(NODE), "{workflow_key}": "team/1", "{id}": "1", "{e
 REFUSED_AS = {"none": 401, "mistyped": 401, "unknown": 401, "expired": 401, "revoked": 401}
 CALLERS = (*REFUSED_AS, "wrong scope", "wrong reach", "right")
 # What lies outside of the reach of a key with the wrong one is left out of this list; the call itself is allowed.
-FILTERED = {"listWorkflows", "getEvent"}
+FILTERED = {"listWorkflows", "listDomains", "getEvent"}
 
 
 @dataclass
@@ -366,7 +366,14 @@ WEIGHTS: list[tuple[str, str, Json, float]] = [
     ("GET", "/v1/entities?updated_before=2026-01-01T00:00:00Z", {}, 20),
     ("GET", "/v1/entities?state=active&updated_before=2026-01-01T00:00:00Z", {}, 1),
     ("GET", "/v1/entities?capability=a", {}, 20),
+    ("GET", "/v1/entities?updated_since=2026-01-01T00:00:00Z", {}, 20),
+    ("GET", "/v1/entities?id_prefix=3a", {}, 1),
+    ("GET", "/v1/overview", {}, 1),
+    ("GET", "/v1/domains", {}, 1),
     ("GET", "/v1/workflows", {}, 1),
+    ("GET", "/v1/workflows?order=newest", {}, 1),
+    ("GET", "/v1/workflows?order=key&key_prefix=team", {}, 1),
+    ("GET", "/v1/workflows?order=newest&key_prefix=team", {}, 20),
     ("GET", "/v1/overdue/ack", {}, 1),
     ("GET", "/v1/audit", {}, 1),
     *[
@@ -408,6 +415,29 @@ async def test_a_list_of_some_prefixes_weighs_as_a_walk(guarded: Guarded, monkey
     monkeypatch.setattr(limits, "take", lambda _principal, weight=1.0: taken.append(weight))
     assert (await guarded.hot.get("/v1/workflows", headers=bearer(guarded, "team"))).status_code == 200
     assert taken == [20]
+
+
+async def test_an_overview_tells_of_the_service_to_operators(guarded: Guarded) -> None:
+    """Only callers with `operations:read` for all domains are told the state of the service."""
+    for name, is_told in (("everything", True), ("right entities:read", False), ("team", False)):
+        answer = await guarded.hot.get("/v1/overview", headers=bearer(guarded, name))
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["operations"] is not None) is is_told
+
+
+async def test_domains_are_those_that_the_caller_may_read(guarded: Guarded) -> None:
+    """A key of some domains is answered those that have entities, page by page."""
+    event = event_json("registration.initiated", 1, entity_id=node(60), domain="a first one")
+    await guarded.hot.post("/v1/events", json=event, headers=bearer(guarded, "everything"))
+    for name, wanted in (
+        ("everything", ["a first one", "registration"]),
+        ("team", ["registration"]),
+        ("wrong reach entities:read", []),
+    ):
+        page = await guarded.hot.get("/v1/domains", headers=bearer(guarded, name))
+        found = [each["domain"] for each in page.json()["items"]]
+        assert [each for each in found if each in {"a first one", "registration"}] == wanted
+        assert (found == wanted) or name == "everything"
 
 
 async def test_a_proxy_in_front_is_refused_on_loopback(shared: httpx.AsyncClient) -> None:

@@ -125,6 +125,8 @@ READS = {
     "EntityState": f"/v1/entities/{FIRST}/state",
     "EntityPage": "/v1/entities?state=active&state=accepted&limit=1",
     "StateCounts": "/v1/state-counts",
+    "Overview": "/v1/overview",
+    "DomainPage": "/v1/domains?limit=1",
     "OverduePage": "/v1/overdue/liveness?as_of=2026-01-01T00:02:00Z",
     "listOverdueAcks": "/v1/overdue/ack?as_of=2026-01-01T00:02:00Z",
     "Workflow": WORKFLOW,
@@ -206,6 +208,9 @@ REFUSED: dict[str, Json] = {
     "listOverdueAcks 422": {"method": "GET", "url": "/v1/overdue/ack?as_of=yesterday"},
     "listOverdueLiveness 400": {"method": "GET", "url": "/v1/overdue/liveness?cursor=damaged"},
     "listOverdueLiveness 422": {"method": "GET", "url": "/v1/overdue/liveness?as_of=2026-01-01T00:00:00"},
+    "getOverview 422": {"method": "GET", "url": "/v1/overview?limit=1"},
+    "listDomains 400": {"method": "GET", "url": "/v1/domains?cursor=damaged"},
+    "listDomains 422": {"method": "GET", "url": "/v1/domains?domain=registration"},
     "followChanges 400": {"method": "GET", "url": "/v1/changes?after=damaged"},
     "followChanges 422": {"method": "GET", "url": "/v1/changes?wait=90"},
     "getHistory 400": {"method": "GET", "url": f"/v1/entities/{FIRST}/history?cursor=damaged"},
@@ -300,6 +305,8 @@ DOWN: dict[str, Json] = {
     "listOverdueLiveness 503": {"method": "GET", "url": READS["OverduePage"]},
     "forgetEntity 503": {"method": "POST", "url": f"/v1/entities/{FIRST}/forget", "json": FORGET},
     "deregisterEntity 503": {"method": "POST", "url": f"/v1/entities/{FIRST}/deregister", "json": DEREGISTER},
+    "getOverview 503": {"method": "GET", "url": READS["Overview"]},
+    "listDomains 503": {"method": "GET", "url": READS["DomainPage"]},
     "followChanges 503": {"method": "GET", "url": READS["ChangesPage"]},
     "listWorkflows 503": {"method": "GET", "url": READS["WorkflowPage"]},
     "getWorkflow 503": {"method": "GET", "url": WORKFLOW},
@@ -416,6 +423,9 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
         answer = await client.get(path)
         assert answer.status_code == 200, (name, answer.text)
         answers[name] = answer.json()
+    answers["Overview"]["at"] = "2026-01-01T00:02:00Z"
+    for number, minute in enumerate(answers["Overview"]["operations"]["minutes"][-1:]):  # it was the clock's
+        minute["began_at"] = f"2026-01-01T00:{2 + number:02}:00Z"
     for name, path, media in (
         ("getEntityState", READS["EntityState"], "text/plain"),
         ("listEntities", "/v1/entities?state=active", NDJSON),

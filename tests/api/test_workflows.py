@@ -440,3 +440,43 @@ async def test_a_strange_cursor(shared: httpx.AsyncClient, place: object) -> Non
     sealed = write_cursor(place, ["workflows", "1900-01-01T00:00:00Z"])
     for cursor in (sealed, "damaged"):
         assert (await shared.get(f"/v1/workflows?cursor={cursor}")).status_code == 400
+
+
+async def test_a_list_has_an_order_and_a_prefix(client: httpx.AsyncClient) -> None:
+    """Lists go by the newest change, or by key in the order of bytes; each page goes on where the last one ended."""
+    for key in ("b/1", "a/1", "B", "a/2"):
+        made = await client.put(f"/v1/workflows/{key}", json=body(), headers=CREATE)
+        assert made.status_code == 201, made.text
+    for query, expected in {
+        "order=oldest": ["b/1", "a/1", "B", "a/2"],
+        "order=newest": ["a/2", "B", "a/1", "b/1"],
+        "order=key": ["B", "a/1", "a/2", "b/1"],
+        "order=key&key_prefix=a/": ["a/1", "a/2"],
+        "order=newest&key_prefix=a/": ["a/2", "a/1"],
+        "key_prefix=a/": ["a/1", "a/2"],
+        "order=key&updated_since=2999-01-01T00:00:00Z": [],
+    }.items():
+        found: list[str] = []
+        path: str | None = f"/v1/workflows?{query}&limit=1"
+        while path is not None:
+            page = (await client.get(path)).json()
+            found += [row["workflow_key"] for row in page["items"]]
+            path = page["next_cursor"] and f"/v1/workflows?{query}&limit=1&cursor={page['next_cursor']}"
+        assert found == expected, query
+
+
+async def test_a_cursor_belongs_to_its_order(client: httpx.AsyncClient) -> None:
+    """A cursor of one order or prefix is refused by another."""
+    for key in ("a", "b"):
+        await client.put(f"/v1/workflows/{key}", json=body(), headers=CREATE)
+    cursor = (await client.get("/v1/workflows?order=newest&limit=1")).json()["next_cursor"]
+    for query in ("", "order=key&", "order=newest&key_prefix=a&"):
+        assert (await client.get(f"/v1/workflows?{query}cursor={cursor}")).status_code == 400
+
+
+@pytest.mark.parametrize("query", ["order=backwards", "key_prefix=", f"key_prefix={'k' * 256}", "key_prefix=a%00"])
+async def test_a_bad_order_or_prefix_is_422(shared: httpx.AsyncClient, query: str) -> None:
+    """An order is one of three, and a prefix may begin a key."""
+    answer = await shared.get(f"/v1/workflows?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == f"#/query/{query.partition('=')[0]}"

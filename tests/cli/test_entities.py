@@ -94,6 +94,19 @@ def test_counts_have_each_state_and_the_total(ask: Ask) -> None:
     assert (table["active"], table["awaiting_ack"], table["rejected"], table["total"]) == ("2", "1", "0", "4")
 
 
+def test_lists_are_narrowed_by_id_and_time(ask: Ask) -> None:
+    """The beginning of an id, and the time of the last change."""
+    assert ask("list", "--id-prefix", str(AWAITING)[:8], "-o", "name").stdout.split() == [str(AWAITING)]
+    assert ask("list", "--updated-since", "2999-01-01T00:00:00Z", "-o", "name").stdout == ""
+
+
+def test_domains_have_their_totals(ask: Ask) -> None:
+    """Each domain has a line."""
+    table = rows(ask("domains").stdout)
+    assert table[0] == ["DOMAIN", "ENTITIES", "ACTIVE"]
+    assert {row[0]: row[1:] for row in table[1:]}["registration"] == ["4", "2"]
+
+
 def test_overdue_nodes_with_their_delay(ask: Ask) -> None:
     """The delay is counted up to the time that is given; the next deadline is told beside the results."""
     run = ask("overdue", "ack", "--as-of", "2026-01-01T00:02:05Z")

@@ -116,6 +116,8 @@ FILTERS: dict[str, tuple[Json, set[int]]] = {
     ),
     "an event id": ({"event_id": recorded(2, "accepted", 2)["event_id"]}, {2}),
     "updated before": ({"updated_before": START}, set()),
+    "updated since": ({"updated_since": START, "state": [RegistrationState.ACCEPTED]}, {0, 1, 2, 3, 4, 5, 6}),
+    "the beginning of an id": ({"id_prefix": str(node(103))[:11].upper()}, {103}),
     "a state and a node type": ({"state": [RegistrationState.ACTIVE], "node_type": "storage"}, {101, 103, 105}),
 }
 

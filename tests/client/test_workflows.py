@@ -168,6 +168,10 @@ async def test_workflows_are_listed_by_their_change(pqs: Client) -> None:
     assert rest.items == items[3:]
     [last] = [page async for page in pqs.workflows.pages(cursor=pages[1].next_cursor)]
     assert last.items == items[4:]
+    [newest] = [page async for page in pqs.workflows.pages(order="newest")]
+    assert newest.items == items[::-1]
+    [one] = [page async for page in pqs.workflows.pages(order="key", key_prefix="key 3")]
+    assert one.items == items[2:3]
 
 
 # --- Updates -------------------------------------------------------------------------------------------------------

@@ -261,6 +261,8 @@ def test_workers_share_settings_and_metrics_and_are_replaced(database_url: str, 
         )
         with service.client() as client:
             assert [value_of(client, each) for each in (*applied, refused)] == [1, 1, 2]
+            minutes = client.get("/v1/overview").json()["operations"]["minutes"]
+            assert sum(minute["applied"] for minute in minutes) == 2
         os.kill(one, signal.SIGKILL)
         with service.client() as client:
             client.get("/readyz").raise_for_status()

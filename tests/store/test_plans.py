@@ -394,7 +394,13 @@ async def test_a_common_capability_is_not_read_to_its_end(
 
 
 @pytest.mark.parametrize(
-    "given", [{"node_type": "storage"}, {"updated_before": START + timedelta(seconds=500)}], ids=str
+    "given",
+    [
+        {"node_type": "storage"},
+        {"updated_before": START + timedelta(seconds=500)},
+        {"updated_since": START + timedelta(seconds=500)},
+    ],
+    ids=str,
 )
 async def test_what_narrows_a_list_stops_with_the_page(scans: Connection, given: Parameters) -> None:
     """A condition without an index skips rows on the way, and the scan stops when the page is full."""
@@ -403,6 +409,55 @@ async def test_what_narrows_a_list_stops_with_the_page(scans: Connection, given:
     assert indexes(plan) == {BY_STATE}
     assert kinds(plan) <= {"Limit", "Merge Append", "Index Scan"}
     assert buffers(plan) <= 10 * 100
+
+
+@pytest.mark.parametrize("states", [ALL, ACTIVE], ids=len)
+@pytest.mark.parametrize("digits", ["8", "80", "8000"])
+async def test_ids_with_a_beginning_lie_together(
+    scans: Connection, digits: str, states: tuple[RegistrationState, ...]
+) -> None:
+    """The ids that begin with some digits are a piece of the index, and nothing else is read."""
+    first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+    case = listing(BY_STATE, "big", states, 100, first=first, last=last)
+    plan = await explain(scans, case.statement, case.given)
+    assert indexes(plan) == {BY_STATE}
+    assert kinds(plan) <= {"Limit", "Merge Append", "Index Scan", "Sort", "Append"}
+    assert buffers(plan) <= 3 * 100 + 50
+    assert most_rows(plan) <= 100 + len(ALL)
+
+
+@pytest.mark.parametrize("most", [101, 1001])
+@pytest.mark.parametrize("as_of", [START, SOON, LATE], ids=["all to come", "some", "all passed"])
+@pytest.mark.parametrize("kind", ["ack", "liveness"])
+async def test_a_count_of_what_is_overdue_is_bounded(
+    scans: Connection, kind: str, as_of: datetime, most: int
+) -> None:
+    """Overdue rows are counted in their index up to a limit, beside one look for each of the two deadlines."""
+    scan, index = OVERDUE[kind]
+    plan = await explain(scans, scan.counted, {"domain": "big", "as_of": as_of, "most": most})
+    assert indexes(plan) - {HELD_KEY} == {index}
+    assert "Seq Scan" not in kinds(plan)
+    assert most_rows(plan) <= most
+    assert buffers(plan) <= most + 50
+
+
+@pytest.mark.parametrize("after", ["", "domain 4", "tiny"])
+async def test_domains_are_stepped_over(scans: Connection, after: str) -> None:
+    """A page of domains reads the counters of its domains by their key, and of no others."""
+    plan = await explain(scans, REGISTRATIONS.counts.by_domain, {"after": after, "limit": 101})
+    assert tables(plan) == {COUNTS}
+    assert indexes(plan) == {COUNTS_KEY}
+    assert "Seq Scan" not in kinds(plan)
+    assert most_rows(plan) <= 101 * len(ALL) * upsert.SLOTS
+    assert buffers(plan) <= 101 * (len(ALL) * upsert.SLOTS + 10)
+
+
+async def test_some_domains_are_read_by_their_names(scans: Connection) -> None:
+    """The counters of the domains that a caller may read are read by their key."""
+    plan = await explain(scans, REGISTRATIONS.counts.among, {"after": "", "among": ["big", "nobody", "domain 7"]})
+    assert tables(plan) == {COUNTS}
+    assert indexes(plan) == {COUNTS_KEY}
+    assert buffers(plan) <= 3 * (len(ALL) * upsert.SLOTS + 10)
 
 
 @pytest.mark.parametrize("domain", ["big", "tiny", "nobody"])
@@ -739,7 +794,9 @@ async def test_a_filter_of_dead_letters_finds_them_by_its_index(
 
 
 @pytest.mark.parametrize(
-    "statement", [watermarks.LIST, watermarks.AGES, watermarks.UNREAD], ids=["list", "ages", "unread"]
+    "statement",
+    [watermarks.LIST, watermarks.AGES, watermarks.UNREAD, watermarks.REACH],
+    ids=["list", "ages", "unread", "reach"],
 )
 async def test_all_watermarks_are_read_once(points: Connection, statement: Statement) -> None:
     """The list of watermarks has no pages: it reads each partition once, and nothing else."""
@@ -757,18 +814,20 @@ def test_every_statement_has_a_case() -> None:
         module: {name for name, value in vars(module).items() if isinstance(value, Statement)}
         for module in (watermarks, dead_letters)
     }
-    assert named[watermarks] == {"FIND", "READ", "ADVANCE", "LIST", "AGES", "UNREAD", "RESTART", "DROP", "IS_THERE"}
+    assert named[watermarks] == {
+        *("FIND", "READ", "ADVANCE", "LIST", "AGES", "REACH", "UNREAD", "RESTART", "DROP", "IS_THERE"),
+    }
     assert named[dead_letters] == {"ADD", "COUNT", "READ", "REMOVE"}
     of_the_store = {
         part: {name for name, value in vars(part).items() if isinstance(value, Statement)}
         for part in (REGISTRATIONS, REGISTRATIONS.counts, *REGISTRATIONS.overdue.values())
     }
     assert of_the_store[REGISTRATIONS] == {"read", "lock", "lock_free", "move"}
-    assert of_the_store[REGISTRATIONS.counts] == {"count", "everywhere", "kept"}
+    assert of_the_store[REGISTRATIONS.counts] == {"count", "everywhere", "by_domain", "among", "kept"}
     for scan, _ in OVERDUE.values():
-        assert of_the_store[scan] == {"first", "after", "next", "oldest", "passed"}
+        assert of_the_store[scan] == {"first", "after", "next", "oldest", "counted", "passed"}
     indexed = {"after", "capabilities", "event_id"}
-    assert set(_CONDITIONS) == indexed | {"node_type", "updated_before"}
+    assert set(_CONDITIONS) == indexed | {"first", "last", "node_type", "updated_before", "updated_since"}
 
 
 NEEDED = [

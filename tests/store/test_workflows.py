@@ -15,7 +15,6 @@ from app.store import workflows
 from app.store.database import Connection, Database
 from app.store.statements import Statement
 from app.store.tables import WorkflowState
-from app.wire.events import EARLIEST
 from tests.databases import new_database
 from tests.making import START
 from tests.store.test_plans import (
@@ -31,7 +30,7 @@ from tests.store.test_plans import (
 )
 
 STATE, ACTIONS = "workflow_state", "workflow_actions"
-KEY, BY_CHANGE = f"{STATE}_pkey", f"{STATE}_by_change"
+KEY, BY_CHANGE, BY_KEY = f"{STATE}_pkey", f"{STATE}_by_change", f"{STATE}_by_key"
 ACTIONS_KEY, BY_AGE = f"{ACTIONS}_pkey", f"{ACTIONS}_by_age"
 
 PROVENANCE = '{"effect_id": "e", "timestamp": "2026-01-01T00:00:00Z"}'
@@ -112,20 +111,6 @@ async def test_a_commit_waits_for_the_one_before_it(database_url: str, database:
     finally:
         await other.close()
     assert outcome is None if ending == "commit" else isinstance(outcome, Committed)
-
-
-async def test_the_list_is_in_the_order_of_changes(database: Database) -> None:
-    """Rows come by the time of their last change, then by key, from a place on."""
-
-    async def work(connection: Connection) -> list[list[str]]:
-        await workflows.commit(connection, [commit(key, 0) for key in "dcba"])
-        await connection.execute(f"UPDATE {STATE} SET updated_at = '2026-01-01' WHERE workflow_key <> 'c'")
-        pages = [(EARLIEST, ""), (START, ""), (START, "a"), (START, "d"), (START + timedelta(days=9999), "")]
-        found = [await workflows.get_changed(connection, after=after, limit=3) for after in pages]
-        assert [more for _, more in found] == [True, True, False, False, False]
-        return [[row.workflow_key for row in rows] for rows, _ in found]
-
-    assert await database.write_alone(work) == [["a", "b", "d"], ["a", "b", "d"], ["b", "d", "c"], ["c"], []]
 
 
 async def test_a_workflow_is_a_row(database: Database) -> None:
@@ -226,31 +211,6 @@ async def test_rows_are_locked_in_the_order_given(filled: str) -> None:
     assert {"Sort", "Hash", "Merge Join"}.isdisjoint(kinds(asked))
 
 
-@pytest.mark.parametrize("limit", [100, 1001])
-@pytest.mark.parametrize("after", [(EARLIEST, ""), (START + timedelta(hours=3), "key 99")], ids=["first", "middle"])
-async def test_a_page_costs_what_a_page_costs(filled: str, after: workflows.ChangeKey, limit: int) -> None:
-    """A page is read from the index in the order of changes, and no further than its end."""
-    given: Parameters = {"updated_at": after[0], "workflow_key": after[1], "limit": limit}
-    async with planning(filled, scans=True) as connection:
-        plan = await explain(connection, workflows.LIST, given)
-        assert indexes(plan) == {BY_CHANGE}
-        assert kinds(plan) <= {"Limit", "Index Scan"}
-        assert most_rows(plan) <= limit
-        assert buffers(plan) <= 3 * limit + 20
-        await connection.execute(f"DROP INDEX {BY_CHANGE}")
-        if limit == 100:
-            assert buffers(await explain(connection, workflows.LIST, given)) > 2 * buffers(plan)
-
-
-async def test_a_page_of_prefixes_is_read_in_order(filled: str) -> None:
-    """A page of some prefixes is read from the same index, and skips other keys on the way."""
-    given: Parameters = {"updated_at": EARLIEST, "workflow_key": "", "limit": 100, "prefixes": ["key 9"]}
-    async with planning(filled, scans=True) as connection:
-        plan = await explain(connection, workflows.LIST_OF_PREFIXES, given)
-    assert indexes(plan) == {BY_CHANGE}
-    assert kinds(plan) <= {"Limit", "Index Scan"}
-
-
 async def test_old_actions_are_found_by_their_age(filled: str) -> None:
     """The oldest actions are read from the index by age, batch by batch, and deleted in place."""
     given: Parameters = {"retention": timedelta(seconds=1), "rows": 50}
@@ -271,7 +231,7 @@ async def test_no_index_is_without_a_query(filled: str) -> None:
             "SELECT indexrelid::regclass::text AS name FROM pg_index WHERE indrelid = ANY($1::text[]::regclass[])",
             [STATE, ACTIONS],
         )
-    assert {row["name"] for row in found} == {KEY, BY_CHANGE, ACTIONS_KEY, BY_AGE}
+    assert {row["name"] for row in found} == {KEY, BY_CHANGE, BY_KEY, ACTIONS_KEY, BY_AGE}
     statements = {name for name, value in vars(workflows).items() if isinstance(value, Statement)}
     assert statements == {
         "READ",

@@ -12,7 +12,7 @@ from app.domain.registration import Registration
 from app.domain.results import Result
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance, Workflow
-from app.wire import answers
+from app.wire import answers, overview
 from app.wire import problems as problem_types
 from app.wire.events import MAX_EVENTS
 
@@ -33,6 +33,8 @@ def component_schemas() -> dict[str, Json]:
         answers.EntityPage,
         answers.StateCounts,
         answers.OverduePage,
+        overview.Overview,
+        overview.DomainPage,
         answers.BatchAnswer,
         answers.StreamSummary,
         answers.Health,
@@ -76,7 +78,8 @@ def component_schemas() -> dict[str, Json]:
             del components[name]["properties"][field]
     components["Position"] = _position(components["Position"])
     components["RegistrationState"]["description"] = "The state of a node's registration."
-    components["StateCounts"]["properties"]["counts"] = _reference("Counts")
+    for name in ("StateCounts", "Overview"):
+        components[name]["properties"]["counts"] = _reference("Counts")
     components["Counts"] = _counts()
     interrupted = components["InterruptedProblem"]  # without a stream, it is a Problem
     interrupted["required"].remove("committed_lines")

@@ -31,6 +31,8 @@ TAGS = [
     {"name": "entities", "description": "Current registrations."},
     {"name": "counts", "description": "Entities per state."},
     {"name": "overdue", "description": "Deadlines that have passed without an answer of the node."},
+    {"name": "overview", "description": "A domain and the service at a glance."},
+    {"name": "domains", "description": "The domains, with their entities per state."},
     {"name": "changes", "description": "Follow what changes, as it changes."},
     {"name": "workflows", "description": "The state of orchestrators, changed by compare-and-swap."},
     {"name": "watermarks", "description": "Progress of the Kafka consumers."},

@@ -20,6 +20,7 @@ READ_FAILED = "`If-Match` names other versions than the row's."
 
 
 PAGE_TAG = "Weak: pages with the same rows at the same versions have the same, whatever their `as_of`."
+ANSWER_TAG = "Weak: the same numbers have the same, whenever they were read."
 PREFER: Json = {
     "name": "Prefer",
     "in": "header",
@@ -62,11 +63,12 @@ def operation(
     fresh: bool = False,
     waits: bool = False,
     page_tag: bool = False,
+    answer_tag: bool = False,
 ) -> Operation:
     """A call that answers `answer`, or a problem with one of the statuses `errors`.
 
     With `fresh` it can wait for offsets of Kafka, with `waits` for its row as well. With `page_tag` its first page
-    has an ETag, and it can wait for another page.
+    has an ETag, and it can wait for another page. With `answer_tag` the answer has an ETag.
     """
     content = {JSON: _schema(answer.__name__)}
     if text:
@@ -86,6 +88,12 @@ def operation(
         responses[200]["headers"]["ETag"] = {"description": PAGE_TAG, "schema": {"type": "string"}}
         responses[304] = {
             "description": "The page is still one that `If-None-Match` names.",
+            "headers": _headers() | {"ETag": responses[200]["headers"]["ETag"]},
+        }
+    if answer_tag:
+        responses[200]["headers"]["ETag"] = {"description": ANSWER_TAG, "schema": {"type": "string"}}
+        responses[304] = {
+            "description": "The numbers are still those that `If-None-Match` names.",
             "headers": _headers() | {"ETag": responses[200]["headers"]["ETag"]},
         }
     responses |= {status: _error(status) for status in errors if status not in responses}

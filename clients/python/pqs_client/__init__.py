@@ -71,6 +71,13 @@ from app.wire.answers import (
     WatermarkList,
     WorkflowPage,
 )
+from app.wire.overview import (
+    DomainPage,
+    EventMinute,
+    Operations,
+    OverdueCount,
+    Overview,
+)
 from pqs_client.changes import Bookmark, FollowedChange, FollowedRow, News, Reset, follow
 from pqs_client.connection import KEEP_IDLE, Caller, Retry
 from pqs_client.dead_letters import DeadLetters, LetterFilter
@@ -124,6 +131,7 @@ __all__ = [
     "DeadMessage",
     "DeregisterAnswer",
     "Deregistered",
+    "DomainPage",
     "EarlyError",
     "EmittedEvent",
     "EntityHistory",
@@ -131,6 +139,7 @@ __all__ = [
     "EntityState",
     "Erased",
     "EventBase",
+    "EventMinute",
     "EventRecord",
     "Fault",
     "FollowedChange",
@@ -162,10 +171,13 @@ __all__ = [
     "News",
     "NoData",
     "NotFoundError",
+    "Operations",
     "Order",
     "Outcome",
+    "OverdueCount",
     "OverduePage",
     "OverdueRegistration",
+    "Overview",
     "Position",
     "PreconditionFailedError",
     "ProblemError",
@@ -304,6 +316,24 @@ class Client:
     async def watermarks(self) -> list[Watermark]:
         """The progress in each partition of Kafka, by topic and partition. Repeatable."""
         return (await self._caller.get("/v1/watermarks", WatermarkList)).items
+
+    async def overview(self, *, domain: str = DEFAULT_DOMAIN) -> Overview:
+        """A domain and the service at a glance, at most a second old. Repeatable.
+
+        `operations` is None for callers without `operations:read` for all domains.
+        """
+        return await self._caller.get("/v1/overview", Overview, {"domain": domain})
+
+    async def domains(
+        self, *, limit: int | None = None, cursor: str | None = None
+    ) -> AsyncGenerator[DomainPage, None]:
+        """The domains by name, each with its state counts, page by page, from `cursor` on. Repeatable."""
+        while True:
+            page = await self._caller.get("/v1/domains", DomainPage, {"limit": limit, "cursor": cursor})
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def ready(self) -> Ready:
         """Ask once whether the service is ready. If not, raises UnavailableError, which says what is missing."""

@@ -211,15 +211,17 @@ class Entities:
         capabilities: Mapping[str, object] | None = None,
         event_id: UUID | None = None,
         updated_before: datetime | None = None,
+        updated_since: datetime | None = None,
+        id_prefix: str | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> AsyncGenerator[EntityPage, None]:
         """The entities that match all filters, page by page, in the order of entity ids, from `cursor` on.
 
-        `capabilities` is a JSON object that their capabilities must contain, such as `{"gpu": True}`. A row that
-        matches throughout comes exactly once, whatever is written meanwhile.
+        `capabilities` is a JSON object that their capabilities must contain, such as `{"gpu": True}`; `id_prefix` the
+        beginning of their ids. A row that matches throughout comes exactly once, whatever is written meanwhile.
         """
-        params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
+        params = _filters(domain, state, node_type, capabilities, event_id, updated_before, updated_since, id_prefix)
         while True:
             given = {**params, "limit": limit, "cursor": cursor}
             page = await self._caller.get("/v1/entities", EntityPage, given)
@@ -237,13 +239,15 @@ class Entities:
         capabilities: Mapping[str, object] | None = None,
         event_id: UUID | None = None,
         updated_before: datetime | None = None,
+        updated_since: datetime | None = None,
+        id_prefix: str | None = None,
     ) -> AsyncGenerator[Registration, None]:
         """The entities that match all filters, one by one, from one long answer: the fastest way to read many.
 
         It needs constant memory. Raises ConnectionFailedError if the answer breaks off; it never ends early silently.
         To leave the loop early, close it (`contextlib.aclosing`): until then it holds a connection.
         """
-        params = _filters(domain, state, node_type, capabilities, event_id, updated_before)
+        params = _filters(domain, state, node_type, capabilities, event_id, updated_before, updated_since, id_prefix)
         headers = {"Accept": NDJSON}
         async with self._caller.stream("GET", "/v1/entities", params=params, headers=headers) as lines:
             async for line in lines:
@@ -302,6 +306,8 @@ def _filters(
     capabilities: Mapping[str, object] | None,
     event_id: UUID | None,
     updated_before: datetime | None,
+    updated_since: datetime | None,
+    id_prefix: str | None,
 ) -> dict[str, object]:
     return {
         "domain": domain,
@@ -310,4 +316,6 @@ def _filters(
         "capabilities": None if capabilities is None else msgspec.json.encode(capabilities).decode(),
         "event_id": event_id,
         "updated_before": updated_before,
+        "updated_since": updated_since,
+        "id_prefix": id_prefix,
     }

@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime
-from typing import overload
+from typing import Literal, overload
 from urllib.parse import quote
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -76,15 +76,29 @@ class Workflows:
         return await self._put(key, state, provenance, schema_version, {"If-Match": f'"{expected_version}"'})
 
     async def pages(
-        self, *, updated_since: datetime | None = None, limit: int | None = None, cursor: str | None = None
+        self,
+        *,
+        order: Literal["oldest", "newest", "key"] = "oldest",
+        key_prefix: str | None = None,
+        updated_since: datetime | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
     ) -> AsyncGenerator[WorkflowPage, None]:
-        """The workflows that changed at `updated_since` or later, page by page, oldest change first.
+        """The workflows that match all filters, page by page: the oldest or the newest change first, or by key.
+
+        `key_prefix` is the beginning of their keys; they changed at `updated_since` or later.
 
         To follow changes, ask again from the last `updated_at` minus the service's statement timeout (5 s by
         default): commits can overtake each other.
         """
         while True:
-            params = {"updated_since": updated_since, "limit": limit, "cursor": cursor}
+            params = {
+                "order": order,
+                "key_prefix": key_prefix,
+                "updated_since": updated_since,
+                "limit": limit,
+                "cursor": cursor,
+            }
             page = await self._caller.get(PATH, WorkflowPage, params)
             yield page
             cursor = page.next_cursor
