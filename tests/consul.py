@@ -113,8 +113,9 @@ class Catalog:
 
     def __init__(self) -> None:
         self.entries: dict[str, dict[str, Json]] = {}
-        self.agents: dict[str, Agent] = {}
+        self.statuses: dict[tuple[str, str], str] = {}  # of the checks, by agent and service
         self.down: set[str] = set()
+        self.leaderless = False  # the servers have lost their quorum: agents answer, the catalog does not
 
     def marked(self, filter_: str, field: str) -> list[tuple[str, Json]]:
         """The services that a filter finds (without one: all), with their agents.
@@ -143,9 +144,9 @@ class Agent:
         self.url = ""
         self.name = name
         self.catalog = catalog or Catalog()
-        self.catalog.agents[name] = self
         self.services: dict[str, Json] = {}
         self.statuses: dict[str, str] = {}  # of the checks, by service
+        self.registered_with: dict[str, str | None] = {}  # the token of each service's registration
         self.ages: dict[str, float] = {}  # seconds since a check was last updated, or became critical
         self.requests = 0
         self.updates: list[str] = []  # the services whose checks were updated
@@ -153,6 +154,7 @@ class Agent:
         self.answers: list[int] = []  # statuses of the next answers, in place of what the agent would say
         self.forbidden: set[str] = set()  # ids of services that nobody has the right to register
         self.tokens: set[str] | None = None  # those that have the right to register; None: nobody needs one
+        self.hidden: set[str] = set()  # ids of services that nobody has the right to read
         self.last_path = ""
         self.takes = 0.0  # seconds for an answer
         self.unknown: tuple[int, str] | None = None  # what an old release says of an unknown service or check
@@ -168,8 +170,17 @@ class Agent:
         self.sync()
 
     def sync(self) -> None:
-        """Make the catalog equal to what this agent has."""
-        self.catalog.entries[self.name] = dict(self.services)
+        """Make the catalog equal to what this agent has, as far as the tokens of the registrations still count.
+
+        An agent enters a service and its check with the token of its registration, and removes it with its own.
+        """
+        entries = self.catalog.entries.setdefault(self.name, {})
+        for id_ in set(entries) - set(self.services):
+            entries.pop(id_)
+        for id_, service in self.services.items():
+            if self.tokens is None or self.registered_with[id_] in self.tokens:
+                entries[id_] = service
+                self.catalog.statuses[self.name, id_] = self.statuses[id_]
 
     def pass_time(self, seconds: float) -> None:
         """Let checks that nobody has renewed become critical, and remove services whose checks have long been."""
@@ -182,6 +193,13 @@ class Agent:
             after = duration(check["DeregisterCriticalServiceAfter"])
             if self.statuses[id_] == "critical" and self.ages[id_] > after:
                 self._forget(id_)
+            elif id_ in self.catalog.entries.get(self.name, {}):
+                self.sync_check(id_)
+
+    def sync_check(self, id_: str) -> None:
+        """Enter the status of a check in the catalog."""
+        if self.tokens is None or self.registered_with[id_] in self.tokens:
+            self.catalog.statuses[self.name, id_] = self.statuses[id_]
 
     # --- Requests ---
 
@@ -205,7 +223,7 @@ class Agent:
         if method != "PUT":
             return 405, f"method {method} not allowed"
         if path == REGISTER:
-            return self._register(body)
+            return self._register(body, token)
         if path == CATALOG_DEREGISTER:
             return self._strike(json.loads(body))
         if path.startswith(DEREGISTER):
@@ -214,7 +232,7 @@ class Agent:
             return self._update(unquote(path.removeprefix(UPDATE)), json.loads(body))
         return 404, "no such path"
 
-    def _register(self, body: bytes) -> tuple[int, str]:
+    def _register(self, body: bytes, token: str | None) -> tuple[int, str]:
         service: Json = json.loads(body)
         wrong = faults_of(service)
         if wrong:
@@ -223,7 +241,7 @@ class Agent:
         if service["ID"] in self.forbidden:
             return 403, "Permission denied"
         id_ = service["ID"]
-        self.services[id_] = service
+        self.services[id_], self.registered_with[id_] = service, token
         # A check that is there keeps its status: the agent restores it from before the registration.
         self.statuses.setdefault(id_, service["Check"].get("Status") or "critical")
         self.ages.setdefault(id_, 0.0)
@@ -240,8 +258,9 @@ class Agent:
         return 200, ""
 
     def _forget(self, id_: str) -> None:
-        for known in (self.services, self.statuses, self.ages):
-            known.pop(id_)
+        self.services.pop(id_)
+        self.statuses.pop(id_)
+        self.ages.pop(id_)
         self.sync()
 
     def _update(self, check_id: str, body: Json) -> tuple[int, str]:
@@ -254,6 +273,7 @@ class Agent:
             return self.unknown or (404, said)
         self.statuses[id_], self.ages[id_] = body["Status"], 0.0
         self.updates.append(id_)
+        self.sync_check(id_)
         return 200, ""
 
     def _strike(self, body: Json) -> tuple[int, str]:
@@ -264,6 +284,8 @@ class Agent:
         return 200, "true"
 
     def _read(self, path: str, filter_: str, *, passing: bool) -> tuple[int, str]:
+        if self.catalog.leaderless:
+            return 500, "No cluster leader"
         try:
             if path == CATALOG_SERVICES:
                 found: dict[str, list[str]] = {}
@@ -272,8 +294,11 @@ class Agent:
                 return 200, json.dumps(found)
             if path.startswith(HEALTH_SERVICE):
                 name = unquote(path.removeprefix(HEALTH_SERVICE))
-                marked = self.catalog.marked(filter_, "Service.Meta")
-                instances = [self._instance(*each) for each in marked if each[1]["Name"] == name]
+                instances = [
+                    self._instance(agent, service)
+                    for agent, service in self.catalog.marked(filter_, "Service.Meta")
+                    if service["Name"].lower() == name.lower() and service["ID"] not in self.hidden
+                ]
                 return 200, json.dumps([each for each in instances if not passing or _passes(each)])
         except ValueError as error:
             self.wrong.append(str(error))
@@ -281,7 +306,7 @@ class Agent:
         return 404, "no such path"
 
     def _instance(self, agent: str, service: Json) -> Json:
-        status = self.catalog.agents[agent].statuses.get(service["ID"], "critical")
+        status = self.catalog.statuses[agent, service["ID"]]
         return {
             "Node": {"Node": agent, "Address": "127.0.0.1"},
             "Service": {
@@ -373,6 +398,8 @@ def listening(choose: Callable[[], Agent], agents: list[Agent], tls: ssl.SSLCont
                 return
             self.send_response(status)
             self.send_header("Content-Length", str(len(said.encode())))
+            if self.agent.hidden and self.command == "GET":
+                self.send_header("X-Consul-Results-Filtered-By-ACLs", "true")
             self.end_headers()
             self.wfile.write(said.encode())
 

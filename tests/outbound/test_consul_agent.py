@@ -1,6 +1,7 @@
 """The whole way against a Consul: a real one where there is one (see `some_consul`), by what its clients see."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 
 from app.domain.events import DEFAULT_DOMAIN
 from app.domain.intents import ActivateService, DeregisterService, RegisterService
-from app.outbound.consul import Consul, Profile, Reconciler
+from app.outbound.consul import Consul, Profile, Reconciler, Rights
 from app.projection.projector import Projector
 from app.store.database import Database
 from tests.consul import some_consul
 from tests.making import Json, event
 
 PATIENCE = 30.0  # seconds; the catalog of a real Consul follows its agents
+TOKEN = os.environ.get("CONSUL_HTTP_TOKEN")  # for an agent that wants one
 ACTIVE = ("node.introspected", "node.registration_acked")
 
 
@@ -31,7 +33,8 @@ def url() -> Iterator[str]:
 @pytest.fixture
 async def handler(url: str) -> AsyncIterator[Consul]:
     """A handler whose mark and node types are its own, in a Consul that may have other services."""
-    consul = Consul(url, profile=Profile(mark=f"test-{uuid4()}", ttl=timedelta(seconds=30)))
+    profile = Profile(mark=f"test-{uuid4()}", ttl=timedelta(seconds=30))
+    consul = Consul(url, rights=Rights(token=lambda: TOKEN), profile=profile)
     yield consul
     for service_id in await consul.services():
         await consul.remove(service_id)
@@ -48,7 +51,8 @@ def describing(consul: Consul, entity_id: UUID, **changes: Any) -> Json:
 async def seen(consul: Consul, url: str, *, passing: bool = False) -> list[Json]:
     """What a client of Consul finds under the node type of this test."""
     name = consul.profile.mark
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    headers = {} if TOKEN is None else {"X-Consul-Token": TOKEN}
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
         answer = await client.get(f"/v1/health/service/{name}", params={"passing": "1"} if passing else {})
     found: list[Json] = answer.raise_for_status().json()
     return [instance["Service"] for instance in found]

@@ -15,7 +15,7 @@ from app.concurrency.worker import working
 from app.domain.intents import DeregisterService, register
 from app.domain.registration import Registration, Timing
 from app.errors import EffectDownError
-from app.outbound.consul import Consul, Profile, Reconciler, warn_without_sweep
+from app.outbound.consul import Consul, Profile, Reconciler, Rights, warn_without_sweep
 from app.outbound.delivery import to_handler
 from app.outbound.relay import Relay
 from app.projection.entries import EntryBuilder
@@ -207,13 +207,87 @@ async def test_consul_removes_a_silent_node_by_itself_and_it_does_not_come_back(
 async def test_one_refusal_stops_no_other(
     agent: Agent, projector: Projector, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The service that Consul forbids is logged."""
+    """However many services Consul forbids, one line says so."""
     await send(projector, NODES)
-    agent.forbidden = {ids(NODES)[0]}
+    agent.forbidden = set(ids(NODES)[:3])
     async with consul_at(agent.url) as handler:
         await compare(database, handler)
-    assert sorted(agent.services) == ids(NODES)[1:]
-    assert "Consul did not register: status 403: 'Permission denied'" in caplog.messages
+    assert sorted(agent.services) == ids(NODES)[3:]
+    assert [each for each in caplog.messages if "403" in each] == [
+        "Consul did not do 3 calls, which the next round tries again; the first: "
+        "Consul did not register: status 403: 'Permission denied'"
+    ]
+
+
+async def test_names_that_differ_in_case_only(agent: Agent, projector: Projector, database: Database) -> None:
+    """Consul lists both, and gives the services of both for each: they are no copies."""
+    for each, node_type in zip(NODES[:2], ("gpu", "GPU"), strict=True):
+        await send(projector, [each], ACTIVE[:1], data={"node_type": node_type})
+        await send(projector, [each], ACTIVE[1:], first=2)
+    async with consul_at(agent.url) as handler:
+        await compare(database, handler)
+        registered = dict(agent.services)
+        await compare(database, handler)
+    assert sorted(agent.services) == ids(NODES[:2])
+    assert all(agent.services[id_] is service for id_, service in registered.items())
+
+
+async def test_a_passing_check_is_part_of_a_registration(
+    agent: Agent, projector: Projector, database: Database
+) -> None:
+    """An agent keeps a check's status when its service is registered again; the reconciler makes it pass."""
+    await send(projector, NODES[:1])
+    async with consul_at(agent.url) as handler:
+        await compare(database, handler)
+        agent.pass_time(TTL + 1)
+        data = {"node_type": "gpu", "capabilities": {"tags": ["new"]}}
+        await send(projector, NODES[:1], ACTIVE[:1], first=3, data=data)
+        await compare(database, handler)
+    [service_id] = ids(NODES[:1])
+    assert (agent.services[service_id]["Tags"], agent.statuses) == (["new"], {service_id: "passing"})
+
+
+# --- Rights --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_token_registers_all_anew(agent: Agent, projector: Projector, database: Database) -> None:
+    """An agent enters checks in the catalog with the token of the registration, which may be revoked by now."""
+    await send(projector, NODES)
+    token = "old"
+    agent.tokens = {"old"}
+    async with consul_at(agent.url, rights=Rights(token=lambda: token)) as handler:
+        reconciler = Reconciler(database, handler)
+        await database.write(reconciler.reconcile)
+        token, agent.tokens = "new", {"new"}
+        agent.forbidden = set(ids(NODES)[:1])
+        await database.write(reconciler.reconcile)  # one is not registered, so the next round tries again
+        agent.forbidden = set()
+        await database.write(reconciler.reconcile)
+        assert {id_: agent.registered_with[id_] for id_ in agent.services} == dict.fromkeys(ids(NODES), "new")
+        agent.pass_time(TTL + 1)
+        assert set(agent.catalog.statuses.values()) == {"critical"}
+        registered = dict(agent.services)
+        await database.write(reconciler.reconcile)
+    assert set(agent.catalog.statuses.values()) == {"passing"}
+    assert all(agent.services[id_] is service for id_, service in registered.items())
+
+
+async def test_a_token_that_may_not_read_is_named(
+    agent: Agent, projector: Projector, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Consul leaves services out without an error. A warning says so once, and again after it was put right."""
+    await send(projector, NODES)
+    async with consul_at(agent.url) as handler:
+        agent.hidden = set(ids(NODES)[:2])
+        await compare(database, handler, rounds=2)
+        agent.hidden = set()
+        await compare(database, handler)
+        agent.hidden = set(ids(NODES)[:2])
+        await compare(database, handler)
+    said = [each for each in caplog.messages if "may not read" in each]
+    assert len(said) == 2
+    assert "service:read and node:read" in said[0]
+    assert sorted(agent.services) == ids(NODES)
 
 
 # --- Several agents ------------------------------------------------------------------------------------------------
@@ -313,6 +387,26 @@ async def test_it_renews_checks_within_their_ttl(agent: Agent, projector: Projec
     ):
         await until(lambda: len(agent.updates) >= 3)
     assert list(agent.services) == ids(NODES[:1])
+
+
+async def test_checks_are_renewed_while_the_catalog_does_not_answer(
+    agent: Agent, projector: Projector, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Agents take renewals without their servers. When these are back, the comparison follows."""
+    await send(projector, NODES[:2])
+    async with consul_at(agent.url, profile=Profile(ttl=timedelta(seconds=0.3))) as handler:
+        await compare(database, handler)
+        agent.catalog.leaderless = True
+        agent.updates.clear()
+        async with working(Reconciler(database, handler, timedelta(seconds=0.2))):
+            await until(lambda: len(agent.updates) >= 3 * 2)
+            agent.wipe()
+            agent.catalog.leaderless = False
+            await until(lambda: sorted(agent.services) == ids(NODES[:2]))
+    assert [each for each in caplog.messages if "is not compared" in each] == [
+        "Consul is not compared with the rows for now: "
+        "Consul did not catalog/services: status 500: 'No cluster leader'"
+    ]
 
 
 async def test_one_at_a_time_reconciles(agent: Agent, projector: Projector, database: Database) -> None:

@@ -9,6 +9,7 @@ connection, which the balancer may lead to another agent.
 """
 
 import asyncio
+import logging
 import random
 import ssl
 from collections import defaultdict
@@ -29,6 +30,8 @@ from app.outbound.consul.services import MARK, VERSION, Description, Profile, bo
 
 if TYPE_CHECKING:
     import httpx
+
+log = logging.getLogger(__name__)
 
 INTENTS = ("consul.register", "consul.activate", "consul.deregister")
 
@@ -55,6 +58,7 @@ NO_ANSWER = {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.
 UNKNOWN = ("unknown service", "unknown check", "does not have associated ttl")
 SAID = 200  # characters of an answer that an error quotes
 AGENT_CHECK = "serfHealth"  # critical when the agent itself is gone
+LEFT_OUT = "X-Consul-Results-Filtered-By-ACLs"  # the header of a list without the entries that the token may not read
 
 T = TypeVar("T")
 
@@ -126,6 +130,7 @@ class Consul:
         self._fresh = httpx.AsyncClient(**given, limits=httpx.Limits(max_keepalive_connections=0))
         self._backoff = backoff.total_seconds()
         self._tries = TRIES
+        self._left_out = False
         self.breaker = breaker or CircuitBreaker(what="Consul", down=EffectDownError)
 
     async def handle(self, intent: object) -> None:
@@ -153,6 +158,10 @@ class Consul:
         """Close the connections."""
         await self._client.aclose()
         await self._fresh.aclose()
+
+    def token(self) -> str | None:
+        """The token of the next call."""
+        return self._rights.token()
 
     # --- Services. All of these raise as `handle` does. ---
 
@@ -183,28 +192,41 @@ class Consul:
             await self._ask("PUT", "/v1/catalog/deregister", body)
 
     async def services(self) -> dict[str, list[Copy]]:
-        """All services in the catalog that carry the mark, of all agents, by id."""
+        """All services in the catalog that carry the mark, of all agents, by id.
+
+        Logs a warning when the token may not read all of them, once until it may.
+        """
+        found: defaultdict[str, list[Copy]] = defaultdict(list)
         with self.breaker.guard():
             is_ours = f'ServiceMeta.{MARK} == "{self.profile.mark}"'
-            names = await self._read("/v1/catalog/services", is_ours, dict[str, object])
-            found: defaultdict[str, list[Copy]] = defaultdict(list)
-            for name in names:
-                is_ours = f'Service.Meta.{MARK} == "{self.profile.mark}"'
+            names, left_out = await self._read("/v1/catalog/services", is_ours, dict[str, object])
+            is_ours = f'Service.Meta.{MARK} == "{self.profile.mark}"'
+            # Consul lists names that differ in case as two, and for each of them finds the services of both.
+            for name in {name.lower(): name for name in names}.values():
                 path = f"/v1/health/service/{quote(name, safe='')}"
-                for instance in await self._read(path, is_ours, list[_Instance]):
+                instances, some = await self._read(path, is_ours, list[_Instance])
+                left_out |= some
+                for instance in instances:
                     if (instance.service.meta or {}).get(MARK) == self.profile.mark:  # old releases do not filter
                         found[instance.service.id].append(_copy(instance))
+        if left_out and not self._left_out:
+            log.warning(
+                "Consul leaves out services that its token may not read: without service:read and node:read, services "
+                "of nodes that left may stay, and live nodes are registered again in each comparison"
+            )
+        self._left_out = left_out
         agents = {copy.agent for copies in found.values() for copy in copies if copy.agent_is_up}
         self._tries = min(TRIES * max(1, len(agents)), MOST_TRIES)
         return found
 
     # --- Requests ---
 
-    async def _read(self, path: str, filter_: str, type_: type[T]) -> T:
+    async def _read(self, path: str, filter_: str, type_: type[T]) -> tuple[T, bool]:
+        """A list, and whether entries are left out of it that the token may not read."""
         answer = await self._ask("GET", path, params={"filter": filter_})
         assert answer is not None  # noqa: S101 - `unknown` is not allowed here
         try:
-            return msgspec.json.decode(answer.content, type=type_)
+            return msgspec.json.decode(answer.content, type=type_), answer.headers.get(LEFT_OUT) == "true"
         except msgspec.DecodeError as error:
             raise NotNowError(f"Consul answers {path} with something else: {error}") from error
 

@@ -12,7 +12,7 @@ from app.domain.events import key_of
 from app.domain.intents import register
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.errors import IntentError, NotNowError, PqsError
+from app.errors import EffectDownError, IntentError, NotNowError, PqsError
 from app.outbound.consul.handler import Consul, Copy
 from app.outbound.consul.services import DOMAIN, described, entity_of, id_of
 from app.settings import Settings
@@ -71,24 +71,29 @@ class Reconciler(Worker):
         self._every = every.total_seconds()
         self._renew_every = consul.profile.ttl.total_seconds() / RENEWALS
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._in_trouble = False
+        self._registered_with: str | None = None  # the token of all registrations that are known
 
     async def run(self, stop: asyncio.Event) -> None:
         """Reconcile until `stop` (see Worker). A round under way then ends at once: the next one begins anew."""
         await until_stopped(self._run(), stop)
 
     async def _run(self) -> None:
-        in_trouble = False
         while True:
             pause = WAIT
             try:
                 if await self._database.write(self._round):
-                    in_trouble, pause = False, 0.0
+                    pause = 0.0
             except Exception as error:  # no error may end the worker
-                if not in_trouble:
-                    unexpected = None if isinstance(error, PqsError) else error
-                    log.warning("Consul is not compared with the rows for now: %s", error, exc_info=unexpected)
-                in_trouble = True
+                self._warn(error)
             await asyncio.sleep(min(pause, self._every))
+
+    def _warn(self, error: Exception) -> None:
+        """Log an error, unless another one was logged and no comparison has succeeded since."""
+        if not self._in_trouble:
+            unexpected = None if isinstance(error, PqsError) else error
+            log.warning("Consul is not compared with the rows for now: %s", error, exc_info=unexpected)
+        self._in_trouble = True
 
     async def _round(self, connection: Connection) -> bool:
         """The transaction of a round: compare once, then renew checks until the next round. False: another has it."""
@@ -96,22 +101,44 @@ class Reconciler(Worker):
             return False
         loop = asyncio.get_running_loop()
         end = loop.time() + self._every
-        await self.reconcile(connection)
+        while not await self._compare(connection):
+            # Agents take renewals also while the catalog does not answer, because its servers have no leader.
+            await self.renew(connection)
+            await asyncio.sleep(min(self._renew_every, self._every))
         while (left := end - loop.time()) > 0:
             await asyncio.sleep(min(self._renew_every, left))
             if loop.time() < end:
                 await self.renew(connection)
         return True
 
+    async def _compare(self, connection: Connection) -> bool:
+        """Whether a comparison has succeeded. Its failure is logged if it is Consul's."""
+        try:
+            await self.reconcile(connection)
+        except (EffectDownError, NotNowError, IntentError) as error:
+            self._warn(error)
+            return False
+        self._in_trouble = False
+        return True
+
     async def reconcile(self, connection: Connection) -> None:
         """Compare all services with all rows once. Raises UnavailableError when one of both does not answer."""
+        # An agent keeps the token of a registration, and enters the service's check in the catalog with it, for as
+        # long as nobody revokes it. So a new token registers all services again.
+        token = self._consul.token()
+        anew = token != self._registered_with
         found = await self._consul.services()
         done: Counter[str] = Counter()
+        refused = 0
         async for rows in pages(connection, PRESENT):
             at = await now(connection)
-            await self._all(partial(self._settle, row, found.pop(id_of(row), []), at, done) for row in rows)
+            refused += await self._all(
+                partial(self._settle, row, found.pop(id_of(row), []), at, done, anew=anew) for row in rows
+            )
         orphans = await self._orphans(connection, list(found.values()))
         await self._all(partial(self._remove, copies, done) for copies in orphans)
+        if not refused:
+            self._registered_with = token
         if done:
             log.info("Consul was compared with the rows: %s", ", ".join(f"{n} {what}" for what, n in done.items()))
 
@@ -123,8 +150,10 @@ class Reconciler(Worker):
                 partial(self._consul.mark, id_of(row), passing=True, why=ALIVE) for row in rows if _is_live(row, at)
             )
 
-    async def _settle(self, row: Registration, copies: Sequence[Copy], at: datetime, done: Counter[str]) -> None:
-        """Make the service of a node that has not left what it should be."""
+    async def _settle(
+        self, row: Registration, copies: Sequence[Copy], at: datetime, done: Counter[str], *, anew: bool
+    ) -> None:
+        """Make the service of a node that has not left what it should be; `anew`: register it in any case."""
         service_id = id_of(row)
         up = [copy for copy in copies if copy.agent_is_up]
         for copy in copies:
@@ -142,13 +171,15 @@ class Reconciler(Worker):
                     await self._strike(copy, done)
             up = passing
         node = register(row)
-        if len(up) == 1 and up[0].description == described(node, self._consul.profile):
+        if not anew and len(up) == 1 and up[0].description == described(node, self._consul.profile):
             if await self._consul.mark(service_id, passing=True, why=ALIVE):
                 return
             await self._strike(up[0], done)  # its agent has lost it, or is not behind this address
         elif len(up) > 1:  # nobody can tell which agent a call reaches, so all copies go
             await self._remove(up, done)
         await self._consul.register(node)
+        if len(up) == 1 and not up[0].passing:  # its agent keeps the check's status
+            await self._consul.mark(service_id, passing=True, why=ALIVE)
         done["registered"] += 1
 
     async def _orphans(self, connection: Connection, services: Sequence[Sequence[Copy]]) -> list[Sequence[Copy]]:
@@ -181,18 +212,20 @@ class Reconciler(Worker):
         await self._consul.strike(copy)
         done["removed from the catalog"] += 1
 
-    async def _all(self, works: Iterable[Callable[[], Awaitable[object]]]) -> None:
-        """Do all of them, some at a time. What Consul refuses for one service is logged, and stops no other.
+    async def _all(self, works: Iterable[Callable[[], Awaitable[object]]]) -> int:
+        """Do all of them, some at a time. Returns how many Consul did not do; those stop no other, and one line of the
+        log is about them.
 
         Raises the first of other errors, such as EffectDownError, which end all of them.
         """
+        refusals: list[PqsError] = []
 
         async def one(work: Callable[[], Awaitable[object]]) -> None:
             async with self._room:
                 try:
                     await work()
                 except (NotNowError, IntentError) as error:
-                    log.warning("%s", error)
+                    refusals.append(error)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -200,6 +233,13 @@ class Reconciler(Worker):
                     group.create_task(one(work))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        if refusals:
+            log.warning(
+                "Consul did not do %d calls, which the next round tries again; the first: %s",
+                len(refusals),
+                refusals[0],
+            )
+        return len(refusals)
 
 
 def _is_live(row: Registration, at: datetime) -> bool:
