@@ -114,6 +114,7 @@ class Catalog:
     def __init__(self) -> None:
         self.entries: dict[str, dict[str, Json]] = {}
         self.statuses: dict[tuple[str, str], str] = {}  # of the checks, by agent and service
+        self.lock = threading.RLock()  # of the agents as well: each connection has a thread
         self.down: set[str] = set()
         self.leaderless = False  # the servers have lost their quorum: agents answer, the catalog does not
 
@@ -218,6 +219,12 @@ class Agent:
             return self.answers.pop(0), "as the test wants it"
         if method == "GET" and self.page is not None:
             return 200, self.page
+        with self.catalog.lock:
+            return self._answer(method, path, query, body, token)
+
+    def _answer(
+        self, method: str, path: str, query: dict[str, list[str]], body: bytes, token: str | None
+    ) -> tuple[int, str]:
         if method == "GET":
             return self._read(path, query.get("filter", [""])[0], passing="passing" in query)
         if method != "PUT":

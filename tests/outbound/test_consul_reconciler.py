@@ -214,8 +214,10 @@ async def test_one_refusal_stops_no_other(
         await compare(database, handler)
     assert sorted(agent.services) == ids(NODES)[3:]
     assert [each for each in caplog.messages if "403" in each] == [
-        "Consul did not do 3 calls, which the next round tries again; the first: "
-        "Consul did not register: status 403: 'Permission denied'"
+        (
+            "Consul did not do 3 calls, which the next round tries again; the first: "
+            "Consul did not register: status 403: 'Permission denied'"
+        )
     ]
 
 
@@ -404,8 +406,10 @@ async def test_checks_are_renewed_while_the_catalog_does_not_answer(
             agent.catalog.leaderless = False
             await until(lambda: sorted(agent.services) == ids(NODES[:2]))
     assert [each for each in caplog.messages if "is not compared" in each] == [
-        "Consul is not compared with the rows for now: "
-        "Consul did not catalog/services: status 500: 'No cluster leader'"
+        (
+            "Consul is not compared with the rows for now: "
+            "Consul did not catalog/services: status 500: 'No cluster leader'"
+        )
     ]
 
 

@@ -39,8 +39,14 @@ TIMEOUT = timedelta(seconds=2)  # of each step of a request: connecting, sending
 LIST_TIMEOUT = timedelta(seconds=30)  # the same for lists, which may be long
 ATTEMPTS = 3  # within one call
 BACKOFF = timedelta(milliseconds=100)  # the most before the second attempt; twice that before the third
-TRIES = 4  # connections on which an unknown service is looked for, for each agent that is known
-MOST_TRIES = 40  # connections on which it is looked for at most
+TRIES = 4  # connections on which an unknown service is looked for, where no more than one agent is known
+# The same for each agent, where several are known: chance decides which one a connection leads to, and one call in
+# 20,000 misses the right one.
+TRIES_EACH = 10
+MOST_TRIES = 100  # connections on which it is looked for at most
+# The most seconds between two of these. Calls for several services that ran in step would each be led to the same
+# agent time and again by a balancer that takes turns.
+SPREAD = 0.02
 # Answers of the 400s after which a retry may succeed: missing rights, too many requests, and a wrong proxy or path
 # that somebody may correct (Consul itself has this path for every service).
 PASSING = {
@@ -211,12 +217,12 @@ class Consul:
                         found[instance.service.id].append(_copy(instance))
         if left_out and not self._left_out:
             log.warning(
-                "Consul leaves out services that its token may not read: without service:read and node:read, services "
-                "of nodes that left may stay, and live nodes are registered again in each comparison"
+                "Consul leaves out services that its token may not read: without service:read and node:read, "
+                "services of nodes that left may stay, and live nodes are registered again in each comparison"
             )
         self._left_out = left_out
         agents = {copy.agent for copies in found.values() for copy in copies if copy.agent_is_up}
-        self._tries = min(TRIES * max(1, len(agents)), MOST_TRIES)
+        self._tries = min(TRIES_EACH * len(agents), MOST_TRIES) if len(agents) > 1 else TRIES
         return found
 
     # --- Requests ---
@@ -238,6 +244,8 @@ class Consul:
         done = 0
         with self.breaker.guard():
             for attempt in range(self._tries):
+                if attempt:
+                    await asyncio.sleep(random.uniform(0, SPREAD))  # noqa: S311 - it spreads load
                 if await self._ask("PUT", path, body, unknown=True, fresh=attempt > 0) is not None:
                     done += 1
                 if done == times:

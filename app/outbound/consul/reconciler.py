@@ -84,7 +84,7 @@ class Reconciler(Worker):
             try:
                 if await self._database.write(self._round):
                     pause = 0.0
-            except Exception as error:  # no error may end the worker
+            except Exception as error:  # noqa: BLE001 - no error may end the worker
                 self._warn(error)
             await asyncio.sleep(min(pause, self._every))
 
@@ -213,10 +213,9 @@ class Reconciler(Worker):
         done["removed from the catalog"] += 1
 
     async def _all(self, works: Iterable[Callable[[], Awaitable[object]]]) -> int:
-        """Do all of them, some at a time. Returns how many Consul did not do; those stop no other, and one line of the
-        log is about them.
+        """Do all of them, some at a time. Returns how many Consul did not do: these stop no other.
 
-        Raises the first of other errors, such as EffectDownError, which end all of them.
+        One line of the log is about them. Raises the first of other errors, such as EffectDownError, which end all.
         """
         refusals: list[PqsError] = []
 
