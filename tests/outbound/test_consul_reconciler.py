@@ -20,6 +20,7 @@ from app.outbound.delivery import to_handler
 from app.outbound.relay import Relay
 from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
+from app.runtime.metrics import Metrics
 from app.settings import read_settings
 from app.store.database import Database
 from app.store.reconciliation import lead
@@ -389,6 +390,19 @@ async def test_it_renews_checks_within_their_ttl(agent: Agent, projector: Projec
     ):
         await until(lambda: len(agent.updates) >= 3)
     assert list(agent.services) == ids(NODES[:1])
+
+
+async def test_a_round_is_not_a_slow_statement(
+    agent: Agent, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It holds its connection until the next one, and the log of slow statements has no line for it."""
+    watching = Database(database_url, pool_size=1, statement_timeout=timedelta(seconds=5), observer=Metrics(slow=0.1))
+    async with consul_at(agent.url) as handler:
+        reconciler = Reconciler(watching, handler, timedelta(seconds=0.3))
+        async with working(reconciler):
+            await until(lambda: agent.requests >= 3)
+    await watching.close()
+    assert [each for each in caplog.messages if "slow" in each] == []
 
 
 async def test_checks_are_renewed_while_the_catalog_does_not_answer(
