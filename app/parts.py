@@ -16,7 +16,7 @@ from typing import Literal, Self, assert_never
 from app.access.access import Access
 from app.concurrency.breaker import CircuitBreaker
 from app.concurrency.lanes import PLACES
-from app.concurrency.worker import working
+from app.concurrency.worker import Together, Worker, working
 from app.domain.changes import Logging
 from app.domain.decider import Deadline
 from app.domain.order import TrackRule, within
@@ -33,7 +33,7 @@ from app.inbound.consumer import FIRST_WAIT, Consumer
 from app.inbound.letters import Letters
 from app.outbound import contract
 from app.outbound.bus import Bus
-from app.outbound.consul import Consul, rights_of
+from app.outbound.consul import Consul, Reconciler, profile_of, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
 from app.outbound.kafka import KafkaBus
 from app.outbound.kafka_options import client_options, credentials_of
@@ -167,6 +167,8 @@ class Parts:
             self.entries.on_commit = relay.wake
             breakers |= relay.breakers
             await self._stack.enter_async_context(working(relay))
+            if (reconciler := self._reconciler()) is not None:
+                await self._stack.enter_async_context(working(reconciler))
         if settings.sweep:
             await self._stack.enter_async_context(working(self.sweep()))
         feed, follow = await self._feed(database)
@@ -279,14 +281,37 @@ class Parts:
             buses = [_open_bus(settings.bus, settings) for _ in range(LANES)]
             self._stack.push_async_callback(_close, buses)
             destinations.append(to_topic(settings.topic_out, *buses))
-        if settings.consul_url is not None:
-            consul = Consul(settings.consul_url.get_secret_value(), rights=rights_of(settings))
-            self._stack.push_async_callback(consul.close)
+        if (consul := self._consul) is not None:
             destinations.append(to_handler("consul", consul.handle))
             breakers["consul"] = consul.breaker
         # A pass holds its connection while it sends, so the relay does not share the pool that answers requests.
         database = self._database(max(1, len(destinations) * LANES), session=LONG_TRANSACTIONS, name="relay")
         return Relay(database, destinations, breakers=breakers, report=self._metrics.relayed)
+
+    def senders(self) -> Worker:
+        """A relay, and with Consul the reconciler beside it. Raises StartError as `relay` does."""
+        relay, reconciler = self.relay(), self._reconciler()
+        return relay if reconciler is None else Together(relay, reconciler)
+
+    @cached_property
+    def _consul(self) -> Consul | None:
+        """Consul, where the settings name one. Raises StartError for files that cannot be used."""
+        settings = self._settings
+        if settings.consul_url is None:
+            return None
+        consul = Consul(
+            settings.consul_url.get_secret_value(), rights=rights_of(settings), profile=profile_of(settings)
+        )
+        self._stack.push_async_callback(consul.close)
+        return consul
+
+    def _reconciler(self) -> Reconciler | None:
+        if self._consul is None:
+            return None
+        every = timedelta(seconds=self._settings.consul_reconcile)
+        return Reconciler(
+            self._database(1, name="reconciler", scans=True, session=LONG_TRANSACTIONS), self._consul, every
+        )
 
     def sweep(self) -> Sweep:
         """A sweep of the primary."""

@@ -50,7 +50,7 @@ def event_json(type_: str, sequence: int, *, entity_id: UUID = NODE, data: Json 
         "position": {"sequence": sequence},
         "occurred_at": at(sequence),
     }
-    if data is None and type_ in {"registration.initiated", "node.introspected"}:
+    if data is None and type_ in {"registration.initiated", "registration.refreshed", "node.introspected"}:
         data = {"node_type": "compute"}
     if data is not None:
         event["data"] = data

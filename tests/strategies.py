@@ -40,6 +40,7 @@ from app.domain.events import (
     NoData,
     Recorded,
     RecordedData,
+    Refreshed,
     RegistrationAcked,
     Rejected,
     Trigger,
@@ -99,7 +100,7 @@ _LEADING_TO: dict[RegistrationState, type[Event]] = {
 }
 # The states in which something follows from a trigger.
 _DECIDED_IN: dict[type[Event], tuple[RegistrationState, ...]] = {
-    Introspected: SOURCES[RegistrationState.PENDING_REGISTRATION],
+    Introspected: (*SOURCES[RegistrationState.PENDING_REGISTRATION], RegistrationState.ACTIVE),
     RegistrationAcked: SOURCES[RegistrationState.ACK_RECEIVED],
     Deregistered: (
         RegistrationState.PENDING_REGISTRATION,
@@ -199,7 +200,7 @@ def _make_event(
 
 
 def _make_data(choose: Choose, cls: type[EventBase]) -> Data:
-    if cls in {Initiated, Introspected}:
+    if cls in {Initiated, Refreshed, Introspected}:
         return InitiatedData(
             node_type=choose(("compute", "storage")),
             node_version=choose(("1.0.0", "2.1")),

@@ -442,6 +442,7 @@ def test_intents_shows_who_carries_out_what(options: list[str], consul: str) -> 
         "postgres.upsert_registration  postgres  database (PQS_DATABASE_URL)",
         "postgres.update_registration  postgres  database (PQS_DATABASE_URL)",
         f"consul.register               {consul}",
+        f"consul.activate               {consul}",
         f"consul.deregister             {consul}",
     ]
 

@@ -41,6 +41,9 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
     "slow": ("0", "0.000001", "3600", "3600.1"),
     "drain": ("-1", "0", "3600", "3600.1"),
     "max_skew": ("-1", "0", "315360000000", "315360000001"),
+    "consul_ttl": ("0.9", "1", "86400", "86401"),
+    "consul_remove_after": ("59", "60", "86400", "86401"),
+    "consul_reconcile": ("0", "0.1", "86400", "86401"),
     "oidc_leeway": ("-1", "0", "300", "301"),
 }
 WITHIN = [(name, value) for name, (_, *ends, _) in NUMBERS.items() for value in ends]
@@ -245,6 +248,19 @@ def test_what_is_no_http_address_is_refused_without_being_shown(url: str) -> Non
     with pytest.raises(StartError, match=r"^PQS_CONSUL_URL: an address such as http://") as refused:
         read_settings({"consul_url": url})
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("consul_mark", value) for value in ("", 'a"b', "a b", "x" * 65)],
+        *[("consul_address_from", value) for value in ("", ",", "a,", "a..b", "a b", "a,b,c", ".a")],
+    ],
+)
+def test_marks_and_paths_for_consul_are_of_a_form(name: str, value: str) -> None:
+    """A mark stands in a filter of Consul, and a path leads somewhere."""
+    with pytest.raises(StartError, match=rf"^PQS_{name.upper()}: .* expected, and not "):
+        read_settings({name: value})
 
 
 # --- Access and wires ----------------------------------------------------------------------------------------------

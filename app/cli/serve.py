@@ -14,6 +14,7 @@ from app.cli.migrate import bring_up_to_date
 from app.cli.options import settings_options, warn_of_secrets
 from app.cli.starting import tell
 from app.outbound import contract
+from app.outbound.consul import warn_without_sweep
 from app.runtime import log
 from app.runtime.database import look_at, own_database
 from app.runtime.processes import export, run, server_tls
@@ -49,6 +50,7 @@ def serve(**given: str | None) -> None:
                 asyncio.run(look_at(settings.database_read_url.get_secret_value(), settings, writes=False))
             export(settings.model_copy(update={"database_url": url}))
             contract.log_what_is_off(routes)  # once, not in every worker
+            warn_without_sweep(settings)
             asyncio.run(tell(settings, url, [_shown(each) for each in sockets]))
             _announce(settings, sockets[0])
             run(settings, sockets)

@@ -21,7 +21,8 @@ from app.settings import BusKind, Settings
 def relay(**given: str | None) -> None:
     """Send the messages in the outbox to the bus and to Consul, until stopped.
 
-    Several may run and share the work. `pqs serve` runs a relay, too, unless its PQS_RELAY is off.
+    Several may run and share the work. `pqs serve` runs a relay, too, unless its PQS_RELAY is off. With Consul, one
+    of them compares its services with the rows from time to time.
     """
     settings = logged_settings(given)
     if settings.bus is BusKind.MEMORY:
@@ -29,7 +30,7 @@ def relay(**given: str | None) -> None:
     if settings.bus is BusKind.OFF and settings.consul_url is None:
         raise StartError("there is nowhere to send to; set PQS_KAFKA, PQS_CONSUL_URL or both")
 
-    _run(settings, Parts.relay, "relaying")
+    _run(settings, Parts.senders, "relaying")
 
 
 @click.command()

@@ -27,6 +27,26 @@ class Worker(Protocol):
         """
 
 
+class Together(Worker):
+    """Some workers as one: all run until they are stopped. The failure of one stops the others."""
+
+    def __init__(self, *workers: Worker) -> None:
+        self._workers = workers
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run all of them (see Worker)."""
+        tasks = [asyncio.create_task(worker.run(stop)) for worker in self._workers]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in tasks:
+                task.cancel()  # those that have ended do not mind
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()  # raises the error of a worker
+
+
 @asynccontextmanager
 async def working(worker: Worker) -> AsyncIterator[None]:
     """Run a worker in a task during the context, then stop it and wait for it.

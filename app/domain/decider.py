@@ -31,6 +31,7 @@ from app.domain.events import (
     Introspected,
     LivenessExpired,
     Name,
+    Refreshed,
     RegistrationAcked,
     Rejected,
     Trigger,
@@ -102,10 +103,11 @@ def decide(registration: Registration | None, trigger: Trigger, timing: Timing) 
 
 
 def _introspected(registration: Registration | None, trigger: Introspected, timing: Timing) -> Decision | Ignored:
+    if registration is not None and registration.current_state.is_active():
+        return _refreshed(registration, trigger, timing)
     if registration is not None and not registration.current_state.can_transition_to(_S.PENDING_REGISTRATION):
-        why = "active" if registration.current_state.is_active() else "registration in progress"
-        expected = f"no row, or {' or '.join(SOURCES[_S.PENDING_REGISTRATION])}"
-        return _ignored(registration, trigger, expected, why=f"{why}: ")
+        expected = f"no row, or {' or '.join((_S.ACTIVE, *SOURCES[_S.PENDING_REGISTRATION]))}"
+        return _ignored(registration, trigger, expected, why="registration in progress: ")
     deadline = trigger.occurred_at + timing.ack_timeout
     events = (
         _following(Initiated, trigger, trigger.data),
@@ -116,12 +118,18 @@ def _introspected(registration: Registration | None, trigger: Introspected, timi
     return Decision(events, (intents.upsert(after, registration), intents.register(after)), after)
 
 
+def _refreshed(registration: Registration, trigger: Introspected, timing: Timing) -> Decision:
+    events = (_following(Refreshed, trigger, trigger.data),)
+    after = _after(registration, trigger, events, timing)
+    return Decision(events, (intents.update(after, registration), intents.register(after)), after)
+
+
 def _acked(registration: Registration, trigger: RegistrationAcked, timing: Timing) -> Decision | Ignored:
     match registration.current_state:
         case _S.ACCEPTED | _S.AWAITING_ACK:
             events = (_following(AckReceived, trigger), _following(Activated, trigger))
             after = _after(registration, trigger, events, timing)
-            return Decision(events, (intents.update(after, registration),), after)
+            return Decision(events, (intents.update(after, registration), intents.activate(after)), after)
         case _S.ACK_RECEIVED | _S.ACTIVE:
             why = "duplicate ack"
         case _S.PENDING_REGISTRATION:

@@ -157,6 +157,12 @@ class Activated(EventBase, frozen=True, kw_only=True, tag="registration.activate
     data: ActivatedData = ActivatedData()
 
 
+class Refreshed(EventBase, frozen=True, kw_only=True, tag="registration.refreshed"):
+    """An active node described itself anew: the description replaces the one before; the state stays."""
+
+    data: InitiatedData
+
+
 class Heartbeat(EventBase, frozen=True, kw_only=True, tag="node.heartbeat"):
     """The node sent a heartbeat."""
 
@@ -208,6 +214,7 @@ Fact = (
     | AckTimedOut
     | AckReceived
     | Activated
+    | Refreshed
     | Heartbeat
     | LivenessExpired
     | Recorded

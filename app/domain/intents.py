@@ -5,7 +5,7 @@ the projector writes in batches. The others leave through the outbox.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -72,23 +72,33 @@ class UpdateRegistration(Payload, frozen=True, kw_only=True, tag="postgres.updat
 
 
 class RegisterService(Payload, frozen=True, kw_only=True, tag="consul.register"):
-    """Make the node known to Consul; `version` is the row's."""
+    """Make the node known to Consul, `passing` or not yet; `version` is the row's.
+
+    The handler finds the node's address in the capabilities. Entries of earlier releases lack the last two.
+    """
 
     node_type: NodeType
     tags: tuple[str, ...]
     version: Version
+    capabilities: Capabilities = {}
+    passing: bool = False
+
+
+class ActivateService(RegisterService, frozen=True, kw_only=True, tag="consul.activate"):
+    """Tell Consul that the node is alive from now on; a Consul that does not know it is told all of it."""
 
 
 class DeregisterService(Payload, frozen=True, kw_only=True, tag="consul.deregister"):
     """Make Consul forget the node."""
 
 
-Intent = UpsertRegistration | UpdateRegistration | RegisterService | DeregisterService
+Intent = UpsertRegistration | UpdateRegistration | RegisterService | ActivateService | DeregisterService
 
 INTENT_CLASSES: tuple[type[Intent], ...] = (
     UpsertRegistration,
     UpdateRegistration,
     RegisterService,
+    ActivateService,
     DeregisterService,
 )
 INTENT_NAMES: tuple[str, ...] = tuple(str(cls.__struct_config__.tag) for cls in INTENT_CLASSES)
@@ -150,15 +160,27 @@ def update(registration: Registration, read: Registration) -> UpdateRegistration
 
 
 def register(registration: Registration) -> RegisterService:
-    """The intent to make the node known; tags are the strings among the capabilities' `tags`."""
+    """The intent to make the node known, as passing if it is active."""
+    return RegisterService(**_service(registration))
+
+
+def activate(registration: Registration) -> ActivateService:
+    """The intent to make Consul pass the node."""
+    return ActivateService(**_service(registration))
+
+
+def _service(registration: Registration) -> dict[str, Any]:
+    """The payload that describes a node; tags are the strings among the capabilities' `tags`."""
     tags = registration.capabilities.get("tags")
-    return RegisterService(
-        entity_id=registration.entity_id,
-        domain=registration.domain,
-        node_type=registration.node_type,
-        tags=tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
-        version=registration.version,
-    )
+    return {
+        "entity_id": registration.entity_id,
+        "domain": registration.domain,
+        "node_type": registration.node_type,
+        "tags": tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
+        "version": registration.version,
+        "capabilities": registration.capabilities,
+        "passing": registration.current_state.is_active(),
+    }
 
 
 def deregister(registration: Registration) -> DeregisterService:

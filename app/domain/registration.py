@@ -22,6 +22,7 @@ from app.domain.events import (
     LivenessExpired,
     Recorded,
     RecordedData,
+    Refreshed,
     Rejected,
     Time,
 )
@@ -144,8 +145,8 @@ def evolve(registration: Registration | None, event: Fact, timing: Timing) -> Re
             if event.data.capabilities is not None:
                 changes["capabilities"] = event.data.capabilities
             return _transition(registration, event, RegistrationState.ACTIVE, changes)
-        case Heartbeat():
-            return _heartbeat(registration, event, timing)
+        case Heartbeat() | Refreshed():
+            return _kept_state(registration, event, timing)
         case LivenessExpired():
             changes = {"liveness_timeout_emitted_at": event.occurred_at}
             return _transition(registration, event, RegistrationState.LIVENESS_EXPIRED, changes)
@@ -283,6 +284,25 @@ def _row(registration: Registration | None, event: Initiated | Recorded, data: R
         updated_at=event.occurred_at,
         correlation_id=event.correlation_id,
         version=1 if registration is None else registration.version + 1,
+    )
+
+
+def _kept_state(registration: Registration, event: Heartbeat | Refreshed, timing: Timing) -> Registration | Ignored:
+    """After an event that leads to no other state."""
+    if isinstance(event, Refreshed):
+        return _refreshed(registration, event)
+    return _heartbeat(registration, event, timing)
+
+
+def _refreshed(registration: Registration, event: Refreshed) -> Registration | Ignored:
+    if not registration.current_state.is_active():
+        return Ignored(f"{event.type} needs {RegistrationState.ACTIVE}; the state is {registration.current_state}")
+    return record(
+        registration,
+        event,
+        node_type=event.data.node_type,
+        node_version=event.data.node_version,
+        capabilities=event.data.capabilities,
     )
 
 

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from app.domain.intents import INTENT_NAMES
 from app.errors import StartError
-from app.outbound import consul, postgres
+from app.outbound import postgres
+from app.outbound.consul import handler as consul
 from app.settings import Settings
 
 log = logging.getLogger(__name__)

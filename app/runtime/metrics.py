@@ -51,8 +51,9 @@ FOLLOWING: tuple[tuple[str, str, Literal["livesum", "livemax"]], ...] = (
 )
 NOT_READ = "unknown"  # the type of what is not an event
 HTTP, KAFKA = "http", "kafka"  # sources of events; those of the sweep are in pqs_swept_total
-# The relay holds its connection while it sends, and who hears of commits as long as it listens: neither is slow.
-HOLDING = frozenset({"move", "hear"})
+# The relay holds its connection while it sends, the reconciler for a round, and who hears of commits as long as it
+# listens: none of them is slow.
+HOLDING = frozenset({"move", "round", "hear"})
 
 
 class Metrics(PoolObserver):

@@ -24,6 +24,8 @@ from app.settings.types import (
     Algorithms,
     BusKind,
     ConsulAddress,
+    ConsulMark,
+    ConsulPaths,
     DeadLetterRule,
     Duration,
     EventSource,
@@ -269,7 +271,20 @@ class Settings(BaseSettings):
     consul_key: File | None = Field(None, description="Its private key, a PEM file.")
     consul_namespace: Word | None = Field(None, description="The namespace in which Consul registers nodes.")
     consul_datacenter: Word | None = Field(None, description="Consul's datacenter, where it is not the agent's own.")
-
+    consul_mark: ConsulMark = Field(
+        "pqs",
+        description="The mark of this installation, in the Meta of its services; each one at a Consul needs its own.",
+    )
+    consul_address_from: ConsulPaths = Field(
+        "address,port", description="The paths of address and port in a node's capabilities; or one, to host:port."
+    )
+    consul_ttl: float = Field(90.0, ge=1, le=DAY, description="The seconds until a check that is not renewed fails.")
+    consul_remove_after: float = Field(
+        600.0, ge=60, le=DAY, description="The seconds until Consul removes a service whose check has failed."
+    )
+    consul_reconcile: float = Field(
+        60.0, ge=0.1, le=DAY, description="The seconds between two comparisons of Consul's services with the rows."
+    )
     changes: Logging = Field(
         Logging.TRANSITIONS,
         description="The events that the change log has: transitions (of states, and triggers), all, or off.",

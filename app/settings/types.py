@@ -214,6 +214,11 @@ OriginList = Annotated[
 _NAME = r"([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])"
 HostList = Annotated[str, _of_form(rf"\*|{_NAME}(,{_NAME})*|", "host names as a.example,b.example, or *, were")]
 Word = Annotated[str, _of_form(r"[!-~]{1,255}", "a word without blanks was")]
+ConsulMark = Annotated[
+    str, _of_form(r"[a-zA-Z0-9._-]{1,64}", "a mark (up to 64 letters, digits, dots, underscores or hyphens) was")
+]
+_PATH = r"[^.,\s]+(\.[^.,\s]+)*"
+ConsulPaths = Annotated[str, _of_form(rf"{_PATH}(,{_PATH})?", "paths as address,port or network.endpoint were")]
 # The options hold what nobody has thought of, and so perhaps a password: the error does not show them.
 _OPTION = r"[a-z0-9_.]+=(\\.|[^\\,])*"
 

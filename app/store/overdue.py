@@ -127,12 +127,14 @@ SELECT
         ORDER BY {deadline} LIMIT CAST(:most AS bigint)
     ) AS passed),
     (
-        SELECT min({deadline}) FROM {table}
+        SELECT {deadline} FROM {table}
         WHERE domain = CAST(:domain AS varchar) AND {due} AND {deadline} < CAST(:as_of AS timestamptz) AND {unheld}
+        ORDER BY {deadline} LIMIT 1
     ),
     (
-        SELECT min({deadline}) FROM {table}
+        SELECT {deadline} FROM {table}
         WHERE domain = CAST(:domain AS varchar) AND {due} AND {deadline} >= CAST(:as_of AS timestamptz) AND {unheld}
+        ORDER BY {deadline} LIMIT 1
     )
 """
 

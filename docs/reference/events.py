@@ -22,6 +22,7 @@ from app.domain.events import (
     Heartbeat,
     Recorded,
     RecordedData,
+    Refreshed,
     Trigger,
 )
 from app.domain.positions import Position
@@ -132,7 +133,7 @@ def states() -> str:
     arrows = [
         (before, after, type_of(cls))
         for cls in FACT_CLASSES
-        if cls not in {Recorded, Heartbeat, Forgotten}
+        if cls not in {Recorded, Heartbeat, Refreshed, Forgotten}
         for before, after in _ways(cls)
     ]
     lines = []
@@ -188,6 +189,8 @@ def _fact(cls: type[Fact]) -> str:
     elif cls is Heartbeat:
         others = [name for name in ROWS if name not in sources and name != NO_ROW]
         lead = f"any state but {code(others)} → the state stays"
+    elif cls is Refreshed:
+        lead = f"{_named(sources)} → the state stays"
     else:
         lead = f"{_named(sources)} → {code(targets)}"
     parts = [f"{paragraph(cls.__doc__)}\n\n**From → to:** {lead}.\n"]

@@ -78,6 +78,12 @@ ARRAY = [
 ]
 LATER: dict[str, Json] = {
     "registration.ack_timed_out": event_json("registration.ack_timed_out", 40, entity_id=SECOND),
+    "registration.refreshed": event_json(
+        "registration.refreshed",
+        90,
+        entity_id=FIRST,
+        data={"node_type": "compute", "node_version": "2.5.0", "capabilities": {"gpu": True, "cores": 96}},
+    ),
     "registration.liveness_expired": event_json("registration.liveness_expired", 120, entity_id=FIRST),
     "node.introspected": event_json(
         "node.introspected", 1, entity_id=FIFTH, data={"node_type": "gateway", "capabilities": {"tags": ["edge"]}}

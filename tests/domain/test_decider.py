@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from app.domain.decider import Deadline, Decision, decide, expire
 from app.domain.events import TRIGGER_CLASSES, AckTimedOut, Fact, Forgotten, LivenessExpired, Trigger
 from app.domain.intents import (
+    ActivateService,
     DeregisterService,
     Intent,
     Payload,
@@ -49,7 +50,7 @@ TRIGGER_TYPES = [str(cls.__struct_config__.tag) for cls in TRIGGER_CLASSES]
 REGISTERED = ["registration.initiated", "registration.accepted", "registration.ack_requested"]
 ACTIVATED = ["registration.ack_received", "registration.activated"]
 UPSERT, UPDATE = "postgres.upsert_registration", "postgres.update_registration"
-REGISTER, DEREGISTER = "consul.register", "consul.deregister"
+REGISTER, ACTIVATE, DEREGISTER = "consul.register", "consul.activate", "consul.deregister"
 
 # For each trigger and state (None: no row) the events that follow, or how the reason begins why none do.
 TABLE: dict[str, dict[RegistrationState | None, list[str] | str]] = {
@@ -61,7 +62,7 @@ TABLE: dict[str, dict[RegistrationState | None, list[str] | str]] = {
         REJECTED: REGISTERED,
         ACK_TIMED_OUT: REGISTERED,
         ACK_RECEIVED: "registration in progress",
-        ACTIVE: "active",
+        ACTIVE: ["registration.refreshed"],
         LIVENESS_EXPIRED: REGISTERED,
     },
     "node.registration_acked": {
@@ -101,14 +102,14 @@ TABLE: dict[str, dict[RegistrationState | None, list[str] | str]] = {
 }
 INTENTS = {
     "node.introspected": [UPSERT, REGISTER],
-    "node.registration_acked": [UPDATE],
+    "node.registration_acked": [UPDATE, ACTIVATE],
     "node.heartbeat": [UPDATE],
     "node.deregistered": [UPDATE, DEREGISTER],
     "registration.forgotten": [UPSERT, DEREGISTER],
 }
 # What an ignored trigger was waiting for, as its reason says it.
 EXPECTED = {
-    "node.introspected": "no row, or rejected or ack_timed_out or liveness_expired",
+    "node.introspected": "no row, or active or rejected or ack_timed_out or liveness_expired",
     "node.registration_acked": "accepted or awaiting_ack",
     "node.heartbeat": "a state that is not terminal",
     "node.deregistered": "pending_registration or accepted or awaiting_ack or active",
@@ -178,7 +179,8 @@ def test_the_events_and_intents_that_the_table_names_follow(type_: str, state: R
     """A decision has exactly the table's events and intents, in the table's order."""
     decision = decided(standing(state), sent(type_))
     assert [each.type for each in decision.events] == TABLE[type_][state]
-    assert names(decision.intents) == INTENTS[type_]
+    refreshes = type_ == "node.introspected" and state is ACTIVE
+    assert names(decision.intents) == ([UPDATE, REGISTER] if refreshes else INTENTS[type_])
 
 
 @pytest.mark.parametrize(("type_", "state"), [cell for cell in IGNORED if cell[1] is not None])
@@ -270,10 +272,32 @@ def test_a_heartbeat_that_is_not_newer_is_ignored_in_evolves_words() -> None:
     ids=["strings", "others among them", "one string", "an object", "none"],
 )
 def test_a_node_is_registered_in_consul_with_its_tags(capabilities: Json, tags: tuple[str, ...]) -> None:
-    """Consul is told type, domain, the strings among the capabilities' tags, and the row's new version."""
+    """Type, domain, capabilities, the strings among their tags, and the version that the row has then; not alive yet.
+
+    Its ack makes it pass.
+    """
     data = {"node_type": "gpu", "capabilities": capabilities}
-    intent = decided(row(REJECTED), sent("node.introspected", data, domain="edge")).intents[1]
-    assert intent == RegisterService(entity_id=NODE, domain="edge", node_type="gpu", tags=tags, version=24)
+    decision = decided(row(REJECTED), sent("node.introspected", data, domain="edge"))
+    described: Json = {"entity_id": NODE, "domain": "edge", "node_type": "gpu", "tags": tags}
+    described["capabilities"] = capabilities
+    assert decision.intents[1] == RegisterService(**described, version=24)
+    acked = decided(decision.row, sent("node.registration_acked", domain="edge"))
+    assert acked.intents[1] == ActivateService(**described, version=26, passing=True)
+
+
+def test_an_active_node_that_describes_itself_anew_is_refreshed() -> None:
+    """Its type, version and capabilities are replaced, its state and deadlines stay, and Consul hears of its tags."""
+    before = row(ACTIVE)
+    data: Json = {"node_type": "gpu", "node_version": "3.1", "capabilities": {"tags": ["new"]}}
+    decision = decided(before, sent("node.introspected", data))
+    assert {name for name in before.__struct_fields__ if getattr(decision.row, name) != getattr(before, name)} == {
+        *data,
+        *("last_applied_event_id", "last_applied_sequence", "updated_at", "correlation_id", "version"),
+    }
+    assert {name: getattr(decision.row, name) for name in data} == data
+    intent = decision.intents[1]
+    assert isinstance(intent, RegisterService)
+    assert (intent.tags, intent.passing) == (("new",), True)
 
 
 def test_a_node_that_leaves_is_forgotten_by_consul() -> None:

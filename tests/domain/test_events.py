@@ -25,6 +25,7 @@ FIELDS = {
     "registration.ack_timed_out": set(),
     "registration.ack_received": set(),
     "registration.activated": {"liveness_deadline", "capabilities"},
+    "registration.refreshed": {"node_type*", "node_version", "capabilities"},
     "node.heartbeat": {"heartbeat_at", "liveness_deadline"},
     "registration.liveness_expired": set(),
     "registration.recorded": {
@@ -53,8 +54,8 @@ def test_there_are_fourteen_event_types() -> None:
 
 
 def test_a_heartbeat_and_a_forget_are_both_facts_and_triggers() -> None:
-    """Of the types eleven are facts and five are triggers: the heartbeat and the forget are both."""
-    assert (len(FACT_CLASSES), len(TRIGGER_CLASSES)) == (11, 5)
+    """Twelve types are facts and five are triggers; what comes in is one of either."""
+    assert (len(FACT_CLASSES), len(TRIGGER_CLASSES)) == (12, 5)
     assert set(FACT_CLASSES) & set(TRIGGER_CLASSES) == {Forgotten, Heartbeat}
     assert set(EVENT_CLASSES) == {*FACT_CLASSES, *TRIGGER_CLASSES}
 

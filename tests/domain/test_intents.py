@@ -1,12 +1,21 @@
 """Intents: their names and their JSON form."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from app.domain import intents
 from app.domain.decider import Deadline, Decision, decide, expire
 from app.domain.events import TRIGGER_CLASSES, Trigger
-from app.domain.intents import INTENT_NAMES, DeregisterService, Intent, RegisterService, UpdateRegistration
+from app.domain.intents import (
+    INTENT_NAMES,
+    ActivateService,
+    DeregisterService,
+    Intent,
+    RegisterService,
+    UpdateRegistration,
+)
 from app.domain.registration import Timing
 from app.domain.states import RegistrationState
 from tests.making import NODE, event, row, when
@@ -14,12 +23,13 @@ from tests.making import NODE, event, row, when
 ACTIVE = RegistrationState.ACTIVE
 
 
-def test_there_are_four_intents() -> None:
-    """Of the four intents two are PostgreSQL's and two are Consul's."""
+def test_there_are_five_intents() -> None:
+    """Two are the database's and three are Consul's."""
     assert INTENT_NAMES == (
         "postgres.upsert_registration",
         "postgres.update_registration",
         "consul.register",
+        "consul.activate",
         "consul.deregister",
     )
 
@@ -72,9 +82,11 @@ def test_a_difference_is_computed_when_somebody_asks() -> None:
 
 
 def test_consul_is_told_who_and_what() -> None:
-    """A registration in Consul has entity, domain, type, tags and version; a deregistration entity and domain."""
-    node = row(ACTIVE, domain="edge", node_type="gpu", capabilities={"tags": ["a", "b"]})
-    assert intents.register(node) == RegisterService(
-        entity_id=NODE, domain="edge", node_type="gpu", tags=("a", "b"), version=21
-    )
+    """Entity, domain, type, tags, capabilities and version to register; entity and domain to deregister."""
+    capabilities: dict[str, object] = {"tags": ["a", "b"], "address": "10.0.0.7"}
+    node = row(ACTIVE, domain="edge", node_type="gpu", capabilities=capabilities)
+    described: dict[str, Any] = {"entity_id": NODE, "domain": "edge", "node_type": "gpu", "tags": ("a", "b")}
+    described |= {"version": 21, "capabilities": capabilities, "passing": True}
+    assert intents.register(node) == RegisterService(**described)
+    assert intents.activate(node) == ActivateService(**described)
     assert intents.deregister(node) == DeregisterService(entity_id=NODE, domain="edge")

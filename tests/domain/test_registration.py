@@ -77,6 +77,7 @@ TABLE: dict[str, dict[RegistrationState | None, RegistrationState]] = {
     "registration.ack_timed_out": dict.fromkeys([ACCEPTED, AWAITING_ACK], ACK_TIMED_OUT),
     "registration.ack_received": dict.fromkeys([ACCEPTED, AWAITING_ACK], ACK_RECEIVED),
     "registration.activated": {ACK_RECEIVED: ACTIVE},
+    "registration.refreshed": {ACTIVE: ACTIVE},
     "node.heartbeat": {state: state for state in ALIVE},
     "registration.liveness_expired": {ACTIVE: LIVENESS_EXPIRED},
     "registration.recorded": dict.fromkeys(ANYTHING, ACTIVE),
@@ -109,6 +110,7 @@ SETS: dict[str, dict[str, object]] = {
     "registration.ack_timed_out": {"ack_timeout_emitted_at": OCCURRED_AT},
     "registration.ack_received": {"ack_deadline": None},
     "registration.activated": {"liveness_deadline": when(SEQUENCE + 61), "liveness_timeout_emitted_at": None},
+    "registration.refreshed": {"node_type": "compute", "node_version": "1.0.0", "capabilities": {}},
     "node.heartbeat": {
         "last_heartbeat_at": OCCURRED_AT,
         "liveness_deadline": when(SEQUENCE + 91),
@@ -127,6 +129,7 @@ EXPECTED = {
     "registration.ack_timed_out": "accepted or awaiting_ack",
     "registration.ack_received": "accepted or awaiting_ack",
     "registration.activated": "ack_received",
+    "registration.refreshed": "active",
     "node.heartbeat": "a state that is not terminal",
     "registration.liveness_expired": "active",
 }
@@ -136,7 +139,7 @@ CELLS = list(product(FACT_TYPES, ANYTHING))
 def test_the_table_is_whole() -> None:
     """The table has a row for every event type, and a cell for every state and for a missing row."""
     assert set(TABLE) == set(SETS) == set(FACT_TYPES)
-    assert len(CELLS) == 11 * 9
+    assert len(CELLS) == 12 * 9
 
 
 @pytest.mark.parametrize(("type_", "state"), [cell for cell in CELLS if cell[1] in TABLE[cell[0]]])

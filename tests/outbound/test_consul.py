@@ -7,18 +7,22 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import pairwise
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from app.concurrency.breaker import FAILURES, CircuitBreaker
-from app.domain.intents import DeregisterService, RegisterService, UpdateRegistration
+from app.domain.intents import ActivateService, DeregisterService, Intent, RegisterService, UpdateRegistration
 from app.errors import EffectDownError, IntentError, NotNowError, UnavailableError
-from app.outbound.consul import ATTEMPTS, Consul
-from tests.consul import Agent, consul
+from app.outbound.consul import Consul
+from app.outbound.consul.handler import ATTEMPTS
+from tests.consul import Agent, cluster, consul
 from tests.making import NODE, node
 
 PATIENCE = 60.0  # seconds; only a test that fails waits that long
 ID = f"registration.{NODE}"
 REGISTER = RegisterService(entity_id=NODE, domain="registration", node_type="gpu", tags=("a", "ü"), version=3)
+ACTIVATE = ActivateService(entity_id=NODE, domain="registration", node_type="gpu", tags=(), version=5, passing=True)
 DEREGISTER = DeregisterService(entity_id=NODE, domain="registration")
 
 
@@ -42,13 +46,35 @@ async def handler(url: str, **options: object) -> AsyncIterator[Consul]:
 
 
 async def test_a_node_is_registered_as_a_service(agent: Agent) -> None:
-    """A service has domain and entity id as ID, node type as Name, the node's Tags, domain and version as Meta."""
+    """ID is domain and entity id, Name the node type, Tags the node's, Meta the mark, the domain and the version."""
     async with handler(agent.url) as consul:
         await consul.handle(REGISTER)
-    assert agent.services == {
-        ID: {"ID": ID, "Name": "gpu", "Tags": ["a", "ü"], "Meta": {"domain": "registration", "version": "3"}}
+    [service] = agent.services.values()
+    assert {name: service[name] for name in ("ID", "Name", "Tags", "Meta")} == {
+        "ID": ID,
+        "Name": "gpu",
+        "Tags": ["a", "ü"],
+        "Meta": {"registered_by": "pqs", "domain": "registration", "version": "3"},
     }
-    assert agent.wrong == []
+    assert (agent.wrong, agent.statuses) == ([], {ID: "critical"})
+
+
+async def test_a_node_passes_from_its_activation_on(agent: Agent) -> None:
+    """Its check is set; a node that Consul does not know is registered, and passes at once."""
+    other = f"registration.{node(1)}"
+    async with handler(agent.url) as consul:
+        await consul.handle(REGISTER)
+        await consul.handle(ACTIVATE)
+        await consul.handle(replace(ACTIVATE, entity_id=node(1)))
+    assert (agent.statuses, agent.updates) == ({ID: "passing", other: "passing"}, [ID])
+
+
+async def test_an_old_message_of_the_outbox_is_still_carried_out(agent: Agent) -> None:
+    """Before this release, a registration had no capabilities, and did not say whether the node is active."""
+    old = {"intent": "consul.register", "entity_id": str(NODE), "domain": "d", "node_type": "gpu", "tags": ["a"]}
+    async with handler(agent.url) as consul:
+        await consul.handle(msgspec.convert(old | {"version": 1}, Intent))
+    assert list(agent.services) == [f"d.{NODE}"]
 
 
 async def test_a_node_is_deregistered(agent: Agent) -> None:
@@ -219,3 +245,37 @@ async def test_a_proxy_of_the_environment_is_passed_by(agent: Agent, monkeypatch
     async with handler(agent.url) as consul:
         await consul.handle(REGISTER)
     assert list(agent.services) == [ID]
+
+
+@pytest.mark.parametrize("said", ["Unknown service", "CheckID does not have associated TTL"])
+async def test_an_old_agent_says_with_a_500_that_it_does_not_know_a_service(agent: Agent, said: str) -> None:
+    """That counts as unknown, too."""
+    agent.unknown = (500, said)
+    async with handler(agent.url) as consul:
+        await consul.handle(DEREGISTER)
+        await consul.handle(ACTIVATE)
+    assert agent.statuses == {ID: "passing"}
+
+
+@pytest.mark.parametrize("agents", [2, 3])
+async def test_a_404_of_one_agent_is_not_the_end_of_it(agents: int) -> None:
+    """Behind a balancer a service is found wherever it is, and only once nobody has it it is registered."""
+    with cluster(agents) as some:
+        for number in range(4):
+            entity_id = node(number)
+            async with handler(some.agents[-1].url) as at_one:
+                await at_one.handle(replace(REGISTER, entity_id=entity_id))
+            async with handler(some.url) as consul:
+                await consul.handle(replace(ACTIVATE, entity_id=entity_id))
+                assert some.passing() == [f"registration.{entity_id}"]
+                await consul.handle(replace(DEREGISTER, entity_id=entity_id))
+                assert some.catalog.ids() == []
+
+
+async def test_what_is_no_catalog_is_not_taken_for_an_empty_one(agent: Agent) -> None:
+    """A proxy that answers with a page of its own makes nobody register everything anew."""
+    async with handler(agent.url) as consul:
+        await consul.handle(REGISTER)
+        agent.page = "<html>"
+        with pytest.raises(NotNowError, match=r"^Consul answers /v1/catalog/services with something else: "):
+            await consul.services()

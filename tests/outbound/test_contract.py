@@ -39,6 +39,7 @@ def test_the_shipped_contract_has_every_intent() -> None:
         ("postgres.upsert_registration", "postgres"),
         ("postgres.update_registration", "postgres"),
         ("consul.register", "consul"),
+        ("consul.activate", "consul"),
         ("consul.deregister", "consul"),
     ]
     assert tuple(SHIPPED.intents) == INTENT_NAMES
@@ -49,6 +50,7 @@ def test_what_runs_after_the_transaction_leaves_through_the_outbox() -> None:
     """Consul's intents leave through the outbox; PostgreSQL's are carried out within the transaction."""
     assert after_the_transaction(route(SHIPPED, EVERYTHING)) == {
         "consul.register": "consul",
+        "consul.activate": "consul",
         "consul.deregister": "consul",
     }
 
@@ -58,6 +60,7 @@ def test_without_consul_its_intents_are_off() -> None:
     routes = routes_of(read_settings())
     assert routes[2:] == [
         Route("consul.register", OFF, "consul", after=False),
+        Route("consul.activate", OFF, "consul", after=False),
         Route("consul.deregister", OFF, "consul", after=False),
     ]
     assert after_the_transaction(routes) == {}
@@ -66,16 +69,15 @@ def test_without_consul_its_intents_are_off() -> None:
 def test_with_consul_its_intents_are_on() -> None:
     """Consul's intents are on if PQS_CONSUL_URL is set."""
     routes = routes_of(read_settings({"consul_url": "http://127.0.0.1:8500"}))
-    assert set(after_the_transaction(routes)) == {"consul.register", "consul.deregister"}
+    assert set(after_the_transaction(routes)) == {"consul.register", "consul.activate", "consul.deregister"}
 
 
 def test_the_log_says_what_is_off(caplog: pytest.LogCaptureFixture) -> None:
     """Each missing resource is logged in one line with the intents that need it."""
     with caplog.at_level(logging.INFO, logger="app.outbound.contract"):
         log_what_is_off(route(SHIPPED, {"database"}))
-    assert caplog.messages == [
-        "consul (PQS_CONSUL_URL) is not set: these intents are not carried out: consul.register, consul.deregister"
-    ]
+    off = "consul.register, consul.activate, consul.deregister"
+    assert caplog.messages == [f"consul (PQS_CONSUL_URL) is not set: these intents are not carried out: {off}"]
     log_what_is_off(route(SHIPPED, EVERYTHING))
     assert len(caplog.messages) == 1
 
@@ -135,6 +137,6 @@ def test_a_file_that_is_no_contract_is_named(tmp_path: Path, written: str, inste
 def test_everything_that_is_wrong_is_named_at_once() -> None:
     """One message names all mistakes of the contract."""
     with pytest.raises(StartError) as refused:
-        route(contract(consul__register=None, consul__deregister="nomad"), set())
+        route(contract(consul__register=None, consul__activate=None, consul__deregister="nomad"), set())
     said = str(refused.value)
     assert all(name in said for name in INTENT_NAMES)

@@ -137,7 +137,14 @@ async def test_an_intent_says_what_its_handler_needs(sending: Projector, databas
     assert (first.id, second.id) == (uuid5(requested.id, "consul.register"), uuid5(timed_out.id, "consul.deregister"))
     read = [INTENT.decode(msgspec.json.encode(each.data)) for each in (first, second)]
     assert read == [
-        RegisterService(entity_id=NODE, domain="registration", node_type="gpu", tags=("a", "b"), version=3),
+        RegisterService(
+            entity_id=NODE,
+            domain="registration",
+            node_type="gpu",
+            tags=("a", "b"),
+            version=3,
+            capabilities={"tags": ["a", "b"]},
+        ),
         DeregisterService(entity_id=NODE, domain="registration"),
     ]
 

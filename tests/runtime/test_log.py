@@ -232,7 +232,7 @@ def test_each_request_has_its_console_line(database_url: str, tmp_path: Path) ->
         client.get("/v1/state-counts", headers={"x-correlation-id": CORRELATION_ID})
         until(lambda: service.log.count("\n") == 3, "the line is written")
         at = r"[\d-]+ [\d:,]+ INFO    "
-        intents = "consul.register, consul.deregister"
+        intents = "consul.register, consul.activate, consul.deregister"
         off = rf"{at}consul \(PQS_CONSUL_URL\) is not set: these intents are not carried out: {intents} \[-\]\n"
         start = rf"{at}starting: version .*, revision {HEAD}, listeners 127.0.0.1:\d+, .*\[-\]\n"
         line = rf"{at}GET /v1/state-counts 200 [\d.]+ ms anyone 127\.0\.0\.1 \[{CORRELATION_ID}\]\n"
