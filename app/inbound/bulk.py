@@ -6,6 +6,7 @@ is killed loses nothing, and another one goes on.
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from msgspec.structs import replace
 
@@ -53,18 +54,15 @@ class BulkCalls(Worker):
         stopping = asyncio.create_task(self._wake_at(stop))
         try:
             while not stop.is_set():
+                await set_within(self._look, POLL)
                 self._look.clear()
                 try:
-                    run = await self._database.write(letter_runs.take)
-                    if run is not None:
-                        await self._carry_out(run, stop)
-                        continue
-                except _LostError:
-                    continue
+                    while not stop.is_set() and (run := await self._database.write(letter_runs.take)) is not None:
+                        with suppress(_LostError):
+                            await self._carry_out(run, stop)
                 except Exception as error:  # no error may end the worker
                     unexpected = None if isinstance(error, PqsError) else error
                     log.warning("a bulk call over dead letters waits: %s", error, exc_info=unexpected)
-                await set_within(self._look, POLL)
         finally:
             stopping.cancel()
             await asyncio.wait([stopping])

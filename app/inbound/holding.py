@@ -61,15 +61,15 @@ class Sorting:
         self.letters: list[Letter] = []
         self._begin({})
 
-    def _begin(self, queues: dict[UUID, int]) -> None:
-        self._queues = queues  # of the held entities: the messages that wait for each
+    def _begin(self, queues: dict[bytes, int]) -> None:
+        self._queues = queues  # of the held entities, by the bytes of their ids: the messages that wait for each
         self._room: int | None = None  # for further held entities, once it is known
         self._fates = [
             Fate.APPLIED if isinstance(each, EventBase) else Fate.NOTHING if each is None else Fate.DEAD
             for each in self._decoded
         ]
-        self._holding: dict[UUID, int] = {}  # the entities that are held from now on, and the place of the letter
-        self._passed: Counter[UUID] = Counter()
+        self._holding: dict[bytes, int] = {}  # the entities that are held from now on, and the place of the letter
+        self._passed: Counter[bytes] = Counter()
         self._crowded: set[int] = set()  # places of letters that hold nothing, as too many entities are held already
 
     @property
@@ -87,7 +87,7 @@ class Sorting:
         self._begin({})
         if self._holds:
             if await held.is_any(connection):
-                entities = {self._entity(*each) for each in zip(*self._both, strict=True)} - {None}
+                entities = (self._entity(*each) for each in zip(*self._both, strict=True))
                 self._begin(await held.lock(connection, [each for each in entities if each is not None]))
             if self._any_unfit or self._queues:
                 await self._sort(connection)
@@ -115,13 +115,13 @@ class Sorting:
             if fate is not Fate.APPLIED:
                 continue
             each, result = self._decoded[place], next(of_events)
-            if refusal(result) is None or isinstance(each, Heartbeat) or result.entity_id in self._queues:
+            if refusal(result) is None or isinstance(each, Heartbeat) or result.entity_id.bytes in self._queues:
                 continue
-            behind = self._holding.get(result.entity_id)
+            behind = self._holding.get(result.entity_id.bytes)
             if behind is None:
-                await self._hold(connection, result.entity_id, place)
+                await self._hold(connection, result.entity_id.bytes, place)
             elif place < behind:  # the message behind which it was to be held waits, too
-                self._holding[result.entity_id] = place
+                self._holding[result.entity_id.bytes] = place
         await self._sort(connection)
         return None if self._fates.count(Fate.HELD) == before else self._events
 
@@ -133,21 +133,22 @@ class Sorting:
             entity_id = self._entity(self._messages[place], each)
             if entity_id is None or (isinstance(each, Unfit) and not self._is_transition(place)):
                 continue
-            behind = self._holding.get(entity_id)
-            if entity_id in self._queues or (behind is not None and behind < place):
-                if waiting[entity_id] < held.MAX_MESSAGES:
-                    waiting[entity_id] += 1
+            key = entity_id.bytes
+            behind = self._holding.get(key)
+            if key in self._queues or (behind is not None and behind < place):
+                if waiting[key] < held.MAX_MESSAGES:
+                    waiting[key] += 1
                     self._fates[place] = Fate.HELD
                 else:
-                    self._passed[entity_id] += 1
+                    self._passed[key] += 1
             elif isinstance(each, Unfit) and behind is None:
-                await self._hold(connection, entity_id, place)
+                await self._hold(connection, key, place)
 
-    async def _hold(self, connection: Connection, entity_id: UUID, place: int) -> None:
+    async def _hold(self, connection: Connection, key: bytes, place: int) -> None:
         if self._room is None:
             self._room = await held.room(connection)
         if len(self._holding) < self._room:
-            self._holding[entity_id] = place
+            self._holding[key] = place
         else:
             self._crowded.add(place)
 
@@ -193,11 +194,11 @@ class Sorting:
             log.warning(
                 "message moved to the dead letters: %s-%s@%s: %s", each.topic, each.partition, each.offset, each.error
             )
-        for entity_id, number in self._passed.items():
+        for key, number in self._passed.items():
             log.warning(
                 "%d messages of entity %s passed its dead letter: %d wait already",
                 number,
-                entity_id,
+                UUID(bytes=key),
                 held.MAX_MESSAGES,
             )
         if self._crowded:

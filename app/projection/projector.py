@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Protocol, cast
-from uuid import UUID
 
 from msgspec.structs import replace
 
@@ -246,7 +245,7 @@ class Projector:
             folded = await self._fold(connection, events, by_position=by_position, lock=lock)
             if not any(result.version is None or result.outcome in _NOT_YET for result in folded.results):
                 return folded
-        held, self._some_held = await held_entities.find(connection, {event.entity_id for event in events})
+        held, self._some_held = await held_entities.find(connection, [event.entity_id for event in events])
         return await self._fold(connection, events, by_position=by_position, lock=lock, held=held)
 
     async def _fold(
@@ -256,7 +255,7 @@ class Projector:
         *,
         by_position: bool,
         lock: bool,
-        held: Collection[UUID] = (),
+        held: Collection[bytes] = (),
     ) -> Fold:
         names = {event.key: (event.entity_id, event.domain) for event in events}
         rows = await self._store.get_entity_states(connection, list(names.values()), lock=lock)
@@ -265,7 +264,7 @@ class Projector:
         folded = fold(
             projection,
             rows,
-            [event for event in events if event.entity_id not in held] if held else events,
+            [event for event in events if event.entity_id.bytes not in held] if held else events,
             timing,
             by_position=by_position,
             log=self._log.log,
@@ -276,7 +275,7 @@ class Projector:
             return folded
         others = iter(folded.results)
         results = [
-            held_result(projection, event, rows.get(event.key)) if event.entity_id in held else next(others)
+            held_result(projection, event, rows.get(event.key)) if event.entity_id.bytes in held else next(others)
             for event in events
         ]
         return replace(folded, results=results)

@@ -25,7 +25,7 @@ SELECT needed, name FROM (VALUES
     ('workflow_actions', 'SELECT,INSERT,UPDATE,DELETE'),
     ('outbox', 'SELECT,INSERT,UPDATE,DELETE'),
     ('watermarks', 'SELECT,INSERT,UPDATE,DELETE'),
-    ('dead_letters', 'SELECT,INSERT,DELETE'),
+    ('dead_letters', 'SELECT,INSERT,UPDATE,DELETE'),
     ('held_entities', 'SELECT,INSERT,UPDATE,DELETE'),
     ('held_messages', 'SELECT,INSERT,DELETE'),
     ('dead_letter_runs', 'SELECT,INSERT,UPDATE,DELETE'),

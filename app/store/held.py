@@ -6,6 +6,7 @@ Who adds to a queue, or ends it, locks its entity's row first (`lock`, `get_queu
 that another transaction is emptying, and none overtakes it.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import cast
@@ -197,15 +198,18 @@ async def is_any(connection: Connection) -> bool:
     return cast("bool", await ANY.value(connection))
 
 
-async def find(connection: Connection, ids: Collection[UUID]) -> tuple[set[UUID], bool]:
-    """The held ones of these entities, and whether any entity is held."""
-    rows = await FIND.rows(connection, ids=list(ids))
-    return {row[0] for row in rows if row[0] is not None}, bool(rows)
+async def find(connection: Connection, ids: Sequence[UUID]) -> tuple[set[bytes], bool]:
+    """The held ones of these entities, as the bytes of their ids, and whether any entity is held."""
+    rows = await FIND.rows(connection, ids=ids)
+    return {row[0].bytes for row in rows if row[0] is not None}, bool(rows)
 
 
-async def lock(connection: Connection, ids: Collection[UUID]) -> dict[UUID, int]:
-    """The held ones of these entities, with the number of their messages; locked until the transaction ends."""
-    return {row[0]: row[1] for row in await LOCK.rows(connection, ids=list(ids))}
+async def lock(connection: Connection, ids: Sequence[UUID]) -> dict[bytes, int]:
+    """The held ones of these entities, with the number of their messages; locked until the transaction ends.
+
+    The keys are the bytes of their ids, as everywhere: senders choose ids, and the hashes of UUIDs can collide.
+    """
+    return {row[0].bytes: row[1] for row in await LOCK.rows(connection, ids=ids)}
 
 
 async def count(connection: Connection) -> int:
@@ -218,12 +222,12 @@ async def room(connection: Connection) -> int:
     return MAX_ENTITIES - await count(connection)
 
 
-async def hold(connection: Connection, letters: dict[UUID, KafkaMessage]) -> None:
+async def hold(connection: Connection, letters: dict[bytes, KafkaMessage]) -> None:
     """Hold entities, each behind a letter that is stored already."""
     messages = letters.values()
     await HOLD.rows(
         connection,
-        ids=list(letters),
+        ids=[UUID(bytes=key) for key in letters],
         topics=[each.topic for each in messages],
         partitions=[each.partition for each in messages],
         offsets=[each.offset for each in messages],
@@ -231,7 +235,7 @@ async def hold(connection: Connection, letters: dict[UUID, KafkaMessage]) -> Non
 
 
 async def append(
-    connection: Connection, waiting: Sequence[tuple[UUID, KafkaMessage]], passed: dict[UUID, int]
+    connection: Connection, waiting: Sequence[tuple[UUID, KafkaMessage]], passed: dict[bytes, int]
 ) -> None:
     """Append messages to the queues of their entities, and count those that have passed."""
     messages = [message for _, message in waiting]
@@ -245,15 +249,13 @@ async def append(
         values=[each.value for each in messages],
         headers=[msgspec.json.encode(each.headers or []) for each in messages],
     )
-    numbers: dict[UUID, int] = {}
-    for entity_id, _ in waiting:
-        numbers[entity_id] = numbers.get(entity_id, 0) + 1
-    ids = sorted({*numbers, *passed})
+    numbers = Counter(entity_id.bytes for entity_id, _ in waiting)
+    keys = sorted({*numbers, *passed})
     await GROW.rows(
         connection,
-        ids=ids,
-        messages=[numbers.get(id_, 0) for id_ in ids],
-        passed=[passed.get(id_, 0) for id_ in ids],
+        ids=[UUID(bytes=key) for key in keys],
+        messages=[numbers[key] for key in keys],
+        passed=[passed.get(key, 0) for key in keys],
     )
 
 

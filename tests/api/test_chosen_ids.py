@@ -10,6 +10,8 @@ import httpx
 import msgspec
 import pytest
 
+from app.store.database import Database
+from tests.inbound.test_holding import Log, poisoned
 from tests.making import event_json
 
 MODULUS = 2**61 - 1
@@ -54,3 +56,15 @@ async def test_no_id_is_the_key_of_a_dictionary(shared: httpx.AsyncClient) -> No
     assert [each["entity_id"] for each in found["items"]] == [str(each) for each in COLLIDING]
     assert found["missing"] == [str(UUID(int=7))]
     assert (await shared.get(f"/v1/entities/{first}")).json()["last_applied_event_id"] == trigger["event_id"]
+
+
+@pytest.mark.usefixtures("unhashable")
+async def test_nor_is_that_of_a_held_entity(client: httpx.AsyncClient, database: Database) -> None:
+    """Messages wait, and events over HTTP are refused, without hashing a UUID."""
+    log = Log(database)
+    await log.take(*(poisoned(event_json("registration.initiated", 1, entity_id=each)) for each in COLLIDING))
+    await log.take(*(event_json("node.heartbeat", 2, entity_id=each) for each in COLLIDING))
+    events = [event_json("registration.initiated", 3, entity_id=each) for each in COLLIDING]
+    answered = await client.post("/v1/events", content=msgspec.json.encode(events), headers=JSON)
+    assert answered.json()["summary"]["conflict"] == len(COLLIDING)
+    assert [await log.number(each) for each in ("held_entities", "held_messages")] == [len(COLLIDING)] * 2
