@@ -14,6 +14,7 @@ from app.api import (
     acts,
     audit,
     changes,
+    console,
     context,
     counts,
     dead_letters,
@@ -145,6 +146,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.room = Room(max(settings.body_memory, PART_OF_A_PEER * settings.max_body))
     problems.install(app)
     document.install(app, issuer=settings.oidc_issuer)
+    console.install_console(app, settings)
     return app
 
 

@@ -7,7 +7,9 @@ from app.access.refusals import ForbiddenError
 from app.api.asgi import Scope
 from app.errors import UnavailableError
 
-OPEN_PATHS = frozenset({"/livez", "/readyz"})  # answered to everybody
+# Answered to everybody: the health, and the console, whose files say nothing of the data and let people sign in.
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/ui"})
+CONSOLE = "/ui/"
 NOBODY = Principal("-", Grant(frozenset()), unlimited=True)  # the caller of an open call who has no good key
 
 
@@ -39,7 +41,8 @@ class Entrance:
         found = await self.guard.authenticate(scope["headers"], scope["query_string"])
         if isinstance(found, Principal):
             return found
-        is_open = scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS"
+        path: str = scope["path"]
+        is_open = path in OPEN_PATHS or path.startswith(CONSOLE) or scope["method"] == "OPTIONS"
         if is_open and not isinstance(found, ForbiddenError):
             return NOBODY
         raise found

@@ -23,6 +23,7 @@ from app.settings.types import (
     Address,
     Algorithms,
     BusKind,
+    ConsoleMode,
     ConsulAddress,
     ConsulMark,
     ConsulPaths,
@@ -190,6 +191,10 @@ class Settings(BaseSettings):
     public_url: PublicUrl | None = Field(
         None,
         description="Where a proxy serves this service, as https://host/prefix; for OpenAPI, and for its own pages.",
+    )
+    console: ConsoleMode = Field(
+        ConsoleMode.ON,
+        description="The pages at `/ui`: on, read-only (they change nothing), or off.",
     )
     # Who is let in, and over which wires.
     auth: Posture = Field(

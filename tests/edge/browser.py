@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from tests.edge.programs import program
 
@@ -29,14 +29,21 @@ class Browsing:
 
 
 @contextmanager
-def browsing() -> Iterator[Browsing]:
-    """An empty page in a browser of its own. The test is skipped where no Chromium is installed."""
+def chromium() -> Iterator[Browser]:
+    """A browser. The test is skipped where no Chromium is installed."""
     executable = program(*NAMES)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=executable, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         try:
-            yield Browsing(browser.new_page())
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def browsing() -> Iterator[Browsing]:
+    """An empty page in a browser of its own."""
+    with chromium() as browser:
+        yield Browsing(browser.new_page())
