@@ -30,6 +30,7 @@ from app.api import (
     overview,
     problems,
     queries,
+    system,
     watermarks,
     workflows,
 )
@@ -138,6 +139,7 @@ def create_app(settings: Settings) -> FastAPI:
         letter_runs,
         dead_letters,
         audit,
+        system,
         health,
     )
     for resource in resources:

@@ -95,6 +95,7 @@ class Service:
     replica: Replica | None  # its lag
     readiness: Readiness
     rates: Rates
+    pools: Sequence[Database]  # all of this process
 
 
 class Parts:
@@ -222,6 +223,7 @@ class Parts:
             lag,
             Readiness(database, on_replica),
             rates,
+            self._databases,
         )
 
     def _writing(self, database: Database, clock: DatabaseClock) -> tuple[Projector, Writer, dict[str, Database]]:

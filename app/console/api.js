@@ -100,10 +100,7 @@ let documented = null;
 export async function hasCall(path) {
   documented ??= get("openapi.json").then(
     ({ data }) => new Set(Object.keys(data.paths)),
-    (error) => {
-      documented = null;
-      throw error;
-    },
+    () => (documented = null), // it is asked for again
   );
-  return (await documented).has(path);
+  return (await documented)?.has(path) ?? false;
 }

@@ -1,7 +1,7 @@
 // The console: it reads the page and its parameters from the address, asks the service for what the page shows, asks
 // again at the interval that its reader sets, and draws.
 
-import { needsKey, readOnly, useKey } from "./api.js";
+import { get, needsKey, readOnly, useKey } from "./api.js";
 import * as changes from "./changes.js";
 import { h, patch } from "./dom.js";
 import * as entities from "./entities.js";
@@ -38,6 +38,7 @@ const state = {
   said: null,
   dialog: null,
   signedOut: false,
+  domains: [], // those that there are
 };
 const remembered = new Map();
 let running = null; // the AbortController of the present request
@@ -160,6 +161,17 @@ async function load() {
   schedule();
 }
 
+// The domains that there are, for the choice of one.
+async function findDomains() {
+  try {
+    const { data } = await get("v1/domains", { limit: 1000 });
+    state.domains = data.items.map((each) => each.domain);
+    render();
+  } catch {
+    // there is no choice then; an address may name a domain nevertheless
+  }
+}
+
 // A hidden page asks for nothing.
 function schedule() {
   clearTimeout(timer);
@@ -253,6 +265,7 @@ function header() {
     h(
       "div",
       { class: "pace" },
+      OF_A_DOMAIN.has(state.page) ? domains() : null,
       h(
         "label",
         {},
@@ -268,6 +281,26 @@ function header() {
       button("?", () => view.open(() => help(view)), { class: "quiet", "aria-label": "Keys" }),
     ),
   ];
+}
+
+// The choice of a domain, where there are several.
+function domains() {
+  const names = [...new Set([DEFAULT_DOMAIN, view.domain, ...state.domains])].sort();
+  if (names.length < 2) return null;
+  return h(
+    "label",
+    {},
+    h("span", { class: "hidden" }, "Domain"),
+    h(
+      "select",
+      {
+        name: "domain",
+        value: view.domain,
+        onchange: ({ target }) => go(link(state.page, { ...state.params, cursor: null, domain: otherDomain(target.value) })),
+      },
+      ...names.map((name) => h("option", { key: name, value: name }, name)),
+    ),
+  );
 }
 
 function content(page, title) {
@@ -317,7 +350,7 @@ history.scrollRestoration = "manual";
 listen(bindings(view, NAVIGATION));
 read();
 render();
-load();
+load().then(findDomains);
 setInterval(() => {
   if (!document.hidden) render(); // what ticks
 }, 1000);

@@ -22,12 +22,12 @@ export async function load(view, signal) {
     hasHeld ? get(HELD, { limit: 100 }, { signal }) : null,
     get("v1/watermarks", {}, { signal }),
   ]);
-  return { overview: overview.data, letters: letters.data, held: held?.data ?? null, watermarks: watermarks.data.items, hasHeld, query };
+  return { operations: overview.data.operations, letters: letters.data, held: held?.data ?? null, watermarks: watermarks.data.items, hasHeld, query };
 }
 
 export function view(view, data) {
   return [
-    h("div", { class: "columns" }, outbox(data.overview), partitions(view, data.watermarks)),
+    h("div", { class: "columns" }, outbox(data.operations.outbox), partitions(view, data.watermarks)),
     data.held ? held(view, data.held) : null,
     letters(view, data),
   ];
@@ -35,17 +35,17 @@ export function view(view, data) {
 
 // --- Going out ------------------------------------------------------------------------------------------------------
 
-function outbox({ outbox: waiting }) {
+function outbox({ destinations }) {
   return card(
     "Outbox",
     table(
       "Outbox",
       [
         { name: "Destination", view: (row) => row.destination },
-        { name: "Waiting", number: true, view: (row) => number(row.waiting) },
+        { name: "Waiting", number: true, view: (row) => number(row.messages) },
         { name: "Oldest", view: (row) => ago(row.oldest_at) },
       ],
-      waiting,
+      destinations,
       { key: (row) => row.destination, none: "Nothing waits to go out." },
     ),
   );
@@ -178,7 +178,7 @@ function message(row) {
     h("summary", {}, "Message"),
     facts([
       ["Key", h("code", { class: "wrap" }, row.key ?? row.key_base64 ?? "–")],
-      ...row.headers.map((header, index) => [`${header.name}${index ? "" : ""}`, h("code", { class: "wrap" }, header.value ?? header.value_base64 ?? "–")]),
+      ...row.headers.map((header) => [header.name, h("code", { class: "wrap" }, header.value ?? header.value_base64 ?? "–")]),
     ]),
     h("pre", { class: "raw" }, row.value ?? (row.value_base64 ? `base64: ${row.value_base64}` : "no value")),
   );

@@ -99,7 +99,7 @@ export function facts(list) {
   return h(
     "dl",
     { class: "facts" },
-    ...list.filter(Boolean).map(([name, value]) => h("div", { key: name }, h("dt", {}, name), h("dd", {}, value))),
+    ...list.filter(Boolean).map(([name, value], index) => h("div", { key: `${index} ${name}` }, h("dt", {}, name), h("dd", {}, value))),
   );
 }
 

@@ -7,7 +7,7 @@ import { number } from "./text.js";
 
 export const title = () => "Workflows";
 
-const asked = ({ limit, cursor, key_prefix }) => ({ order: "desc", key_prefix, limit, cursor });
+const asked = ({ limit, cursor, key_prefix }) => ({ order: "newest", key_prefix, limit, cursor });
 
 export async function load({ params }, signal) {
   return (await get("v1/workflows", asked(params), { signal })).data;
