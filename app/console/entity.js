@@ -2,7 +2,7 @@
 
 import { call, get, segment } from "./api.js";
 import { h } from "./dom.js";
-import { act, ago, asCurl, at, button, card, deadline, facts, field, link, otherDomain, position, raw, refusal, state } from "./parts.js";
+import { act, ago, asCurl, at, button, card, choice, deadline, facts, field, given, link, otherDomain, position, raw, refusal, state } from "./parts.js";
 import { number, words } from "./text.js";
 
 const HISTORY = 50; // changes of a page
@@ -18,7 +18,7 @@ export async function load(view, signal) {
   const [row, history, then] = await Promise.all([
     settled(get(path(view), { domain }, options)),
     settled(get(`${path(view)}/history`, { domain, order: "desc", limit: HISTORY, cursor: params.cursor }, options)),
-    params.at ? settled(get(`${path(view)}/state`, { domain, as_of: params.at }, options)) : null,
+    params.at ? settled(get(`${path(view)}/state`, { domain, as_of: params.at, clock: params.clock }, options)) : null,
   ]);
   return { row, history, then };
 }
@@ -95,8 +95,8 @@ function registration(view, { data, headers }) {
   );
 }
 
-function capabilities(given) {
-  const names = Object.entries(given);
+function capabilities(all) {
+  const names = Object.entries(all);
   if (names.length === 0) return h("p", { class: "nothing" }, "None.");
   return h(
     "ul",
@@ -116,14 +116,18 @@ function moment(view, then) {
     h(
       "form",
       {
-        key: `at ${params.at ?? ""}`,
+        key: `at ${location.search}`,
         class: "fields",
         onsubmit: (event) => {
           event.preventDefault();
-          view.go(link("entity", { ...kept, at: event.target.elements.at.value.trim() }));
+          view.go(link("entity", { ...kept, ...given(event.target) }));
         },
       },
       field("Moment", "at", params.at, { placeholder: "2026-01-01T12:00:00Z", spellcheck: "false" }),
+      choice("By the time", "clock", params.clock, [
+        ["", "when it was stored"],
+        ["occurred", "when it happened"],
+      ]),
       button("Show", null, { type: "submit" }),
       params.at ? h("a", { href: link("entity", kept), class: "quiet" }, "Now") : null,
     ),
@@ -135,7 +139,7 @@ function timeline(view, history) {
   const { params, domain } = view;
   if (history.error) return history.error.status === 404 ? null : card("History", refusal(history.error));
   const { items, next_cursor: next, complete } = history.data;
-  const kept = { id: params.id, domain: otherDomain(domain), at: params.at };
+  const kept = { id: params.id, domain: otherDomain(domain), at: params.at, clock: params.clock };
   return card(
     "History",
     items.length ? null : h("p", { class: "nothing" }, "No change is logged."),
@@ -168,7 +172,7 @@ function timeline(view, history) {
             " · ",
             position(change.stands_at),
             " ",
-            h("a", { href: link("entity", { ...kept, at: change.changed_at }), title: "the state after this change" }, "then"),
+            h("a", { href: link("entity", { ...kept, at: change.changed_at, clock: null }), title: "the state after this change" }, "then"),
           ),
         ),
       ),
@@ -217,11 +221,11 @@ function first(view, row, name) {
       {
         onsubmit: (event) => {
           event.preventDefault();
-          const given = new FormData(event.target);
+          const filled = new FormData(event.target);
           const body = {};
-          const reason = given.get("reason").trim();
+          const reason = filled.get("reason").trim();
           if (reason) body.reason = reason;
-          for (const [field_] of fields) if (given.has(field_)) body[field_] = true;
+          for (const [field_] of fields) if (filled.has(field_)) body[field_] = true;
           second(view, row, name, body);
         },
       },

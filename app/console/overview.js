@@ -37,8 +37,8 @@ export function view(view, data) {
 
 function tile(name, value, id, href, detail, colour = "") {
   return h(
-    "section",
-    { class: "card tile", "aria-label": name },
+    "div",
+    { class: "card tile", role: "group", "aria-label": name },
     h("h2", {}, h("a", { href }, name)),
     h("p", { class: `big ${colour}`, "data-number": id }, value),
     h("p", { class: "muted" }, detail),

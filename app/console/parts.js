@@ -69,7 +69,7 @@ export function position(stands) {
   return h("span", { class: "number" }, stands.partition, " @ ", number(stands.offset));
 }
 
-// A table: columns are {name, view, number}; a row has the key that `key` gives. It scrolls on a narrow screen.
+// A table: columns are {name, view, number}, or with a name that only screen readers say, {hidden, view}; a row has the key that `key` gives. It scrolls on a narrow screen.
 export function table(label, columns, rows, { key, none = "Nothing here.", more = () => ({}) } = {}) {
   if (rows.length === 0) return h("p", { class: "nothing" }, none);
   return h(
@@ -78,7 +78,7 @@ export function table(label, columns, rows, { key, none = "Nothing here.", more 
     h(
       "table",
       {},
-      h("thead", {}, h("tr", {}, ...columns.map((each) => h("th", { scope: "col", class: each.number && "right" }, each.name)))),
+      h("thead", {}, h("tr", {}, ...columns.map((each) => h("th", { scope: "col", class: each.number && "right" }, each.hidden ? h("span", { class: "hidden" }, each.hidden) : each.name)))),
       h(
         "tbody",
         {},
@@ -104,7 +104,7 @@ export function facts(list) {
 }
 
 export function card(title, ...content) {
-  return h("section", { class: "card", "aria-label": title }, h("h2", {}, title), ...content);
+  return h("div", { class: "card", role: "group", "aria-label": title }, h("h2", {}, title), ...content);
 }
 
 // A text that a button copies.
@@ -133,7 +133,7 @@ export function asCurl(view, method, path, options, name = "Copy curl") {
   return copy(name, curl(method, path, options), view);
 }
 
-export function raw(text, label = "Raw JSON") {
+export function raw(text, label = "JSON") {
   return h("pre", { class: "raw", tabindex: "0", role: "region", "aria-label": label }, pretty(text));
 }
 

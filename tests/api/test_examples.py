@@ -430,9 +430,9 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     )
     await connection.execute("SELECT setval('audit_log_id_seq', 4711)")
     await connection.execute(
-        "INSERT INTO api_keys VALUES ('a2b3c4d5e6', 'admin', decode(repeat('00', 32), 'hex'), ARRAY['operations:read',"
-        " 'operations:write'], ARRAY['*'], ARRAY[''], NULL, NULL, '2026-01-01T00:00:00Z', 'cli:root',"
-        " '2026-04-01T00:00:00Z', NULL, '2026-01-01')"
+        "INSERT INTO api_keys VALUES ('a2b3c4d5e6', 'admin', decode(repeat('00', 32), 'hex'),"
+        " ARRAY['operations:read', 'operations:write'], ARRAY['*'], ARRAY[''], NULL, NULL,"
+        " '2026-01-01T00:00:00Z', 'cli:root', '2026-04-01T00:00:00Z', NULL, '2026-01-01')"
     )
     for offset, value, error in DEAD:
         await connection.execute(

@@ -40,7 +40,7 @@ class Console:
 
     def card(self, title: str) -> Locator:
         """A part of the page by its heading."""
-        return self.page.get_by_role("region", name=title, exact=True).first
+        return self.page.get_by_role("group", name=title, exact=True).first
 
     def fact(self, name: str) -> str:
         """The value beside a name."""

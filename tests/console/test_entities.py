@@ -69,5 +69,5 @@ def test_an_entity_is_shown(live: Service, tab: Console) -> None:
     assert tab.fact("Stands at") == "sequence 5"
     assert tab.fact("Version") == '5 ETag "5"'
     assert tab.page.locator(".timeline li").count() == len(get(live.url, f"/v1/entities/{NODE}/history")["items"])
-    shown = tab.page.get_by_role("region", name="Raw JSON").last.inner_text()
+    shown = tab.page.get_by_role("region", name="JSON", exact=True).inner_text()
     assert f'"last_applied_event_id": "{row["last_applied_event_id"]}"' in shown
