@@ -7,9 +7,10 @@ from app.access.refusals import ForbiddenError
 from app.api.asgi import Scope
 from app.errors import UnavailableError
 
-# Answered to everybody: the health, and the console, whose files say nothing of the data and let people sign in.
-OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/ui"})
-CONSOLE = "/ui/"
+OPEN_PATHS = frozenset({"/livez", "/readyz"})  # answered to everybody
+# The console is, too: its files say nothing of the data, and let people sign in.
+CONSOLE_PATHS = frozenset({"/", "/ui"})
+BELOW_CONSOLE = "/ui/"
 NOBODY = Principal("-", Grant(frozenset()), unlimited=True)  # the caller of an open call who has no good key
 
 
@@ -20,6 +21,13 @@ def is_from_beyond(scope: Scope) -> bool:
     """
     ends = (scope.get("server"), scope.get("client"))
     return any(end is not None and is_beyond(end[0]) for end in ends)
+
+
+def is_open(path: str, method: str) -> bool:
+    """Whether a request is answered to somebody without a good key."""
+    if path in OPEN_PATHS or method == "OPTIONS":
+        return True
+    return path in CONSOLE_PATHS or path.startswith(BELOW_CONSOLE)
 
 
 class Entrance:
@@ -41,8 +49,6 @@ class Entrance:
         found = await self.guard.authenticate(scope["headers"], scope["query_string"])
         if isinstance(found, Principal):
             return found
-        path: str = scope["path"]
-        is_open = path in OPEN_PATHS or path.startswith(CONSOLE) or scope["method"] == "OPTIONS"
-        if is_open and not isinstance(found, ForbiddenError):
+        if is_open(scope["path"], scope["method"]) and not isinstance(found, ForbiddenError):
             return NOBODY
         raise found

@@ -6,14 +6,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import Page
+from playwright.sync_api import Page, ViewportSize
 
 from tests.edge.browser import chromium
 from tests.making import Json, event_json, life, node
 from tests.processes import serving
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-SIZE = {"width": 1240, "height": 800}  # pixels
+SIZE = ViewportSize(width=1240, height=800)  # pixels
 NODES = 1200
 SHOWN = node(7)
 SHARES = {

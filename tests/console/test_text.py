@@ -38,8 +38,7 @@ def rows(live: Service) -> None:
         )
         assert answer.status_code == 201, answer.text
     strange = {"node_type": MARKUP, "node_version": "<i>1</i>", "capabilities": {MARKUP: True, "port": {"a": MARKUP}}}
-    place = {"position": {"sequence": LARGE}}
-    send(live.url, [event_json("registration.initiated", 1, data=strange, **place)])
+    send(live.url, [event_json("registration.initiated", 1, data=strange, position={"sequence": LARGE})])
     send(live.url, [event_json("registration.initiated", 1, entity_id=node(1), data=strange, domain=DOMAIN)])
 
 
