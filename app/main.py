@@ -49,7 +49,7 @@ from app.runtime.access_log import AccessLog
 from app.runtime.connections import Connections, descriptor_limit
 from app.runtime.metrics import Metrics
 from app.runtime.signals import collect_seldom
-from app.settings import Settings, read_settings
+from app.settings import ConsoleMode, Settings, read_settings
 
 
 class Application(FastAPI):
@@ -103,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with Parts(settings, url, metrics) as parts:
             service = await parts.service()
             application.edge.entry.guard = service.access.guard
+            application.edge.entry.only_reads = settings.console is ConsoleMode.READ_ONLY
             app.state.service = application.hot_calls.service = service
             app.state.overviews = overview.Overviews(service)
             yield

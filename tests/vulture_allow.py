@@ -24,6 +24,7 @@ _used_from_outside: list[object] = [
     letter_tables.HeldEntityRow.held_at,
     letter_tables.DeadLetterRun,
     letter_tables.DeadLetterRun.leased_until,
+    access_tables.ConsoleSession,
     # In the log's contract: what forgets and rebuilds will write.
     ChangeOutcome.REBUILT,
     # uvicorn imports it by name.

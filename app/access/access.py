@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 
 from app.access.cache import KeyCache
 from app.access.guard import Guard, Tokens
 from app.access.limits import Limits
+from app.access.sessions import Sessions
 from app.errors import StartError, UnavailableError
-from app.settings import Posture, Settings
+from app.settings import ConsoleMode, Posture, Settings
+from app.store.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -20,17 +23,23 @@ class Access:
     """Who may do what, for one worker on the database at `address`, which is asked anew for each connection.
 
     `guard` and `limits` are asked for each request. `run` has to be running for as long as requests are answered; in
-    the postures that ask nobody for a key it does nothing. Raises StartError when an issuer is set without the extra
-    `oidc`, and for settings that make no sense.
+    the postures that ask nobody for a key it does nothing. `database` keeps the sessions of browsers; without it
+    there are none. Raises StartError when an issuer is set without the extra `oidc`, and for settings that make no
+    sense.
     """
 
-    def __init__(self, settings: Settings, address: Callable[[], str] | str) -> None:
+    def __init__(
+        self, settings: Settings, address: Callable[[], str] | str, database: Database | None = None
+    ) -> None:
         self._keys: KeyCache | None = None
         self._runs: list[Run] = []
         tokens: Tokens | None = None
+        sessions: Sessions | None = None
         if settings.auth is Posture.REQUIRED:
             self._keys = KeyCache(address)
             self._runs.append(self._keys.run)
+            if database is not None and settings.console is not ConsoleMode.OFF:
+                sessions = Sessions(database, self._keys, random=os.urandom)
             if settings.oidc_issuer is not None:
                 try:
                     from app.access.tokens import verifier_of  # noqa: PLC0415 - an extra
@@ -41,7 +50,7 @@ class Access:
                     ) from None
                 tokens, issuer = verifier_of(settings)
                 self._runs.append(issuer.run)
-        self.guard = Guard(settings.auth, self._keys, tokens)
+        self.guard = Guard(settings.auth, self._keys, tokens, sessions)
         self.limits = Limits()
 
     async def refresh(self) -> None:

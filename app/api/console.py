@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from app.api.assets import MEDIA_TYPES, Assets
 from app.api.bodies import JSON
 from app.api.negotiation import preferred
+from app.api.sign_in import install_sign_in
 from app.errors import NotFoundError
 from app.settings import ConsoleMode, Posture, Settings
 
@@ -69,6 +70,7 @@ def install_console(app: FastAPI, settings: Settings) -> None:
 
     app.add_route("/", _root, include_in_schema=False)
     app.add_route("/ui", _first, include_in_schema=False)
+    install_sign_in(app)
     app.add_route("/ui/{page}", shell, include_in_schema=False)
     app.add_route("/ui/{digest}/{name}", _file, include_in_schema=False)
 

@@ -10,15 +10,37 @@ const { acts, auth } = document.documentElement.dataset;
 export const readOnly = acts === "none";
 export const needsKey = auth !== "none";
 
-let key = null; // in memory only: it is gone when the page is left
-
-export function useKey(text) {
-  key = text;
-}
+// Who has signed in: {principal, scopes, domains, token}, or all null. With a session the browser sends its cookie; a token
+// of OpenID Connect, and a key where the browser keeps no such cookie, is held in memory until the page is left.
+export let session = { principal: null };
+let bearer = null;
 
 export function authorization() {
-  return key ? { Authorization: `Bearer ${key}` } : {};
+  return bearer ? { Authorization: `Bearer ${bearer}` } : {};
 }
+
+// Ask who has signed in.
+export async function findSession() {
+  session = (await get("ui/session")).data;
+}
+
+// Sign in with a key or a token. Raises Refusal.
+export async function signIn(text) {
+  bearer = null;
+  if (text.startsWith("pqs_")) {
+    await call("POST", "ui/session", { body: { key: text } });
+    await findSession();
+    if (session.principal) return;
+  }
+  bearer = text;
+}
+
+export async function signOut() {
+  bearer = null;
+  session = (await call("DELETE", "ui/session")).data;
+}
+
+export const isSignedIn = () => bearer !== null || session.principal !== null;
 
 // An answer that is not a success. `away` is true where the service, or what it stands on, does not answer.
 export class Refusal extends Error {
@@ -56,6 +78,7 @@ export function segment(text) {
 export async function call(method, path, { query, body, headers = {}, signal } = {}) {
   const given = { Accept: "application/json", ...authorization(), ...headers };
   if (body !== undefined) given["Content-Type"] = "application/json";
+  if (method !== "GET" && session.token) given["PQS-Token"] = session.token;
   let answer;
   let text;
   try {

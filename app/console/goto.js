@@ -1,7 +1,7 @@
 // "Go to": from what somebody has at hand to the page that shows it. A UUID may be a node's or an event's; anything else
 // is the beginning of a node's id, or a workflow's key.
 
-import { call, get, segment } from "./api.js";
+import { get, segment } from "./api.js";
 import { link, otherDomain } from "./parts.js";
 import { UUID } from "./text.js";
 
@@ -27,7 +27,7 @@ export async function goTo(text, view) {
 
 // The node with this id, or the one that the event with this id is about.
 async function one(id, domain) {
-  const { data } = await call("POST", "v1/entities/lookup", { query: { domain }, body: { entity_ids: [id] } });
+  const { data } = await get("v1/entities", { id_prefix: id, domain });
   if (data.items.length) return data.items[0];
   const event = await get(`v1/events/${id}`).catch(ifMissing);
   return event && (event.data.rows[0] ?? event.data.changes[0]);

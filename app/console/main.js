@@ -1,7 +1,7 @@
 // The console: it reads the page and its parameters from the address, asks the service for what the page shows, asks
 // again at the interval that its reader sets, and draws.
 
-import { get, needsKey, readOnly, useKey } from "./api.js";
+import { findSession, get, isSignedIn, needsKey, readOnly, session, signIn, signOut } from "./api.js";
 import * as changes from "./changes.js";
 import { h, patch } from "./dom.js";
 import * as entities from "./entities.js";
@@ -37,7 +37,8 @@ const state = {
   interval: storedInterval(), // seconds; 0 for never
   said: null,
   dialog: null,
-  signedOut: false,
+  signedOut: false, // a call said 401
+  refused: null, // why a sign-in was refused
   domains: [], // those that there are
 };
 const remembered = new Map();
@@ -154,7 +155,7 @@ async function load() {
     if (!("away" in error)) console.error(error); // a fault of these scripts
     state.error = error;
     state.away = Boolean(error.away);
-    state.signedOut = error.status === 401;
+    if ((state.signedOut = error.status === 401)) state.data = null;
   }
   running = null;
   render();
@@ -192,6 +193,17 @@ function setPace(seconds) {
   }
   render();
   if (!running) schedule();
+}
+
+async function begin() {
+  if (needsKey) await findSession().catch(() => {}); // the page's own calls say what is wrong
+  if (needsKey && !isSignedIn()) {
+    state.signedOut = true;
+    render();
+    return;
+  }
+  await load();
+  findDomains();
 }
 
 // --- How it looks ---------------------------------------------------------------------------------------------------
@@ -278,9 +290,25 @@ function header() {
         ),
       ),
       button("Refresh", () => load(), { class: "quiet" }),
+      session.principal ? button("Sign out", leave, { class: "quiet", title: session.principal }) : null,
       button("?", () => view.open(() => help(view)), { class: "quiet", "aria-label": "Keys" }),
     ),
   ];
+}
+
+// Sign out, and show nothing of what was there.
+async function leave() {
+  try {
+    await signOut();
+  } catch (error) {
+    view.say(error.message);
+    return;
+  }
+  running?.abort();
+  clearTimeout(timer);
+  remembered.clear();
+  Object.assign(state, { data: null, error: null, signedOut: true });
+  render();
 }
 
 // The choice of a domain, where there are several.
@@ -310,7 +338,7 @@ function content(page, title) {
       { class: "title" },
       h("h1", { tabindex: "-1" }, title),
       readOnly ? h("span", { class: "badge" }, "read-only") : null,
-      h("span", { class: "muted at" }, state.at ? `as of ${local(state.at).slice(11)}` : "asking…"),
+      h("span", { class: "muted at" }, state.signedOut ? null : state.at ? `as of ${local(state.at).slice(11)}` : "asking…"),
     ),
     state.away
       ? h(
@@ -322,26 +350,43 @@ function content(page, title) {
           state.error.message,
         )
       : null,
-    state.signedOut ? signIn() : null,
+    state.signedOut ? signInForm() : null,
     state.error && !state.away && !state.signedOut ? refusal(state.error) : null,
     state.data ? h("div", { key: state.search, class: "page" }, page.view(view, state.data)) : null,
   ];
 }
 
-function signIn() {
+function signInForm() {
   return h(
     "form",
     {
       class: "card narrow",
-      onsubmit: (event) => {
+      "aria-label": "Sign in",
+      onsubmit: async (event) => {
         event.preventDefault();
-        useKey(event.target.elements.key.value.trim());
-        load();
+        const box = event.target.elements.key;
+        try {
+          await signIn(box.value.trim());
+          state.refused = null;
+          box.value = "";
+        } catch (error) {
+          state.refused = error;
+          render();
+          return;
+        }
+        await load();
+        findDomains();
       },
     },
     h("h2", {}, "Sign in"),
-    h("p", {}, needsKey ? "This service asks for a key. It is kept until this page is left." : state.error.message),
-    h("label", { class: "field" }, h("span", {}, "Key"), h("input", { name: "key", type: "password", autocomplete: "off", required: true })),
+    h("p", {}, "This service asks for a key (pqs keys create), or a token of its OpenID Connect issuer. A key begins a session of eight hours."),
+    h(
+      "label",
+      { class: "field" },
+      h("span", {}, "Key or token"),
+      h("input", { name: "key", type: "password", autocomplete: "current-password", required: true }),
+    ),
+    refusal(state.refused),
     h("button", { type: "submit" }, "Sign in"),
   );
 }
@@ -350,7 +395,7 @@ history.scrollRestoration = "manual";
 listen(bindings(view, NAVIGATION));
 read();
 render();
-load().then(findDomains);
+begin();
 setInterval(() => {
   if (!document.hidden) render(); // what ticks
 }, 1000);
