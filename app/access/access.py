@@ -5,14 +5,18 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from app.access.cache import KeyCache
 from app.access.guard import Guard, Tokens
 from app.access.limits import Limits
 from app.access.sessions import Sessions
 from app.errors import StartError, UnavailableError
-from app.settings import ConsoleMode, Posture, Settings
+from app.settings import ConsoleMode, Posture, Settings, secret_of
 from app.store.database import Database
+
+if TYPE_CHECKING:
+    from app.access.code_flow import CodeFlow
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,7 @@ class Access:
         self._runs: list[Run] = []
         tokens: Tokens | None = None
         sessions: Sessions | None = None
+        self.code_flow: CodeFlow | None = None  # where people sign in at the issuer
         if settings.auth is Posture.REQUIRED:
             self._keys = KeyCache(address)
             self._runs.append(self._keys.run)
@@ -42,14 +47,23 @@ class Access:
                 sessions = Sessions(database, self._keys, random=os.urandom)
             if settings.oidc_issuer is not None:
                 try:
+                    from app.access import code_flow  # noqa: PLC0415 - an extra
                     from app.access.tokens import verifier_of  # noqa: PLC0415 - an extra
                 except ImportError as error:
                     raise StartError(
                         f"PQS_OIDC_ISSUER needs the extra oidc ({error.name} is not installed): install "
                         "projection-query-service[oidc]"
                     ) from None
-                tokens, issuer = verifier_of(settings)
+                verifier, issuer = verifier_of(settings)
+                tokens = verifier
                 self._runs.append(issuer.run)
+                if settings.oidc_client_id is not None and sessions is not None:
+                    client = code_flow.OidcClient(
+                        settings.oidc_client_id,
+                        secret_of(settings, "oidc_client_secret"),
+                        settings.oidc_client_scope,
+                    )
+                    self.code_flow = code_flow.CodeFlow(issuer.url, client, verifier, random=os.urandom)
         self.guard = Guard(settings.auth, self._keys, tokens, sessions)
         self.limits = Limits()
 

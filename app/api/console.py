@@ -59,7 +59,9 @@ def install_console(app: FastAPI, settings: Settings) -> None:
     if settings.console is ConsoleMode.OFF:
         return
     acts = "none" if settings.console is ConsoleMode.READ_ONLY else "all"
-    auth = "key" if settings.auth is Posture.REQUIRED else "none"
+    auth = "none"
+    if settings.auth is Posture.REQUIRED:
+        auth = "key" if settings.oidc_client_id is None else "oidc"
 
     # Functions that are not async: the files are read in a thread.
     def shell(request: Request) -> Response:

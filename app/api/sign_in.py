@@ -1,12 +1,16 @@
-"""`/ui/session`: people sign in to the console with a key, posted once, and sign out."""
+"""`/ui/session` and `/ui/oidc`: people sign in to the console with a key, posted once, or at an issuer; and out."""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
 from msgspec import Struct
 
 from app.access.principals import Principal
 from app.access.refusals import bad_token
-from app.access.sessions import COOKIE, LASTS, Sessions, token_of
+from app.access.sessions import COOKIE, FLOW_COOKIE, FLOW_LASTS, LASTS, Sessions, token_of
 from app.api.audit import act_of
 from app.api.bodies import JSON, media_type, read_body
 from app.api.entry import NOBODY, SESSION_PATH, check_page, session_in
@@ -14,6 +18,10 @@ from app.api.needs import caller_of
 from app.api.schemas import encode
 from app.api.service import service_of
 from app.errors import ForeignOriginError, NotFoundError, UnreadableError
+from app.store.sign_ins import SignIn
+
+if TYPE_CHECKING:  # it needs the extra `oidc`
+    from app.access.code_flow import CodeFlow
 
 LARGEST = 4096  # bytes of a body: a key has 68
 ATTRIBUTES = "Path=/; HttpOnly; Secure; SameSite=Strict"
@@ -39,6 +47,8 @@ def install_sign_in(app: FastAPI) -> None:
     app.add_route(SESSION_PATH, _show, methods=["GET"], include_in_schema=False)
     app.add_route(SESSION_PATH, _sign_in, methods=["POST"], include_in_schema=False)
     app.add_route(SESSION_PATH, _sign_out, methods=["DELETE"], include_in_schema=False)
+    app.add_route("/ui/oidc", _to_issuer, include_in_schema=False)
+    app.add_route("/ui/oidc/back", _from_issuer, include_in_schema=False)
 
 
 async def _show(request: Request) -> Response:
@@ -66,11 +76,60 @@ async def _sign_in(request: Request) -> Response:
     held, found = guard.key_in(bearer), guard.known(bearer)
     if held is None or not isinstance(found, Principal):
         raise found if isinstance(found, Exception) else bad_token("this is not a key of this service")
-    request.scope["principal"] = found  # for the audit, and the log
-    begun = await _sessions(request).begin(held, act_of(request, "session.begin", f"key {held.id.decode()}"))
-    age = int(LASTS.total_seconds())
-    cookie = f"{COOKIE}={begun.secret.decode()}; Max-Age={age}; {ATTRIBUTES}"
-    return _answer(_state(found, begun.secret), cookie)
+    sign_in = SignIn(key_id=held.id.decode())
+    secret = await _begin(request, found, sign_in, f"key {sign_in.key_id}", LASTS)
+    return _answer(_state(found, secret), _cookie(secret))
+
+
+async def _begin(request: Request, who: Principal, sign_in: SignIn, target: str, lasts: timedelta) -> bytes:
+    request.scope["principal"] = who  # for the audit, and the log
+    return await _sessions(request).begin(sign_in, lasts, act_of(request, "session.begin", target))
+
+
+async def _to_issuer(request: Request) -> Response:
+    """Lead to the issuer, where people sign in. Raises NotFoundError where there is none, and UnavailableError."""
+    place, flow = await _flow(request).begin(_back(request))
+    # Not Strict: the browser comes back from the issuer's page.
+    attributes = f"Max-Age={int(FLOW_LASTS.total_seconds())}; Path=/; HttpOnly; Secure; SameSite=Lax"
+    return RedirectResponse(place, status_code=302, headers={"Set-Cookie": f"{FLOW_COOKIE}={flow}; {attributes}"})
+
+
+async def _from_issuer(request: Request) -> Response:
+    """Begin a session for who comes back from the issuer, and lead to the console.
+
+    Raises UnauthenticatedError for an answer that nobody has asked for, and UnavailableError.
+    """
+    given = request.query_params
+    if "code" not in given or "state" not in given:
+        raise bad_token(f"the issuer has signed nobody in: {given.get('error', 'no code')[:100]}")
+    cookies = request.headers.get("cookie", "")
+    who = await _flow(request).end(cookies, given["state"], given["code"], _back(request))
+    grant = who.grant
+    sign_in = SignIn(
+        principal=who.name,
+        scopes=sorted(grant.scopes),
+        domains=sorted(grant.domains),
+        workflow_prefixes=sorted(grant.prefixes),
+    )
+    secret = await _begin(request, who, sign_in, who.name, LASTS)
+    answer = RedirectResponse("../overview", status_code=303)
+    answer.headers.append("Set-Cookie", _cookie(secret))
+    answer.headers.append("Set-Cookie", f"{FLOW_COOKIE}=; Max-Age=0; Path=/; HttpOnly; Secure; SameSite=Lax")
+    return answer
+
+
+def _flow(request: Request) -> "CodeFlow":
+    flow = service_of(request).access.code_flow
+    if flow is None:
+        raise NotFoundError("nobody signs in at an issuer here: PQS_OIDC_CLIENT_ID is not set")
+    return flow
+
+
+def _back(request: Request) -> str:
+    """Where the issuer sends the browser: it compares that with what is registered there."""
+    public = service_of(request).settings.public_url
+    own = public.rstrip("/") if public is not None else f"{request.url.scheme}://{request.headers['host']}"
+    return f"{own}/ui/oidc/back"
 
 
 async def _sign_out(request: Request) -> Response:
@@ -80,6 +139,10 @@ async def _sign_out(request: Request) -> Response:
         check_page(request.scope["headers"], secret, from_own_page=_is_from_own_page(request))
         await _sessions(request).end(secret)
     return _answer(SessionState(), f"{COOKIE}=; Max-Age=0; {ATTRIBUTES}")
+
+
+def _cookie(secret: bytes) -> str:
+    return f"{COOKIE}={secret.decode()}; Max-Age={int(LASTS.total_seconds())}; {ATTRIBUTES}"
 
 
 def _sessions(request: Request) -> Sessions:

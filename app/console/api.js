@@ -9,6 +9,7 @@ const { acts, auth } = document.documentElement.dataset;
 
 export const readOnly = acts === "none";
 export const needsKey = auth !== "none";
+export const hasIssuer = auth === "oidc"; // at which people sign in
 
 // Who has signed in: {principal, scopes, domains, token}, or all null. With a session the browser sends its cookie; a token
 // of OpenID Connect, and a key where the browser keeps no such cookie, is held in memory until the page is left.

@@ -1,7 +1,7 @@
 // The console: it reads the page and its parameters from the address, asks the service for what the page shows, asks
 // again at the interval that its reader sets, and draws.
 
-import { findSession, get, isSignedIn, needsKey, readOnly, session, signIn, signOut } from "./api.js";
+import { findSession, get, hasIssuer, isSignedIn, needsKey, readOnly, session, signIn, signOut } from "./api.js";
 import * as changes from "./changes.js";
 import { h, patch } from "./dom.js";
 import * as entities from "./entities.js";
@@ -24,6 +24,7 @@ const INTERVALS = [1, 2, 5, 10, 30, 60]; // seconds
 const USUAL = 5; // seconds
 const REMEMBERED = 20; // answers of pages, so that the way back shows at once what was there
 const STORED = "pqs-console-interval";
+const RETURN = "pqs-console-return"; // the address from which somebody went to the issuer
 
 const state = {
   page: null, // the page's name
@@ -197,6 +198,12 @@ function setPace(seconds) {
 
 async function begin() {
   if (needsKey) await findSession().catch(() => {}); // the page's own calls say what is wrong
+  const from = sessionStorage.getItem(RETURN);
+  if (from && isSignedIn()) {
+    sessionStorage.removeItem(RETURN);
+    history.replaceState(null, "", from);
+    read();
+  }
   if (needsKey && !isSignedIn()) {
     state.signedOut = true;
     render();
@@ -387,7 +394,12 @@ function signInForm() {
       h("input", { name: "key", type: "password", autocomplete: "current-password", required: true }),
     ),
     refusal(state.refused),
-    h("button", { type: "submit" }, "Sign in"),
+    h(
+      "p",
+      { class: "tools" },
+      h("button", { type: "submit" }, "Sign in"),
+      hasIssuer ? h("a", { href: "oidc", target: "_self", onclick: () => sessionStorage.setItem(RETURN, state.search) }, "Sign in with OpenID Connect") : null,
+    ),
   );
 }
 

@@ -230,6 +230,18 @@ class Settings(BaseSettings):
         description="The claim with the workflow prefixes of a caller, `*` for all; without this setting a token "
         "covers all workflows.",
     )
+    oidc_client_id: Word | None = Field(
+        None,
+        description="The client as which people sign in to the console at the issuer; its redirect URI ends in "
+        "`/ui/oidc/back`.",
+    )
+    oidc_client_secret: Password | None = Field(
+        None, description="Its secret, better in a file; without it the client is a public one, with PKCE alone."
+    )
+    oidc_client_secret_file: File | None = Field(None, description="A file that holds PQS_OIDC_CLIENT_SECRET.")
+    oidc_client_scope: str = Field(
+        "openid", min_length=1, max_length=1000, description="The scope that the console asks the issuer for."
+    )
     oidc_leeway: float = Field(
         30.0, ge=0, le=300, description="How many seconds the issuer's clock may differ from this one."
     )
@@ -344,6 +356,7 @@ _TYPES = {
     "kafka_password": Password,
     "kafka_options": KafkaOptions,
     "consul_token": Password,
+    "oidc_client_secret": Password,
 }
 SECRETS = tuple(_TYPES)
 

@@ -1,8 +1,10 @@
 """Signing in: a key posted once, a cookie that scripts cannot read, and what a session may do."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -14,6 +16,7 @@ from app.access.principals import Scope
 from app.store import keys
 from app.store.database import Connection, Database
 from tests.access.making import change, new_key
+from tests.access.test_provider import providing
 from tests.console.conftest import Console, console_of
 from tests.making import life
 from tests.processes import Service, serving
@@ -93,7 +96,7 @@ def test_people_sign_in_with_a_key(guarded: Service, browser: Browser, key: Acce
         expect(tab.rows("Entities")).to_have_count(1)
         tab.open("system")
         expect(tab.rows("Audit").filter(has_text="session.begin").first).to_contain_text("key:ada/")
-        expect(tab.rows("Keys")).to_contain_text("ada")
+        expect(tab.rows("Keys").filter(has_text="ada")).to_contain_text("live")
         assert key.text not in tab.page.content()
         tab.page.get_by_role("button", name="Sign out").click()
         expect(tab.page.get_by_label("Key or token")).to_be_visible()
@@ -157,3 +160,73 @@ def test_the_session_is_over_with_its_time(
         portal.call(end_all)
         tab.page.get_by_role("button", name="Refresh").click()
         expect(tab.page.get_by_label("Key or token")).to_be_visible()
+
+
+@pytest.fixture(scope="module")
+def with_issuer(
+    database: str, key: AccessKey, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, str]]:
+    """A service at whose issuer people sign in, and the issuer's address."""
+    with (
+        providing() as provider,
+        serving(
+            tmp_path_factory.mktemp("issuer"),
+            database_url=database,
+            auth="required",
+            log_level="error",
+            oidc_issuer=provider,
+            oidc_audience="console",
+            oidc_client_id="console",
+            oidc_client_secret="secret",
+            oidc_scopes_claim="realm.roles",
+            oidc_scopes_map="viewer=entities:read,viewer=operations:read",
+        ) as service,
+    ):
+        answer = httpx.post(
+            f"{service.url}/v1/events", json=life(), headers={"Authorization": f"Bearer {key.text}"}, timeout=30
+        )
+        assert answer.status_code == 200, answer.text
+        yield service, provider
+
+
+def test_people_sign_in_at_the_issuer(with_issuer: tuple[Service, str], browser: Browser) -> None:
+    """With a code and PKCE; the browser comes back to the page that it left, with the rights of the token."""
+    service, provider = with_issuer
+    context = browser.new_context()
+    page = context.new_page()
+    try:
+        page.goto(f"{service.url}/ui/entities?state=active&state=liveness_expired")
+        with page.expect_request(re.compile(f"{provider}/oauth2/authorize")) as asked:
+            page.get_by_role("link", name="Sign in with OpenID Connect").click()
+        query = parse_qs(urlsplit(asked.value.url).query)
+        assert query["response_type"] == ["code"]
+        assert query["code_challenge_method"] == ["S256"]
+        assert len(query["code_challenge"][0]) == 43
+        assert query["redirect_uri"] == [f"{service.url}/ui/oidc/back"]
+        page.locator("input[name=sub]").fill("ops")
+        page.get_by_role("button", name="Authorize").click()
+        expect(page.get_by_role("region", name="Entities", exact=True).locator("tbody tr")).to_have_count(1)
+        assert page.url == f"{service.url}/ui/entities?state=active&state=liveness_expired"
+        assert [cookie["name"] for cookie in context.cookies(service.url)] == ["__Host-pqs"]
+        page.goto(f"{service.url}/ui/system")
+        expect(page.get_by_role("button", name="Sign out")).to_have_attribute("title", "oidc:ops")
+        acts = page.get_by_role("region", name="Audit", exact=True).locator("tbody tr")
+        expect(acts.filter(has_text="session.begin").first).to_contain_text("oidc:ops")
+    finally:
+        context.close()
+
+
+def test_a_code_of_somebody_else_is_refused(with_issuer: tuple[Service, str]) -> None:
+    """Whoever did not begin here cannot be signed in by an address that somebody sends, and no code is redeemed."""
+    service, _ = with_issuer
+    back = f"{service.url}/ui/oidc/back"
+    for query, cookie in (("code=a&state=b", ""), ("error=access_denied", ""), ("code=a&state=b", "A" * 43)):
+        headers = {"Cookie": f"__Host-pqs-flow={cookie}.{'B' * 43}"} if cookie else {}
+        answer = httpx.get(f"{back}?{query}", headers=headers)
+        assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
+    begun = httpx.get(f"{service.url}/ui/oidc")
+    assert begun.status_code == 302
+    flow = begun.headers["set-cookie"].partition(";")[0]
+    state = parse_qs(urlsplit(begun.headers["location"]).query)["state"][0]
+    answer = httpx.get(f"{back}?code=unknown&state={state}", headers={"Cookie": flow})
+    assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
