@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve kafka test follow fuzz generators check docs bench format requirements clean
+.PHONY: help serve kafka test test-console screenshots follow fuzz generators check docs bench format requirements clean
 
 help: ## list the commands
 	@grep -hE '^[a-z.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,12 @@ kafka: ## run an Apache Kafka on 127.0.0.1:9092, where Java 17 and Maven are
 test: $(VENV) ## run the whole suite against a real PostgreSQL of its own
 	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=100
+
+test-console: $(VENV) ## test the console in Chromium; with a million rows: make test-console ROWS=1000000
+	TEST_CONSOLE_ROWS=$(or $(ROWS),20000) $(BIN)/python -m pytest -n 1 tests/console -m console
+
+screenshots: $(VENV) ## write the pictures of the console into docs
+	$(BIN)/python -m tests.console.screenshots
 
 follow: $(VENV) ## write with kills and follow for ten minutes, nothing lost; shorter: make follow SECONDS=60
 	TEST_FEED_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 0 -q tests/feed/test_settled.py

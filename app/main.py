@@ -14,6 +14,7 @@ from app.api import (
     acts,
     audit,
     changes,
+    console,
     context,
     counts,
     dead_letters,
@@ -29,6 +30,7 @@ from app.api import (
     overview,
     problems,
     queries,
+    system,
     watermarks,
     workflows,
 )
@@ -47,7 +49,7 @@ from app.runtime.access_log import AccessLog
 from app.runtime.connections import Connections, descriptor_limit
 from app.runtime.metrics import Metrics
 from app.runtime.signals import collect_seldom
-from app.settings import Settings, read_settings
+from app.settings import ConsoleMode, Settings, read_settings
 
 
 class Application(FastAPI):
@@ -101,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with Parts(settings, url, metrics) as parts:
             service = await parts.service()
             application.edge.entry.guard = service.access.guard
+            application.edge.entry.only_reads = settings.console is ConsoleMode.READ_ONLY
             app.state.service = application.hot_calls.service = service
             app.state.overviews = overview.Overviews(service)
             yield
@@ -137,6 +140,7 @@ def create_app(settings: Settings) -> FastAPI:
         letter_runs,
         dead_letters,
         audit,
+        system,
         health,
     )
     for resource in resources:
@@ -145,6 +149,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.room = Room(max(settings.body_memory, PART_OF_A_PEER * settings.max_body))
     problems.install(app)
     document.install(app, issuer=settings.oidc_issuer)
+    console.install_console(app, settings)
     return app
 
 

@@ -95,6 +95,7 @@ class Service:
     replica: Replica | None  # its lag
     readiness: Readiness
     rates: Rates
+    pools: Sequence[Database]  # all of this process
 
 
 class Parts:
@@ -150,10 +151,10 @@ class Parts:
         databases.
         """
         settings, metrics = self._settings, self._metrics
-        access = Access(settings, self._primary)
+        database = self._database(settings.pool_size, name="primary")
+        access = Access(settings, self._primary, database)
         await access.refresh()
         await self._stack.enter_async_context(working(access))
-        database = self._database(settings.pool_size, name="primary")
         scans = self._database(settings.pool_size, scans=True, name="scans")
         full_scans = self._database(FULL_SCANS, scans=True, breaker=scans.breaker, name="full-scans")
         breakers = {"primary": database.breaker, "scans": scans.breaker}
@@ -222,6 +223,7 @@ class Parts:
             lag,
             Readiness(database, on_replica),
             rates,
+            self._databases,
         )
 
     def _writing(self, database: Database, clock: DatabaseClock) -> tuple[Projector, Writer, dict[str, Database]]:

@@ -371,10 +371,12 @@ VALUES = {
     "kafka_password": "hunter2",
     "kafka_options": "ssl.key.password=hunter2",
     "consul_token": "hunter2",
+    "oidc_client_secret": "hunter2",
 }
 BESIDE = {
     "kafka_password": {name: value for name, value in SASL.items() if name != "kafka_password"},
     "consul_token": CONSUL,
+    "oidc_client_secret": {"oidc_issuer": "https://i.example", "oidc_audience": "pqs", "oidc_client_id": "console"},
 }
 
 

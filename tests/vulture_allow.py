@@ -24,6 +24,7 @@ _used_from_outside: list[object] = [
     letter_tables.HeldEntityRow.held_at,
     letter_tables.DeadLetterRun,
     letter_tables.DeadLetterRun.leased_until,
+    access_tables.ConsoleSession,
     # In the log's contract: what forgets and rebuilds will write.
     ChangeOutcome.REBUILT,
     # uvicorn imports it by name.
@@ -62,6 +63,8 @@ _used_from_outside: list[object] = [
     settings.Settings.database_read_url_file,
     settings.Settings.database_url_file,
     settings.Settings.consul_token_file,
+    settings.Settings.oidc_client_secret,
+    settings.Settings.oidc_client_secret_file,
     settings.Settings.kafka_options_file,
     # Values that come from the environment.
     setting_types.KafkaSecurity.SSL,

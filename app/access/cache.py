@@ -65,6 +65,7 @@ class KeyCache:
         self._good_for = good_for.total_seconds()
         self.clock = clock
         self._held: dict[bytes, HeldKey] = {}
+        self._by_id: dict[bytes, HeldKey] = {}
         self._revision = UNREAD
         self.fresh_until = float("-inf")  # until when it is known which keys are good, without another look
         self._noted_at = clock()
@@ -79,6 +80,12 @@ class KeyCache:
         if self.clock() > self.fresh_until:
             raise UnavailableError("keys cannot be checked: the database does not answer")
         return self._held.get(digest)
+
+    def find_id(self, id_: bytes) -> HeldKey | None:
+        """The key with this id, else as `find`."""
+        if self.clock() > self.fresh_until:
+            raise UnavailableError("keys cannot be checked: the database does not answer")
+        return self._by_id.get(id_)
 
     async def refresh(self) -> None:
         """Read the keys now. Raises UnavailableError when the database does not answer."""
@@ -130,6 +137,7 @@ class KeyCache:
                 held.used = held.id in used
             for held in before.values():
                 held.is_current = False
+            self._by_id = {held.id: held for held in self._held.values()}
             self._revision = live.revision
         self.fresh_until = began + self._good_for
         if began - self._noted_at > NOTES:

@@ -14,6 +14,7 @@ from app.access.keys import KEY_PREFIX, digest_of, id_in
 from app.access.posture import forwarded, is_forwarding
 from app.access.principals import ANYONE, Principal
 from app.access.refusals import AuthError
+from app.access.sessions import Sessions, secret_in
 from app.errors import PqsError, UnavailableError
 from app.settings import Posture
 
@@ -36,7 +37,7 @@ class Tokens(Protocol):
 class Guard:
     """Says who a caller is. `keys` is needed in the posture `required`; `tokens` where an issuer is set.
 
-    `now` is in seconds since 1970.
+    `sessions` are those of browsers, if there are any. `now` is in seconds since 1970.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Guard:
         posture: Posture,
         keys: KeyCache | None = None,
         tokens: Tokens | None = None,
+        sessions: Sessions | None = None,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -53,6 +55,7 @@ class Guard:
         self._refuses_proxies = posture is Posture.LOOPBACK
         self._keys = keys
         self._tokens = tokens
+        self.sessions = sessions
         self._now = now
 
     @property
@@ -113,15 +116,20 @@ class Guard:
     async def authenticate(self, headers: Headers, query: bytes = b"") -> Principal | PqsError:
         """The principal of a request, or the error that it is answered with. `query` is what follows the `?`."""
         authorization: bytes | None = None
+        secret: bytes | None = None
         for name, value in headers:
             if name == b"authorization":
                 if authorization is not None and not self._is_open:
                     return refusals.bad_token("there are two Authorization headers")
                 authorization = value
+            elif name == b"cookie" and self.sessions is not None:
+                secret = secret_in(value) or secret
             elif self._refuses_proxies and is_forwarding(name):
                 return forwarded()
         if not self._is_open and query and _IN_QUERY.search(query):
             return refusals.bad_token("a token in the query is refused: send it in the Authorization header")
+        if authorization is None and secret is not None and self.sessions is not None:
+            return await self.sessions.find(secret)
         found = self.known(authorization)
         if found is None and authorization is not None:
             return await self.resolve(authorization)

@@ -144,10 +144,10 @@ class Issuer:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         async with httpx.AsyncClient(follow_redirects=False, headers=headers) as client:
             place = f"{self.url.rstrip('/')}/.well-known/openid-configuration"
-            about = await _document(client, place, _About)
+            about = await document_of(client, place, _About)
             if about.issuer != self.url:
                 raise IssuerError(f"{place} is about another issuer, {about.issuer!r}")
-            found = await _document(client, about.jwks_uri, _Set)
+            found = await document_of(client, about.jwks_uri, _Set)
         keys = [key for key in map(_public_key, found.keys) if key is not None]
         if found.keys and not keys:
             log.warning("none of the %d keys of %s is of a kind that counts here", len(found.keys), self.url)
@@ -173,7 +173,7 @@ def is_protected(url: str) -> bool:
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK_NAMES)
 
 
-async def _document(client: httpx.AsyncClient, url: str, kind: type[T]) -> T:
+async def document_of(client: httpx.AsyncClient, url: str, kind: type[T]) -> T:
     if not is_protected(url):
         raise IssuerError(f"{url!r} is neither https nor on loopback")
     async with client.stream("GET", url) as answer:

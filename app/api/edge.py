@@ -30,7 +30,8 @@ class Edge:
             host, origin = _host_and_origin(scope["headers"])
             self.hosts.check(host)
             self.origins.check(scope["method"], origin, host)
-            scope["principal"] = await self.entry.caller(scope)
+            own = origin is not None and self.origins.is_own(origin, host)
+            scope["principal"] = await self.entry.caller(scope, from_own_page=own)
         await self._app(scope, receive, send)
 
     def lacking(self, asked: Headers, answered: Headers) -> Headers:

@@ -14,6 +14,7 @@ PLAIN = JSON.encode()
 NOT_PLAIN = {
     b"transfer-encoding",
     b"expect",
+    b"cookie",
     b"origin",
     b"content-encoding",
 }  # headers of requests that are FastAPI's, as are those of CloudEvents

@@ -4,7 +4,6 @@ The wheel is `fastapi-swagger`. Its files are found without an import, so none o
 if they are the ones that this release was tested with.
 """
 
-import gzip
 import hashlib
 from functools import cache
 from importlib.resources import files
@@ -14,8 +13,8 @@ from pathlib import Path
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 
-from app.api.compression import accepts_gzip
-from app.errors import NotFoundError, UnavailableError
+from app.api.assets import Assets
+from app.errors import UnavailableError
 
 PACKAGE = "fastapi_swagger"
 # SHA-256 of each file of version 0.4.64, which has Swagger UI 5.34.0.
@@ -25,12 +24,6 @@ DIGESTS = {
     "favicon-32x32.png": "3ed612f41e050ca5e7000cad6f1cbe7e7da39f65fca99c02e99e6591056e5837",
 }
 OWN = "page.js"  # beside this module as swagger.js
-MEDIA_TYPES = {
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".png": "image/png",
-}
-FOREVER = "public, max-age=31536000, immutable"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -63,8 +56,8 @@ def folder() -> Path:
 
 
 @cache
-def assets() -> tuple[str, dict[str, bytes]]:
-    """The digest of all files together, and each file by its name.
+def assets() -> Assets:
+    """All files of the page.
 
     Raises UnavailableError if a file is missing, or is not the one that this release was tested with.
     """
@@ -76,31 +69,14 @@ def assets() -> tuple[str, dict[str, bytes]]:
             raise UnavailableError(f"the file {name} of fastapi-swagger cannot be read") from error
         if hashlib.sha256(found[name]).hexdigest() != digest:
             raise UnavailableError(f"the file {name} of fastapi-swagger is of another version than this release's")
-    together = hashlib.sha256(b"".join(found[name] for name in sorted(found)))
-    return together.hexdigest()[:16], found
-
-
-@cache
-def _coded(name: str) -> bytes:
-    """A file in gzip, coded once."""
-    return gzip.compress(assets()[1][name], mtime=0)
+    return Assets(found)
 
 
 def page(_request: Request) -> Response:
     """Answer the page. A function that is not async: the files are read in a thread."""
-    digest, _ = assets()
-    return HTMLResponse(PAGE.format(digest=digest), headers={"Content-Security-Policy": POLICY})
+    return HTMLResponse(PAGE.format(digest=assets().digest), headers={"Content-Security-Policy": POLICY})
 
 
 def asset(request: Request) -> Response:
     """Answer a file of the page, under a path that changes with the files. Raises NotFoundError for any other."""
-    digest, found = assets()
-    name = request.path_params["name"]
-    if request.path_params["digest"] != digest or name not in found:
-        raise NotFoundError("there is no such file of this page; load the page again")
-    media_type = MEDIA_TYPES[Path(name).suffix]
-    headers = {"Cache-Control": FOREVER}
-    if not media_type.startswith("text/") or not accepts_gzip(request.scope["headers"]):
-        return Response(found[name], headers=headers, media_type=media_type)  # ContentCoding adds `Vary`
-    headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-    return Response(_coded(name), headers=headers, media_type=media_type)
+    return assets().answer(request)

@@ -13,6 +13,8 @@ _NEEDS = (
     ("oidc_issuer", "oidc_audience"),
     ("oidc_audience", "oidc_issuer"),
     ("oidc_scopes_map", "oidc_issuer"),
+    ("oidc_client_id", "oidc_issuer"),
+    ("oidc_client_secret", "oidc_client_id"),
     ("oidc_domains_claim", "oidc_issuer"),
     ("oidc_prefixes_claim", "oidc_issuer"),
     ("tls_cert", "tls_key"),

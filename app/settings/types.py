@@ -44,6 +44,14 @@ class Posture(StrEnum):
     INSECURE = "insecure"
 
 
+class ConsoleMode(StrEnum):
+    """What the pages at `/ui` offer: everything, everything but acts, or nothing at all."""
+
+    ON = "on"
+    READ_ONLY = "read-only"
+    OFF = "off"
+
+
 class KafkaSecurity(StrEnum):
     """How the connection to Kafka is protected: librdkafka's `security.protocol`."""
 

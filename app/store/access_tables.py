@@ -58,6 +58,29 @@ class ApiKeyRevision(Base):
     __table_args__ = (CheckConstraint("single", name="one_row"),)
 
 
+class ConsoleSession(Base):
+    """A person who has signed in to the console: with a key, or with a token, whose grant the other columns keep.
+
+    `digest` is SHA-256 of the cookie's secret.
+    """
+
+    __tablename__ = "sessions"
+
+    digest: Mapped[bytes] = mapped_column(LargeBinary(), primary_key=True)
+    key_id: Mapped[str | None] = mapped_column(String(10))
+    principal: Mapped[str | None] = mapped_column(String(300))
+    scopes: Mapped[list[str] | None] = mapped_column(ARRAY(Text()))
+    domains: Mapped[list[str] | None] = mapped_column(ARRAY(Text()))
+    workflow_prefixes: Mapped[list[str] | None] = mapped_column(ARRAY(Text()))
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    expires_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint("octet_length(digest) = 32", name="digest_of_sha256"),
+        CheckConstraint("(key_id IS NULL) = (principal IS NOT NULL)", name="key_or_principal"),
+    )
+
+
 class WorkflowQuota(Base):
     """The bytes that the states of all workflows whose key begins with `prefix` may use, and use now."""
 

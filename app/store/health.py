@@ -33,6 +33,7 @@ SELECT needed, name FROM (VALUES
     ('api_key_revision', 'SELECT'),
     ('workflow_quotas', 'SELECT,UPDATE'),
     ('audit_log', 'SELECT,INSERT'),
+    ('sessions', 'SELECT,INSERT,DELETE'),
     ('changes', 'SELECT,INSERT,UPDATE'),
     ('changes_floor', 'SELECT,INSERT,UPDATE')
 ) AS tables (name, rights),

@@ -82,6 +82,11 @@ class Pool:
         self._closing = False
 
     @property
+    def most(self) -> int:
+        """How many connections may be open."""
+        return self._size
+
+    @property
     def connections(self) -> tuple[int, int, int]:
         """How many connections are open, how many of them are in use, and how many calls wait for one."""
         if self._pool is None:

@@ -147,6 +147,8 @@ READS = {
     "EntityHistory": f"/v1/entities/{FIRST}/history?limit=1",
     "EventRecord": f"/v1/events/{REQUESTS['registration.initiated']['event_id']}",
     "AuditPage": "/v1/audit?limit=1",
+    "SystemState": "/v1/system",
+    "KeyList": "/v1/keys",
     "Health": "/livez",
     "Ready": "/readyz",
 }
@@ -163,6 +165,16 @@ DEAD = (
     (4712, json.dumps(event_json("node.heartbeat", 6, entity_id=FIRST)), "conflict: the positions can't be compared"),
     (4713, "{}", "#/type: this field is required"),
 )
+
+# What differs from one process to the next.
+SYSTEM: Json = {
+    "pid": 4711,
+    "settings": [
+        {"name": "PQS_DATABASE_URL", "value": None, "default": None},
+        {"name": "PQS_SWEEP", "value": "True", "default": "False"},
+    ],
+    "pools": [{"name": "primary", "most": 8, "open": 3, "in_use": 1, "waiting": 0}],
+}
 
 THEN = "2025-12-24T08:00:00Z"
 
@@ -259,6 +271,8 @@ REFUSED: dict[str, Json] = {
     "getDeadLetter 422": {"method": "GET", "url": "/v1/dead-letters/first"},
     "listAudit 400": {"method": "GET", "url": "/v1/audit?cursor=damaged"},
     "listAudit 422": {"method": "GET", "url": "/v1/audit?limit=0"},
+    "getSystem 422": {"method": "GET", "url": "/v1/system?limit=1"},
+    "listKeys 422": {"method": "GET", "url": "/v1/keys?limit=1"},
     "retryDeadLetter 400": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
     "retryDeadLetter 404": {"method": "POST", "url": "/v1/dead-letters/4711/retry"},
     "retryDeadLetter 409": {"method": "POST", "url": "/v1/dead-letters/2/retry"},
@@ -328,6 +342,7 @@ DOWN: dict[str, Json] = {
     "getDeadLetterRun 503": {"method": "GET", "url": READS["LetterRun"]},
     "getDeadLetter 503": {"method": "GET", "url": READS["DeadMessage"]},
     "listAudit 503": {"method": "GET", "url": READS["AuditPage"]},
+    "listKeys 503": {"method": "GET", "url": READS["KeyList"]},
     "retryDeadLetter 503": {"method": "POST", "url": "/v1/dead-letters/1/retry"},
     "dropWatermark 503": {"method": "DELETE", "url": "/v1/watermarks/registrations/3"},
     "deleteDeadLetter 503": {"method": "DELETE", "url": "/v1/dead-letters/1"},
@@ -414,6 +429,11 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
         " 'applied', '3f0c1a52-7d7e-4f2b-9c63-5f1f0c8f2f7d', '192.0.2.7')"
     )
     await connection.execute("SELECT setval('audit_log_id_seq', 4711)")
+    await connection.execute(
+        "INSERT INTO api_keys VALUES ('a2b3c4d5e6', 'admin', decode(repeat('00', 32), 'hex'),"
+        " ARRAY['operations:read', 'operations:write'], ARRAY['*'], ARRAY[''], NULL, NULL,"
+        " '2026-01-01T00:00:00Z', 'cli:root', '2026-04-01T00:00:00Z', NULL, '2026-01-01')"
+    )
     for offset, value, error in DEAD:
         await connection.execute(
             'INSERT INTO dead_letters (source, topic, partition, "offset", key, value, headers, error, created_at)'
@@ -432,6 +452,7 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     answers["Overview"]["at"] = "2026-01-01T00:02:00Z"
     for number, minute in enumerate(answers["Overview"]["operations"]["minutes"][-1:]):  # it was the clock's
         minute["began_at"] = f"2026-01-01T00:{2 + number:02}:00Z"
+    answers["SystemState"] |= SYSTEM
     for name, path, media in (
         ("getEntityState", READS["EntityState"], "text/plain"),
         ("listEntities", "/v1/entities?state=active", NDJSON),

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from app.api import swagger
+from app.api.assets import FOREVER
 
 PART = re.compile(r'(?:href|src)="(docs/[^"]+)"')
 
@@ -20,7 +21,7 @@ async def test_the_page_names_only_parts_beside_it(shared: httpx.AsyncClient) ->
     assert {name.rpartition("/")[2] for name in named} == {*swagger.DIGESTS, swagger.OWN}
     for name in named:
         part = await shared.get(f"/{name}")
-        assert (part.status_code, part.headers["cache-control"]) == (200, swagger.FOREVER), name
+        assert (part.status_code, part.headers["cache-control"]) == (200, FOREVER), name
 
 
 async def test_the_page_has_a_strict_policy(shared: httpx.AsyncClient) -> None:
@@ -33,11 +34,10 @@ async def test_the_page_has_a_strict_policy(shared: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize("coding", ["gzip", "identity"])
 async def test_a_part_is_coded_where_that_is_accepted(shared: httpx.AsyncClient, coding: str) -> None:
     """The script comes in gzip, a quarter of its size, to those who accept that, and is the same for all."""
-    _, found = swagger.assets()
     name = "swagger-ui-bundle.js"
     path = next(each for each in PART.findall((await shared.get("/docs")).text) if each.endswith(name))
     answer = await shared.get(f"/{path}", headers={"Accept-Encoding": coding})
-    assert answer.content == found[name]
+    assert answer.content == swagger.assets().files[name]
     assert answer.headers.get("content-encoding", "identity") == coding
     assert answer.headers["vary"] == "Accept-Encoding"
 

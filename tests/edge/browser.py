@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from tests.edge.programs import program
 
@@ -20,8 +20,12 @@ class Browsing:
         self.complaints: list[str] = []
         page.set_default_timeout(PATIENCE)
         page.on("request", self._on_request)
-        page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
+        page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _on_console(self, said: ConsoleMessage) -> None:
+        if said.type == "error":
+            self.complaints.append(f"{said.text} ({said.location['url']})")
 
     def _on_request(self, request: Request) -> None:
         if not request.url.startswith("data:"):
@@ -29,14 +33,21 @@ class Browsing:
 
 
 @contextmanager
-def browsing() -> Iterator[Browsing]:
-    """An empty page in a browser of its own. The test is skipped where no Chromium is installed."""
+def chromium() -> Iterator[Browser]:
+    """A browser. The test is skipped where no Chromium is installed."""
     executable = program(*NAMES)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=executable, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         try:
-            yield Browsing(browser.new_page())
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def browsing() -> Iterator[Browsing]:
+    """An empty page in a browser of its own."""
+    with chromium() as browser:
+        yield Browsing(browser.new_page())

@@ -29,11 +29,12 @@ COUNTS = "registration_state_counts"
 STATE, ACTIONS, OUTBOX = "workflow_state", "workflow_actions", "outbox"
 WATERMARKS, DEAD_LETTERS = "watermarks", "dead_letters"
 KEYS, KEY_REVISION, QUOTAS, AUDIT = "api_keys", "api_key_revision", "workflow_quotas", "audit_log"
+SESSIONS = "sessions"
 CHANGES, FLOOR = "changes", "changes_floor"
 HELD, MESSAGES, RUNS = "held_entities", "held_messages", "dead_letter_runs"
 TABLES = (
     *(TABLE, COUNTS, STATE, ACTIONS, OUTBOX, WATERMARKS, DEAD_LETTERS, KEYS, KEY_REVISION, QUOTAS, AUDIT),
-    *(CHANGES, FLOOR, HELD, MESSAGES, RUNS),
+    *(CHANGES, FLOOR, HELD, MESSAGES, RUNS, SESSIONS),
 )
 SLICES = tuple(f"{CHANGES}_{number:02}" for number in range(16))  # of the change log
 LOCK_TIMEOUT = 5.0  # seconds, of the migrations
@@ -274,6 +275,7 @@ async def test_every_index_is_valid(database_url: str) -> None:
             f"{OUTBOX}_pkey",
             *names,
             f"{COUNTS}_pkey",
+            f"{SESSIONS}_pkey",
             f"{WATERMARKS}_pkey",
             f"{ACTIONS}_by_age",
             f"{ACTIONS}_pkey",
@@ -450,7 +452,7 @@ LOCKED = {
     AUDIT: "0008",
     OUTBOX: "0007",
     WATERMARKS: "0012",
-    STATE: HEAD,
+    STATE: "0014",
     COUNTS: "0002",
 }  # each table that a migration down locks, and the revision that it gives up at
 

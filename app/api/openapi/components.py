@@ -12,7 +12,7 @@ from app.domain.registration import Registration
 from app.domain.results import Result
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance, Workflow
-from app.wire import answers, overview
+from app.wire import answers, overview, system
 from app.wire import problems as problem_types
 from app.wire.events import MAX_EVENTS
 
@@ -53,6 +53,8 @@ def component_schemas() -> dict[str, Json]:
         answers.LetterRun,
         problem_types.HeldProblem,
         answers.AuditPage,
+        system.SystemState,
+        system.KeyList,
         problem_types.StateProblem,
         problem_types.ActionProblem,
         answers.ChangesPage,
