@@ -15,7 +15,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from app.access.issuer import ASKED, PATIENCE, IssuerError, document_of, is_protected
+from app.access.issuer import ASKED, FETCH_TIME, IssuerError, document_of, is_protected
 from app.access.principals import Principal
 from app.access.refusals import UnauthenticatedError, bad_token
 from app.access.tokens import TokenVerifier
@@ -102,7 +102,7 @@ class CodeFlow:
         place = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         try:
-            async with httpx.AsyncClient(headers=headers, timeout=PATIENCE.total_seconds()) as client:
+            async with httpx.AsyncClient(headers=headers, timeout=FETCH_TIME.total_seconds()) as client:
                 found = await document_of(client, place, _Endpoints)
         except (httpx.HTTPError, httpx.InvalidURL, IssuerError) as error:
             raise UnavailableError("the issuer cannot be asked where people sign in", retry_after=ASKED) from error
@@ -125,7 +125,7 @@ class CodeFlow:
         basic = httpx.USE_CLIENT_DEFAULT if own is None else (quote_plus(self._client.id), quote_plus(own))
         place = (await self._endpoints()).token_endpoint
         try:
-            async with httpx.AsyncClient(timeout=PATIENCE.total_seconds()) as client:
+            async with httpx.AsyncClient(timeout=FETCH_TIME.total_seconds()) as client:
                 answer = await client.post(place, data=sent, headers={"Accept": "application/json"}, auth=basic)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnavailableError("the issuer does not answer", retry_after=ASKED) from error

@@ -31,7 +31,7 @@ EVERY = timedelta(minutes=5)  # between two fetches
 AGAIN = timedelta(seconds=15)  # until the next fetch, after one that failed
 ASKED = timedelta(seconds=30)  # in which an unknown key id causes one fetch at most
 GOOD_FOR = timedelta(hours=24)  # how long the last good set counts
-PATIENCE = timedelta(seconds=5)  # for a whole fetch
+FETCH_TIME = timedelta(seconds=5)  # for a whole fetch
 LARGEST = 256 * 1024  # bytes of a document
 RSA_BITS = 2048  # of a modulus at least (RFC 7518, section 3.3)
 
@@ -131,7 +131,7 @@ class Issuer:
 
     async def _fetch(self) -> None:
         try:
-            async with asyncio.timeout(PATIENCE.total_seconds()):
+            async with asyncio.timeout(FETCH_TIME.total_seconds()):
                 keys = await self._load()
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError, ValueError) as error:
             raise IssuerError(f"{type(error).__name__}: {error}") from error
