@@ -229,8 +229,9 @@ class HotCall:
         self._id = context.begin(self.headers)
         tracer, turned = self.service.metrics.tracer, None
         if tracer is not None:
-            self._trace = tracer.begin(self._fields.traceparent)
-            turned = current.set(self._trace)
+            self._trace = trace = tracer.begin(self._fields.traceparent)
+            if trace is not None:
+                turned = current.set(trace)
         try:
             if self._began - self._found > PATIENCE and self.principal is not ANYONE:
                 self._check_again()

@@ -8,9 +8,7 @@ from app.wire.messages import KafkaMessage, traceparent_of_message
 
 
 @contextmanager
-def recorded_messages(
-    tracer: Tracer, messages: Sequence[KafkaMessage], decoded: Sequence[object]
-) -> Iterator[None]:
+def recorded_messages(tracer: Tracer, messages: Sequence[KafkaMessage], decoded: Sequence[object]) -> Iterator[None]:
     """Record a batch below its sampled messages; without one, some batches by themselves."""
     joined = [
         (event, trace, message)

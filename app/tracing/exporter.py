@@ -49,7 +49,9 @@ class Exporter:
 
     def __init__(self) -> None:
         """Raises ImportError where the extra `tracing` is not installed."""
+        from opentelemetry import trace as api  # noqa: PLC0415 - an extra
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk import trace as sdk  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415
@@ -57,48 +59,43 @@ class Exporter:
         named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get(
             "OTEL_RESOURCE_ATTRIBUTES", ""
         )
-        self._resource = Resource.create({} if named else {"service.name": SERVICE})
-        self._scope = InstrumentationScope("pqs")
+        resource = Resource.create({} if named else {"service.name": SERVICE})
+        scope = InstrumentationScope("pqs")
+        sampled = api.TraceFlags(api.TraceFlags.SAMPLED)
+        kinds = {kind: api.SpanKind[kind.name] for kind in Kind}
+        succeeded, failed = api.Status(), api.Status(api.StatusCode.ERROR)
+
+        def readable(span: Span, now: int, clock: float) -> "ReadableSpan":
+            trace_id, parent = span.trace_id, None
+            if span.parent_id is not None:
+                parent = api.SpanContext(trace_id, span.parent_id, span.is_remote, sampled)
+            attributes = span.attributes if span.error is None else {**span.attributes, "error.type": span.error}
+            return sdk.ReadableSpan(
+                name=span.name,
+                context=api.SpanContext(trace_id, span.span_id, is_remote=False, trace_flags=sampled),
+                parent=parent,
+                resource=resource,
+                attributes=attributes,
+                links=[api.Link(api.SpanContext(*link, False, sampled)) for link in span.links],
+                kind=kinds[span.kind],
+                status=succeeded if span.error is None else failed,
+                start_time=now - round((clock - span.began) * NANOSECONDS),
+                end_time=now - round((clock - span.ended) * NANOSECONDS),
+                instrumentation_scope=scope,
+            )
+
+        self._readable = readable
         self._processor = BatchSpanProcessor(OTLPSpanExporter())
 
     def export(self, spans: Sequence[Span]) -> None:
         """Queue spans to be sent. Where the queue is full, the oldest are lost."""
-        now, clock = time.time_ns(), time.perf_counter()
+        now, clock = time.time_ns(), time.perf_counter()  # the same moment by two clocks
         for span in spans:
             self._processor.on_end(self._readable(span, now, clock))
 
-    def _readable(self, span: Span, now: int, clock: float) -> "ReadableSpan":
-        """The span as the SDK has it; `now` and `clock` are the same moment by two clocks."""
-        from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
-        from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags  # noqa: PLC0415
-
-        sampled = TraceFlags(TraceFlags.SAMPLED)
-        kinds = {
-            Kind.INTERNAL: SpanKind.INTERNAL,
-            Kind.SERVER: SpanKind.SERVER,
-            Kind.CLIENT: SpanKind.CLIENT,
-            Kind.PRODUCER: SpanKind.PRODUCER,
-            Kind.CONSUMER: SpanKind.CONSUMER,
-        }
-        attributes = dict(span.attributes)
-        if span.error is not None:
-            attributes["error.type"] = span.error
-        parent = None
-        if span.parent_id is not None:
-            parent = SpanContext(span.trace_id, span.parent_id, span.is_remote, sampled)
-        return ReadableSpan(
-            name=span.name,
-            context=SpanContext(span.trace_id, span.span_id, is_remote=False, trace_flags=sampled),
-            parent=parent,
-            resource=self._resource,
-            attributes=attributes,
-            links=[Link(SpanContext(*link, is_remote=False, trace_flags=sampled)) for link in span.links],
-            kind=kinds[span.kind],
-            status=Status(StatusCode.UNSET if span.error is None else StatusCode.ERROR),
-            start_time=now - round((clock - span.began) * NANOSECONDS),
-            end_time=now - round((clock - span.ended) * NANOSECONDS),
-            instrumentation_scope=self._scope,
-        )
+    def flush(self) -> None:
+        """Send what is queued, and wait for it."""
+        self._processor.force_flush()
 
     async def close(self) -> None:
         """Send what is queued, and end the thread."""

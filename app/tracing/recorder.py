@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum, auto
+from math import floor, inf, log
 from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
@@ -248,24 +249,33 @@ class Tracer:
     ) -> None:
         """`ratio` is the share of work that nobody has decided about; `limit` the most traces a second."""
         self._export = export
-        self._ratio = ratio
+        self._miss = 1 - ratio
         self._limit = limit
         self._draw = draw
         self._clock = clock
+        self._pass_over = self._gap()
         self._second = 0
         self._begun = 0  # in this second
 
     def begin(self, traceparent: bytes | None = None) -> Recorder | None:
         """A recorder for work that begins now, below the caller's span if there is one; None for most work."""
         if traceparent is None:
-            if self._draw() >= self._ratio:
+            if self._pass_over > 0:
+                self._pass_over -= 1
                 return None
+            self._pass_over = self._gap()
             return self._recorder(_new_id(128), None)
         asked = trace_of(traceparent)
         if asked is None:
             return self.begin()
         trace_id, span_id, is_sampled = asked
         return self._recorder(int(trace_id, 16), int(span_id, 16)) if is_sampled else None
+
+    def _gap(self) -> float:
+        """How much work is passed over until the next one is sampled: drawn once for all of it."""
+        if not 0 < self._miss < 1:
+            return inf if self._miss >= 1 else 0.0
+        return floor(log(1 - self._draw()) / log(self._miss))
 
     def _recorder(self, trace_id: int, parent_id: int | None) -> Recorder | None:
         second = int(self._clock())
