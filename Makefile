@@ -80,8 +80,9 @@ requirements: $(VENV) ## pin every dependency again: names, versions and hashes,
 	$(PIN) requirements/runtime.txt pyproject.toml
 	$(PIN) requirements/embedded.txt --extra embedded pyproject.toml
 	$(PIN) requirements/oidc.txt --extra oidc pyproject.toml
+	$(PIN) requirements/tracing.txt --extra tracing pyproject.toml
 	$(PIN) requirements/build.txt --group build
-	$(PIN) requirements/dev.txt --extra embedded --extra oidc --group dev pyproject.toml
+	$(PIN) requirements/dev.txt --extra embedded --extra oidc --extra tracing --group dev pyproject.toml
 
 PIN := $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --output-file
 

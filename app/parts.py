@@ -56,6 +56,7 @@ from app.store.audit import Act
 from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
 from app.store.readiness import Readiness
 from app.store.replica import ReadSide, Replica
+from app.tracing.exporter import open_exporter, tracer_to
 from app.workflows import Pruner, QuotaWatch, WorkflowStore
 
 FULL_SCANS = 2  # lists at once that read a whole domain: on connections that nothing else waits for
@@ -114,7 +115,10 @@ class Parts:
         self._databases: list[Database] = []
 
     async def __aenter__(self) -> Self:
-        """Begin."""
+        """Begin. Spans of whatever the parts do are sent until they are closed."""
+        if (exporter := open_exporter()) is not None:
+            self._metrics.tracer = tracer_to(exporter, self._settings.trace_limit)
+            self._stack.push_async_callback(exporter.close)
         return self
 
     async def __aexit__(
@@ -282,9 +286,9 @@ class Parts:
         if settings.bus is not BusKind.OFF:
             buses = [_open_bus(settings.bus, settings) for _ in range(LANES)]
             self._stack.push_async_callback(_close, buses)
-            destinations.append(to_topic(settings.topic_out, *buses))
+            destinations.append(to_topic(settings.topic_out, *buses, tracer=self._metrics.tracer))
         if (consul := self._consul) is not None:
-            destinations.append(to_handler("consul", consul.handle))
+            destinations.append(to_handler("consul", consul.handle, self._metrics.tracer))
             breakers["consul"] = consul.breaker
         # A pass holds its connection while it sends, so the relay does not share the pool that answers requests.
         database = self._database(max(1, len(destinations) * LANES), session=LONG_TRANSACTIONS, name="relay")
@@ -321,7 +325,8 @@ class Parts:
         database = self._database(len(Deadline), breaker=breaker, name="sweep")
         scans = self._database(len(Deadline), breaker=breaker, scans=True, name="sweep-scans")
         follow = self._settings.tracks is Tracks.FOLLOW
-        return Sweep(database, scans, self.entries, self._metrics.swept, log=self.log, follow=follow)
+        report, tracer = self._metrics.swept, self._metrics.tracer
+        return Sweep(database, scans, self.entries, report, log=self.log, follow=follow, tracer=tracer)
 
     def consumer(self) -> Consumer:
         """A consumer of the topics that the settings name.
@@ -361,6 +366,7 @@ class Parts:
             stop_at_gaps=settings.gaps is Gaps.STOP,
             keep_foreign=settings.foreign is Foreign.DEAD_LETTER,
             holds=settings.dead_letters is DeadLetterRule.HOLD,
+            tracer=self._metrics.tracer,
         )
 
     async def restart(self, topic: str, principal: str) -> int:

@@ -68,13 +68,13 @@ class WorkflowStore:
         self._waiting = waiting or database
         self._watch = watch or QuotaWatch(database)
         self._joining = joining
-        self._reads = Lane(self._read, largest=LARGEST)
+        self._reads = Lane(self._read, largest=LARGEST, name="workflow reads")
         side = None
         if joined is not None:
             side = Side[Commit, CommitOutcome | None](
                 lambda commit: commit.workflow_key, self._locked, self._commit_alone
             )
-        self._commits = Lanes(self._commit, largest=LARGEST, side=side)
+        self._commits = Lanes(self._commit, largest=LARGEST, side=side, name="commits")
 
     async def get_state(self, workflow_key: str) -> Workflow | None:
         """The row of one workflow, or None. Raises InvalidInputError for an invalid key."""

@@ -13,7 +13,20 @@ from types import FrameType
 import asyncpg
 
 from app.errors import PqsError
-from benchmarks import auth, changes, growth, layers, loop, processes, relay, rows, throughput, waiting, workflows
+from benchmarks import (
+    auth,
+    changes,
+    growth,
+    layers,
+    loop,
+    processes,
+    relay,
+    rows,
+    throughput,
+    tracing,
+    waiting,
+    workflows,
+)
 from benchmarks.bench import FULL, MAIN, QUICK, Bench, Part
 from benchmarks.contenders import LeftOutError
 from benchmarks.load import need_wrk
@@ -41,11 +54,12 @@ PARTS: dict[str, Part] = {
     "changes": changes.changes,
     "memory": processes.memory,
     "layers": layers.layers,
+    "tracing": tracing.tracing,
     "start": processes.start,
     "idle": processes.idle,
 }
 BY_NAME_ALONE = {"growth10m", "deadlines"}
-NEED_NO_ROWS = {"start", "relay", "deadlines"}
+NEED_NO_ROWS = {"start", "relay", "deadlines", "tracing"}
 FAILURES = (BenchmarkError, PqsError, OSError, HTTPException, asyncpg.PostgresError, asyncpg.InterfaceError)
 LIMIT = 15 * 60  # seconds for all parts
 LIMIT_NAMED = 90 * 60  # seconds for parts that are chosen by name

@@ -14,6 +14,7 @@ from app.api.room import HELD
 from app.errors import PqsError
 from app.runtime.metrics import Metrics
 from app.store.replica import lag_of_answer
+from app.tracing.recorder import Kind, Recorder, recorded
 
 __all__ = [
     "HEADER",
@@ -91,6 +92,22 @@ def account(
         )
 
 
+def served(trace: Recorder, method: str, path: str, route: str, status: int, began: float) -> None:
+    """End the span of a request that began at `began`."""
+    attributes: dict[str, str | int | float] = {
+        "http.request.method": method,
+        "url.path": path,
+        "http.route": route,
+        "http.response.status_code": status,
+    }
+    error = str(status) if status >= 500 else None
+    trace.end(f"{method} {route}", Kind.SERVER, attributes, began=began, error=error)
+
+
+def _traceparent(headers: Headers) -> bytes | None:
+    return next((value for header, value in headers if header == b"traceparent"), None)
+
+
 class RequestContext:
     """ASGI middleware around the whole application."""
 
@@ -111,7 +128,13 @@ class RequestContext:
         """Answer one request, and log and count it. Anything but an HTTP request is handed on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif (tracer := self._metrics.tracer) is None:
+            await self._answer(scope, receive, send, None)
+        else:
+            with recorded(trace := tracer.begin(_traceparent(scope["headers"]))):
+                await self._answer(scope, receive, send, trace)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, trace: Recorder | None) -> None:
         began = time.perf_counter()
         body = _Body(scope, receive)
         before = correlation_id.get()
@@ -149,8 +172,11 @@ class RequestContext:
             route = getattr(scope.get("route"), "path_format", UNKNOWN)
             principal, client = scope.get("principal"), scope.get("client")
             name, peer = principal.name if principal else "-", str(client[0]) if client else NO_PEER
-            traceparent = next((value for header, value in scope["headers"] if header == b"traceparent"), None)
+            traceparent = _traceparent(scope["headers"])
             method, path, waits = scope["method"], scope["path"], WAITS in scope
+            if trace is not None:
+                traceparent = trace.traceparent.encode()
+                served(trace, method, path, route, status, began)
             account(self._metrics, method, path, route, status, began, name, peer, traceparent, waits=waits)
             correlation_id.set(before)
 

@@ -41,6 +41,7 @@ from app.api.service import Service
 from app.errors import UnavailableError
 from app.runtime.framing import FieldList
 from app.runtime.metrics import Metrics
+from app.tracing.recorder import Recorder, current
 from app.wire.problems import Problem
 
 PATIENCE = 1.0  # seconds that a body may take until its sender is checked again
@@ -179,6 +180,7 @@ class HotCall:
         "_on_answer",
         "_peer",
         "_target",
+        "_trace",
         "asked_for",
         "headers",
         "principal",
@@ -208,6 +210,7 @@ class HotCall:
         self._peer = peer
         self._on_answer: OnAnswer
         self._future: asyncio.Future[Any]
+        self._trace: Recorder | None  # where traces are wanted
         self._is_gone = False
         self._id = ""
         self._found = time.perf_counter()
@@ -224,6 +227,11 @@ class HotCall:
         self._on_answer = answer
         before = context.correlation_id.get()  # of the request in whose task this one begins, or of none
         self._id = context.begin(self.headers)
+        tracer, turned = self.service.metrics.tracer, None
+        if tracer is not None:
+            self._trace = trace = tracer.begin(self._fields.traceparent)
+            if trace is not None:
+                turned = current.set(trace)
         try:
             if self._began - self._found > PATIENCE and self.principal is not ANYONE:
                 self._check_again()
@@ -234,6 +242,8 @@ class HotCall:
         self._future = future
         future.add_done_callback(self._on_done)
         context.correlation_id.set(before)
+        if turned is not None:
+            current.reset(turned)
 
     def abandon(self) -> None:
         """The client is gone before its answer, or sends no more: a wait ends."""
@@ -253,6 +263,7 @@ class HotCall:
         self._began = time.perf_counter()
         before = context.correlation_id.get()
         self._id = context.begin(self.headers)
+        self._trace = None
         self._account(context.GONE)
         context.correlation_id.set(before)
 
@@ -283,7 +294,10 @@ class HotCall:
     def _account(self, status: int) -> None:
         kind, path = self._kind, self._target.partition(b"?")[0].decode("ascii")
         name, peer = self.principal.name, self._peer
-        metrics, trace = self.service.metrics, self._fields.traceparent
+        metrics, traceparent = self.service.metrics, self._fields.traceparent
+        if metrics.tracer is not None and (trace := self._trace) is not None:
+            traceparent = trace.traceparent.encode()
+            context.served(trace, kind.method, path, kind.route, status, self._began)
         context.account(
-            metrics, kind.method, path, kind.route, status, self._began, name, peer, trace, waits=kind.waits
+            metrics, kind.method, path, kind.route, status, self._began, name, peer, traceparent, waits=kind.waits
         )

@@ -5,9 +5,11 @@ import copy
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
+from contextlib import nullcontext
 from typing import Generic, Protocol, TypeVar
 
 from app.errors import RowLockedError, UnavailableError
+from app.tracing.recorder import Recorder, current, recorded_batch
 
 WAITING = 2000  # requests that may wait in one lane; further ones are refused at once
 LARGEST = 500  # requests that one statement answers
@@ -74,8 +76,11 @@ class Lane(Generic[Q, A]):
         largest: int = LARGEST,
         side: Side[Q, A] | None = None,
         report: LaneReport | None = None,
+        name: str = "questions",
     ) -> None:
-        """`run` answers a list of questions, one answer for each, in their order."""
+        """`run` answers a list of questions, one answer for each, in their order. `name` is theirs, in traces."""
+        self._name = name
+        self._traced: dict[asyncio.Future[A], Recorder] = {}  # of the questions that wait, the sampled ones
         self._side = side
         self._held: dict[Hashable, deque[tuple[Q, asyncio.Future[A]]]] = {}  # by row, what goes on beside the lane
         self._beside: set[asyncio.Task[None]] = set()
@@ -102,6 +107,8 @@ class Lane(Generic[Q, A]):
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         if self._held and self._is_held(question, future):
             return future
+        if (trace := current.get()) is not None:
+            self._traced[future] = trace
         self._waiting.append((question, future, size, time.perf_counter()))
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
@@ -122,11 +129,29 @@ class Lane(Generic[Q, A]):
 
     async def _work(self) -> None:
         """Answer batch after batch, until nobody waits. The task does not belong to any caller."""
+        current.set(None)  # it was that of whoever found the lane free
         try:
             while self._waiting:
-                await self._answer(self._next_batch())
+                if self._traced:
+                    await self._answer_traced()
+                else:
+                    await self._answer(self._next_batch())
         finally:
             self._worker = None
+
+    async def _answer_traced(self) -> None:
+        """Answer a batch, and record it for the sampled questions in it."""
+        came = {future: since for _, future, _, since in self._waiting if future in self._traced}
+        questions = self._next_batch()
+        joined = [
+            (question, trace, came[future])
+            for question, future in questions
+            if (trace := self._traced.pop(future, None)) is not None
+        ]
+        for future in [each for each in self._traced if each.done()]:
+            del self._traced[future]
+        with recorded_batch(self._name, joined, len(questions)) if joined else nullcontext():
+            await self._answer(questions)
 
     def _next_batch(self) -> list[tuple[Q, asyncio.Future[A]]]:
         """The questions that have waited longest and are still wanted: at least one is taken off."""
@@ -231,10 +256,11 @@ class Lanes(Generic[Q, A]):
         largest: int = LARGEST,
         side: Side[Q, A] | None = None,
         report: LaneReport | None = None,
+        name: str = "questions",
     ) -> None:
         """`run` answers a list of questions, as in a Lane."""
-        self._joined = Lane(run, largest=largest, side=side, report=report)
-        self._alone = Lane(run, waiting=LARGE_WAITING, largest=1, side=side, report=report)
+        self._joined = Lane(run, largest=largest, side=side, report=report, name=name)
+        self._alone = Lane(run, waiting=LARGE_WAITING, largest=1, side=side, report=report, name=name)
 
     def ask(self, question: Q, size: int) -> "asyncio.Future[A]":
         """The answer to `question`, which has `size` bytes. See Lane.ask()."""

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
 from uuid import uuid4
@@ -32,6 +33,7 @@ from app.errors import (
 from app.inbound.foreign import ForeignCount
 from app.inbound.holding import MessageRead, Sorting, Unfit
 from app.inbound.membership import MAX_BATCH, Batch, Membership, OutOfRangeError, Watermarks
+from app.inbound.traced import recorded_messages
 from app.outbound.client_log import client_log
 from app.outbound.kafka_options import Credentials
 from app.projection.clock import DatabaseClock
@@ -39,6 +41,7 @@ from app.projection.projector import Projector
 from app.store import watermarks
 from app.store.database import Connection, Database
 from app.store.watermarks import FoundPartition, KafkaPartition, LostPlaceError, PartitionProgress
+from app.tracing.recorder import Tracer
 from app.wire.messages import read_message
 
 log = logging.getLogger(__name__)
@@ -76,12 +79,14 @@ class Consumer(Worker):
         stop_at_gaps: bool = False,
         keep_foreign: bool = False,
         holds: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
         self._clock = clock
         self._stop_at_gaps = stop_at_gaps
         self._keep_foreign = keep_foreign
         self._holds = holds
         self._foreign = ForeignCount()
+        self._tracer = tracer
         self._credentials = credentials
         self._database = database
         self._projector = projector
@@ -223,7 +228,8 @@ class Consumer(Worker):
             await sorting.write(connection, results)
 
         # The messages of each partition are in order already.
-        await self._projector.persist_chosen(sorting.choose, revise=sorting.revise, also=also)
+        with nullcontext() if self._tracer is None else recorded_messages(self._tracer, batch.messages, decoded):
+            await self._projector.persist_chosen(sorting.choose, revise=sorting.revise, also=also)
         sorting.tell()
 
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import time
 from asyncio import CancelledError
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 from msgspec import Struct
@@ -13,6 +15,8 @@ from app.domain.intents import Intent
 from app.errors import IntentError, MessageRefusedError, NotNowError
 from app.outbound.bus import Bus
 from app.store.outbox import EFFECT, TOPIC, PendingMessage
+from app.tracing.context import HEADER, traceparent_in
+from app.tracing.recorder import Kind, Recorder, Tracer, recorded
 from app.wire.envelopes import HEADERS
 
 log = logging.getLogger(__name__)
@@ -41,7 +45,7 @@ class Destination(Struct, frozen=True):
     page: int
 
 
-def to_topic(topic: str, *buses: Bus) -> Destination:
+def to_topic(topic: str, *buses: Bus, tracer: Tracer | None = None) -> Destination:
     """A topic of the bus. Envelopes are sent as they are stored, with the entity id as key.
 
     Each delivery uses the bus with the fewest users: with enough `buses`, none waits for another's broker.
@@ -59,6 +63,14 @@ def to_topic(topic: str, *buses: Bus) -> Destination:
 
     async def send(bus: Bus, wave: Sequence[PendingMessage], delivery: Delivery) -> None:
         going = [message for message in wave if message.key not in delivery.waiting] if delivery.waiting else wave
+        if tracer is not None:
+            # Each has a header of its own. A wave has one message of an entity, so none overtakes another.
+            traced = [message for message in going if traceparent_in(message.envelope) is not None]
+            if traced:
+                going = [message for message in going if traceparent_in(message.envelope) is None]
+                await asyncio.gather(*(send_traced(bus, message, delivery) for message in traced))
+        if not going:
+            return
         failed = await bus.publish_all(topic, [(message.key, message.envelope) for message in going], HEADERS)
         if not failed:
             delivery.arrived += going
@@ -66,7 +78,43 @@ def to_topic(topic: str, *buses: Bus) -> Destination:
         for index, message in enumerate(going):
             delivery.told(message, failed.get(index))
 
+    async def send_traced(bus: Bus, message: PendingMessage, delivery: Delivery) -> None:
+        with relayed(tracer, TOPIC + topic, message) as trace:
+            began, span = time.perf_counter(), None if trace is None else trace.child()
+            traceparent = traceparent_in(message.envelope) if span is None else span.traceparent.encode()
+            headers = {**HEADERS, HEADER: traceparent or b""}
+            failed = await bus.publish_all(topic, [(message.key, message.envelope)], headers)
+            delivery.told(message, failed.get(0))
+            if span is not None:
+                attributes: dict[str, str | int | float] = {
+                    "messaging.system": "kafka",
+                    "messaging.operation.type": "send",
+                    "messaging.destination.name": topic,
+                    "messaging.message.body.size": len(message.envelope),
+                }
+                error = type(failed[0]).__name__ if failed else None
+                span.end(f"send {topic}", Kind.PRODUCER, attributes, began=began, error=error)
+
     return Destination(TOPIC + topic, deliver, PAGE)
+
+
+@contextmanager
+def relayed(tracer: Tracer | None, destination: str, message: PendingMessage) -> Iterator[Recorder | None]:
+    """Record the relaying of a message, if it was caused by something that is sampled."""
+    traceparent = None if tracer is None else traceparent_in(message.envelope)
+    trace = tracer.begin(traceparent) if tracer is not None and traceparent is not None else None
+    if trace is None:
+        yield None
+        return
+    error = None
+    try:
+        with recorded(trace):
+            yield trace
+    except BaseException as failed:
+        error = type(failed).__name__
+        raise
+    finally:
+        trace.end(f"relay {destination}", attributes={"pqs.destination": destination}, error=error)
 
 
 def waves(messages: Iterable[PendingMessage]) -> list[list[PendingMessage]]:
@@ -82,7 +130,7 @@ def waves(messages: Iterable[PendingMessage]) -> list[list[PendingMessage]]:
     return found
 
 
-def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]]) -> Destination:
+def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]], tracer: Tracer | None = None) -> Destination:
     """A handler of intents."""
     room = asyncio.Semaphore(EFFECTS_AT_ONCE)
 
@@ -92,7 +140,8 @@ def to_handler(name: str, handle: Callable[[Intent], Awaitable[None]]) -> Destin
         except msgspec.DecodeError as error:
             raise IntentError(f"the envelope does not hold an intent: {error}") from error
         async with room:
-            await handle(intent)
+            with relayed(tracer, EFFECT + name, message):
+                await handle(intent)
 
     return Destination(EFFECT + name, one_by_one(carry_out), EFFECTS_PAGE)
 

@@ -17,7 +17,7 @@ class Reader:
 
     def __init__(self, database: Database, *, joining: bool, report: LaneReport | None = None) -> None:
         self._database = database
-        self._lane = Lane(self._read, report=report)
+        self._lane = Lane(self._read, report=report, name="reads")
         self._joining = joining
 
     @property
@@ -66,7 +66,7 @@ class Writer:
         side = None
         if joined is not None:
             side = Side[EventBase, Result](lambda event: event.key, joined.locked, projector.persist)
-        self._lanes = Lanes[EventBase, Result]((joined or projector).persist, side=side, report=report)
+        self._lanes = Lanes[EventBase, Result]((joined or projector).persist, side=side, report=report, name="events")
         self._joining = joining
 
     @property

@@ -10,6 +10,7 @@ from app.domain.decider import Decision
 from app.domain.events import Data
 from app.domain.intents import Intent
 from app.store.outbox import EFFECT, TOPIC, Entry, Lines, packed, slot_of
+from app.tracing.recorder import Recorder, recording
 from app.wire.envelopes import SOURCE, Envelope, in_digits, to_lines, written_domain
 
 
@@ -37,13 +38,14 @@ class EntryBuilder:
     def build(self, decisions: Sequence[Decision]) -> list[Entry]:
         """The entries of these decisions. An entity's messages to a destination keep the order of decisions."""
         topic, handlers = self._topic, self._handlers
+        trace = recording()
         events = (
             []
             if topic is None
-            else packed(topic, [_lines(decision, self._source) for decision in decisions if decision.events])
+            else packed(topic, [_lines(decision, self._source, trace) for decision in decisions if decision.events])
         )
         intents = (
-            _intent_entry(handlers[intent.name], intent, decision, self._source)
+            _intent_entry(handlers[intent.name], intent, decision, self._source, trace)
             for decision in decisions
             for intent in decision.intents
             if intent.name in handlers
@@ -56,13 +58,14 @@ class EntryBuilder:
             self.on_commit()
 
 
-def _lines(decision: Decision, source: str) -> Lines:
+def _lines(decision: Decision, source: str, trace: Recorder | None) -> Lines:
     """The events of one decision, as lines of envelopes."""
     events = decision.events
     version = decision.row.version - len(events)  # the version before the events
     first = events[0]  # all events have these fields from their trigger
     domain, time = written_domain(first.domain), first.occurred_at.astimezone(UTC)
     in_utc = first.occurred_at.tzinfo is UTC
+    traceparent = None if trace is None else trace.traceparent_for(first.key)
     envelopes = [
         Envelope(
             id=event.event_id,
@@ -75,6 +78,7 @@ def _lines(decision: Decision, source: str) -> Lines:
             data=event.data if in_utc else _in_utc(event.data),
             domain=domain,
             correlationid=first.correlation_id,
+            traceparent=traceparent,
         )
         for number, event in enumerate(events, start=version + 1)
     ]
@@ -87,12 +91,12 @@ def _in_utc(data: Data) -> Data:
     return replace(data, **times)
 
 
-def _intent_entry(handler: str, intent: Intent, decision: Decision, source: str) -> Entry:
-    envelope = to_lines([_intent_envelope(intent, decision, source)])
+def _intent_entry(handler: str, intent: Intent, decision: Decision, source: str, trace: Recorder | None) -> Entry:
+    envelope = to_lines([_intent_envelope(intent, decision, source, trace)])
     return Entry(EFFECT + handler, slot_of(intent.entity_id), intent.entity_id, 1, envelope[:-1].decode())
 
 
-def _intent_envelope(intent: Intent, decision: Decision, source: str) -> Envelope:
+def _intent_envelope(intent: Intent, decision: Decision, source: str, trace: Recorder | None) -> Envelope:
     """The envelope of an intent. Its id is the same however often the decision is made."""
     event = decision.events[-1]
     return Envelope(
@@ -106,4 +110,5 @@ def _intent_envelope(intent: Intent, decision: Decision, source: str) -> Envelop
         data=intent,
         domain=written_domain(intent.domain),
         correlationid=event.correlation_id,
+        traceparent=None if trace is None else trace.traceparent_for(event.key),
     )

@@ -22,6 +22,7 @@ from app.store.database import Connection, Database, LostRaceError
 from app.store.failures import translated
 from app.store.overdue import BEFORE_ALL, PassedKey
 from app.store.registrations import REGISTRATIONS, Store
+from app.tracing.recorder import Tracer, recorded
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Sweep(Worker):
         page: int = PAGE,
         log: ChangeLog | None = None,
         follow: bool = False,
+        tracer: Tracer | None = None,
         store: Store[R] = REGISTRATIONS,  # type: ignore[assignment]  # mypy does not see that this is the default of R
     ) -> None:
         """Both are the primary, with a connection for each kind of deadline: `scans` reads, `database` writes.
@@ -67,6 +69,7 @@ class Sweep(Worker):
         self._report = report
         self._page_size = page
         self._follow = follow
+        self._tracer = tracer
         self._log = log or ChangeLog(Logging.OFF)
         self._store = cast("Store", store)  # the rest of the class treats all rows alike
         self._left_alone: dict[tuple[str, Key], float] = {}  # rows that failed, and the times of their retries
@@ -118,6 +121,15 @@ class Sweep(Worker):
             return await self._page(deadline, after or BEFORE_ALL, singly=True)
 
     async def _page(self, deadline: str, after: PassedKey, *, singly: bool) -> PassedKey | None:
+        trace = None if self._tracer is None else self._tracer.begin()
+        with recorded(trace):
+            after_page, count = await self._swept(deadline, after, singly=singly)
+        if trace is not None and count:
+            trace.end(f"sweep {deadline}", attributes={"pqs.sweep.expired": count})
+        return after_page
+
+    async def _swept(self, deadline: str, after: PassedKey, *, singly: bool) -> tuple[PassedKey | None, int]:
+        """Where the next page begins, and how many timeouts were written."""
         scan = self._store.overdue[deadline]
         passed = await self._scans.read(scan.get_passed, after=after, most=self._page_size, follow=self._follow)
         rows = [row for row in passed.items if not self._is_left_alone(deadline, row)]
@@ -131,7 +143,7 @@ class Sweep(Worker):
                 log.info("the %s deadline of %d nodes has passed", deadline, len(decisions), extra=extra)
         late = max(((passed.now - self._due_at(row, deadline)).total_seconds() for row in rows), default=0.0)
         self._report(deadline, len(decisions), late)
-        return passed.after
+        return passed.after, len(decisions)
 
     async def _expire_unchanged(
         self, connection: Connection, deadline: str, rows: Sequence[Registration], now: datetime, *, singly: bool

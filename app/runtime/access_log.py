@@ -2,32 +2,16 @@
 
 import asyncio
 import logging
-import re
 from urllib.parse import quote
 
 from app.settings import AccessLogging
+from app.tracing.context import trace_of
 
 log = logging.getLogger("app.access")
 
 MINUTE = 60.0  # seconds that one summary covers
 WAITING = frozenset({"/v1/changes"})  # routes that answer late because they were asked to wait
 _GONE = 499  # the client disconnected before its request was complete
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")  # W3C Trace Context
-_SAMPLED = 1  # of the flags
-
-
-class Trace(tuple[str, str, bool]):
-    """Trace id, span id, and whether the caller samples the trace."""
-
-    __slots__ = ()
-
-
-def trace_of(traceparent: bytes | None) -> Trace | None:
-    """What a `traceparent` header says; None without one, or for one that is not well-formed."""
-    found = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
-    if found is None:
-        return None
-    return Trace((found[1].decode(), found[2].decode(), bool(int(found[3], 16) & _SAMPLED)))
 
 
 class AccessLog:

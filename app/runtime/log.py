@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import click
 
 from app.settings import LogFormat, LogLevel
+from app.tracing.recorder import recording
 
 # The fields that a line may have beside its message.
 EXTRA = (
@@ -72,7 +73,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class CorrelationFilter(logging.Filter):
-    """Gives each record the current correlation id, and the role of the process."""
+    """Gives each record the current correlation id, the ids of a sampled trace, and the role of the process."""
 
     def __init__(self, current: Callable[[], str | None], role: str | None = None) -> None:
         super().__init__()
@@ -83,6 +84,8 @@ class CorrelationFilter(logging.Filter):
         """Let every record through."""
         record.correlation_id = self._current() or "-"
         record.role = self._role
+        if (trace := recording()) is not None and not hasattr(record, "trace_id"):
+            record.trace_id, record.span_id = f"{trace.trace_id:032x}", f"{trace.span_id:016x}"
         return True
 
 

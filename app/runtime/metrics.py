@@ -28,6 +28,7 @@ from app.runtime.access_log import AccessLog
 from app.runtime.database_numbers import DatabaseCollector, DatabaseNumbers, read_numbers
 from app.store.database import PoolObserver
 from app.store.schema import HEAD
+from app.tracing.recorder import Tracer, recording
 
 __all__ = ["PROMETHEUS_TEXT", "SHARED_DIRECTORY", "DatabaseNumbers", "Metrics", "read_numbers"]
 
@@ -66,6 +67,7 @@ class Metrics(PoolObserver):
         """
         disable_created_metrics()  # type: ignore[no-untyped-call]  # no types there
         self.access = access or AccessLog()
+        self.tracer: Tracer | None = None  # set where traces are wanted
         self._slow = slow
         self._registry = registry = CollectorRegistry()
         self._requests = Histogram(
@@ -249,6 +251,8 @@ class Metrics(PoolObserver):
         if known is None:
             known = self._known_operations[name, pool] = self._operations.labels(name, pool)
         known.observe(seconds)
+        if self.tracer is not None and (trace := recording()) is not None and name not in HOLDING:
+            trace.statement(pool, name, seconds, rows, failure)
         if failure is not None:
             self._database_errors.labels(pool, failure).inc()
         if seconds >= self._slow and name not in HOLDING:

@@ -175,6 +175,12 @@ class Settings(BaseSettings):
         le=3600,
         description="The seconds after which a request or a statement counts as slow, and is logged.",
     )
+    trace_limit: int = Field(
+        100,
+        ge=0,
+        le=100_000,
+        description="The most traces a second that this process begins, where `OTEL_EXPORTER_OTLP_ENDPOINT` is set.",
+    )
     drain: float = Field(
         0.0,
         ge=0,

@@ -22,7 +22,8 @@ class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, 
 
     `id` stays the same when a message is published again; `source` and `id` together identify it. `subject` and
     `partitionkey` are the entity id, `time` is in UTC, `sequence` is the version of the entity's row after the event.
-    `domain` and `correlationid` are our extensions; the default domain and an absent correlation id are not written.
+    `domain` and `correlationid` are our extensions, `traceparent` is that of CloudEvents' distributed tracing; the
+    default domain and what is absent are not written.
     """
 
     id: UUID
@@ -35,6 +36,7 @@ class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, 
     data: object  # a JSON object; a dict in an envelope that was read
     domain: str = DEFAULT_DOMAIN  # msgspec omits only this object, not an equal one: see written_domain
     correlationid: UUID | None = None
+    traceparent: str | None = None  # the last: `traceparent_in` looks for it at the end
 
     @property
     def sequence(self) -> int:

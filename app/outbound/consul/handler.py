@@ -27,6 +27,8 @@ from app.domain.intents import ActivateService, DeregisterService, RegisterServi
 from app.errors import EffectDownError, IntentError, NotNowError, PqsError
 from app.outbound.consul.rights import Rights
 from app.outbound.consul.services import MARK, VERSION, Description, Profile, body_of, check_of, id_of
+from app.tracing.context import HEADER
+from app.tracing.recorder import Kind, recording
 
 if TYPE_CHECKING:
     import httpx
@@ -274,7 +276,7 @@ class Consul:
             if attempt:
                 await asyncio.sleep(random.uniform(0, self._backoff * 2**attempt / 2))  # noqa: S311 - it spreads load
             try:
-                answer = await client.request(method, path, json=body, params=params, **more)
+                answer = await _traced(client, method, path, json=body, params=params, **more)
             except self._broken as error:
                 trouble = EffectDownError(f"Consul does not answer: {type(error).__name__}: {error}")
                 continue
@@ -291,6 +293,24 @@ class Consul:
                 trouble = NotNowError(f"Consul did not {call}: {said}")
         assert trouble is not None  # noqa: S101 - there is at least one attempt
         raise trouble
+
+
+async def _traced(client: "httpx.AsyncClient", method: str, path: str, **given: Any) -> "httpx.Response":
+    """The answer to a request, with a span where it belongs to sampled work."""
+    if (trace := recording()) is None:
+        return await client.request(method, path, **given)
+    span, status = trace.child(), None
+    given["headers"] = {**given.get("headers", {}), HEADER: span.traceparent}
+    try:
+        answer = await client.request(method, path, **given)
+        status = answer.status_code
+        return answer
+    finally:
+        attributes: dict[str, str | int | float] = {"http.request.method": method, "peer.service": "consul"}
+        if status is not None:
+            attributes["http.response.status_code"] = status
+        error = "no answer" if status is None else str(status) if status >= HTTPStatus.BAD_REQUEST else None
+        span.end(f"{method} {'/'.join(path.split('/')[2:5])}", Kind.CLIENT, attributes, error=error)
 
 
 def _contains(text: str, some: Collection[str]) -> bool:
