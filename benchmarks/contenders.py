@@ -73,12 +73,18 @@ def knows_batching(machine: Machine) -> bool:
     return "PQS_BATCHING" in machine.run([sys.executable, "-m", "app", "serve", "--help"], timeout=60)
 
 
+def start_as_installed(
+    machine: Machine, database: str, *, workers: int = WORKERS, **environment: str
+) -> tuple[Child, int]:
+    """Start the service with its default settings; it logs into a file."""
+    port = free_port()
+    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--workers", str(workers)]
+    return machine.spawn("ours", command, PQS_DATABASE_URL=machine.url(database), **environment), port
+
+
 def start_ours(machine: Machine, database: str, *, workers: int = WORKERS, **environment: str) -> tuple[Child, int]:
     """Start the service without an access log, like all contenders."""
-    port = free_port()
-    environment = {"PQS_DATABASE_URL": machine.url(database), "PQS_LOG_LEVEL": "warning"} | environment
-    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--workers", str(workers)]
-    return machine.spawn("ours", command, **environment), port
+    return start_as_installed(machine, database, workers=workers, **({"PQS_LOG_LEVEL": "warning"} | environment))
 
 
 def start(machine: Machine, name: str, database: str) -> tuple[Child, int]:
