@@ -18,6 +18,8 @@ from benchmarks.machine import ROOT
 from benchmarks.verdicts import Interval, Verdict, interval, ratios, verdict
 
 KEPT, TABLE, PICTURE, GROWTH = "performance.json", "reference/performance.md", "performance.svg", "growth.svg"
+PAGE = "explanation/performance.md"  # has the rows with a target, between its marks
+BEGIN, END = "<!-- measured: make bench writes this -->\n", "<!-- end -->"
 HEAD = ("what", "ours", "the other", "ratio", "target", "verdict", "interval")
 
 
@@ -138,6 +140,7 @@ def write(folder: Path, parts: dict[str, Measured], notes: list[str], order: lis
     (folder / KEPT).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     (folder / TABLE).parent.mkdir(exist_ok=True)
     (folder / TABLE).write_text(_markdown(kept, notes))
+    _summarize(folder / PAGE, kept)
     rows = [row for part in kept.values() for row in part.rows]
     (folder / PICTURE).write_text(_bars([row for row in rows if row.target is not None]))
     if "growth" in kept:
@@ -150,6 +153,19 @@ def read(path: Path) -> dict[str, Measured]:
         return {}
     told = json.loads(path.read_text())
     return {name: Measured(**{**part, "rows": [Row(**row) for row in part["rows"]]}) for name, part in told.items()}
+
+
+def _summarize(page: Path, parts: dict[str, Measured]) -> None:
+    """Write the rows with a target into a page, where it exists."""
+    if not page.exists():
+        return
+    lines = ["| what | against | target | ratio | interval | verdict |", "|" + " --- |" * 6]
+    for row in (row for part in parts.values() for row in part.rows if row.target is not None):
+        what, _, _, ratio, target, said, between = row.cells()
+        lines.append(f"| {what} | {row.other_name} | {target} | {ratio} | {between} | {said} |")
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
 
 
 def _markdown(parts: dict[str, Measured], notes: list[str]) -> str:
