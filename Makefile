@@ -69,8 +69,8 @@ check: $(VENV) ## format, lint, spelling, types, import directions, dead code
 docs: $(VENV) ## write the generated blocks of docs/reference from the code
 	$(BIN)/python -m docs.reference
 
-bench: $(VENV) ## measure against the peers, up to 15 minutes; one part: make bench ONLY=lookup
-	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+bench: $(VENV) ## measure against the peers, up to 30 minutes; one part: make bench ONLY=lookup
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(COMPARE),--compare $(COMPARE)) $(if $(KEEP),--keep $(KEEP))
 
 format: $(VENV) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix .

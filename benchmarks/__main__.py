@@ -16,12 +16,16 @@ from app.errors import PqsError
 from benchmarks import (
     auth,
     changes,
+    defaults,
     growth,
     layers,
     loop,
     processes,
+    processor,
     relay,
+    releases,
     rows,
+    tail,
     throughput,
     tracing,
     waiting,
@@ -31,7 +35,7 @@ from benchmarks.bench import FULL, MAIN, QUICK, Bench, Part
 from benchmarks.contenders import LeftOutError
 from benchmarks.load import need_wrk
 from benchmarks.machine import ROOT, BenchmarkError, Machine
-from benchmarks.report import Measured, as_text, commit, write
+from benchmarks.report import Measured, as_text, commit, noise, write
 from benchmarks.rows import Source
 
 # In this order: parts that only read come first.
@@ -44,6 +48,8 @@ PARTS: dict[str, Part] = {
     "hotkey": workflows.hotkey,
     "lone": throughput.lone,
     "auth": auth.auth,
+    "defaults": defaults.defaults,
+    "tail": tail.tail,
     "ingest1": throughput.ingest1,
     "ingest4": throughput.ingest4,
     "triggers": loop.triggers,
@@ -53,6 +59,7 @@ PARTS: dict[str, Part] = {
     "waiting": waiting.waiting,
     "changes": changes.changes,
     "memory": processes.memory,
+    "processor": processor.processor,
     "layers": layers.layers,
     "tracing": tracing.tracing,
     "start": processes.start,
@@ -61,7 +68,7 @@ PARTS: dict[str, Part] = {
 BY_NAME_ALONE = {"growth10m", "deadlines"}
 NEED_NO_ROWS = {"start", "relay", "deadlines", "tracing"}
 FAILURES = (BenchmarkError, PqsError, OSError, HTTPException, asyncpg.PostgresError, asyncpg.InterfaceError)
-LIMIT = 15 * 60  # seconds for all parts
+LIMIT = 30 * 60  # seconds for all parts
 LIMIT_NAMED = 90 * 60  # seconds for parts that are chosen by name
 
 
@@ -82,6 +89,7 @@ def main() -> int:
     )
     measured: dict[str, Measured] = {}
     failed = False
+    earlier = releases.result(arguments.compare) if arguments.compare else None
     _stop_on_signals(LIMIT_NAMED if named else LIMIT)
     try:
         need_wrk()
@@ -103,6 +111,10 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write(folder, measured, bench.notes, list(PARTS))
         print(f"written to {folder}")
+        if arguments.keep:
+            print(f"kept as {releases.keep(folder, arguments.keep)}")
+    if measured and earlier is not None:
+        print(releases.compare(earlier, measured))
     return int(failed)
 
 
@@ -113,6 +125,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where to write, else docs/ (and nowhere when quick)"
     )
+    parser.add_argument(
+        "--compare", metavar="RELEASE", help="tell what has changed since a release of results/, or since a JSON file"
+    )
+    parser.add_argument("--keep", metavar="RELEASE", help="keep all results in results/ as a release's")
     return parser.parse_args()
 
 
@@ -136,7 +152,7 @@ def _run(bench: Bench, measured: dict[str, Measured]) -> bool:
         if name not in NEED_NO_ROWS:
             bench.machine.rest(MAIN)
         _say(f"{name} …")
-        bench.curves = {}
+        bench.curves, bench.noise = {}, []
         try:
             found = PARTS[name](bench)
         except LeftOutError as error:
@@ -149,8 +165,10 @@ def _run(bench: Bench, measured: dict[str, Measured]) -> bool:
             continue
         # The larger variant replaces the smaller one: both have the same rows in the table.
         reduced = bench.quick or name == "growth" or (name == "memory" and name not in bench.named)
-        measured["growth" if name == "growth10m" else name] = Measured(found, reduced, commit(), curves=bench.curves)
-        _say(f"{name}: {time.monotonic() - began:.0f} s")
+        measured["growth" if name == "growth10m" else name] = Measured(
+            found, reduced, commit(), curves=bench.curves, noise=[round(ms, 2) for ms in bench.noise]
+        )
+        _say(f"{name}: {time.monotonic() - began:.0f} s; fixed loop: {noise(bench.noise) or '-'} ms")
     return failed
 
 

@@ -47,7 +47,7 @@ def auth(bench: Bench) -> list[Row]:
         for what, connections in calls.items():
             contenders = {name: partial(ask, what, connections, name) for name in ports}
             bench.warm(contenders)
-            measured = bench.turns(contenders)
+            measured = bench.turns(contenders, targets={"open": COSTS})
             said = f"{what} with a key, {connections} connections"
             rows.append(compared(said, measured["keys"], "without keys", measured["open"], RATE, COSTS))
     return rows

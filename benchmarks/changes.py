@@ -197,7 +197,7 @@ def _writers(bench: Bench) -> list[Row]:
 
             contenders = {name: partial(send, port) for name, (_, port) in children.items()}
             bench.warm(contenders)
-            measured = bench.turns(contenders)
+            measured = bench.turns(contenders, targets={"off": target})
             rows.append(
                 compared(
                     f"POST of {said} with the change log, {POST_CONNECTIONS} connections",

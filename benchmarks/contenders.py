@@ -18,6 +18,9 @@ from benchmarks.rows import Event, Source
 PEERS = Path(__file__).resolve().parent / "peers"
 NODE = PEERS / "node"
 NPM_TIMEOUT = 180.0  # seconds
+GO = PEERS / "go"
+GO_DEFAULT = "/usr/local/go/bin/go"  # where Go's own archive puts it, which is not always on the path
+GO_TIMEOUT = 300.0  # seconds: a first build compiles net/http and pgx
 WORKERS = 2
 EMPTY = "empty"  # the peer whose answers mean nothing
 COMPARED = 20  # entities whose answers are compared
@@ -52,17 +55,36 @@ def need_node(machine: Machine) -> str:
     return node
 
 
+def need_go(machine: Machine) -> Path:
+    """The peer's program, built into the run's folder. Raises LeftOutError if there is no Go."""
+    go, program = shutil.which("go") or shutil.which(GO_DEFAULT), machine.folder / "peer-go"
+    if go is None:
+        raise LeftOutError("go is left out: Go is not installed here")
+    if not program.exists():
+        try:
+            machine.run([go, "build", "-C", GO, "-mod=readonly", "-o", program, "."], timeout=GO_TIMEOUT)
+        except BenchmarkError as error:
+            raise LeftOutError(f"go is left out: it could not be built: {error}") from None
+    return program
+
+
 def knows_batching(machine: Machine) -> bool:
     """Whether batching can be switched off."""
     return "PQS_BATCHING" in machine.run([sys.executable, "-m", "app", "serve", "--help"], timeout=60)
 
 
+def start_as_installed(
+    machine: Machine, database: str, *, workers: int = WORKERS, **environment: str
+) -> tuple[Child, int]:
+    """Start the service with its default settings; it logs into a file."""
+    port = free_port()
+    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--workers", str(workers)]
+    return machine.spawn("ours", command, PQS_DATABASE_URL=machine.url(database), **environment), port
+
+
 def start_ours(machine: Machine, database: str, *, workers: int = WORKERS, **environment: str) -> tuple[Child, int]:
     """Start the service without an access log, like all contenders."""
-    port = free_port()
-    environment = {"PQS_DATABASE_URL": machine.url(database), "PQS_LOG_LEVEL": "warning"} | environment
-    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--workers", str(workers)]
-    return machine.spawn("ours", command, **environment), port
+    return start_as_installed(machine, database, workers=workers, **({"PQS_LOG_LEVEL": "warning"} | environment))
 
 
 def start(machine: Machine, name: str, database: str) -> tuple[Child, int]:
@@ -77,6 +99,9 @@ def start(machine: Machine, name: str, database: str) -> tuple[Child, int]:
             environment = {"SOCKET_DIR": machine.socket_dir, "DATABASE": database, "PORT": str(port)}
             command: list[str | Path] = [need_node(machine), NODE / "server.mjs"]
             return machine.spawn(name, command, PROCESSES=str(WORKERS), NODE_ENV="production", **environment), port
+        case "go":
+            environment = {"SOCKET_DIR": machine.socket_dir, "DATABASE": database, "PORT": str(port)}
+            return machine.spawn(name, [need_go(machine)], GOMAXPROCS=str(WORKERS), **environment), port
         case _:
             command = [sys.executable, "-m", "uvicorn", f"benchmarks.peers.{name}.service:app"]
             command += ["--port", str(port), "--workers", str(WORKERS), "--loop", "uvloop", "--http", "httptools"]

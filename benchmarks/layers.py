@@ -1,11 +1,9 @@
 """The processor time of one lookup and of one event by layer: a profile of the answering process."""
 
 import json
-import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.bench import MAIN, Bench
@@ -15,7 +13,6 @@ from benchmarks.report import Row
 from benchmarks.throughput import LOOKUP_CONNECTIONS, POST_CONNECTIONS
 
 SECONDS = 3.0  # times the duration of a round of any other load
-TICKS = os.sysconf("SC_CLK_TCK")  # a second (proc(5))
 PATIENCE = 10.0  # seconds until the profile is written
 
 
@@ -47,8 +44,7 @@ def layers(bench: Bench) -> list[Row]:
 
 def _layers(bench: Bench, child: Child, port: int, path: Path, what: str, connections: int) -> list[Row]:
     path.unlink(missing_ok=True)
-    pid = child.process.pid
-    before = _worked(pid), _worked_by("postgres")
+    before = child.worked(), bench.machine.postgres_worked()
     child.process.send_signal(signal.SIGUSR1)
     load = wrk(bench.machine, port, what, bench.source, connections=connections, seconds=bench.size.seconds * SECONDS)
     child.process.send_signal(signal.SIGUSR2)
@@ -57,7 +53,7 @@ def _layers(bench: Bench, child: Child, port: int, path: Path, what: str, connec
         time.sleep(0.05)
     ours, database = (
         (after - b) / load.answers * 1e6
-        for after, b in zip((_worked(pid), _worked_by("postgres")), before, strict=True)
+        for after, b in zip((child.worked(), bench.machine.postgres_worked()), before, strict=True)
     )
     seen: dict[str, int] = json.loads(path.read_text())
     samples = sum(seen.values())
@@ -65,19 +61,3 @@ def _layers(bench: Bench, child: Child, port: int, path: Path, what: str, connec
     return [
         Row(f"one {what}, one process: {layer}", "all of it", "µs", took, ours, None, None) for layer, took in parts
     ] + [Row(f"one {what}: PostgreSQL", "the service", "µs", database, ours, None, None)]
-
-
-def _worked(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def _worked_by(name: str) -> float:
-    """Seconds of processor time used by all current processes of that name."""
-    worked = 0.0
-    for path in Path("/proc").glob("[0-9]*/comm"):
-        with suppress(OSError):
-            if path.read_text().strip() == name:
-                worked += _worked(int(path.parent.name))
-    return worked

@@ -6,6 +6,7 @@ import re
 import select
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -90,14 +91,14 @@ def stream_in(port: int, lines: Iterable[bytes], length: int) -> dict[str, int]:
     return summary
 
 
-def stream_out(port: int) -> int:
-    """Read all rows as a stream; returns their number."""
+def stream_out(port: int, stopped: threading.Event | None = None) -> int:
+    """Read all rows as a stream, or until an event is set; returns their number."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=STREAM_TIMEOUT)
     try:
         connection.request("GET", "/v1/entities", headers={"Accept": NDJSON})
         answer = connection.getresponse()
         lines = 0
-        while piece := answer.read(1 << 18):
+        while (piece := answer.read(1 << 18)) and not (stopped and stopped.is_set()):
             lines += piece.count(b"\n")
     finally:
         connection.close()

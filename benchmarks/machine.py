@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -24,8 +25,9 @@ from app.embedded.postgres import EmbeddedPostgres
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 60.0  # seconds until a service answers
 STOP_TIMEOUT = 20.0  # seconds for a child to end by itself
-REST = 0.5  # seconds; a process that uses at most RESTING ticks of the processor in this time is idle
-RESTING = 1
+REST = 0.5  # seconds; a process that uses the processor for at most RESTING seconds in this time is idle
+TICKS = os.sysconf("SC_CLK_TCK")  # a second (proc(5))
+RESTING = 1.5 / TICKS
 STATEMENT_TIMEOUT = 1800.0  # seconds: the largest table takes minutes to load
 
 # The same for everybody who is measured. Every commit waits for the disk; checkpoints and vacuum are run by hand,
@@ -82,22 +84,20 @@ class Child:
     def rest(self) -> None:
         """Wait until all its processes are idle: some may still be starting when the first one answers."""
         end = time.monotonic() + START_TIMEOUT
-        worked = -1
+        worked = -1.0
         while time.monotonic() < end:
-            before, worked = worked, self._worked()
+            before, worked = worked, self.worked()
             if worked <= before + RESTING:
                 return
             time.sleep(REST)
 
-    def _worked(self) -> int:
-        """Ticks of processor time used by the processes of its session."""
-        ticks = 0
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                fields = path.read_text().rpartition(")")[2].split()  # from the third field on, see proc(5)
-                if int(fields[3]) == self.process.pid:
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks
+    def worked(self) -> float:
+        """Seconds of processor time used by the processes of its session."""
+        return sum(each.seconds for each in processes().values() if each.session == self.process.pid)
+
+    def pids(self) -> list[int]:
+        """The processes of its session."""
+        return [pid for pid, each in processes().items() if each.session == self.process.pid]
 
     def workers(self) -> list[int]:
         """The serving processes: the children of the first process, or the process itself."""
@@ -164,6 +164,18 @@ class Machine:
         finally:
             await connection.close(timeout=START_TIMEOUT)
 
+    def postgres_pids(self) -> list[int]:
+        """The processes of the server, the one that started the others first."""
+        first = int((self.folder / "data" / "postgres" / "postmaster.pid").read_text().split()[0])
+        return [first, *(pid for pid, each in processes().items() if each.parent == first)]
+
+    def postgres_worked(self) -> float:
+        """Seconds of processor time used by the server's processes, those that have ended included."""
+        first, *others = self.postgres_pids()
+        running = processes()
+        working = (running[pid].seconds for pid in (first, *others) if pid in running)
+        return sum(working) + running[first].of_children
+
     def rest(self, database: str) -> None:
         """Vacuum a database, so that earlier measurements do not slow down later ones."""
         self.ask(database, "VACUUM (ANALYZE)")
@@ -198,6 +210,26 @@ class Machine:
         """Run a `pqs` command on a database."""
         command = [sys.executable, "-m", "app", *arguments]
         return self.run(command, timeout=STATEMENT_TIMEOUT, PQS_DATABASE_URL=self.url(database))
+
+
+class Process(NamedTuple):
+    """What proc(5) says about a process: its parent, its session, and seconds of processor time."""
+
+    parent: int
+    session: int
+    seconds: float
+    of_children: float  # the ones that have ended
+
+
+def processes() -> dict[int, Process]:
+    """All processes by their ids."""
+    found: dict[int, Process] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = [int(field) for field in path.read_text().rpartition(")")[2].split()[1:15]]  # from the fourth on
+            used, of_children = sum(fields[10:12]) / TICKS, sum(fields[12:14]) / TICKS
+            found[int(path.parent.name)] = Process(fields[0], fields[2], used, of_children)
+    return found
 
 
 def free_port() -> int:

@@ -15,14 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.machine import ROOT
+from benchmarks.verdicts import Interval, Verdict, interval, ratios, verdict
 
 KEPT, TABLE, PICTURE, GROWTH = "performance.json", "reference/performance.md", "performance.svg", "growth.svg"
-HEAD = ("what", "ours", "the other", "ratio", "target", "met", "spread")
+PAGE = "explanation/performance.md"  # has the rows with a target, between its marks
+BEGIN, END = "<!-- measured: make bench writes this -->\n", "<!-- end -->"
+HEAD = ("what", "ours", "the other", "ratio", "target", "verdict", "interval")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: medians, their ratio, and the smallest and largest ratio of a round."""
+    """One line of the table: medians, the median ratio of the rounds, and the interval of this median."""
 
     what: str
     other_name: str
@@ -34,27 +37,35 @@ class Row:
     target: float | None = None
     at_most: bool = False  # the target is an upper bound
     difference: bool = False  # the difference counts, not the ratio
+    ratio: float | None = None  # the median of the rounds' ratios; without it, the ratio of the medians
+    rounds: int = 1
 
     @property
     def value(self) -> float:
         """The value that is compared with the target."""
-        return self.ours - self.other if self.difference else self.ours / self.other
+        if self.difference:
+            return self.ours - self.other
+        return self.ours / self.other if self.ratio is None else self.ratio
 
     @property
-    def met(self) -> bool | None:
-        """Whether the target is met; None without a target."""
-        if self.target is None:
-            return None
-        return self.value <= self.target if self.at_most else self.value >= self.target
+    def bounds(self) -> Interval:
+        """The interval of the value: the value itself where it was measured once."""
+        return (self.value, self.value) if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict on the target; None without a target."""
+        return None if self.target is None else verdict(self.bounds, self.target, at_most=self.at_most)
 
     def cells(self) -> tuple[str, ...]:
         """The row as the table shows it."""
         unit = f" {self.unit}" if self.difference else ""
         target = "reported" if self.target is None else f"{'≤' if self.at_most else '≥'} {self.target:g}{unit}"
-        met = {None: "", True: "yes", False: "**no**"}[self.met]
-        spread = "" if self.low is None or self.high is None else f"{figure(self.low)} to {figure(self.high)}"
+        said = "" if self.verdict is None else self.verdict.value
+        said = f"**{said}**" if self.verdict is Verdict.NOT_MET else said
+        between = "" if self.low is None or self.high is None else f"{figure(self.low)} to {figure(self.high)}"
         other = f"{self.other_name}: {figure(self.other)} {self.unit}"
-        return self.what, f"{figure(self.ours)} {self.unit}", other, figure(self.value) + unit, target, met, spread
+        return self.what, f"{figure(self.ours)} {self.unit}", other, figure(self.value) + unit, target, said, between
 
 
 def compared(
@@ -68,17 +79,18 @@ def compared(
     at_most: bool = False,
 ) -> Row:
     """A row from two lists of measurements taken in turns."""
-    ratios = [mine / theirs for mine, theirs in zip(ours, other, strict=True)]
+    by_round = ratios(ours, other)
     return Row(
         what,
         other_name,
         unit,
         statistics.median(ours),
         statistics.median(other),
-        min(ratios),
-        max(ratios),
+        *interval(by_round),
         target,
         at_most,
+        ratio=statistics.median(by_round),
+        rounds=len(by_round),
     )
 
 
@@ -97,6 +109,7 @@ class Measured:
     at: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     on: str = field(default_factory=lambda: f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}")
     curves: dict[str, dict[str, float]] = field(default_factory=dict)  # of growth: ms by number of rows
+    noise: list[float] = field(default_factory=list)  # ms that one fixed loop took before each round
 
 
 def commit() -> str:
@@ -118,7 +131,7 @@ def as_text(rows: list[Row]) -> str:
 
 def write(folder: Path, parts: dict[str, Measured], notes: list[str], order: list[str]) -> None:
     """Add the parts to the results of earlier runs, and write the table and the pictures from all of them."""
-    kept = _read(folder / KEPT)
+    kept = read(folder / KEPT)
     for name, part in parts.items():
         if name not in kept or not part.reduced or kept[name].reduced:
             kept[name] = part
@@ -127,17 +140,32 @@ def write(folder: Path, parts: dict[str, Measured], notes: list[str], order: lis
     (folder / KEPT).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     (folder / TABLE).parent.mkdir(exist_ok=True)
     (folder / TABLE).write_text(_markdown(kept, notes))
+    _summarize(folder / PAGE, kept)
     rows = [row for part in kept.values() for row in part.rows]
     (folder / PICTURE).write_text(_bars([row for row in rows if row.target is not None]))
     if "growth" in kept:
         (folder / GROWTH).write_text(_curves(kept["growth"].curves))
 
 
-def _read(path: Path) -> dict[str, Measured]:
+def read(path: Path) -> dict[str, Measured]:
+    """The results in a file, by part; none without the file."""
     if not path.exists():
         return {}
     told = json.loads(path.read_text())
     return {name: Measured(**{**part, "rows": [Row(**row) for row in part["rows"]]}) for name, part in told.items()}
+
+
+def _summarize(page: Path, parts: dict[str, Measured]) -> None:
+    """Write the rows with a target into a page, where it exists."""
+    if not page.exists():
+        return
+    lines = ["| what | against | target | ratio | interval | verdict |", "|" + " --- |" * 6]
+    for row in (row for part in parts.values() for row in part.rows if row.target is not None):
+        what, _, _, ratio, target, said, between = row.cells()
+        lines.append(f"| {what} | {row.other_name} | {target} | {ratio} | {between} | {said} |")
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
 
 
 def _markdown(parts: dict[str, Measured], notes: list[str]) -> str:
@@ -149,9 +177,25 @@ def _markdown(parts: dict[str, Measured], notes: list[str]) -> str:
     told = [f"{', '.join(names)}: {run}" for run, names in runs.items()]
     written = (
         "`make bench` writes this page; [performance](../explanation/performance.md) explains it. "
-        "Figures are medians. The spread is the smallest and the largest ratio of a round."
+        "Figures are medians of rounds, the ratio is the median of the rounds' ratios, and the interval is where "
+        "this median lies with a confidence of 93 %. A target is met, or not met, where the whole interval says so; "
+        "else it is open, although more rounds than usual were run."
     )
-    return "\n".join(["# Measurements", "", written, "", *lines, "", *(f"- {line}" for line in [*told, *notes]), ""])
+    loops = [f"{name}: {said}" for name, part in parts.items() if (said := noise(part.noise))]
+    beside = (
+        ["The machine's noise, a fixed loop before each round, median and range in ms: " + "; ".join(loops) + "."]
+        if loops
+        else []
+    )
+    footer = [f"- {line}" for line in [*told, *beside, *notes]]
+    return "\n".join(["# Measurements", "", written, "", *lines, "", *footer, ""])
+
+
+def noise(loops: list[float]) -> str:
+    """The median and the range of the fixed loop, in ms; empty where it did not run."""
+    if not loops:
+        return ""
+    return f"{figure(statistics.median(loops))} ({figure(min(loops))} to {figure(max(loops))})"
 
 
 # --- Pictures --------------------------------------------------------------------------------------------------
@@ -188,7 +232,7 @@ def _bars(rows: list[Row]) -> str:
         value = max(row.value, 1e-9)
         reached = min(row.target / value if row.at_most else value / row.target, most)
         y = 40 + number * step
-        colour = GOOD if row.met else BAD
+        colour = {Verdict.MET: GOOD, Verdict.NOT_MET: BAD}.get(row.verdict or Verdict.OPEN, GREY)
         parts.append(_text(left - 10, y + 14, labels[number], "end"))
         parts.append(f'<rect x="{left}" y="{y}" width="{reached * scale:.1f}" height="18" fill="{colour}"/>')
         unit = f" {row.unit}" if row.difference else ""

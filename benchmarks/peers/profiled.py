@@ -18,13 +18,14 @@ LOOP = "event loop, sockets"
 LAYERS = (  # parts of a file's path, and its layer; the first match counts
     ("/asyncpg/", "driver"),
     ("/uvicorn/", "HTTP parsing"),
-    ("/app/api/metrics.py", "metrics"),
+    ("/app/runtime/metrics.py", "metrics"),
     ("/prometheus_client/", "metrics"),
     ("/app/api/", "request and answer"),
-    ("/app/wire.py", "decoding"),
-    ("/app/batching.py", "joining"),
+    ("/app/runtime/", "HTTP parsing"),
+    ("/app/wire/", "decoding"),
+    ("/app/projection/batching.py", "joining"),
     ("/app/domain/", "order and evolve"),
-    ("/app/projector.py", "order and evolve"),
+    ("/app/projection/", "order and evolve"),
     ("/app/store/", "statements and rows"),
 )
 
@@ -39,7 +40,7 @@ def main() -> None:
             file = frame.f_code.co_filename
             for part, layer in LAYERS:
                 if part in file:
-                    seen[layer if frame.f_code.co_name != "_write" else "writing the answer"] += 1
+                    seen[layer if frame.f_code.co_name != "write" else "writing the answer"] += 1
                     return
             frame = frame.f_back
         seen[LOOP] += 1
