@@ -23,7 +23,7 @@ from app.store.database import Database
 from app.store.sign_ins import SignIn
 
 COOKIE = "__Host-pqs"
-TOKEN = b"pqs-token"  # the header of unsafe calls, whose value a foreign page cannot know
+TOKEN_HEADER = b"pqs-token"  # the header of unsafe calls, whose value a foreign page cannot know
 LASTS = timedelta(hours=8)
 FLOW_COOKIE = "__Host-pqs-flow"  # what is remembered while somebody signs in at an issuer
 FLOW_LASTS = timedelta(minutes=10)

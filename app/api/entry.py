@@ -4,7 +4,7 @@ from app.access.guard import Guard
 from app.access.posture import from_beyond, is_beyond
 from app.access.principals import Grant, Principal
 from app.access.refusals import ForbiddenError
-from app.access.sessions import TOKEN, has_token, secret_in
+from app.access.sessions import TOKEN_HEADER, has_token, secret_in
 from app.api.asgi import Headers, Scope
 from app.api.origins import SAFE
 from app.errors import ForeignOriginError, UnavailableError
@@ -85,5 +85,5 @@ def check_page(headers: Headers, secret: bytes, *, from_own_page: bool) -> None:
     """Raises ForeignOriginError and ForbiddenError for a call of a session that a foreign page may have made."""
     if not from_own_page:
         raise ForeignOriginError("a session changes something only from a page of this service: `Origin` is missing")
-    if not has_token(secret, next((value for name, value in headers if name == TOKEN), None)):
+    if not has_token(secret, next((value for name, value in headers if name == TOKEN_HEADER), None)):
         raise ForbiddenError("a session changes something only with its token, in the header PQS-Token", {})
