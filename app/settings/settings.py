@@ -199,8 +199,7 @@ class Settings(BaseSettings):
         description="Where a proxy serves this service, as https://host/prefix; for OpenAPI, and for its own pages.",
     )
     console: ConsoleMode = Field(
-        ConsoleMode.ON,
-        description="The pages at `/ui`: on, read-only (they change nothing), or off.",
+        ConsoleMode.ON, description="The pages at `/ui`: on, read-only (they change nothing), or off."
     )
     # Who is let in, and over which wires.
     auth: Posture = Field(
@@ -237,17 +236,11 @@ class Settings(BaseSettings):
         "covers all workflows.",
     )
     oidc_client_id: Word | None = Field(
-        None,
-        description="The client as which people sign in to the console at the issuer; its redirect URI ends in "
-        "`/ui/oidc/back`.",
+        None, description="The client as which people sign in to the console; it comes back to `/ui/oidc/back`."
     )
-    oidc_client_secret: Password | None = Field(
-        None, description="Its secret, better in a file; without it the client is a public one, with PKCE alone."
-    )
+    oidc_client_secret: Password | None = Field(None, description="Its secret; a public client has none.")
     oidc_client_secret_file: File | None = Field(None, description="A file that holds PQS_OIDC_CLIENT_SECRET.")
-    oidc_client_scope: str = Field(
-        "openid", min_length=1, max_length=1000, description="The scope that the console asks the issuer for."
-    )
+    oidc_client_scope: str = Field("openid", max_length=1000, description="The scope that the console asks for.")
     oidc_leeway: float = Field(
         30.0, ge=0, le=300, description="How many seconds the issuer's clock may differ from this one."
     )
