@@ -19,12 +19,13 @@ from app.store import keys
 from app.store.database import Database
 from app.wire.system import ChangedSetting, KeyList, KeyRecord, PoolState, SystemState
 
-router = APIRouter(tags=["system"])
+router = APIRouter()
 
 
 @router.get(
     "/v1/system",
     operation_id="getSystem",
+    tags=["system"],
     summary="Get how the service is set up",
     **operation(SystemState, errors=(422,)),
     dependencies=needs(Scope.OPERATIONS_READ),
@@ -47,6 +48,7 @@ async def get_system(request: Request, _query: Annotated[NoQuery, Query()]) -> R
 @router.get(
     "/v1/keys",
     operation_id="listKeys",
+    tags=["keys"],
     summary="List who is let in",
     **operation(KeyList, errors=(422, 503)),
     dependencies=needs(Scope.OPERATIONS_READ),

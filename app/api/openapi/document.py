@@ -38,6 +38,7 @@ TAGS = [
     {"name": "watermarks", "description": "Progress of the Kafka consumers."},
     {"name": "dead-letters", "description": "Messages that failed."},
     {"name": "audit", "description": "Who did what, for operators."},
+    {"name": "keys", "description": "Who is let in, for operators."},
     {"name": "system", "description": "How the service is set up, for operators."},
     {"name": "health", "description": "Health and metrics, for operators."},
 ]
