@@ -1,7 +1,7 @@
 // The console: it reads the page and its parameters from the address, asks the service for what the page shows, asks
 // again at the interval that its reader sets, and draws.
 
-import { findSession, get, hasIssuer, isSignedIn, needsKey, readOnly, session, signIn, signOut } from "./api.js";
+import { findSession, get, isSignedIn, needsKey, readOnly, session, signOut } from "./api.js";
 import * as changes from "./changes.js";
 import { h, patch } from "./dom.js";
 import * as entities from "./entities.js";
@@ -12,6 +12,7 @@ import * as messages from "./messages.js";
 import * as overdue from "./overdue.js";
 import * as overview from "./overview.js";
 import { DEFAULT_DOMAIN, button, link, otherDomain, refusal } from "./parts.js";
+import { signInForm } from "./signin.js";
 import * as system from "./system.js";
 import { local } from "./text.js";
 import * as workflow from "./workflow.js";
@@ -357,50 +358,22 @@ function content(page, title) {
           state.error.message,
         )
       : null,
-    state.signedOut ? signInForm() : null,
+    state.signedOut
+      ? signInForm(state.refused, {
+          isIn() {
+            state.refused = null;
+            load().then(findDomains);
+          },
+          isRefused(error) {
+            state.refused = error;
+            render();
+          },
+          leaves: () => sessionStorage.setItem(RETURN, state.search),
+        })
+      : null,
     state.error && !state.away && !state.signedOut ? refusal(state.error) : null,
     state.data ? h("div", { key: state.search, class: "page" }, page.view(view, state.data)) : null,
   ];
-}
-
-function signInForm() {
-  return h(
-    "form",
-    {
-      class: "card narrow",
-      "aria-label": "Sign in",
-      onsubmit: async (event) => {
-        event.preventDefault();
-        const box = event.target.elements.key;
-        try {
-          await signIn(box.value.trim());
-          state.refused = null;
-          box.value = "";
-        } catch (error) {
-          state.refused = error;
-          render();
-          return;
-        }
-        await load();
-        findDomains();
-      },
-    },
-    h("h2", {}, "Sign in"),
-    h("p", {}, "This service asks for a key (pqs keys create), or a token of its OpenID Connect issuer. A key begins a session of eight hours."),
-    h(
-      "label",
-      { class: "field" },
-      h("span", {}, "Key or token"),
-      h("input", { name: "key", type: "password", autocomplete: "current-password", required: true }),
-    ),
-    refusal(state.refused),
-    h(
-      "p",
-      { class: "tools" },
-      h("button", { type: "submit" }, "Sign in"),
-      hasIssuer ? h("a", { href: "oidc", target: "_self", onclick: () => sessionStorage.setItem(RETURN, state.search) }, "Sign in with OpenID Connect") : null,
-    ),
-  );
 }
 
 history.scrollRestoration = "manual";

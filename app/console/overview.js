@@ -48,7 +48,7 @@ function tile(name, value, id, href, detail, colour = "") {
 function overdue(name, kind, { count, is_more: isMore, oldest_deadline: oldest, next_deadline: next }, domain) {
   const detail = [
     oldest ? ["oldest for ", span(Math.max(-secondsTo(oldest), 0))] : "none overdue",
-    next ? [" · next ", ago(next)] : null,
+    next ? [" · next ", secondsTo(next) > 0 ? ago(next) : "now"] : null,
   ];
   return tile(name, `${number(count)}${isMore ? "+" : ""}`, `overdue-${kind}`, link("overdue", { domain, kind }), detail, count ? "late" : "");
 }
@@ -89,7 +89,7 @@ function service({ sweep, breakers, version, revision }) {
     "Service",
     facts([
       ["Sweep", h("span", { class: sweep.is_on ? "good" : "warn" }, sweep.is_on ? "on" : "off")],
-      ["", h("span", { class: "muted" }, `${sweep.meaning[0].toUpperCase()}${sweep.meaning.slice(1)}.`)],
+      ["", h("span", { class: "muted" }, `${sweep.meaning[0].toUpperCase()}${sweep.meaning.slice(1).replaceAll("`", "")}.`)],
       ["Breakers", open.length ? h("span", { class: "bad" }, `open: ${open.join(", ")}`) : `${plural(breakers.length, "breaker")}, all closed`],
       ["Version", `${version}, schema ${revision}`],
     ]),
