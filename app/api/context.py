@@ -14,7 +14,7 @@ from app.api.room import HELD
 from app.errors import PqsError
 from app.runtime.metrics import Metrics
 from app.store.replica import lag_of_answer
-from app.tracing.recorder import Kind, Recorder, recorded
+from app.tracing.recorder import Recorder, SpanKind, recorded
 
 __all__ = [
     "HEADER",
@@ -101,7 +101,7 @@ def served(trace: Recorder, method: str, path: str, route: str, status: int, beg
         "http.response.status_code": status,
     }
     error = str(status) if status >= 500 else None
-    trace.end(f"{method} {route}", Kind.SERVER, attributes, began=began, error=error)
+    trace.end(f"{method} {route}", SpanKind.SERVER, attributes, began=began, error=error)
 
 
 def _traceparent(headers: Headers) -> bytes | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from app.tracing.recorder import Kind, Tracer, recorded, recorded_batch
+from app.tracing.recorder import SpanKind, Tracer, recorded, recorded_batch
 from app.wire.messages import KafkaMessage, traceparent_of_message
 
 
@@ -34,7 +34,7 @@ def recorded_messages(tracer: Tracer, messages: Sequence[KafkaMessage], decoded:
                 "messaging.destination.partition.id": str(message.partition),
                 "messaging.kafka.offset": message.offset,
             }
-            trace.end(f"process {message.topic}", Kind.CONSUMER, attributes, error=error)
+            trace.end(f"process {message.topic}", SpanKind.CONSUMER, attributes, error=error)
         if alone is not None:
             attributes = {"messaging.system": "kafka", "messaging.batch.message_count": len(messages)}
-            alone.end("process messages", Kind.CONSUMER, attributes, error=error)
+            alone.end("process messages", SpanKind.CONSUMER, attributes, error=error)

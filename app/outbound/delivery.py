@@ -15,8 +15,8 @@ from app.domain.intents import Intent
 from app.errors import IntentError, MessageRefusedError, NotNowError
 from app.outbound.bus import Bus
 from app.store.outbox import EFFECT, TOPIC, PendingMessage
-from app.tracing.context import HEADER, traceparent_in
-from app.tracing.recorder import Kind, Recorder, Tracer, recorded
+from app.tracing.context import TRACEPARENT, traceparent_in
+from app.tracing.recorder import Recorder, SpanKind, Tracer, recorded
 from app.wire.envelopes import HEADERS
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def to_topic(topic: str, *buses: Bus, tracer: Tracer | None = None) -> Destinati
         with relayed(tracer, TOPIC + topic, message) as trace:
             began, span = time.perf_counter(), None if trace is None else trace.child()
             traceparent = traceparent_in(message.envelope) if span is None else span.traceparent.encode()
-            headers = {**HEADERS, HEADER: traceparent or b""}
+            headers = {**HEADERS, TRACEPARENT: traceparent or b""}
             failed = await bus.publish_all(topic, [(message.key, message.envelope)], headers)
             delivery.told(message, failed.get(0))
             if span is not None:
@@ -93,7 +93,7 @@ def to_topic(topic: str, *buses: Bus, tracer: Tracer | None = None) -> Destinati
                     "messaging.message.body.size": len(message.envelope),
                 }
                 error = type(failed[0]).__name__ if failed else None
-                span.end(f"send {topic}", Kind.PRODUCER, attributes, began=began, error=error)
+                span.end(f"send {topic}", SpanKind.PRODUCER, attributes, began=began, error=error)
 
     return Destination(TOPIC + topic, deliver, PAGE)
 

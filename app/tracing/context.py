@@ -4,7 +4,7 @@ import re
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _SAMPLED = 1  # of the flags
-HEADER = "traceparent"
+TRACEPARENT = "traceparent"
 LENGTH = 55  # bytes of a traceparent of version 00
 _AT_END = b'"traceparent":"'
 _END = b'"}'

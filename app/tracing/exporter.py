@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from app.tracing.recorder import Kind, Span, Tracer
+from app.tracing.recorder import Span, SpanKind, Tracer
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -62,7 +62,7 @@ class Exporter:
         resource = Resource.create({} if named else {"service.name": SERVICE})
         scope = InstrumentationScope("pqs")
         sampled = api.TraceFlags(api.TraceFlags.SAMPLED)
-        kinds = {kind: api.SpanKind[kind.name] for kind in Kind}
+        kinds = {kind: api.SpanKind[kind.name] for kind in SpanKind}
         succeeded, failed = api.Status(), api.Status(api.StatusCode.ERROR)
 
         def readable(span: Span, now: int, clock: float) -> "ReadableSpan":

@@ -23,7 +23,7 @@ NO_ATTRIBUTES: Attributes = {}
 Link = tuple[int, int]  # trace id, span id
 
 
-class Kind(Enum):
+class SpanKind(Enum):
     """The kinds of spans, by OpenTelemetry's names."""
 
     INTERNAL = auto()
@@ -37,7 +37,7 @@ class Span(Struct, frozen=True, kw_only=True, gc=False):
     """A span that has ended. `began` and `ended` are by time.perf_counter()."""
 
     name: str
-    kind: Kind = Kind.INTERNAL
+    kind: SpanKind = SpanKind.INTERNAL
     trace_id: int
     span_id: int
     parent_id: int | None
@@ -117,7 +117,7 @@ class Recorder:
         name: str,
         began: float,
         ended: float,
-        kind: Kind = Kind.INTERNAL,
+        kind: SpanKind = SpanKind.INTERNAL,
         attributes: Attributes = NO_ATTRIBUTES,
         *,
         links: Sequence[Link] = (),
@@ -150,12 +150,12 @@ class Recorder:
         }
         if rows is not None:
             attributes["db.response.returned_rows"] = rows
-        self.note(name, ended - seconds, ended, Kind.CLIENT, attributes, error=failure)
+        self.note(name, ended - seconds, ended, SpanKind.CLIENT, attributes, error=failure)
 
     def end(
         self,
         name: str,
-        kind: Kind = Kind.INTERNAL,
+        kind: SpanKind = SpanKind.INTERNAL,
         attributes: Attributes = NO_ATTRIBUTES,
         *,
         began: float | None = None,

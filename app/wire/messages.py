@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 from app.domain.events import DEFAULT_DOMAIN, EVENT_CLASSES, Event, Heartbeat, Name
 from app.domain.positions import Position
 from app.errors import Fault, ForeignMessageError, InvalidInputError, UnreadableError
-from app.tracing.context import HEADER, traceparent_in
+from app.tracing.context import TRACEPARENT, traceparent_in
 from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
 from app.wire.events import read_event
 from app.wire.faults import explain
@@ -62,7 +62,7 @@ class KafkaMessage(Struct, frozen=True, gc=False):
 def traceparent_of_message(message: KafkaMessage) -> bytes | None:
     """The trace context of a message: by its header, as the extension of a binary CloudEvent, or in our envelope."""
     for name, value in message.headers or ():
-        if name in {HEADER, _ATTRIBUTE + HEADER}:
+        if name in {TRACEPARENT, _ATTRIBUTE + TRACEPARENT}:
             return value
     return None if message.value is None else traceparent_in(message.value)
 

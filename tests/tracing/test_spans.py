@@ -214,7 +214,7 @@ async def test_context_goes_with_each_message(otlp: Receiver, database_url: str,
     assert taken.parent_id in {span.span_id for span in sent}
     [batch] = otlp.below(taken)
     assert batch.name == "batch messages"
-    assert "attempt" in [span.name for span in otlp.below(batch)]
+    assert "attempt_chosen" in [span.name for span in otlp.below(batch)]
 
 
 async def test_a_sweep_has_its_spans(otlp: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

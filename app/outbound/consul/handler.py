@@ -27,8 +27,8 @@ from app.domain.intents import ActivateService, DeregisterService, RegisterServi
 from app.errors import EffectDownError, IntentError, NotNowError, PqsError
 from app.outbound.consul.rights import Rights
 from app.outbound.consul.services import MARK, VERSION, Description, Profile, body_of, check_of, id_of
-from app.tracing.context import HEADER
-from app.tracing.recorder import Kind, recording
+from app.tracing.context import TRACEPARENT
+from app.tracing.recorder import SpanKind, recording
 
 if TYPE_CHECKING:
     import httpx
@@ -300,7 +300,7 @@ async def _traced(client: "httpx.AsyncClient", method: str, path: str, **given: 
     if (trace := recording()) is None:
         return await client.request(method, path, **given)
     span, status = trace.child(), None
-    given["headers"] = {**given.get("headers", {}), HEADER: span.traceparent}
+    given["headers"] = {**given.get("headers", {}), TRACEPARENT: span.traceparent}
     try:
         answer = await client.request(method, path, **given)
         status = answer.status_code
@@ -310,7 +310,7 @@ async def _traced(client: "httpx.AsyncClient", method: str, path: str, **given: 
         if status is not None:
             attributes["http.response.status_code"] = status
         error = "no answer" if status is None else str(status) if status >= HTTPStatus.BAD_REQUEST else None
-        span.end(f"{method} {'/'.join(path.split('/')[2:5])}", Kind.CLIENT, attributes, error=error)
+        span.end(f"{method} {'/'.join(path.split('/')[2:5])}", SpanKind.CLIENT, attributes, error=error)
 
 
 def _contains(text: str, some: Collection[str]) -> bool:
