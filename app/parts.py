@@ -165,7 +165,8 @@ class Parts:
         lists, walking, lag, on_replica = await self._read_sides(scans, full_scans)
         if on_replica is not None:
             breakers["replica"] = on_replica.breaker
-        reader = Reader(database, joining=settings.batching, report=metrics.lane("reads"))
+        is_traced = metrics.tracer is not None
+        reader = Reader(database, joining=settings.batching, report=metrics.lane("reads"), is_traced=is_traced)
         self._stack.push_async_callback(reader.close)
         if settings.relay:
             relay = self.relay()
@@ -191,7 +192,7 @@ class Parts:
         await self._stack.enter_async_context(working(bulk))
         watch = QuotaWatch(database)
         await self._stack.enter_async_context(working(watch))
-        store = WorkflowStore(database, joining=settings.batching, watch=watch, **sides)
+        store = WorkflowStore(database, joining=settings.batching, watch=watch, is_traced=is_traced, **sides)
         self._stack.push_async_callback(store.close)
         pruner = Pruner(database, timedelta(seconds=settings.action_retention))
         await self._stack.enter_async_context(working(pruner))
@@ -239,7 +240,8 @@ class Parts:
         if not self._settings.batching:
             return projector, Writer(projector, joining=False), {}
         on_waiting, on_joined = self._projector(waiting, clock), self._projector(joined, clock)
-        writer = Writer(on_waiting, joining=True, joined=on_joined, report=self._metrics.lane("events"))
+        report, is_traced = self._metrics.lane("events"), self._metrics.tracer is not None
+        writer = Writer(on_waiting, joining=True, joined=on_joined, report=report, is_traced=is_traced)
         return projector, writer, {"joined": joined, "waiting": waiting}
 
     async def _read_sides(

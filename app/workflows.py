@@ -62,19 +62,20 @@ class WorkflowStore:
         watch: "QuotaWatch | None" = None,
         joined: Database | None = None,
         waiting: Database | None = None,
+        is_traced: bool = False,
     ) -> None:
         self._database = database
         self._joined = joined or database
         self._waiting = waiting or database
         self._watch = watch or QuotaWatch(database)
         self._joining = joining
-        self._reads = Lane(self._read, largest=LARGEST, name="workflow reads")
+        self._reads = Lane(self._read, largest=LARGEST, name="workflow reads", is_traced=is_traced)
         side = None
         if joined is not None:
             side = Side[Commit, CommitOutcome | None](
                 lambda commit: commit.workflow_key, self._locked, self._commit_alone
             )
-        self._commits = Lanes(self._commit, largest=LARGEST, side=side, name="commits")
+        self._commits = Lanes(self._commit, largest=LARGEST, side=side, name="commits", is_traced=is_traced)
 
     async def get_state(self, workflow_key: str) -> Workflow | None:
         """The row of one workflow, or None. Raises InvalidInputError for an invalid key."""

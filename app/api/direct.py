@@ -22,6 +22,7 @@ from typing import Any
 
 from fastapi import Response
 from msgspec import Struct
+from msgspec.structs import replace
 
 from app.access import rights
 from app.access.principals import (
@@ -41,7 +42,7 @@ from app.api.service import Service
 from app.errors import UnavailableError
 from app.runtime.framing import FieldList
 from app.runtime.metrics import Metrics
-from app.tracing.recorder import Recorder, current
+from app.tracing.recorder import recorded
 from app.wire.problems import Problem
 
 PATIENCE = 1.0  # seconds that a body may take until its sender is checked again
@@ -60,6 +61,7 @@ class HotCalls:
         self._app = app
         self._edge = edge
         self._metrics = metrics
+        self._call = HotCall
         self._known: Service | None = None  # the service whose bound this is
         self._max_body = 0
         self._prefixes: tuple[bytes, ...] = (CLOUDEVENT,)  # of the headers of requests that are FastAPI's
@@ -104,6 +106,7 @@ class HotCalls:
             self._known, self._max_body = service, min(MAX_BODY, service.settings.max_body)
             refused = FORWARDED if service.access.guard.refuses_proxies else ()
             self._prefixes = (CLOUDEVENT, *refused)
+            self._call = HotCall if service.metrics.tracer is None else TracedHotCall
         fields = self._fields_of(headers)
         if fields is None:
             return None
@@ -119,7 +122,7 @@ class HotCalls:
                 return None  # a token that has to be verified first, or a refusal: these are for the usual way
             principal = known
             fields.held = guard.key_in(fields.authorization)
-        return HotCall(service, self._edge.lacking_plain, *found, principal, headers, fields, target, peer)
+        return self._call(service, self._edge.lacking_plain, *found, principal, headers, fields, target, peer)
 
     def _fields_of(self, headers: Headers) -> PlainFields | None:
         """What the fields of a plain request say; None when they are not plain.
@@ -180,7 +183,6 @@ class HotCall:
         "_on_answer",
         "_peer",
         "_target",
-        "_trace",
         "asked_for",
         "headers",
         "principal",
@@ -210,7 +212,6 @@ class HotCall:
         self._peer = peer
         self._on_answer: OnAnswer
         self._future: asyncio.Future[Any]
-        self._trace: Recorder | None  # where traces are wanted
         self._is_gone = False
         self._id = ""
         self._found = time.perf_counter()
@@ -227,11 +228,6 @@ class HotCall:
         self._on_answer = answer
         before = context.correlation_id.get()  # of the request in whose task this one begins, or of none
         self._id = context.begin(self.headers)
-        tracer, turned = self.service.metrics.tracer, None
-        if tracer is not None:
-            self._trace = trace = tracer.begin(self._fields.traceparent)
-            if trace is not None:
-                turned = current.set(trace)
         try:
             if self._began - self._found > PATIENCE and self.principal is not ANYONE:
                 self._check_again()
@@ -242,8 +238,6 @@ class HotCall:
         self._future = future
         future.add_done_callback(self._on_done)
         context.correlation_id.set(before)
-        if turned is not None:
-            current.reset(turned)
 
     def abandon(self) -> None:
         """The client is gone before its answer, or sends no more: a wait ends."""
@@ -263,7 +257,6 @@ class HotCall:
         self._began = time.perf_counter()
         before = context.correlation_id.get()
         self._id = context.begin(self.headers)
-        self._trace = None
         self._account(context.GONE)
         context.correlation_id.set(before)
 
@@ -294,10 +287,35 @@ class HotCall:
     def _account(self, status: int) -> None:
         kind, path = self._kind, self._target.partition(b"?")[0].decode("ascii")
         name, peer = self.principal.name, self._peer
-        metrics, traceparent = self.service.metrics, self._fields.traceparent
-        if metrics.tracer is not None and (trace := self._trace) is not None:
-            traceparent = trace.traceparent.encode()
-            context.served(trace, kind.method, path, kind.route, status, self._began)
+        metrics, trace = self.service.metrics, self._fields.traceparent
         context.account(
-            metrics, kind.method, path, kind.route, status, self._began, name, peer, traceparent, waits=kind.waits
+            metrics, kind.method, path, kind.route, status, self._began, name, peer, trace, waits=kind.waits
         )
+
+
+class TracedHotCall(HotCall):
+    """The same where traces are wanted: some are recorded. So tracing that is off costs a call nothing."""
+
+    __slots__ = ("_trace",)
+
+    def begin(self, body: bytes, answer: OnAnswer) -> None:
+        """Ask for the answer, and record what follows if this call is sampled."""
+        tracer = self.service.metrics.tracer
+        self._trace = None if tracer is None else tracer.begin(self._fields.traceparent)
+        if self._trace is None:
+            super().begin(body, answer)
+        else:
+            with recorded(self._trace):
+                super().begin(body, answer)
+
+    def leave(self) -> None:
+        """The client is gone before its request was complete."""
+        self._trace = None
+        super().leave()
+
+    def _account(self, status: int) -> None:
+        if (trace := self._trace) is not None:
+            path = self._target.partition(b"?")[0].decode("ascii")
+            context.served(trace, self._kind.method, path, self._kind.route, status, self._began)
+            self._fields = replace(self._fields, traceparent=trace.traceparent.encode())
+        super()._account(status)

@@ -77,9 +77,13 @@ class Lane(Generic[Q, A]):
         side: Side[Q, A] | None = None,
         report: LaneReport | None = None,
         name: str = "questions",
+        is_traced: bool = False,
     ) -> None:
-        """`run` answers a list of questions, one answer for each, in their order. `name` is theirs, in traces."""
+        """`run` answers a list of questions, one answer for each, in their order. `name` is theirs, in traces, which
+        are recorded with `is_traced`.
+        """
         self._name = name
+        self._is_traced = is_traced
         self._traced: dict[asyncio.Future[A], Recorder] = {}  # of the questions that wait, the sampled ones
         self._side = side
         self._held: dict[Hashable, deque[tuple[Q, asyncio.Future[A]]]] = {}  # by row, what goes on beside the lane
@@ -107,7 +111,7 @@ class Lane(Generic[Q, A]):
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         if self._held and self._is_held(question, future):
             return future
-        if (trace := current.get()) is not None:
+        if self._is_traced and (trace := current.get()) is not None:
             self._traced[future] = trace
         self._waiting.append((question, future, size, time.perf_counter()))
         if self._worker is None:
@@ -129,7 +133,8 @@ class Lane(Generic[Q, A]):
 
     async def _work(self) -> None:
         """Answer batch after batch, until nobody waits. The task does not belong to any caller."""
-        current.set(None)  # it was that of whoever found the lane free
+        if self._is_traced:
+            current.set(None)  # it was that of whoever found the lane free
         try:
             while self._waiting:
                 if self._traced:
@@ -257,10 +262,13 @@ class Lanes(Generic[Q, A]):
         side: Side[Q, A] | None = None,
         report: LaneReport | None = None,
         name: str = "questions",
+        is_traced: bool = False,
     ) -> None:
         """`run` answers a list of questions, as in a Lane."""
-        self._joined = Lane(run, largest=largest, side=side, report=report, name=name)
-        self._alone = Lane(run, waiting=LARGE_WAITING, largest=1, side=side, report=report, name=name)
+        self._joined = Lane(run, largest=largest, side=side, report=report, name=name, is_traced=is_traced)
+        self._alone = Lane(
+            run, waiting=LARGE_WAITING, largest=1, side=side, report=report, name=name, is_traced=is_traced
+        )
 
     def ask(self, question: Q, size: int) -> "asyncio.Future[A]":
         """The answer to `question`, which has `size` bytes. See Lane.ask()."""

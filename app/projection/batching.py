@@ -15,9 +15,11 @@ from app.store.registrations import REGISTRATIONS
 class Reader:
     """Point reads. Those that arrive while a statement runs are joined into the next one."""
 
-    def __init__(self, database: Database, *, joining: bool, report: LaneReport | None = None) -> None:
+    def __init__(
+        self, database: Database, *, joining: bool, report: LaneReport | None = None, is_traced: bool = False
+    ) -> None:
         self._database = database
-        self._lane = Lane(self._read, report=report, name="reads")
+        self._lane = Lane(self._read, report=report, name="reads", is_traced=is_traced)
         self._joining = joining
 
     @property
@@ -61,12 +63,15 @@ class Writer:
         joining: bool,
         joined: Projector | None = None,
         report: LaneReport | None = None,
+        is_traced: bool = False,
     ) -> None:
         self._projector = projector
         side = None
         if joined is not None:
             side = Side[EventBase, Result](lambda event: event.key, joined.locked, projector.persist)
-        self._lanes = Lanes[EventBase, Result]((joined or projector).persist, side=side, report=report, name="events")
+        self._lanes = Lanes[EventBase, Result](
+            (joined or projector).persist, side=side, report=report, name="events", is_traced=is_traced
+        )
         self._joining = joining
 
     @property

@@ -33,7 +33,7 @@ from app.tracing.recorder import Tracer
 from tests.making import event_json, row
 
 CONNECTIONS = 32
-TURNS = 1800  # of all connections, in a round
+TURNS = 600  # of all connections, in a round
 ID = "7a1c5f7e-9d53-4c58-8a3c-1f0e2d3c4b5a"
 BODY = json.dumps(event_json("node.heartbeat", 6, entity_id=UUID(ID), data={})).encode()
 CALLS = {
@@ -109,13 +109,13 @@ class Projector:
         ]
 
 
-def hot_calls() -> tuple[Application, list[HttpProtocol]]:
-    """An application whose lanes end at once, and its connections."""
+def hot_calls(*, is_traced: bool) -> tuple[Application, list[HttpProtocol]]:
+    """An application whose lanes end at once, and its connections; `is_traced`: built as where traces are wanted."""
     app = cast("Application", create_app(read_settings({"database_url": "postgresql:///none"})))
     service = SimpleNamespace(
         settings=SimpleNamespace(max_body=8 << 20),
-        reader=Reader(cast("Any", Database()), joining=True),
-        writer=Writer(cast("Any", Projector()), joining=True),
+        reader=Reader(cast("Any", Database()), joining=True, is_traced=is_traced),
+        writer=Writer(cast("Any", Projector()), joining=True, is_traced=is_traced),
         clock=SimpleNamespace(may_be_ahead=lambda _event: False),
         metrics=app.hot_calls._metrics,  # noqa: SLF001 - as the service has it
         access=SimpleNamespace(guard=Guard(Posture.LOOPBACK), limits=Limits()),
@@ -163,21 +163,20 @@ class Rounds:
         return took / (TURNS * CONNECTIONS) * 1e6
 
 
-async def measured(shares: list[float], rounds: int) -> dict[str, dict[str, list[float]]]:
+async def measured(shares: list[float], number_of_rounds: int) -> dict[str, dict[str, list[float]]]:
     """The rounds by call and share; at 0 tracing is off."""
-    app, connections = hot_calls()
-    metrics: Any = app.hot_calls._metrics  # noqa: SLF001 - as above
     exporter = Exporter()
-    of_shares = {share: Rounds(connections, exporter.flush) for share in shares}
-    tracers = {
-        share: Tracer(exporter.export, ratio=share, limit=100, clock=of_shares[share].clock) if share else None
-        for share in shares
-    }
+    of_shares: dict[float, Rounds] = {}
+    for share in shares:
+        app, connections = hot_calls(is_traced=share > 0)
+        of_shares[share] = rounds = Rounds(connections, exporter.flush)
+        if share:
+            tracer = Tracer(exporter.export, ratio=share, limit=100, clock=rounds.clock)
+            app.hot_calls._metrics.tracer = tracer  # noqa: SLF001 - as above
     found: dict[str, dict[str, list[float]]] = {call: {str(share): [] for share in shares} for call in CALLS}
-    for number in range(rounds):
+    for number in range(number_of_rounds):
         for call, request in CALLS.items():
             for share in shares[:: 1 if number % 2 else -1]:
-                metrics.tracer = tracers[share]
                 found[call][str(share)].append(await of_shares[share].round(request))
     await exporter.close()
     return found
