@@ -7,7 +7,7 @@ from app.domain.changes import ChangeOutcome
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
-from app.runtime import protocol
+from app.runtime import protocol, side_server
 from app.settings import types as setting_types
 from app.store import access_tables, letter_tables, tables
 from app.wire import answers, envelopes, overview
@@ -35,6 +35,7 @@ _used_from_outside: list[object] = [
     protocol.HttpProtocol.data_received,
     protocol.HttpProtocol.eof_received,
     protocol.HttpProtocol.pause_writing,
+    side_server.SideServer.capture_signals,
     # Contract: a predicate for users of the package.
     RegistrationState.can_retry,
     # Calls of the Python client.

@@ -18,7 +18,7 @@ from app.outbound.consul import warn_without_sweep
 from app.runtime import log
 from app.runtime.database import look_at, own_database
 from app.runtime.processes import export, run, server_tls
-from app.runtime.sockets import listening
+from app.runtime.sockets import listening, shown
 from app.settings import LogFormat, Posture, Settings, read_settings
 
 
@@ -51,21 +51,15 @@ def serve(**given: str | None) -> None:
             export(settings.model_copy(update={"database_url": url}))
             contract.log_what_is_off(routes)  # once, not in every worker
             warn_without_sweep(settings)
-            asyncio.run(tell(settings, url, [_shown(each) for each in sockets]))
+            asyncio.run(tell(settings, url, [shown(each) for each in sockets]))
             _announce(settings, sockets[0])
             run(settings, sockets)
     except KeyboardInterrupt:
         log.say("stopped", settings.log_format, "stopped")
 
 
-def _shown(listener: socket.socket) -> str:
-    """Host and port of a socket, as in a URL."""
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _announce(settings: Settings, listener: socket.socket) -> None:
-    base = f"{'https' if settings.tls_cert else 'http'}://{_shown(listener)}"
+    base = f"{'https' if settings.tls_cert else 'http'}://{shown(listener)}"
     if settings.log_format is LogFormat.JSON:
         log.say(f"serving on {base}", settings.log_format, "serving")
         return

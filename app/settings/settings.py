@@ -175,6 +175,16 @@ class Settings(BaseSettings):
         le=3600,
         description="The seconds after which a request or a statement counts as slow, and is logged.",
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="The port at which `pqs consume`, `relay` and `sweep` answer /livez, /readyz and /metrics, 0 for "
+        "a free one; without it they listen on nothing.",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="The address on which they listen; beyond loopback PQS_AUTH must say who is let in."
+    )
     drain: float = Field(
         0.0,
         ge=0,
