@@ -3,7 +3,7 @@
 No part knows the web framework: `app.main` adds it, and the workers' commands run without it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +14,7 @@ from typing import Self
 from app.access.access import Access
 from app.concurrency.breaker import CircuitBreaker
 from app.concurrency.lanes import PLACES
-from app.concurrency.worker import OwnWorker, Together, working
+from app.concurrency.worker import OwnWorker, Together, Worker, working
 from app.domain.changes import Logging
 from app.domain.decider import Deadline
 from app.domain.order import TrackRule, within
@@ -24,6 +24,7 @@ from app.errors import StartError
 from app.feed.announcer import Announcer
 from app.feed.feed import CONNECTIONS, Feed
 from app.feed.follow import Follow
+from app.feed.publisher import DELIVERY, PUBLISHER_CONNECTIONS, SnapshotPublisher
 from app.feed.retention import Retention
 from app.feed.waits import FollowingReport, Waits
 from app.inbound.bulk import BulkCalls
@@ -31,7 +32,8 @@ from app.inbound.consumer import FIRST_WAIT, Consumer
 from app.inbound.letters import Letters
 from app.inbound.subscription import Subscription
 from app.outbound import contract
-from app.outbound.buses import close_all, open_bus
+from app.outbound.buses import close_all, kafka_bus, open_bus
+from app.outbound.compacted import CompactedTopic
 from app.outbound.consul import Consul, Reconciler, profile_of, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
 from app.outbound.kafka_options import client_options, credentials_of
@@ -177,8 +179,8 @@ class Parts:
             await self._stack.enter_async_context(working(relay))
             if (reconciler := self._reconciler()) is not None:
                 await self._stack.enter_async_context(working(reconciler))
-        if settings.sweep:
-            await self._stack.enter_async_context(working(self.sweep()))
+        for worker in self._others():
+            await self._stack.enter_async_context(working(worker))
         feed, follow = await self._feed(database)
         logged = settings.changes is not Logging.OFF
         waits = Waits(feed, database=database, scans=lists, read=reader.ask, logged=logged)
@@ -232,6 +234,13 @@ class Parts:
             rates,
             self._databases,
         )
+
+    def _others(self) -> Iterator[Worker]:
+        """The workers that the service runs if its settings say so, beside the relay."""
+        if self._settings.sweep:
+            yield self.sweep()
+        if self._settings.topic_snapshots is not None and self._settings.snapshots:
+            yield self.snapshots()
 
     def _writing(self, database: Database, clock: DatabaseClock) -> tuple[Projector, Writer, dict[str, Database]]:
         """What applies events: arrays and streams, single ones, and the databases of joined requests."""
@@ -334,6 +343,18 @@ class Parts:
         return Reconciler(
             self._database(1, name="reconciler", scans=True, session=LONG_TRANSACTIONS), self._consul, every
         )
+
+    def snapshots(self) -> SnapshotPublisher:
+        """A publisher of snapshots. Raises StartError without PQS_TOPIC_SNAPSHOTS."""
+        settings = self._settings
+        if settings.topic_snapshots is None or settings.kafka is None:
+            raise StartError("PQS_TOPIC_SNAPSHOTS is not set: the compacted topic to publish to")
+        bus = kafka_bus(settings, delivery_timeout=timedelta(seconds=DELIVERY))
+        topic = CompactedTopic(settings.topic_snapshots, settings, bus)
+        self._stack.push_async_callback(topic.close)
+        database = self._database(PUBLISHER_CONNECTIONS, name="snapshots")
+        drop_expired = settings.snapshots_drop_expired
+        return SnapshotPublisher(database, topic, self._metrics.snapshots, drop_expired=drop_expired)
 
     def sweep(self) -> Sweep:
         """A sweep of the primary."""

@@ -13,7 +13,20 @@ from types import FrameType
 import asyncpg
 
 from app.errors import PqsError
-from benchmarks import auth, changes, growth, layers, loop, processes, relay, rows, throughput, waiting, workflows
+from benchmarks import (
+    auth,
+    changes,
+    growth,
+    layers,
+    loop,
+    processes,
+    relay,
+    rows,
+    snapshots,
+    throughput,
+    waiting,
+    workflows,
+)
 from benchmarks.bench import FULL, MAIN, QUICK, Bench, Part
 from benchmarks.contenders import LeftOutError
 from benchmarks.load import need_wrk
@@ -39,6 +52,7 @@ PARTS: dict[str, Part] = {
     "relay": relay.relay,
     "waiting": waiting.waiting,
     "changes": changes.changes,
+    "snapshots": snapshots.snapshots,
     "memory": processes.memory,
     "layers": layers.layers,
     "start": processes.start,

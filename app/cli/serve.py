@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 
 import click
@@ -13,13 +14,18 @@ from app.api.origins import Origins
 from app.cli.migrate import bring_up_to_date
 from app.cli.options import settings_options, warn_of_secrets
 from app.cli.starting import tell
+from app.errors import BusError
 from app.outbound import contract
+from app.outbound.buses import kafka_bus
+from app.outbound.compacted import CompactedTopic
 from app.outbound.consul import warn_without_sweep
 from app.runtime import log
 from app.runtime.database import look_at, own_database
 from app.runtime.processes import export, run, server_tls
 from app.runtime.sockets import listening, shown
 from app.settings import LogFormat, Posture, Settings, read_settings
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -46,6 +52,7 @@ def serve(**given: str | None) -> None:
                 asyncio.run(bring_up_to_date(url))
             else:
                 asyncio.run(look_at(url, settings))
+            asyncio.run(_look_at_topic(settings))
             if settings.database_read_url is not None:
                 asyncio.run(look_at(settings.database_read_url.get_secret_value(), settings, writes=False))
             export(settings.model_copy(update={"database_url": url}))
@@ -56,6 +63,19 @@ def serve(**given: str | None) -> None:
             run(settings, sockets)
     except KeyboardInterrupt:
         log.say("stopped", settings.log_format, "stopped")
+
+
+async def _look_at_topic(settings: Settings) -> None:
+    """Raises StartError for a topic of snapshots that is not compacted. A Kafka that is away is no obstacle."""
+    if settings.topic_snapshots is None or not settings.snapshots:
+        return
+    topic = CompactedTopic(settings.topic_snapshots, settings, kafka_bus(settings))
+    try:
+        await topic.look()
+    except BusError as error:
+        logger.warning("snapshots wait: %s", error)
+    finally:
+        await topic.close()
 
 
 def _announce(settings: Settings, listener: socket.socket) -> None:

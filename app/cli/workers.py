@@ -75,6 +75,18 @@ def consume(restarted: str | None, **given: str | None) -> None:
     _run(settings, Parts.consumer, f"consuming {settings.topics_in}", first=restart)
 
 
+@click.command()
+@settings_options(*WORKER, "topic_snapshots", "snapshots_drop_expired")
+def snapshots(**given: str | None) -> None:
+    """Publish the whole row of each entity that changes to a compacted topic.
+
+    It runs until stopped. Several may run: one is at work, and another takes over when it ends. `pqs serve` publishes
+    too, where PQS_TOPIC_SNAPSHOTS is set, unless its PQS_SNAPSHOTS is false.
+    """
+    settings = logged_settings(given)
+    _run(settings, Parts.snapshots, f"publishing to {settings.topic_snapshots}", reaches=(kafka_trouble,))
+
+
 async def _nothing(_parts: Parts) -> None:
     """Do nothing."""
 

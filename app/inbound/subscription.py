@@ -24,6 +24,8 @@ class Subscription:
             raise StartError(
                 f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
             )
+        if settings.topic_snapshots is not None and found.reads(settings.topic_snapshots):
+            raise StartError(f"PQS_TOPICS_IN names {settings.topic_snapshots}, which is PQS_TOPIC_SNAPSHOTS")
         return found
 
     def reads(self, topic: str) -> bool:

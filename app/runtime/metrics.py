@@ -27,6 +27,7 @@ from app.domain.results import Result
 from app.runtime.access_log import AccessLog
 from app.runtime.consumer_metrics import ConsumerMetrics
 from app.runtime.database_numbers import DatabaseCollector, DatabaseNumbers, read_numbers
+from app.runtime.snapshot_metrics import SnapshotMetrics
 from app.store.database import PoolObserver
 from app.store.schema import HEAD
 
@@ -168,6 +169,7 @@ class Metrics(PoolObserver):
             Gauge(name, told, registry=registry, multiprocess_mode=mode) for name, told, mode in FOLLOWING
         ]
         self.consumer = ConsumerMetrics(registry, lambda number: self.event("invalid", KAFKA, number))
+        self.snapshots = SnapshotMetrics(registry)
         self._loop_lag = self._gauge("pqs_loop_lag_seconds", "Delay of the event loop.", each=True)
         self._memory = self._gauge("pqs_memory_bytes", "Memory of a process that is in RAM.", each=True)
         self._descriptors = self._gauge("pqs_open_descriptors", "Open file descriptors of a process.", each=True)

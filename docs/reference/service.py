@@ -83,6 +83,7 @@ def metrics() -> str:
     told.swept("ack", 0, 0.0)
     told.relayed("topic", 0, 0)
     _consume(told)
+    told.snapshots.published(0, 0, 0)
     told.process(0.0, 0, 0, 0)
     entities, overdue = [("registration", "active", 0)], [("ack", 0.0)]
     kept = DatabaseNumbers(
