@@ -28,6 +28,10 @@ class UnreadableError(PqsError):
     """The input is not JSON; the message says where it breaks."""
 
 
+class FramedMessageError(UnreadableError):
+    """The serializer of a schema registry has framed the message of a log: it is not plain JSON."""
+
+
 class BadCursorError(PqsError):
     """The cursor is damaged, or belongs to another query."""
 
@@ -41,7 +45,11 @@ class InvalidInputError(PqsError):
 
 
 class ForeignMessageError(PqsError):
-    """The message of a log is not an event: it has no value, or a type that is not ours."""
+    """The message of a log is not an event. `kind` is `tombstone` (it has no value) or `type` (which is not ours)."""
+
+    def __init__(self, message: str, kind: str = "type") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class TooLargeError(PqsError):

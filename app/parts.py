@@ -3,20 +3,18 @@
 No part knows the web framework: `app.main` adds it, and the workers' commands run without it.
 """
 
-import asyncio
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import Literal, Self, assert_never
+from typing import Self
 
 from app.access.access import Access
 from app.concurrency.breaker import CircuitBreaker
 from app.concurrency.lanes import PLACES
-from app.concurrency.worker import Together, Worker, working
+from app.concurrency.worker import OwnWorker, Together, Worker, working
 from app.domain.changes import Logging
 from app.domain.decider import Deadline
 from app.domain.order import TrackRule, within
@@ -26,18 +24,19 @@ from app.errors import StartError
 from app.feed.announcer import Announcer
 from app.feed.feed import CONNECTIONS, Feed
 from app.feed.follow import Follow
+from app.feed.publisher import DELIVERY, PUBLISHER_CONNECTIONS, SnapshotPublisher
 from app.feed.retention import Retention
 from app.feed.waits import FollowingReport, Waits
 from app.inbound.bulk import BulkCalls
 from app.inbound.consumer import FIRST_WAIT, Consumer
 from app.inbound.letters import Letters
+from app.inbound.subscription import Subscription
 from app.outbound import contract
-from app.outbound.bus import Bus
+from app.outbound.buses import close_all, kafka_bus, open_bus
+from app.outbound.compacted import CompactedTopic
 from app.outbound.consul import Consul, Reconciler, profile_of, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
-from app.outbound.kafka import KafkaBus
 from app.outbound.kafka_options import client_options, credentials_of
-from app.outbound.memory import MemoryBus
 from app.outbound.relay import LANES, Relay
 from app.projection.acts import Acts
 from app.projection.batching import Reader, Writer
@@ -47,7 +46,7 @@ from app.projection.entries import EntryBuilder
 from app.projection.projector import Projector
 from app.projection.sweep import DATABASE_WAITS, Sweep
 from app.projection.tracks import move_track
-from app.runtime.metrics import HTTP, KAFKA, Metrics
+from app.runtime.metrics import HTTP, KAFKA, DatabaseNumbers, Metrics, read_numbers
 from app.runtime.rates import Rates
 from app.runtime.vitals import Vitals
 from app.settings import BusKind, DeadLetterRule, Foreign, Gaps, Settings, Tracks, secret_of
@@ -97,6 +96,16 @@ class Service:
     readiness: Readiness
     rates: Rates
     pools: Sequence[Database]  # all of this process
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What says how a worker fares. `numbers` reads the series that the database has."""
+
+    access: Access
+    readiness: Readiness
+    metrics: Metrics
+    numbers: Callable[[], Awaitable[DatabaseNumbers]]
 
 
 class Parts:
@@ -175,8 +184,8 @@ class Parts:
             await self._stack.enter_async_context(working(relay))
             if (reconciler := self._reconciler()) is not None:
                 await self._stack.enter_async_context(working(reconciler))
-        if settings.sweep:
-            await self._stack.enter_async_context(working(self.sweep()))
+        for worker in self._others():
+            await self._stack.enter_async_context(working(worker))
         feed, follow = await self._feed(database)
         logged = settings.changes is not Logging.OFF
         waits = Waits(feed, database=database, scans=lists, read=reader.ask, logged=logged)
@@ -231,6 +240,13 @@ class Parts:
             self._databases,
         )
 
+    def _others(self) -> Iterator[Worker]:
+        """The workers that the service runs if its settings say so, beside the relay."""
+        if self._settings.sweep:
+            yield self.sweep()
+        if self._settings.topic_snapshots is not None and self._settings.snapshots:
+            yield self.snapshots()
+
     def _writing(self, database: Database, clock: DatabaseClock) -> tuple[Projector, Writer, dict[str, Database]]:
         """What applies events: arrays and streams, single ones, and the databases of joined requests."""
         projector = self._projector(database, clock)
@@ -261,6 +277,19 @@ class Parts:
         await self._stack.enter_async_context(working(lag))
         return ReadSide(scans, on_replica, lag), ReadSide(full_scans, full_scans_there, lag), lag, on_replica
 
+    async def observed(self) -> Observed:
+        """The parts that watch a worker, on a connection of their own; what else was built before is watched too."""
+        access = Access(self._settings, self._primary)
+        await access.refresh()
+        await self._stack.enter_async_context(working(access))
+        database = self._database(1, name="metrics")
+        await self._stack.enter_async_context(working(Vitals(self._metrics, self._databases, {})))
+
+        async def numbers() -> DatabaseNumbers:
+            return await read_numbers(database, self.entries.destinations)
+
+        return Observed(access, Readiness(database), self._metrics, numbers)
+
     async def announce(self) -> None:
         """From now on, tell the followers of all processes what this process commits."""
         await self._announce(Announcer(self._database(1, name="announcer")))
@@ -286,8 +315,8 @@ class Parts:
         destinations: list[Destination] = []
         breakers: dict[str, CircuitBreaker] = {}
         if settings.bus is not BusKind.OFF:
-            buses = [_open_bus(settings.bus, settings) for _ in range(LANES)]
-            self._stack.push_async_callback(_close, buses)
+            buses = [open_bus(settings.bus, settings) for _ in range(LANES)]
+            self._stack.push_async_callback(close_all, buses)
             destinations.append(to_topic(settings.topic_out, *buses, tracer=self._metrics.tracer))
         if (consul := self._consul) is not None:
             destinations.append(to_handler("consul", consul.handle, self._metrics.tracer))
@@ -296,7 +325,7 @@ class Parts:
         database = self._database(max(1, len(destinations) * LANES), session=LONG_TRANSACTIONS, name="relay")
         return Relay(database, destinations, breakers=breakers, report=self._metrics.relayed)
 
-    def senders(self) -> Worker:
+    def senders(self) -> OwnWorker:
         """A relay, and with Consul the reconciler beside it. Raises StartError as `relay` does."""
         relay, reconciler = self.relay(), self._reconciler()
         return relay if reconciler is None else Together(relay, reconciler)
@@ -321,6 +350,18 @@ class Parts:
             self._database(1, name="reconciler", scans=True, session=LONG_TRANSACTIONS), self._consul, every
         )
 
+    def snapshots(self) -> SnapshotPublisher:
+        """A publisher of snapshots. Raises StartError without PQS_TOPIC_SNAPSHOTS."""
+        settings = self._settings
+        if settings.topic_snapshots is None or settings.kafka is None:
+            raise StartError("PQS_TOPIC_SNAPSHOTS is not set: the compacted topic to publish to")
+        bus = kafka_bus(settings, delivery_timeout=timedelta(seconds=DELIVERY))
+        topic = CompactedTopic(settings.topic_snapshots, settings, bus)
+        self._stack.push_async_callback(topic.close)
+        database = self._database(PUBLISHER_CONNECTIONS, name="snapshots")
+        drop_expired = settings.snapshots_drop_expired
+        return SnapshotPublisher(database, topic, self._metrics.snapshots, drop_expired=drop_expired)
+
     def sweep(self) -> Sweep:
         """A sweep of the primary."""
         breaker = CircuitBreaker(open_for=timedelta(seconds=DATABASE_WAITS[1]))  # of both: it is one server
@@ -338,29 +379,18 @@ class Parts:
         settings = self._settings
         if settings.kafka is None:
             raise StartError("PQS_KAFKA is not set: the servers to read from, as host:port,host:port")
-        if settings.topics_in is None:
-            raise StartError("PQS_TOPICS_IN is not set: the topics to read, as topic,topic")
-        topics = settings.topics_in.split(",")
-        patterns = [re.compile(topic) for topic in topics if topic.startswith("^")]
-
-        def reads(topic: str) -> bool:
-            return topic in topics or any(pattern.match(topic) for pattern in patterns)
-
-        if settings.bus is BusKind.KAFKA and reads(settings.topic_out):
-            raise StartError(
-                f"PQS_TOPICS_IN names {settings.topic_out}, which is PQS_TOPIC_OUT: what goes out would come in again"
-            )
+        subscription = Subscription.of(settings)
         breaker = CircuitBreaker(open_for=timedelta(seconds=FIRST_WAIT))  # the consumer retries at its own pace
         self._metrics.watch("consumer", breaker)
         database = self._database(CONSUMER_CONNECTIONS, breaker=breaker, session=LONG_TRANSACTIONS, name="consumer")
         clock = self._clock(database)
-        follow = within(reads) if settings.tracks is Tracks.FOLLOW else None
+        follow = within(subscription.reads) if settings.tracks is Tracks.FOLLOW else None
         return Consumer(
             database,
             self._projector(database, clock, follow, source=KAFKA),
             clock,
             servers=settings.kafka,
-            topics=topics,
+            topics=subscription.topics,
             group=settings.consumer_group,
             options=client_options(settings),
             credentials=credentials_of(settings),
@@ -369,6 +399,7 @@ class Parts:
             keep_foreign=settings.foreign is Foreign.DEAD_LETTER,
             holds=settings.dead_letters is DeadLetterRule.HOLD,
             tracer=self._metrics.tracer,
+            metrics=self._metrics,
         )
 
     async def restart(self, topic: str, principal: str) -> int:
@@ -419,20 +450,3 @@ def _address(settings: Settings, name: str, otherwise: Callable[[], str]) -> Cal
     """The address as it is at each call: a file that holds it is read again when it has changed."""
     secret = secret_of(settings, name)
     return lambda: secret() or otherwise()
-
-
-def _open_bus(kind: Literal[BusKind.KAFKA, BusKind.MEMORY], settings: Settings) -> Bus:
-    match kind:
-        case BusKind.KAFKA:
-            return KafkaBus(
-                settings.kafka or "", options=client_options(settings), credentials=credentials_of(settings)
-            )
-        case BusKind.MEMORY:
-            return MemoryBus()
-        case never:
-            assert_never(never)
-
-
-async def _close(buses: Sequence[Bus]) -> None:
-    """Close all concurrently: each may take long while the broker is down."""
-    await asyncio.gather(*(bus.close() for bus in buses))

@@ -46,11 +46,17 @@ def pruner(parts: Parts) -> Worker:
 def settings() -> Settings:
     """Settings that enable every worker, with nothing listening at any address."""
     return read_settings(
-        {"kafka": "127.0.0.1:1", "topics_in": "nodes", "consul_url": "http://127.0.0.1:1", "statement_timeout": 1}
+        {
+            "kafka": "127.0.0.1:1",
+            "topics_in": "nodes",
+            "topic_snapshots": "snapshots",
+            "consul_url": "http://127.0.0.1:1",
+            "statement_timeout": 1,
+        }
     )
 
 
-@pytest.mark.parametrize("build", [Parts.relay, Parts.sweep, Parts.consumer, pruner])
+@pytest.mark.parametrize("build", [Parts.relay, Parts.sweep, Parts.consumer, Parts.snapshots, pruner])
 async def test_a_worker_stops_soon_while_nothing_answers(
     build: Callable[[Parts], Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:

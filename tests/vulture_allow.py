@@ -7,11 +7,11 @@ from app.domain.changes import ChangeOutcome
 from app.domain.states import RegistrationState
 from app.domain.workflows import Provenance
 from app.outbound import kafka, postgres
-from app.runtime import protocol
+from app.runtime import protocol, side_server
 from app.settings import types as setting_types
 from app.store import access_tables, letter_tables, tables
 from app.wire import answers, envelopes, overview
-from pqs_client import tokens
+from pqs_client import Client, tokens
 from pqs_client.entities import Entities, OverdueScans
 from pqs_client.events import Events
 from pqs_client.tokens import TokenAuth
@@ -25,6 +25,14 @@ _used_from_outside: list[object] = [
     letter_tables.DeadLetterRun,
     letter_tables.DeadLetterRun.leased_until,
     access_tables.ConsoleSession,
+    tables.SnapshotTopic,
+    tables.SnapshotTopic.change_id,
+    tables.SnapshotTopic.change_mark,
+    tables.SnapshotTopic.after_entity_id,
+    tables.SnapshotTopic.after_domain,
+    tables.SnapshotTopic.begun_at,
+    tables.SnapshotTopic.finished_at,
+    tables.SnapshotTopic.held_until,
     # In the log's contract: what forgets and rebuilds will write.
     ChangeOutcome.REBUILT,
     # uvicorn imports it by name.
@@ -35,6 +43,7 @@ _used_from_outside: list[object] = [
     protocol.HttpProtocol.data_received,
     protocol.HttpProtocol.eof_received,
     protocol.HttpProtocol.pause_writing,
+    side_server.SideServer.capture_signals,
     # Contract: a predicate for users of the package.
     RegistrationState.can_retry,
     # Calls of the Python client.
@@ -42,6 +51,7 @@ _used_from_outside: list[object] = [
     OverdueScans.ack,
     OverdueScans.liveness,
     Events.send_all,
+    Client.republish_snapshots,
     # httpx calls it.
     TokenAuth.auth_flow,
     # Contract: the intents of the database.
@@ -55,6 +65,7 @@ _used_from_outside: list[object] = [
     overview.OverdueCount.oldest_deadline,
     overview.SweepState.is_on,
     overview.SweepState.meaning,
+    answers.SnapshotProgress.at_work,
     envelopes.Envelope.correlationid,
     # The generated reference lists them.
     events.TRIGGER_CLASSES,

@@ -24,22 +24,23 @@ def is_loopback_address(address: str) -> bool:
     return parsed.is_loopback
 
 
-def check_host(posture: Posture, host: str, port: int) -> None:
+def check_host(posture: Posture, host: str, port: int, *, setting: str = "PQS_HOST") -> None:
     """Whether a service of this posture may listen there; to be called before it does.
 
-    A host may be a name: all of its addresses count. Raises StartError, which names the ways out.
+    A host may be a name: all of its addresses count. Raises StartError, which names the ways out; `setting` is where
+    the host came from.
     """
     if posture is Posture.LOOPBACK:
         try:
             found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError:
             return  # nothing can listen there, and whoever tries says why
-        _check([str(address[0]) for *_, address in found], host)
+        _check([str(address[0]) for *_, address in found], host, setting)
     elif posture is Posture.INSECURE:
-        _warn(host)
+        _warn(host, setting)
 
 
-def check_sockets(posture: Posture, sockets: Iterable[socket.socket]) -> None:
+def check_sockets(posture: Posture, sockets: Iterable[socket.socket], *, setting: str = "PQS_HOST") -> None:
     """Whether a service of this posture may use sockets that listen already, such as inherited ones.
 
     Only this machine reaches a Unix socket. Raises StartError like check_host().
@@ -47,22 +48,23 @@ def check_sockets(posture: Posture, sockets: Iterable[socket.socket]) -> None:
     bound = [each for each in sockets if each.family != socket.AF_UNIX]
     addresses = [str(each.getsockname()[0]) for each in bound]
     if posture is Posture.LOOPBACK:
-        _check(addresses, ", ".join(addresses))
+        _check(addresses, ", ".join(addresses), setting)
     elif posture is Posture.INSECURE:
-        _warn(", ".join(addresses) or "a Unix socket")
+        _warn(", ".join(addresses) or "a Unix socket", setting)
 
 
-def _check(addresses: Sequence[str], host: str) -> None:
+def _check(addresses: Sequence[str], host: str, setting: str) -> None:
     if not all(is_loopback_address(address) for address in addresses):
         raise StartError(
             f"{host or 'this address'} can be reached from other machines, and this service asks nobody for a key. "
-            "Three ways out: listen on 127.0.0.1 (PQS_HOST); ask for keys (PQS_AUTH=required, and "
+            f"Three ways out: listen on 127.0.0.1 ({setting}); ask for keys (PQS_AUTH=required, and "
             "`pqs keys create`); or let everybody in, on purpose (PQS_AUTH=insecure)"
         )
 
 
-def _warn(host: str) -> None:
-    log.warning("PQS_AUTH=insecure: whoever reaches %s may read, change and remove everything", host)
+def _warn(host: str, setting: str) -> None:
+    may = "read, change and remove everything" if setting == "PQS_HOST" else "read the metrics"
+    log.warning("PQS_AUTH=insecure: whoever reaches %s may %s", host, may)
 
 
 @lru_cache(maxsize=1024)

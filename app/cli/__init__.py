@@ -64,6 +64,7 @@ RUNNING = {
     ),
     "relay": Listing("workers", "Send the messages in the outbox to the bus and to Consul, until stopped."),
     "serve": Listing("serve", "Answer requests."),
+    "snapshots": Listing("workers", "Publish the whole row of each entity that changes to a compacted topic."),
     "sweep": Listing("workers", "Turn passed deadlines into events, until stopped."),
     "verify": Listing("rows", "Compare the state counts with a full count, and print the differences."),
 }

@@ -48,6 +48,10 @@ WORKER = (
     "log_level",
     "log_format",
     "slow",
+    "metrics_port",
+    "metrics_host",
+    "auth",
+    "allowed_hosts",
 )
 # The settings of `pqs consume` beside those of every worker, its topics and its group.
 CONSUMER_OPTIONS = ("tracks", "gaps", "foreign", "dead_letters", "consumer_id", "max_skew")

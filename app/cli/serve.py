@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 
 import click
@@ -13,13 +14,18 @@ from app.api.origins import Origins
 from app.cli.migrate import bring_up_to_date
 from app.cli.options import settings_options, warn_of_secrets
 from app.cli.starting import tell
+from app.errors import BusError
 from app.outbound import contract
+from app.outbound.buses import kafka_bus
+from app.outbound.compacted import CompactedTopic
 from app.outbound.consul import warn_without_sweep
 from app.runtime import log
 from app.runtime.database import look_at, own_database
 from app.runtime.processes import export, run, server_tls
-from app.runtime.sockets import listening
+from app.runtime.sockets import listening, shown
 from app.settings import LogFormat, Posture, Settings, read_settings
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -46,26 +52,34 @@ def serve(**given: str | None) -> None:
                 asyncio.run(bring_up_to_date(url))
             else:
                 asyncio.run(look_at(url, settings))
+            asyncio.run(_look_at_topic(settings))
             if settings.database_read_url is not None:
                 asyncio.run(look_at(settings.database_read_url.get_secret_value(), settings, writes=False))
             export(settings.model_copy(update={"database_url": url}))
             contract.log_what_is_off(routes)  # once, not in every worker
             warn_without_sweep(settings)
-            asyncio.run(tell(settings, url, [_shown(each) for each in sockets]))
+            asyncio.run(tell(settings, url, [shown(each) for each in sockets]))
             _announce(settings, sockets[0])
             run(settings, sockets)
     except KeyboardInterrupt:
         log.say("stopped", settings.log_format, "stopped")
 
 
-def _shown(listener: socket.socket) -> str:
-    """Host and port of a socket, as in a URL."""
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+async def _look_at_topic(settings: Settings) -> None:
+    """Raises StartError for a topic of snapshots that is not compacted. A Kafka that is away is no obstacle."""
+    if settings.topic_snapshots is None or not settings.snapshots:
+        return
+    topic = CompactedTopic(settings.topic_snapshots, settings, kafka_bus(settings))
+    try:
+        await topic.look()
+    except BusError as error:
+        logger.warning("snapshots wait: %s", error)
+    finally:
+        await topic.close()
 
 
 def _announce(settings: Settings, listener: socket.socket) -> None:
-    base = f"{'https' if settings.tls_cert else 'http'}://{_shown(listener)}"
+    base = f"{'https' if settings.tls_cert else 'http'}://{shown(listener)}"
     if settings.log_format is LogFormat.JSON:
         log.say(f"serving on {base}", settings.log_format, "serving")
         return

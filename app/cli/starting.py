@@ -26,8 +26,7 @@ async def tell(settings: Settings, url: str, listeners: Sequence[str] = ()) -> N
     if settings.kafka is not None:
         parts["Kafka"] = _one_of(settings.kafka.split(","))
     if settings.consul_url is not None:
-        consul = urlsplit(settings.consul_url.get_secret_value())
-        parts["Consul"] = _one_of([f"{consul.hostname}:{consul.port or (443 if consul.scheme == 'https' else 80)}"])
+        parts["Consul"] = _one_of([_consul_address(settings.consul_url.get_secret_value())])
     answers = dict(zip(parts, await asyncio.gather(*parts.values()), strict=True))
     trouble = {part: answer for part, answer in answers.items() if isinstance(answer, Exception)}
     revision = answers["database"]
@@ -46,6 +45,24 @@ async def tell(settings: Settings, url: str, listeners: Sequence[str] = ()) -> N
     log.info("starting: %s", text, extra={"event": "starting", **told})
     for part, error in trouble.items():
         log.warning("%s cannot work now: %s", part, error, extra={"event": "part.unusable", "part": part})
+
+
+async def kafka_trouble(settings: Settings) -> str | None:
+    """Why no server of Kafka can be reached; None if one accepts connections, or if none is set."""
+    found = await _one_of(settings.kafka.split(",")) if settings.kafka is not None else ""
+    return f"Kafka: {found}" if isinstance(found, Exception) else None
+
+
+async def consul_trouble(settings: Settings) -> str | None:
+    """Why Consul cannot be reached; None if it accepts connections, or if none is set."""
+    url = settings.consul_url
+    found = await _one_of([_consul_address(url.get_secret_value())]) if url is not None else ""
+    return f"Consul: {found}" if isinstance(found, Exception) else None
+
+
+def _consul_address(url: str) -> str:
+    consul = urlsplit(url)
+    return f"{consul.hostname}:{consul.port or (443 if consul.scheme == 'https' else 80)}"
 
 
 def without_password(address: str) -> str:

@@ -5,7 +5,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,25 @@ class Worker(Protocol):
         """
 
 
-class Together(Worker):
+@runtime_checkable
+class OwnWorker(Worker, Protocol):
+    """A worker that may have a process of its own, which says on `/readyz` whether it can work."""
+
+    def trouble(self) -> str | None:
+        """Why it cannot do its work now, its database apart; None if it can, or is idle."""
+        return None
+
+
+class Together(OwnWorker):
     """Some workers as one: all run until they are stopped. The failure of one stops the others."""
 
     def __init__(self, *workers: Worker) -> None:
         self._workers = workers
+
+    def trouble(self) -> str | None:
+        """The troubles of those that say theirs (see OwnWorker)."""
+        said = [worker.trouble() for worker in self._workers if isinstance(worker, OwnWorker)]
+        return "; ".join(filter(None, said)) or None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run all of them (see Worker)."""

@@ -21,10 +21,11 @@ from uuid import uuid4
 
 from confluent_kafka import KafkaException
 
-from app.concurrency.worker import Worker, set_within
+from app.concurrency.worker import OwnWorker, set_within
 from app.domain.results import Result
 from app.errors import (
     ForeignMessageError,
+    FramedMessageError,
     InvalidInputError,
     RefusedValuesError,
     UnavailableError,
@@ -38,6 +39,7 @@ from app.outbound.client_log import client_log
 from app.outbound.kafka_options import Credentials
 from app.projection.clock import DatabaseClock
 from app.projection.projector import Projector
+from app.runtime.metrics import Metrics
 from app.store import watermarks
 from app.store.database import Connection, Database
 from app.store.watermarks import FoundPartition, KafkaPartition, LostPlaceError, PartitionProgress
@@ -53,7 +55,7 @@ REFUSED_BY_DATABASE = Unfit("refused: PostgreSQL does not accept this write; the
 T = TypeVar("T")
 
 
-class Consumer(Worker):
+class Consumer(OwnWorker):
     """Reads topics in a consumer group, each partition from its watermark on, and applies their events.
 
     It waits for a database or a broker that is down. If another consumer has moved a watermark, it starts again from
@@ -80,7 +82,10 @@ class Consumer(Worker):
         keep_foreign: bool = False,
         holds: bool = True,
         tracer: Tracer | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._report = (metrics or Metrics()).consumer
+        self._membership: Membership | None = None
         self._clock = clock
         self._stop_at_gaps = stop_at_gaps
         self._keep_foreign = keep_foreign
@@ -118,25 +123,34 @@ class Consumer(Worker):
         dead letter, too.
         """
         while not stop.is_set():
-            membership = Membership(
+            self._membership = membership = Membership(
                 self._settings,
                 self._topics,
                 self._watermarks_for(stop),
                 batch=self._batch,
                 credentials=self._credentials,
                 stop_at_gaps=self._stop_at_gaps,
+                report=self._report,
             )
             try:
                 await self._read(membership, stop)
             except (LostPlaceError, OutOfRangeError) as error:
+                self._report.restart("lost_place" if isinstance(error, LostPlaceError) else "out_of_range")
                 log.warning("%s; reading starts again from the watermarks", error)
             except UnavailableError as error:  # the stop ended the wait for the database
                 log.warning("stopped before the last batch was written: %s", error)
             except KafkaException as error:
+                self._report.restart("kafka")
                 log.warning("Kafka failed, reading starts again: %s", error)
                 await set_within(stop, LONGEST_WAIT)
             finally:
+                self._membership = None
                 await asyncio.to_thread(membership.close)
+                self._report.stopped()
+
+    def trouble(self) -> str | None:
+        """Why it reads nothing now (see OwnWorker)."""
+        return "reading begins again" if self._membership is None else self._membership.trouble()
 
     def _watermarks_for(self, stop: asyncio.Event) -> Watermarks:
         """A function for the thread that reads watermarks from the database."""
@@ -177,10 +191,13 @@ class Consumer(Worker):
             try:
                 event = read_message(message)
             except ForeignMessageError as error:
+                self._report.foreign(error.kind)
                 decoded.append(Unfit(str(error), foreign=True) if self._keep_foreign else None)
                 if not self._keep_foreign:
                     self._foreign.add(message, error)
             except (InvalidInputError, UnreadableError) as error:
+                if isinstance(error, FramedMessageError):
+                    self._report.foreign("framed")
                 decoded.append(Unfit(str(error)))
             else:
                 fault = None
@@ -230,6 +247,9 @@ class Consumer(Worker):
         # The messages of each partition are in order already.
         with nullcontext() if self._tracer is None else recorded_messages(self._tracer, batch.messages, decoded):
             await self._projector.persist_chosen(sorting.choose, revise=sorting.revise, also=also)
+        self._report.written(batch.advances)
+        if refused := sum(isinstance(each, Unfit) for each in decoded):
+            self._report.invalid(refused)
         sorting.tell()
 
 

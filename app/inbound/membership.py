@@ -28,6 +28,7 @@ from msgspec.structs import replace
 from app.errors import PqsError, StartError, UnavailableError
 from app.inbound.topics import ANSWER, ClusterTopics, GapError, TopicRestartedError, check_ids
 from app.outbound.kafka_options import Credentials
+from app.runtime.consumer_metrics import ConsumerMetrics
 from app.store.dead_letters import MessageHeaders
 from app.store.watermarks import NOTHING_READ, Advance, FoundPartition, KafkaPartition, PartitionProgress
 from app.wire.messages import KafkaMessage
@@ -125,6 +126,7 @@ class Membership:
         batch: int = MAX_BATCH,
         credentials: Credentials | None = None,
         stop_at_gaps: bool = False,
+        report: ConsumerMetrics,
     ) -> None:
         """Join the group, to fetch up to `batch` messages at a time.
 
@@ -141,6 +143,8 @@ class Membership:
         self._watermarks = watermarks
         self._batch = batch
         self._stop_at_gaps = stop_at_gaps
+        self._report = report
+        self._is_member = False
         self._offsets: dict[KafkaPartition, int] = {}  # the offset up to which each of our partitions is read
         self._ends: dict[
             KafkaPartition, int
@@ -172,6 +176,10 @@ class Membership:
         with self._change:
             self._ended = True
             self._change.notify_all()
+
+    def trouble(self) -> str | None:
+        """Why nothing is read now; None for a member of the group, even one that has no partition to read."""
+        return self._topics.trouble() or (None if self._is_member else "it has not joined its consumer group")
 
     # --- In the thread
 
@@ -238,6 +246,7 @@ class Membership:
             if self._stop_at_gaps:
                 raise GapError(f"{said} (PQS_GAPS is stop; to go on without them: --gaps skip)")
             log.error("%s", said)
+            self._report.missing(partition, begin - next_)
         return max(begin, next_)
 
     def _advances(self, last: Mapping[KafkaPartition, ClientMessage]) -> list[Advance]:
@@ -271,6 +280,7 @@ class Membership:
         if now < self._looked_at + LOOK:
             return {}
         self._looked_at = now
+        self._report.ends(self._known_ends())
         asked = [TopicPartition(*each, OFFSET_END) for each in self._ends]
         try:
             ends = self._client.offsets_for_times(asked, timeout=ANSWER) if asked else []
@@ -283,6 +293,13 @@ class Membership:
             for partition, each in found.items()
             if each.error is None and 0 <= each.offset <= self._ends.get(partition, -1)
         }
+
+    def _known_ends(self) -> dict[KafkaPartition, int]:
+        """The offsets after the last messages, as the latest answers with messages have told them."""
+        places = {
+            each: self._client.get_watermark_offsets(TopicPartition(*each), cached=True) for each in self._offsets
+        }
+        return {partition: end for partition, (_, end) in places.items() if end >= 0}
 
     def _assigned(self, client: Client, partitions: list[TopicPartition]) -> None:
         """Read new partitions from their watermarks on."""
@@ -300,6 +317,8 @@ class Membership:
             self._offsets[each.topic, each.partition] = known
             self._times[each.topic, each.partition] = Times()
         client.incremental_assign(partitions)
+        self._report.assigned({each: self._offsets[each] for each in progress})
+        self._is_member = True
 
     def _revoked(self, client: Client, partitions: list[TopicPartition]) -> None:
         """Give partitions away after everything fetched is written, so that nobody reads it a second time."""
@@ -309,6 +328,8 @@ class Membership:
             self._offsets.pop(partition, None)
             self._times.pop(partition, None)
             self._ends.pop(partition, None)
+        self._report.revoked(theirs)
+        self._is_member = bool(self._offsets)  # without one it joins again, or its session is over
         with self._change:
             self._change.wait_for(lambda: self._ended or not self._under_way, HANDOVER.total_seconds())
         self._commit()

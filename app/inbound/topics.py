@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 LOOK = 2.0  # seconds between two looks for new partitions and topics
 ANSWER = 1.0  # seconds that a broker has to answer
+SILENT = 10.0  # seconds without an answer after which Kafka counts as away: some looks are late, or fail
 OTHER_ID = "it has another id"
 # The beginnings of the names of settings that are not for consumers only.
 _OF_EVERY_CLIENT = (
@@ -61,6 +62,7 @@ class ClusterTopics:
         self._known: set[KafkaPartition] = set()
         self._ids: dict[str, str] = {}
         self._looked_at = 0.0  # by the monotonic clock
+        self._answered_at = time.monotonic()
         self._admin: AdminClient | None = None
         self._tells_ids = True
 
@@ -80,6 +82,7 @@ class ClusterTopics:
         except KafkaException as error:
             log.debug("Kafka did not say which partitions there are: %s", error)
             return []
+        self._answered_at = time.monotonic()
         there = {
             (topic, number)
             for shape in shapes
@@ -94,6 +97,13 @@ class ClusterTopics:
         new = there - self._known
         self._known |= there
         return [FoundPartition(topic, number, ids.get(topic)) for topic, number in sorted(new)]
+
+    def trouble(self) -> str | None:
+        """What keeps a consumer from reading: Kafka does not answer, or has none of the topics."""
+        silence = time.monotonic() - self._answered_at
+        if silence > SILENT:
+            return f"Kafka has not answered for {silence:.0f} s"
+        return None if self._known else "Kafka has none of the topics to read"
 
     def _is_read(self, topic: str) -> bool:
         return topic in self._names or any(pattern.match(topic) for pattern in self._patterns)

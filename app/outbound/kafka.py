@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from typing import cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from msgspec import Struct, field
@@ -24,18 +25,31 @@ SLOWER = 1.2  # each wait is longer than the one before by this factor, while lo
 LATEST_BUSY = 0.05  # seconds of the longest wait while reports are expected
 LATEST_IDLE = 1.0  # seconds of the longest wait otherwise, for the library's own news
 MAX_MESSAGE = 100_000_000  # bytes; the broker decides what is too large, after compression
+DELIVERY_TIMEOUT = timedelta(seconds=30)  # until a message that no broker confirms has failed
 GRACE = timedelta(seconds=5)  # for messages under way when the bus is closed
 
 # The message itself is at fault: a retry changes nothing.
 _NEVER_TAKEN = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD}
 
 
+_Headers = list[tuple[str, str | bytes | None]]  # the values are bytes
+
+
+class PlacedMessage(Struct, frozen=True, gc=False):
+    """A message for a partition that its sender has chosen, with headers of its own; without a value, a tombstone."""
+
+    key: bytes
+    value: bytes | None
+    partition: int
+    headers: _Headers
+
+
 class _Group(Struct, eq=False):
-    """Messages that were handed over together, and their failures."""
+    """Messages that were handed over together, and their failures. `headers` are those of all plain messages."""
 
     topic: str
-    messages: Sequence[Keyed]
-    headers: list[tuple[str, str | bytes | None]]  # the values are bytes
+    messages: Sequence[Keyed] | Sequence[PlacedMessage]
+    headers: _Headers
     landed: asyncio.Future[dict[int, BusError]]
     failed: dict[int, BusError] = field(default_factory=dict)
 
@@ -62,7 +76,7 @@ class KafkaBus(Bus):
         self,
         servers: str,
         *,
-        delivery_timeout: timedelta = timedelta(seconds=30),
+        delivery_timeout: timedelta = DELIVERY_TIMEOUT,
         options: Mapping[str, str | int] | None = None,
         credentials: Credentials | None = None,
     ) -> None:
@@ -96,9 +110,28 @@ class KafkaBus(Bus):
         self, topic: str, messages: Sequence[Keyed], headers: Mapping[str, bytes]
     ) -> dict[int, BusError]:
         """Produce messages, and wait until their flight has landed."""
+        return await self._send(_Group(topic, messages, list(headers.items()), self._loop.create_future()))
+
+    async def publish_placed(self, topic: str, messages: Sequence[PlacedMessage]) -> dict[int, BusError]:
+        """The same for messages whose partitions are chosen; each partition gets its messages in this order."""
+        return await self._send(_Group(topic, messages, [], self._loop.create_future()))
+
+    def partitions_of(self, topic: str, timeout: float) -> int | None:
+        """How many partitions a topic has, within `timeout` seconds; None without one. To be called in a thread.
+
+        From then on the producer knows partitions that the topic has been given. Raises BusError when nobody answers.
+        """
+        if self._producer is None:
+            raise BusError("there is no Kafka client at the moment")
+        try:
+            found = self._producer.list_topics(topic, timeout).topics.get(topic)
+        except KafkaException as error:
+            raise BusError(f"Kafka does not say which topics it has: {_said(error.args[0])}") from error
+        return None if found is None or found.error is not None else len(found.partitions)
+
+    async def _send(self, group: _Group) -> dict[int, BusError]:
         if self._closed:
-            return dict.fromkeys(range(len(messages)), _closed())
-        group = _Group(topic, messages, list(headers.items()), self._loop.create_future())
+            return dict.fromkeys(range(len(group.messages)), _closed())
         self._waiting.append(group)
         if not self._flight:
             self._loop.call_soon(self._depart)  # together with all other calls of this turn of the loop
@@ -203,9 +236,22 @@ class KafkaBus(Bus):
 
 
 def _produce(producer: Producer, group: _Group) -> None:
-    for index, (key, value) in enumerate(group.messages):
+    for index, message in enumerate(group.messages):
         try:
-            producer.produce(group.topic, value, key, headers=group.headers, on_delivery=partial(group.fail, index))
+            if isinstance(message, PlacedMessage):
+                producer.produce(
+                    group.topic,
+                    message.value,
+                    message.key,
+                    message.partition,
+                    headers=message.headers,
+                    on_delivery=partial(group.fail, index),
+                )
+            else:
+                key, value = cast("Keyed", message)
+                producer.produce(
+                    group.topic, value, key, headers=group.headers, on_delivery=partial(group.fail, index)
+                )
         except BufferError:
             group.failed[index] = BusError("the Kafka client's queue is full")
         except KafkaException as error:

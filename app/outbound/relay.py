@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct
 
 from app.concurrency.breaker import CircuitBreaker
-from app.concurrency.worker import Worker, set_within
+from app.concurrency.worker import OwnWorker, set_within
 from app.errors import PqsError
 from app.outbound.delivery import Delivery, Destination, Rests
 from app.store import dead_letters, outbox
@@ -42,7 +42,7 @@ class PassResult(Struct, frozen=True):
     refused: Sequence[tuple[PendingMessage, str]] = ()  # messages that are dead letters now, and why
 
 
-class Relay(Worker):
+class Relay(OwnWorker):
     """Sends messages to some destinations, at least once, and removes them when they have arrived.
 
     Many relays may work on one database: a slot of a destination belongs to one relay at a time, for one pass. A pass
@@ -79,6 +79,7 @@ class Relay(Worker):
         self._woken: list[asyncio.Event] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._deliveries: set[Delivery] = set()
+        self._troubles: dict[str, BaseException] = {}  # by destination: nothing gets through
         self._rests = {destination.name: Rests(destination.name) for destination in destinations}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -96,6 +97,10 @@ class Relay(Worker):
             await stop.wait()
         finally:
             await self._end()
+
+    def trouble(self) -> str | None:
+        """The destinations to which nothing gets through (see OwnWorker)."""
+        return "; ".join(f"messages for {name} wait: {error}" for name, error in self._troubles.items()) or None
 
     def wake(self) -> None:
         """Look at the outbox now: entries were written."""
@@ -135,6 +140,10 @@ class Relay(Worker):
             elif passed.trouble is None and passed.moved and in_trouble:
                 log.info("messages for %s get through again", destination.name)
             in_trouble = passed.trouble is not None or (in_trouble and not passed.moved)
+            if passed.trouble is not None and not passed.moved:
+                self._troubles[destination.name] = passed.trouble
+            elif first or passed.moved:
+                self._troubles.pop(destination.name, None)
             if passed.moved and passed.full:
                 for lane in following:
                     lane.set()

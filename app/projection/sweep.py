@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import cast
 
-from app.concurrency.worker import Worker, set_within
+from app.concurrency.worker import OwnWorker, set_within
 from app.domain.changes import ChangeOutcome, Logging
 from app.domain.decider import Decision
 from app.domain.events import Key, key_of
@@ -37,7 +37,7 @@ LEFT_ALONE = 60.0  # seconds until a row that could not be written is tried agai
 PageReport = Callable[[str, int, float], None]
 
 
-class Sweep(Worker):
+class Sweep(OwnWorker):
     """Turns passed deadlines into events.
 
     It works page by page, and reads a page without locks. Then one transaction locks those rows that no other

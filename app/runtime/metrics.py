@@ -25,7 +25,9 @@ from app.concurrency.breaker import CircuitBreaker
 from app.domain.events import EventBase
 from app.domain.results import Result
 from app.runtime.access_log import AccessLog
+from app.runtime.consumer_metrics import ConsumerMetrics
 from app.runtime.database_numbers import DatabaseCollector, DatabaseNumbers, read_numbers
+from app.runtime.snapshot_metrics import SnapshotMetrics
 from app.store.database import PoolObserver
 from app.store.schema import HEAD
 from app.tracing.recorder import Tracer, recording
@@ -168,6 +170,8 @@ class Metrics(PoolObserver):
         self._following = [
             Gauge(name, told, registry=registry, multiprocess_mode=mode) for name, told, mode in FOLLOWING
         ]
+        self.consumer = ConsumerMetrics(registry, lambda number: self.event("invalid", KAFKA, number))
+        self.snapshots = SnapshotMetrics(registry)
         self._loop_lag = self._gauge("pqs_loop_lag_seconds", "Delay of the event loop.", each=True)
         self._memory = self._gauge("pqs_memory_bytes", "Memory of a process that is in RAM.", each=True)
         self._descriptors = self._gauge("pqs_open_descriptors", "Open file descriptors of a process.", each=True)
@@ -199,9 +203,9 @@ class Metrics(PoolObserver):
 
     # --- Events
 
-    def event(self, outcome: str) -> None:
+    def event(self, outcome: str, source: str = HTTP, number: int = 1) -> None:
         """What was sent as an event had this outcome: invalid or forbidden."""
-        self._events.labels(NOT_READ, outcome, HTTP).inc()
+        self._events.labels(NOT_READ, outcome, source).inc(number)
 
     def batches(self, source: str) -> "BatchMetrics":
         """The report of a projector whose events come from there."""

@@ -12,12 +12,21 @@ from app.errors import StartError
 BACKLOG = 2048  # connections that wait for a worker to take them, at each socket
 
 
+def shown(listener: socket.socket) -> str:
+    """Host and port of a socket, as in a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @contextmanager
-def listening(host: str, port: int, workers: int) -> Iterator[list[socket.socket]]:
+def listening(
+    host: str, port: int, workers: int, *, options: str = "--host and --port"
+) -> Iterator[list[socket.socket]]:
     """A socket that listens for each worker: its own where the kernel shares connections out, else one for all.
 
     Where there is one for all, whoever is awake takes what comes: of 64 connections at once often more than 50, and
-    it keeps them. Raises StartError, which names the address, where nothing can listen.
+    it keeps them. Raises StartError, which names the address, and the `options` for another one, where
+    nothing can listen.
     """
     with ExitStack() as stack:
         try:
@@ -27,7 +36,7 @@ def listening(host: str, port: int, workers: int) -> Iterator[list[socket.socket
         except OSError as error:
             reason = "it is already in use" if error.errno == errno.EADDRINUSE else error.strerror
             raise StartError(
-                f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
+                f"cannot listen on {host} port {port}: {reason}; choose another with {options}"
             ) from None
         yield sockets
 

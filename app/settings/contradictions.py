@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from app.domain.changes import Logging
+
 if TYPE_CHECKING:
     from app.settings.settings import Settings
 
@@ -10,6 +12,7 @@ PREFIX = "PQS_"
 # A setting, and the one that it says nothing without.
 _NEEDS = (
     ("read_max_lag", "database_read_url"),
+    ("topic_snapshots", "kafka"),
     ("oidc_issuer", "oidc_audience"),
     ("oidc_audience", "oidc_issuer"),
     ("oidc_scopes_map", "oidc_issuer"),
@@ -43,6 +46,13 @@ def contradictions(settings: "Settings") -> list[str]:
         if getattr(settings, name) is not None and getattr(settings, needed) is None
     ]
     wrong += _kafka_contradictions(settings)
+    if settings.topic_snapshots is not None:
+        if settings.changes is Logging.OFF:
+            wrong.append("PQS_TOPIC_SNAPSHOTS needs the change log: PQS_CHANGES must not be off")
+        if settings.topic_snapshots == settings.topic_out:
+            wrong.append(
+                "PQS_TOPIC_SNAPSHOTS and PQS_TOPIC_OUT name the same topic: one is compacted, and one is not"
+            )
     url = settings.consul_url.get_secret_value() if settings.consul_url else ""
     if url.startswith("http:"):
         wrong += [

@@ -118,6 +118,18 @@ class Settings(BaseSettings):
         True, description="Send outgoing messages from within the service; otherwise run `pqs relay`."
     )
     topic_out: Topic = Field("registration-events", description="The topic to which registration events are sent.")
+    topic_snapshots: Topic | None = Field(
+        None,
+        description="The compacted topic to which the whole row is published when it changes; see `pqs snapshots`.",
+    )
+    snapshots: bool = Field(
+        True,
+        description="Publish snapshots from within the service, where PQS_TOPIC_SNAPSHOTS is set; otherwise run "
+        "`pqs snapshots`.",
+    )
+    snapshots_drop_expired: bool = Field(
+        False, description="Publish a tombstone, in place of the row, for a node whose liveness has expired."
+    )
     source: EventSource = Field(
         "urn:pqs", description="The `source` of the CloudEvents that are sent: with the id it identifies an event."
     )
@@ -180,6 +192,16 @@ class Settings(BaseSettings):
         ge=0,
         le=100_000,
         description="The most traces a second that this process begins, where `OTEL_EXPORTER_OTLP_ENDPOINT` is set.",
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="The port at which `pqs consume`, `relay`, `sweep` and `snapshots` answer /livez, /readyz and "
+        "/metrics, 0 for a free one; without it they listen on nothing.",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="The address on which they listen; beyond loopback PQS_AUTH must say who is let in."
     )
     drain: float = Field(
         0.0,

@@ -35,7 +35,8 @@ SELECT needed, name FROM (VALUES
     ('audit_log', 'SELECT,INSERT'),
     ('sessions', 'SELECT,INSERT,DELETE'),
     ('changes', 'SELECT,INSERT,UPDATE'),
-    ('changes_floor', 'SELECT,INSERT,UPDATE')
+    ('changes_floor', 'SELECT,INSERT,UPDATE'),
+    ('snapshot_topics', 'SELECT,INSERT,UPDATE')
 ) AS tables (name, rights),
 unnest(string_to_array(rights, ',')) AS needed
 WHERE NOT has_table_privilege(name, needed)

@@ -5,6 +5,7 @@ from typing import ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     DDL,
     BigInteger,
     CheckConstraint,
@@ -315,3 +316,26 @@ class ChangesFloor(Base):
     id: Mapped[int]
     mark: Mapped[int] = mapped_column(Integer())
     changed_at: Mapped[datetime]
+
+
+class SnapshotTopic(Base):
+    """How far the rows are published to a topic of snapshots, and who publishes them (`app/store/snapshots.py`)."""
+
+    __tablename__ = "snapshot_topics"
+
+    topic: Mapped[str] = mapped_column(String(249), primary_key=True)
+    topic_id: Mapped[str | None] = mapped_column(String(36))
+    partitions: Mapped[int | None] = mapped_column(Integer())
+    partitions_before: Mapped[list[int]] = mapped_column(ARRAY(Integer()), server_default=text("'{}'"))
+    change_id: Mapped[int | None]
+    change_mark: Mapped[int | None] = mapped_column(Integer())
+    requested: Mapped[int] = mapped_column(Integer(), server_default=text("1"))
+    begun: Mapped[int] = mapped_column(Integer(), server_default=text("0"))
+    finished: Mapped[int] = mapped_column(Integer(), server_default=text("0"))
+    after_entity_id: Mapped[UUID | None]
+    after_domain: Mapped[str | None] = mapped_column(String(128))
+    rows: Mapped[int] = mapped_column(server_default=text("0"))
+    begun_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    holder: Mapped[str | None] = mapped_column(String(300))
+    held_until: Mapped[datetime | None]

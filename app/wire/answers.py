@@ -130,6 +130,24 @@ class Ready(Health, frozen=True, omit_defaults=True):
     read_database: str | None = None
 
 
+class SnapshotProgress(Struct, frozen=True):
+    """How far the rows are published to the topic of snapshots.
+
+    Everything up to the change `change_id` is, null where nothing is yet. `bootstrapping` is true while all rows are
+    being published, or are about to be; `rows` have been published by the last such bootstrap. `at_work` says whether
+    somebody publishes now. `requested` counts the bootstraps that were asked for, the first one included.
+    """
+
+    topic: str
+    change_id: int | None
+    bootstrapping: bool
+    rows: int
+    begun_at: Time | None
+    finished_at: Time | None
+    at_work: bool
+    requested: int
+
+
 class WorkflowPage(Struct, frozen=True):
     """A page of workflows, oldest change first, and the cursor of the next one, null on the last."""
 

@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 
 from app.domain.events import DEFAULT_DOMAIN, EVENT_CLASSES, Event, Heartbeat, Name
 from app.domain.positions import Position
-from app.errors import Fault, ForeignMessageError, InvalidInputError, UnreadableError
+from app.errors import Fault, ForeignMessageError, FramedMessageError, InvalidInputError
 from app.tracing.context import TRACEPARENT, traceparent_in
 from app.wire.cloudevents import STRUCTURED, read_binary, read_cloudevent
 from app.wire.events import read_event
@@ -75,7 +75,7 @@ def read_message(message: KafkaMessage) -> Event:
     """
     value = message.value
     if value is None:
-        raise ForeignMessageError("it has no value (a tombstone)")
+        raise ForeignMessageError("it has no value (a tombstone)", "tombstone")
     _check_framing(value)
     if message.headers:
         headers = _texts(message)
@@ -189,10 +189,10 @@ def _check_type(type_: str | None) -> None:
 
 
 def _check_framing(value: bytes) -> None:
-    """Raises UnreadableError for the bytes of a schema registry's serializer: a zero, and the schema's id."""
+    """Raises FramedMessageError for the bytes of a schema registry's serializer: a zero, and the schema's id."""
     if value[:1] == b"\0" and len(value) > _FRAME:
         schema = int.from_bytes(value[1:_FRAME], "big")
-        raise UnreadableError(
+        raise FramedMessageError(
             f"framed by a schema registry (magic byte 0, schema id {schema}): this service reads plain JSON"
         )
 

@@ -10,7 +10,7 @@ from app.concurrency.breaker import CircuitBreaker
 from app.runtime.metrics import DatabaseNumbers, Metrics
 from app.settings import PREFIX, Settings
 from app.store.outbox import Backlog
-from app.store.watermarks import Age
+from app.store.watermarks import Advance, Age
 from docs.reference.markdown import code, paragraph, table
 
 # The defaults that depend on the machine or on other settings.
@@ -82,6 +82,8 @@ def metrics() -> str:
     told.watch("primary", CircuitBreaker())
     told.swept("ack", 0, 0.0)
     told.relayed("topic", 0, 0)
+    _consume(told)
+    told.snapshots.published(0, 0, 0)
     told.process(0.0, 0, 0, 0)
     entities, overdue = [("registration", "active", 0)], [("ack", 0.0)]
     kept = DatabaseNumbers(
@@ -99,3 +101,14 @@ def metrics() -> str:
         names = [label for label in LABEL.findall(labels) if label != BUCKET]
         lines.append([f"`{name}`", kind, code(names), meaning])
     return table(["metric", "kind", "labels", "meaning"], lines)
+
+
+def _consume(told: Metrics) -> None:
+    """Give each series of a consumer a sample."""
+    consumer, partition = told.consumer, ("topic", 0)
+    consumer.assigned({partition: 0})
+    consumer.ends({partition: 1})
+    consumer.written([Advance(topic="topic", partition=0, expected=0, offset=0, caught_up=0.0)])
+    consumer.missing(partition, 0)
+    consumer.foreign("tombstone")
+    consumer.restart("kafka")

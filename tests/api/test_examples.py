@@ -22,7 +22,7 @@ from app.api.bodies import JSON, NDJSON
 from app.domain.events import EVENT_TYPES
 from app.feed import follow, tokens
 from app.feed.tokens import Token
-from app.settings import Settings
+from app.settings import Settings, read_settings
 from app.store.changes import Place
 from app.wire.cloudevents import BATCH, STRUCTURED
 from app.wire.events import CHUNK_LINES
@@ -138,6 +138,7 @@ READS = {
     "Workflow": WORKFLOW,
     "WorkflowPage": "/v1/workflows?limit=1",
     "WatermarkList": "/v1/watermarks",
+    "SnapshotProgress": "/v1/snapshots",
     "DeadLetterPage": "/v1/dead-letters?limit=1",
     "DeadMessage": "/v1/dead-letters/1",
     "HeldPage": f"{QUEUES}?limit=1",
@@ -221,6 +222,8 @@ REFUSED: dict[str, Json] = {
     "getEntityState 422": {"method": "GET", "url": "/v1/entities/node-17/state"},
     "listEntities 400": {"method": "GET", "url": "/v1/entities?cursor=damaged"},
     "listEntities 422": {"method": "GET", "url": "/v1/entities?limit=0&type=compute"},
+    "getSnapshots 422": {"method": "GET", "url": "/v1/snapshots?topic=nodes"},
+    "republishSnapshots 422": {"method": "POST", "url": "/v1/snapshots/republish?topic=nodes"},
     "countStates 422": {"method": "GET", "url": "/v1/state-counts?state=active"},
     "listOverdueAcks 400": {"method": "GET", "url": "/v1/overdue/ack?cursor=damaged"},
     "listOverdueAcks 422": {"method": "GET", "url": "/v1/overdue/ack?as_of=yesterday"},
@@ -331,6 +334,8 @@ DOWN: dict[str, Json] = {
     "listWorkflows 503": {"method": "GET", "url": READS["WorkflowPage"]},
     "getWorkflow 503": {"method": "GET", "url": WORKFLOW},
     "commitWorkflow 503": {"method": "PUT", "url": WORKFLOW, "json": COMMIT, "headers": CREATING},
+    "getSnapshots 503": {"method": "GET", "url": "/v1/snapshots"},
+    "republishSnapshots 503": {"method": "POST", "url": "/v1/snapshots/republish"},
     "listWatermarks 503": {"method": "GET", "url": READS["WatermarkList"]},
     "listDeadLetters 503": {"method": "GET", "url": READS["DeadLetterPage"]},
     "listHeldEntities 503": {"method": "GET", "url": READS["HeldPage"]},
@@ -362,6 +367,26 @@ OFF = {
 }
 
 
+# With a topic of snapshots, to which nobody publishes; and without one.
+WITH_TOPIC: Json = {
+    "kafka": "127.0.0.1:1",
+    "bus": "off",
+    "relay": False,
+    "topic_snapshots": "node-snapshots",
+    "snapshots": False,
+}
+WITHOUT_TOPIC = (
+    ("getSnapshots 404", "GET", "/v1/snapshots"),
+    ("republishSnapshots 404", "POST", "/v1/snapshots/republish"),
+)
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    """Settings with a topic of snapshots, to which nobody publishes."""
+    return read_settings({"database_url": database_url, "pool_size": 4, **WITH_TOPIC})
+
+
 async def test_the_examples_are_what_the_service_answers(
     client: httpx.AsyncClient, database_url: str, unreachable_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,11 +407,13 @@ async def test_the_examples_are_what_the_service_answers(
         "problems": {name: await _refused(client, name, request) for name, request in REFUSED.items()},
     }
     for name, request in DOWN.items():
-        async with service_on(unreachable_url) as cut_off:
+        async with service_on(unreachable_url, **WITH_TOPIC) as cut_off:
             real["problems"][name] = await _refused(cut_off, name, request)
     async with service_on(database_url, changes="off") as off:
         for name, url in OFF.items():
             real["problems"][name] = await _refused(off, name, {"method": "GET", "url": url})
+        for name, method, url in WITHOUT_TOPIC:
+            real["problems"][name] = await _refused(off, name, {"method": method, "url": url})
     async with service_on(database_url, changes_rows=True) as rows:
         url = f"/v1/entities/{SECOND}?as_of={THEN}"
         real["problems"]["getEntity 410 history"] = await _refused(rows, "410", {"method": "GET", "url": url})
@@ -420,6 +447,10 @@ async def _answers(client: httpx.AsyncClient, database_url: str) -> Json:
     await connection.execute(
         "INSERT INTO watermarks VALUES ('nodes', 0, 4713, '2026-01-01T00:00:05Z', '2026-01-01T00:00:07.5Z',"
         " '2026-01-01T00:00:07.5Z', 'host:4711:1f0e2d3c')"
+    )
+    await connection.execute(
+        "INSERT INTO snapshot_topics (topic, change_id, change_mark, begun, finished, rows, begun_at, finished_at)"
+        " VALUES ('node-snapshots', 4711, 17, 1, 1, 1200000, '2026-01-01T00:00:00Z', '2026-01-01T00:00:31.5Z')"
     )
     await connection.execute("UPDATE changes SET mark = 17, changed_at = occurred_at + interval '0.25 s'")  # nor this
     await connection.execute("DELETE FROM changes WHERE entity_id = $1 AND version = 1", SECOND)  # it has expired

@@ -90,6 +90,8 @@ IDS = {
     ("/v1/workflows/{workflow_key}", "put"): "commitWorkflow",
     ("/v1/watermarks", "get"): "listWatermarks",
     ("/v1/watermarks/{topic}/{partition}", "delete"): "dropWatermark",
+    ("/v1/snapshots", "get"): "getSnapshots",
+    ("/v1/snapshots/republish", "post"): "republishSnapshots",
     ("/v1/dead-letters", "get"): "listDeadLetters",
     ("/v1/audit", "get"): "listAudit",
     ("/v1/dead-letters/entities", "get"): "listHeldEntities",
@@ -130,6 +132,8 @@ ERRORS = {
     "commitWorkflow": {400, 409, 412, 413, 415, 422, 428, 503},
     "listWatermarks": {422, 503},
     "dropWatermark": {404, 409, 422, 503},
+    "getSnapshots": {404, 422, 503},
+    "republishSnapshots": {404, 422, 503},
     "listDeadLetters": {400, 422, 503},
     "listAudit": {400, 422, 503},
     "getSystem": {422},
@@ -293,14 +297,14 @@ def test_an_example_of_an_error_is_from_its_own_path() -> None:
 
 
 def test_only_what_is_removed_has_no_answer() -> None:
-    """A removal answers 204 only, and a bulk call 202; every other call may answer 200."""
+    """A removal answers 204 only, what is done later 202; every other call may answer 200."""
     good = {
         operation["operationId"]: [status for status in operation["responses"] if status.startswith("2")]
         for _, _, operation in operations(document())
     }
     for removal in ("deleteDeadLetter", "dropWatermark"):
         assert good.pop(removal) == ["204"]
-    for later in ("retryDeadLetters", "deleteDeadLetters"):
+    for later in ("retryDeadLetters", "deleteDeadLetters", "republishSnapshots"):
         assert good.pop(later) == ["202"]
     assert [id_ for id_, statuses in good.items() if "200" not in statuses] == []
 

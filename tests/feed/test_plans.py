@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from app.store import changes, erasure
+from app.store import changes, erasure, snapshots
 from app.store.database import Connection, Database
 from app.store.statements import Statement
 from tests.databases import new_database
@@ -45,11 +45,12 @@ async def filled() -> AsyncIterator[Database]:
         await database.close()
 
 
+@pytest.mark.parametrize("statement", [changes.READ, snapshots.CHANGED], ids=["read", "changed"])
 @pytest.mark.parametrize("after", [0, ROWS // 2, ROWS - 10])
-async def test_a_page_costs_what_a_page_costs(filled: Database, after: int) -> None:
+async def test_a_page_costs_what_a_page_costs(filled: Database, statement: Statement, after: int) -> None:
     """A page is merged from the slices' keys, from any place in the log."""
     given: dict[str, object] = {"after": after, "to": ROWS, "limit": 100}
-    plan = await filled.read(explain, changes.READ, given)
+    plan = await filled.read(explain, statement, given)
     assert kinds(plan) <= {"Limit", "Merge Append", "Append", "Index Scan"}
     assert indexes(plan) <= KEYS
     assert most_rows(plan) <= 100 + 16

@@ -22,7 +22,7 @@ from app.domain.events import key_of
 from app.domain.folding import Save
 from app.domain.registration import Registration
 from app.domain.states import RegistrationState
-from app.store import dead_letters, outbox, reconciliation, upsert, watermarks, workflows
+from app.store import dead_letters, outbox, reconciliation, snapshots, upsert, watermarks, workflows
 from app.store.database import POINTS as PLANNER
 from app.store.database import Connection, Database
 from app.store.listing import _CONDITIONS, list_statement
@@ -869,3 +869,24 @@ async def test_no_index_is_without_a_query(points: Connection) -> None:
     )
     assert {row["name"] for row in found} == {KEY, *SECONDARY}
     assert {case.index for case in NEEDED} == set(SECONDARY)
+
+
+# --- Snapshots -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [snapshots.FIRST, (MIDDLE, "big")], ids=["first", "middle"])
+async def test_all_rows_are_read_page_by_page(points: Connection, after: tuple[UUID, str]) -> None:
+    """A page of all rows goes by the primary key, from any place."""
+    given: Parameters = {"entity_id": after[0], "domain": after[1], "limit": 100}
+    plan = await explain(points, snapshots.SCAN, given)
+    assert indexes(plan) == {KEY}
+    assert kinds(plan) <= {"Limit", "Index Scan"}
+    assert most_rows(plan) <= 100
+
+
+async def test_the_progress_of_a_topic_is_found_by_its_key(points: Connection) -> None:
+    """The lease and the progress of a topic are found by the primary key."""
+    plan = await explain(points, snapshots.TAKE, {"topic": "nodes", "holder": "somebody", "lease": 1.0})
+    assert indexes(plan) == {"snapshot_topics_pkey"}
+    plan = await explain(points, snapshots.PROGRESS, {"topic": "nodes"})
+    assert indexes(plan) == {"snapshot_topics_pkey"}

@@ -32,9 +32,10 @@ KEYS, KEY_REVISION, QUOTAS, AUDIT = "api_keys", "api_key_revision", "workflow_qu
 SESSIONS = "sessions"
 CHANGES, FLOOR = "changes", "changes_floor"
 HELD, MESSAGES, RUNS = "held_entities", "held_messages", "dead_letter_runs"
+SNAPSHOTS = "snapshot_topics"
 TABLES = (
     *(TABLE, COUNTS, STATE, ACTIONS, OUTBOX, WATERMARKS, DEAD_LETTERS, KEYS, KEY_REVISION, QUOTAS, AUDIT),
-    *(CHANGES, FLOOR, HELD, MESSAGES, RUNS, SESSIONS),
+    *(CHANGES, FLOOR, HELD, MESSAGES, RUNS, SESSIONS, SNAPSHOTS),
 )
 SLICES = tuple(f"{CHANGES}_{number:02}" for number in range(16))  # of the change log
 LOCK_TIMEOUT = 5.0  # seconds, of the migrations
@@ -276,6 +277,7 @@ async def test_every_index_is_valid(database_url: str) -> None:
             *names,
             f"{COUNTS}_pkey",
             f"{SESSIONS}_pkey",
+            f"{SNAPSHOTS}_pkey",
             f"{WATERMARKS}_pkey",
             f"{ACTIONS}_by_age",
             f"{ACTIONS}_pkey",
@@ -447,6 +449,7 @@ async def test_a_migration_that_is_cancelled_lets_others_in(empty_database_url: 
 
 LOCKED = {
     DEAD_LETTERS: "0013",
+    SNAPSHOTS: HEAD,
     TABLE: "0012",
     CHANGES: "0010",
     AUDIT: "0008",

@@ -47,6 +47,7 @@ def component_schemas() -> dict[str, Json]:
         schemas.WorkflowCommit,
         answers.WorkflowPage,
         answers.WatermarkList,
+        answers.SnapshotProgress,
         answers.DeadLetterPage,
         answers.HeldPage,
         answers.QueueAnswer,

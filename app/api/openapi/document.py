@@ -36,6 +36,7 @@ TAGS = [
     {"name": "changes", "description": "Follow what changes, as it changes."},
     {"name": "workflows", "description": "The state of orchestrators, changed by compare-and-swap."},
     {"name": "watermarks", "description": "Progress of the Kafka consumers."},
+    {"name": "snapshots", "description": "The whole rows, on a compacted topic of Kafka."},
     {"name": "dead-letters", "description": "Messages that failed."},
     {"name": "audit", "description": "Who did what, for operators."},
     {"name": "keys", "description": "Who is let in, for operators."},

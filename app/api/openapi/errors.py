@@ -61,6 +61,8 @@ BY_CALL: dict[tuple[str, int], str] = {
     "stays.",
     ("dropWatermark", 404): "This partition has no watermark.",
     ("dropWatermark", 409): "A consumer reads this partition.",
+    ("getSnapshots", 404): "`PQS_TOPIC_SNAPSHOTS` is not set, or nobody has published to that topic yet.",
+    ("republishSnapshots", 404): "`PQS_TOPIC_SNAPSHOTS` is not set.",
     ("getReadiness", 503): "The database does not answer, or has another schema.",
 }
 # Of all calls with these tags.

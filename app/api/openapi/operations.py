@@ -224,6 +224,17 @@ def run_operation(answer: type[msgspec.Struct]) -> Operation:
     return {"response_class": Response, "responses": responses, "openapi_extra": None}
 
 
+def accepted_operation(answer: type[msgspec.Struct], description: str, *, errors: tuple[int, ...]) -> Operation:
+    """A call that has something done later, and answers how far it is; `Location` leads there."""
+    location: Json = {"Location": {"description": "Where to see how far it is.", "schema": {"type": "string"}}}
+    content = {JSON: _schema(answer.__name__)}
+    responses: dict[int | str, Json] = {
+        202: {"description": description, "content": content, "headers": _headers() | location}
+    }
+    responses |= {status: _error(status) for status in errors}
+    return {"response_class": Response, "responses": responses, "openapi_extra": None}
+
+
 def removal_operation(removed: str, *, errors: tuple[int, ...] = (404, 422, 503)) -> Operation:
     """A call that removes something, and answers without a body."""
     responses: dict[int | str, Json] = {204: {"description": f"{removed} is removed.", "headers": _headers()}}

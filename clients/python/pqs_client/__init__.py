@@ -64,6 +64,7 @@ from app.wire.answers import (
     OverdueRegistration,
     QueueAnswer,
     Ready,
+    SnapshotProgress,
     StateCounts,
     StreamSummary,
     Summary,
@@ -79,7 +80,7 @@ from app.wire.overview import (
     Overview,
 )
 from pqs_client.changes import Bookmark, FollowedChange, FollowedRow, News, Reset, follow
-from pqs_client.connection import KEEP_IDLE, Caller, Retry
+from pqs_client.connection import KEEP_IDLE, Caller, Retry, read
 from pqs_client.dead_letters import DeadLetters, LetterFilter
 from pqs_client.entities import Clock, Entities, Order, OverdueScans, Waited
 from pqs_client.events import Events, SentLines
@@ -193,6 +194,7 @@ __all__ = [
     "Result",
     "Retry",
     "SentLines",
+    "SnapshotProgress",
     "State",
     "StateCounts",
     "StreamSummary",
@@ -334,6 +336,17 @@ class Client:
             cursor = page.next_cursor
             if cursor is None:
                 return
+
+    async def snapshots(self) -> SnapshotProgress:
+        """How far rows are published to the topic of snapshots. Raises NotFoundError without one. Repeatable."""
+        return await self._caller.get("/v1/snapshots", SnapshotProgress)
+
+    async def republish_snapshots(self) -> SnapshotProgress:
+        """Have all rows published to the topic of snapshots; `snapshots()` says when they are.
+
+        Not repeatable: after a ConnectionFailedError `snapshots()` shows in `requested` whether it was heard.
+        """
+        return read(await self._caller.call("POST", "/v1/snapshots/republish", repeatable=False), SnapshotProgress)
 
     async def ready(self) -> Ready:
         """Ask once whether the service is ready. If not, raises UnavailableError, which says what is missing."""
