@@ -53,7 +53,8 @@ follow: $(VENV) ## write with kills and follow for ten minutes, nothing lost; sh
 	TEST_FEED_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 0 -q tests/feed/test_settled.py
 
 faults: $(VENV) ## kill, stall and cut everything under load, and check the history; make faults SECONDS=60 SEED=1
-	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(LONG),--long) $(if $(PLANTED),--planted) $(if $(JSON),--json $(JSON))
 
 fuzz: $(VENV) ## fuzz the HTTP framing of a service for ten minutes; shorter: make fuzz SECONDS=60
 	$(BIN)/python -m tests.fuzz.framing --seconds $(or $(SECONDS),600)

@@ -114,24 +114,28 @@ class Writer(Client):
     async def _single(self, dice: Random, entity: Entity) -> None:
         event = (trigger if self.triggers else recorded)(entity, dice)
         gives_up = not self.triggers and dice.random() < GIVEN_UP
-        for attempt in range(ATTEMPTS):
+        entity.certain = await self.send(dice, event, gives_up=gives_up)
+
+    async def send(self, dice: Random, event: dict[str, Any], *, gives_up: bool = False) -> bool:
+        """Send one event until it is answered, or once; returns whether it is known to be applied."""
+        for attempt in range(1 if gives_up else ATTEMPTS):
             begin = time.monotonic()
-            answer = await self.ask(
-                dice, "postEvents", "POST", "/v1/events", content=msgspec.json.encode(event), headers=JSON
-            )
+            content = msgspec.json.encode(event)
+            answer = await self.ask(dice, "postEvents", "POST", "/v1/events", content=content, headers=JSON)
             if answer is not None and answer.status_code == 200:
                 self._applied(event, answer.json(), attempt, begin)
-                entity.certain = True
-                return
+                return True
             if not unanswered(answer):
-                self._refused(event, answer)
-                return
-            if gives_up:
-                entity.certain = False
-                self._sent(event, "unknown")
-                return
-            await asyncio.sleep(PAUSE)
-        self.surprised(f"no answer after {ATTEMPTS} attempts")
+                assert answer is not None
+                self.surprised(f"{answer.status_code} for {event}: {answer.text[:500]}")
+                return False
+            if not gives_up:
+                await asyncio.sleep(PAUSE)
+        if gives_up:
+            self._sent(event, "unknown")
+        else:
+            self.surprised(f"no answer after {ATTEMPTS} attempts")
+        return False
 
     async def _array(self, dice: Random, events: list[dict[str, Any]]) -> None:
         answer, attempt, begin = await self._until_answered(dice, msgspec.json.encode(events), JSON)
@@ -200,10 +204,6 @@ class Writer(Client):
                 _emitted(event),
             )
         )
-
-    def _refused(self, event: dict[str, Any], answer: httpx.Response | None) -> None:
-        assert answer is not None
-        self.surprised(f"{answer.status_code} for {event}: {answer.text[:500]}")
 
 
 class TriggerWriter(Writer):

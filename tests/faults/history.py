@@ -68,6 +68,25 @@ class Followed(Struct, frozen=True, gc=False, tag_field="record"):
     version: int
     type: str
     outcome: str
+    event_id: UUID | None
+
+
+class Page(Struct, frozen=True, tag_field="record"):
+    """A page that a follower received: from which service, after which token, and the ids of the changes."""
+
+    client: str
+    url: str
+    begin: float
+    next: str
+    ids: tuple[int, ...]
+
+
+class Measured(Struct, frozen=True, gc=False, tag_field="record"):
+    """The resident memory of a command, in bytes."""
+
+    name: str
+    at: float
+    resident: int
 
 
 class Fault(Struct, frozen=True, tag_field="record"):
@@ -90,7 +109,7 @@ class Worked(Struct, frozen=True, tag_field="record"):
     operation: Operation
 
 
-Record = Answered | Surprise | Sent | Seen | Followed | Fault | Worked
+Record = Answered | Surprise | Sent | Seen | Followed | Fault | Worked | Measured | Page
 R = TypeVar("R", bound=Struct)
 
 

@@ -3,11 +3,14 @@
 A child is a process like any other: it has a session, an environment and a log of its own, and runs the command from
 its beginning. A child that has ended stays a zombie until `wait`, so that its id belongs to nobody else.
 
-As a program, `python -m tests.faults.launcher MODULE`, it reads requests from standard input, a line each.
+As a program, `python -m tests.faults.launcher MODULE[:FUNCTION]`, it imports the module and calls the
+function (a fault to plant, say), and reads requests from standard input, a line each.
 """
 
+import faulthandler
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -77,11 +80,13 @@ class Launcher:
             return int(self._process.stdout.readline())
 
 
-def _serve(module: str) -> None:
+def _serve(name: str) -> None:
     for each in IMPORTED:
         importlib.import_module(each)
-    if module != "app":
-        importlib.import_module(module)
+    module, _, planted = name.partition(":")
+    found = importlib.import_module(module)
+    if planted:
+        getattr(found, planted)()
     for line in sys.stdin.buffer:
         request: Start | Wait = msgspec.json.decode(line, type=Start | Wait)
         match request:
@@ -102,6 +107,7 @@ def _become(start: Start) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # of a command that hangs, the log gets the stacks
     os.environ.clear()
     os.environ.update(start.environment)
     sys.argv[1:] = start.arguments

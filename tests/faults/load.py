@@ -12,10 +12,15 @@ import msgspec
 from tests.faults.clients import Client
 from tests.faults.events import JSON, TriggerWriter, Writer
 from tests.faults.history import History
+from tests.faults.messages import Producing
 from tests.faults.readers import Follower, Poller
+from tests.faults.servers import TOPIC_IN, Servers
+from tests.faults.sweeping import Silent
+from tests.faults.workflows import Reducer, Workflows
 
 PROBED_EVERY = 0.05  # seconds
 SHORT = 1.0  # seconds that a probe waits for its answer
+REMEMBERED = 2000  # successes
 DRAIN = 90.0  # seconds for the last steps of all clients
 
 
@@ -45,7 +50,7 @@ class Prober:
                     read = await http.get(f"/v1/entities/{self._entity_id}")
                     if wrote.status_code == read.status_code == 200:
                         self.successes.append((begin, time.monotonic()))
-                        del self.successes[:-100]
+                        del self.successes[:-REMEMBERED]
                 except httpx.TransportError:
                     pass
                 await asyncio.sleep(PROBED_EVERY)
@@ -76,10 +81,16 @@ async def loaded(clients: Sequence[Client], prober: Prober) -> AsyncIterator[Non
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def clients(seed: str, http: httpx.AsyncClient, urls: Sequence[str], history: History) -> list[Client]:
+def clients(servers: Servers, seed: str, http: httpx.AsyncClient, history: History) -> list[Client]:
     """The clients of a campaign."""
-    given = (seed, http, urls, history)
+    given = (seed, http, [each.url for each in servers.services], history)
+    workflows = Workflows(seed)
     writers = [*(Writer(f"writer {number}", *given) for number in range(3)), TriggerWriter("triggers", *given)]
     entities = [entity.id for writer in writers for entity in writer.entities]
-    pollers = [Poller(entities, f"poller {number}", *given) for number in range(2)]
-    return [*writers, *pollers, Follower("follower", *given)]
+    everybody: list[Client] = [*writers, Silent("silent", *given), Follower("follower", *given)]
+    everybody += [Poller(entities, f"poller {number}", *given) for number in range(2)]
+    everybody += [Reducer(workflows, f"reducer {number}", *given) for number in range(3)]
+    if servers.kafka is not None:
+        servers.producer = Producing(servers.kafka, TOPIC_IN, "producer", *given)
+        everybody.append(servers.producer)
+    return everybody

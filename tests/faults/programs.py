@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
+
 from tests.edge.programs import free_port
 from tests.faults.launcher import Launcher
 from tests.processes import command_lines, environment
@@ -31,9 +33,9 @@ class Program:
         self._launcher = launcher
         self._arguments = [str(each) for each in arguments]
 
-    def start(self) -> None:
-        """Start it, and wait until it is at work as far as that can be seen."""
-        self.pid = self._launcher.start(self._arguments, self.environment, self.log)
+    def start(self, *options: str) -> None:
+        """Start it, with more options once, and wait until it is at work as far as that can be seen."""
+        self.pid = self._launcher.start([*self._arguments, *options], self.environment, self.log)
         self.await_work()
 
     def await_work(self) -> None:
@@ -58,6 +60,10 @@ class Program:
         if self.pid is not None:
             self.signal(signal.SIGKILL)
             self._launcher.wait(self.pid)
+            with suppress(ProcessLookupError):
+                while True:  # its workers end a moment later, and hold its port until then
+                    os.killpg(self.pid, 0)
+                    time.sleep(POLL)
             self.pid = None
 
     def stop(self) -> None:
@@ -98,6 +104,16 @@ class Serving(Program):
             with suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
                 return
+            time.sleep(POLL)
+
+    def await_readiness(self) -> None:
+        """Wait until it answers, which a service whose workers still start does not."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz", timeout=PATIENCE).status_code == 200:
+                    return
+            assert time.monotonic() < end, f"{self.name} is not ready"
             time.sleep(POLL)
 
     def workers(self) -> list[int]:

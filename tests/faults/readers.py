@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from tests.faults.clients import PAUSE, Client, unanswered
-from tests.faults.history import Followed, Seen
+from tests.faults.history import Followed, Page, Seen
 
 PAGE = 500  # changes
 
@@ -49,9 +49,13 @@ class Follower(Client):
     async def step(self, dice: Random) -> None:
         """Read a page."""
         path = f"/v1/changes?after={self.next}&limit={PAGE}&wait=1"
+        begin = time.monotonic()
         answer = await self.ask(dice, "followChanges", "GET", path)
         if answer is not None and answer.status_code == 200:
             page = answer.json()
+            if page["items"]:
+                ids = tuple(item["id"] for item in page["items"])
+                self.history.add(Page(self.name, str(answer.url), begin, page["next"], ids))
             for item in page["items"]:
                 self.history.add(
                     Followed(
@@ -62,6 +66,7 @@ class Follower(Client):
                         item["version"],
                         item["type"],
                         item["outcome"],
+                        None if item["event_id"] is None else UUID(item["event_id"]),
                     )
                 )
             self.next, self.caught_up = page["next"], page["caught_up"]
