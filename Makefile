@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve kafka test test-console screenshots follow fuzz generators check docs bench format requirements clean
+.PHONY: help serve kafka test test-console screenshots follow faults fuzz generators check docs bench format requirements clean
 
 help: ## list the commands
 	@grep -hE '^[a-z.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,10 @@ screenshots: $(VENV) ## write the pictures of the console into docs
 
 follow: $(VENV) ## write with kills and follow for ten minutes, nothing lost; shorter: make follow SECONDS=60
 	TEST_FEED_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 0 -q tests/feed/test_settled.py
+
+faults: $(VENV) ## kill, stall and cut everything under load, and check the history; make faults SECONDS=60 SEED=1
+	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(LONG),--long) $(if $(PLANTED),--planted) $(if $(JSON),--json $(JSON))
 
 fuzz: $(VENV) ## fuzz the HTTP framing of a service for ten minutes; shorter: make fuzz SECONDS=60
 	$(BIN)/python -m tests.fuzz.framing --seconds $(or $(SECONDS),600)

@@ -151,7 +151,7 @@ async def record(urls: Sequence[str], keys: Sequence[str], name: str, count: int
                 sent.append(asked)
             begin = time.monotonic()
             try:
-                answered = _read(asked, await _send(client, url, asked))
+                answered = heard(asked, await send(client, url, asked))
             except httpx.ConnectError:
                 open_urls.remove(url)  # it has not seen the request
                 continue
@@ -164,7 +164,8 @@ async def record(urls: Sequence[str], keys: Sequence[str], name: str, count: int
     raise AssertionError
 
 
-async def _send(client: httpx.AsyncClient, url: str, asked: Operation) -> httpx.Response:
+async def send(client: httpx.AsyncClient, url: str, asked: Operation) -> httpx.Response:
+    """Send the request of an operation."""
     path = f"{url}/v1/workflows/{asked.key}"
     if not asked.value:
         return await client.get(path)
@@ -173,7 +174,7 @@ async def _send(client: httpx.AsyncClient, url: str, asked: Operation) -> httpx.
     return await client.put(path, json={"state": {"value": asked.value}, "provenance": provenance}, headers=headers)
 
 
-def _read(asked: Operation, response: httpx.Response) -> Operation:
+def heard(asked: Operation, response: httpx.Response) -> Operation:
     """The operation with its answer; without an answer if the service cannot give one."""
     if response.status_code == 503:
         return asked

@@ -181,7 +181,7 @@ class Feed:
                 before = await self._waiters.wait(wanted, end - time.monotonic())
             except TimeoutError:
                 before = None if self._ring is None else self._ring.newest
-            if before is not None:
+            if before is not None and before.id > place.id:  # a ring that began anew may end before the place
                 place = before
 
     def resting_at(self, place: Place) -> Audience | None:
@@ -226,6 +226,9 @@ class Feed:
         """Read from the table, up to the horizon. It goes on from page to page while nothing is found."""
         async with self._slow:
             await self._database.read(_check, place)
+        if place.id > (await self._running()).newest.id:  # another process, which is ahead, has told it
+            await self.settled(place.id, within=end - time.monotonic())
+        async with self._slow:
             while True:
                 ring = await self._running()
                 newest = ring.newest
@@ -238,6 +241,8 @@ class Feed:
                         if len(found) == limit:
                             break
                 if len(logged) < PAGE and len(found) < limit:
+                    if newest.id < place.id:  # still behind: a follower's place never goes back
+                        return Page(found, place, caught_up=False)
                     return Page(found, newest, caught_up=newest == ring.newest)
                 if found or self.stopping or time.monotonic() >= end:
                     return Page(found, place, caught_up=False)

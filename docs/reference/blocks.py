@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.reference import calls, decisions, events, service
+from docs.reference import calls, decisions, events, faults, service
 
 PAGES = [*sorted(Path(__file__).parent.glob("*.md")), decisions.FOLDER / "README.md"]
 BLOCK = re.compile(r"^(<!-- generated: (\S+) -->\n).*?^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
@@ -23,6 +23,7 @@ WRITERS: dict[str, Callable[[], str]] = {
     "commands": service.commands,
     "metrics": service.metrics,
     "decisions": decisions.index,
+    "faults": faults.faults,
 }
 
 

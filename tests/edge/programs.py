@@ -6,13 +6,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import SystemRandom
 
 import pytest
 
 PATIENCE = 60.0  # seconds for a program to end
 POLL = 0.05  # seconds
+PORTS = range(12_000, 32_000)
 
 
 def program(*names: str) -> str:
@@ -47,9 +49,10 @@ def run(
 
 
 def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port on which nothing listens, below the ports that the kernel gives to clients: a restart finds it free."""
+    while True:
+        with suppress(OSError), socket.create_server(("127.0.0.1", SystemRandom().choice(PORTS))) as listener:
+            return int(listener.getsockname()[1])
 
 
 @contextmanager

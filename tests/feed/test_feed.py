@@ -14,6 +14,7 @@ from app.feed import feed as feed_module
 from app.feed import ring as ring_module
 from app.feed.feed import Feed, Page, Start, spread
 from app.feed.items import Filter
+from app.feed.reader import ChangeReader
 from app.store import changes
 from app.store.changes import BEGINNING, Place
 from app.store.database import Connection, Database
@@ -89,6 +90,49 @@ async def test_another_process_wakes_by_an_announcement(feed: Feed, database: Da
         await database.write_alone(changes.announce)
         assert versions(await task) == [1]
     assert time.monotonic() - began < 0.7
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """While this is not set, readers see nothing new: their process is behind."""
+    gate, look = asyncio.Event(), ChangeReader._look
+    gate.set()
+
+    async def held(self: ChangeReader) -> bool:
+        await gate.wait()
+        return await look(self)
+
+    monkeypatch.setattr(ChangeReader, "_look", held)
+    return gate
+
+
+async def test_a_place_ahead_of_this_process(feed: Feed, database: Database, gate: asyncio.Event) -> None:
+    """A follower whose place is from a process that is ahead waits for this one: no change comes a second time."""
+    await write(database, [made(1)])
+    with feed.following():
+        await feed.newest()
+        gate.clear()
+        await write(database, [made(2)])
+        ahead = await database.read(changes.newest, await database.read(changes.drawn))
+        task = asyncio.create_task(feed.page(ahead, ANY, limit=10, wait=5))
+        await asyncio.sleep(0.2)
+        await write(database, [made(3)])
+        gate.set()
+        feed.wake()
+        assert versions(await task) == [3]
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.6])
+async def test_a_place_never_goes_back(feed: Feed, database: Database, gate: asyncio.Event, wait: float) -> None:
+    """As long as this process stays behind, a follower keeps its place."""
+    await write(database, [made(1)])
+    with feed.following():
+        await feed.newest()
+        gate.clear()
+        await write(database, [made(2)])
+        ahead = await database.read(changes.newest, await database.read(changes.drawn))
+        page = await feed.page(ahead, ANY, limit=10, wait=wait)
+    assert (page.items, page.place, page.caught_up) == ([], ahead, False)
 
 
 async def test_a_wait_without_a_change_moves_on(feed: Feed, database: Database) -> None:

@@ -83,14 +83,19 @@ class Postgres:
     def replica(self, name: str = "replica", *, synchronous: bool = False) -> "Postgres":
         """A running standby that follows this server."""
         copy = Postgres(self.folder.parent, name)
-        address = ("--host=127.0.0.1", f"--port={self.port}", "--username", OWNER)
-        self._run(
-            "pg_basebackup", *address, "--pgdata", copy.folder, "--write-recovery-conf", "--no-sync", "-c", "fast"
-        )
-        copy.start()
+        copy.follow(self)
         if synchronous:
             self.set("synchronous_standby_names", "*")
         return copy
+
+    def follow(self, primary: "Postgres") -> None:
+        """Become a running standby of another server, with a new copy of its data. The server must be down."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        address = ("--host=127.0.0.1", f"--port={primary.port}", "--username", OWNER)
+        self._run(
+            "pg_basebackup", *address, "--pgdata", self.folder, "--write-recovery-conf", "--no-sync", "-c", "fast"
+        )
+        self.start()
 
     def url(self, database: str = OWNER, *, role: str = OWNER, port: int | None = None) -> str:
         """The address of a database on this server; `port` is that of a proxy in front."""
@@ -114,6 +119,17 @@ class Postgres:
             assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < end
             time.sleep(POLL)
+
+    def runs(self) -> bool:
+        """Whether its first process has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def processes(self) -> list[int]:
+        """The ids of its processes, the first one's at the front."""
+        assert self._process is not None
+        listing = ["ps", "-o", "pid=", "--ppid", str(self._process.pid)]
+        found = subprocess.run(listing, check=False, capture_output=True, text=True).stdout.split()
+        return [self._process.pid, *map(int, found)]
 
     def answers(self) -> bool:
         """Whether the server accepts connections now."""
