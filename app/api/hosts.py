@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from app.access import posture
 from app.errors import MisdirectedError, StartError
 
-ANY = "*"
+ANY_HOST = "*"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 REMEMBERED = 64  # spellings of `Host` that were found to be allowed
 
@@ -24,8 +24,8 @@ class Hosts:
     def __init__(self, names: Iterable[str]) -> None:
         """Raises StartError for what is not the name of a host, and not `*`, which stands for all names."""
         wanted = [name.strip() for name in names]
-        self._any = ANY in wanted
-        self._names = frozenset(_name_of(name) for name in wanted if name and name != ANY)
+        self._any = ANY_HOST in wanted
+        self._names = frozenset(_name_of(name) for name in wanted if name and name != ANY_HOST)
         self._seen: set[bytes] = set()
 
     @classmethod

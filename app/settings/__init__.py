@@ -1,7 +1,8 @@
 """The settings of the service, from the environment and the command line."""
 
 from app.settings.contradictions import PREFIX
-from app.settings.settings import SECRETS, Settings, read_settings, secret_of, secrets_in
+from app.settings.secret_settings import SECRETS, secrets_in
+from app.settings.settings import Settings, address_of, read_settings, secret_of
 from app.settings.types import (
     AccessLogging,
     BusKind,
@@ -31,6 +32,7 @@ __all__ = [
     "Posture",
     "Settings",
     "Tracks",
+    "address_of",
     "read_settings",
     "secret_of",
     "secrets_in",

@@ -3,9 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError, ValidationInfo, field_validator
@@ -14,11 +12,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.domain.changes import Logging
 from app.errors import StartError
 from app.settings.contradictions import PREFIX, contradictions
-from app.settings.secret_files import Secret, read_secret
+from app.settings.secret_files import Secret
+from app.settings.secret_settings import SECRET_TYPES, with_secrets
 from app.settings.types import (
     ALGORITHMS,
     DAY,
-    SECRET_OPTION,
     AccessLogging,
     Address,
     Algorithms,
@@ -357,7 +355,7 @@ def read_settings(given: Mapping[str, object] | None = None) -> Settings:
             hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
             raise StartError(f"there is no setting {name}{hint} (`pqs serve --help` lists them)")
     try:
-        settings = Settings.model_validate(_with_secrets(given or {}))
+        settings = Settings.model_validate(with_secrets(given or {}))
     except ValidationError as error:
         wrong = [
             f"{PREFIX}{str(each['loc'][0]).upper()}: {each['msg']}"
@@ -370,58 +368,14 @@ def read_settings(given: Mapping[str, object] | None = None) -> Settings:
     return settings
 
 
-# Settings that hold a secret. Each has a form with _FILE, and neither may be given beside the other.
-_TYPES = {
-    "database_url": Address,
-    "database_read_url": Address,
-    "kafka_password": Password,
-    "kafka_options": KafkaOptions,
-    "consul_token": Password,
-    "oidc_client_secret": Password,
-}
-SECRETS = tuple(_TYPES)
-
-
 def secret_of(settings: Settings, name: str) -> Secret:
     """One of SECRETS, read again when its file changes. Raises StartError when the file cannot be read."""
     value: SecretStr | None = getattr(settings, name)
-    check: Callable[[str], object] = TypeAdapter(_TYPES[name]).validate_python
+    check: Callable[[str], object] = TypeAdapter(SECRET_TYPES[name]).validate_python
     return Secret(value.get_secret_value() if value else None, getattr(settings, f"{name}_file"), check)
 
 
-def secrets_in(given: Mapping[str, object]) -> list[str]:
-    """A warning for each secret among the options of a command line: everybody on the machine can read those."""
-    return [
-        f"--{name.replace('_', '-')} shows a secret to everybody on this machine; set {PREFIX}{name.upper()}_FILE"
-        for name in SECRETS
-        if given.get(name) is not None and _shows_a_secret(name, str(given[name]))
-    ]
-
-
-def _shows_a_secret(name: str, value: str) -> bool:
-    if name == "kafka_options":
-        return SECRET_OPTION.search(value) is not None
-    if not name.endswith("url"):
-        return True
-    with suppress(ValueError):
-        return urlsplit(value).password is not None or "password=" in value
-    return True
-
-
-def _with_secrets(given: Mapping[str, object]) -> dict[str, object]:
-    """What is given, with the content of each file that holds a secret. Raises StartError for a secret set twice."""
-    result = {name: value for name, value in given.items() if value is not None}
-    environment = {name.upper(): value for name, value in os.environ.items()}
-    for name in SECRETS:
-        file = f"{name}_file"
-        path = result.get(file, environment.get(PREFIX + file.upper()))
-        if path is None or path == "":
-            continue
-        if name in result or PREFIX + name.upper() in environment:
-            variable = PREFIX + name.upper()
-            raise StartError(f"{variable}: set it or {variable}_FILE, not both")
-        try:
-            result[name] = read_secret(Path(str(path)))
-        except StartError as error:
-            raise StartError(f"{PREFIX}{file.upper()}: {error}") from None
-    return result
+def address_of(settings: Settings, name: str, otherwise: Callable[[], str]) -> Callable[[], str]:
+    """The address as it is at each call: a file that holds it is read again when it has changed."""
+    secret = secret_of(settings, name)
+    return lambda: secret() or otherwise()

@@ -1,11 +1,7 @@
-"""The parts of a service and of its workers: only this module builds them, from settings, and closes them in order.
+"""The parts of a service and of its workers: only this module builds them, from settings, and closes them in order."""
 
-No part knows the web framework: `app.main` adds it, and the workers' commands run without it.
-"""
-
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
@@ -38,6 +34,7 @@ from app.outbound.consul import Consul, Reconciler, profile_of, rights_of
 from app.outbound.delivery import Destination, to_handler, to_topic
 from app.outbound.kafka_options import client_options, credentials_of
 from app.outbound.relay import LANES, Relay
+from app.parts.service import Observed, Service
 from app.projection.acts import Acts
 from app.projection.batching import Reader, Writer
 from app.projection.changes import ChangeLog, change_log_of
@@ -49,7 +46,7 @@ from app.projection.tracks import move_track
 from app.runtime.metrics import HTTP, KAFKA, DatabaseNumbers, Metrics, read_numbers
 from app.runtime.rates import Rates
 from app.runtime.vitals import Vitals
-from app.settings import BusKind, DeadLetterRule, Foreign, Gaps, Settings, Tracks, secret_of
+from app.settings import BusKind, DeadLetterRule, Foreign, Gaps, Settings, Tracks, address_of
 from app.store import audit, watermarks
 from app.store.audit import Act
 from app.store.database import LONG_TRANSACTIONS, NO_SETTINGS, Database
@@ -63,51 +60,6 @@ LOCK_WAIT = "200ms"  # that a joined batch waits for a row which another client 
 CONSUMER_CONNECTIONS = 2  # one for batches, one to read watermarks
 
 
-@dataclass(frozen=True)
-class Service:
-    """The parts of a running service.
-
-    `database` is the primary, for point reads and writes; `scans` is for lists, counts and scans, `full_scans` for
-    lists that read a whole domain. `reader` and `writer` join single requests into batches; arrays and streams go to
-    the projector directly. `acts` are an operator's. The keys of `breakers` are their names in the metrics.
-    """
-
-    settings: Settings
-    database: Database
-    scans: ReadSide
-    full_scans: ReadSide
-    reader: Reader
-    clock: DatabaseClock
-    projector: Projector
-    writer: Writer
-    acts: Acts
-    letters: Letters  # dead letters, taken in again
-    bulk: BulkCalls
-    workflows: WorkflowStore
-    entries: EntryBuilder
-    metrics: Metrics
-    breakers: dict[str, CircuitBreaker]
-    feed: Feed
-    follow: Follow
-    waits: Waits  # the reads that wait
-    following: FollowingReport
-    access: Access  # who a caller is, and how much each may do
-    replica: Replica | None  # its lag
-    readiness: Readiness
-    rates: Rates
-    pools: Sequence[Database]  # all of this process
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What says how a worker fares. `numbers` reads the series that the database has."""
-
-    access: Access
-    readiness: Readiness
-    metrics: Metrics
-    numbers: Callable[[], Awaitable[DatabaseNumbers]]
-
-
 class Parts:
     """Builds parts from settings. Leaving the context closes what was built, the last part first.
 
@@ -118,7 +70,7 @@ class Parts:
         """`url` is the address of the primary: that of the settings, or of the service's own PostgreSQL."""
         self._metrics = metrics or Metrics(slow=settings.slow)
         self._settings = settings
-        self._primary = _address(settings, "database_url", lambda: url)
+        self._primary = address_of(settings, "database_url", lambda: url)
         self._timeout = timedelta(seconds=settings.statement_timeout)
         self._stack = AsyncExitStack()
         self._databases: list[Database] = []
@@ -267,7 +219,7 @@ class Parts:
         settings = self._settings
         if settings.database_read_url is None:
             return ReadSide(scans), ReadSide(full_scans), None, None
-        replica = _address(settings, "database_read_url", self._primary)
+        replica = address_of(settings, "database_read_url", self._primary)
         on_replica = self._database(settings.pool_size, address=replica, scans=True, name="replica")
         full_scans_there = self._database(
             FULL_SCANS, address=replica, scans=True, breaker=on_replica.breaker, name="replica-full-scans"
@@ -444,9 +396,3 @@ class Parts:
         self._databases.append(database)
         self._stack.push_async_callback(database.close)
         return database
-
-
-def _address(settings: Settings, name: str, otherwise: Callable[[], str]) -> Callable[[], str]:
-    """The address as it is at each call: a file that holds it is read again when it has changed."""
-    secret = secret_of(settings, name)
-    return lambda: secret() or otherwise()
