@@ -1,4 +1,4 @@
-"""The parts of a service and of its workers: only this module builds them, from settings, and closes them in order."""
+"""Builds the parts of a service and of its workers, from settings, and closes them in order. Nothing else builds them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
