@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 
 from app.access.posture import check_host, check_sockets
-from app.api.hosts import ANY, Hosts, is_loopback_host
+from app.api.hosts import Hosts, is_loopback_host
 from app.api.worker_calls import WorkerCalls
 from app.concurrency.worker import OwnWorker
 from app.errors import UnavailableError
@@ -60,4 +60,4 @@ def _hosts(settings: Settings) -> Hosts:
     Who scrapes names a worker by an address that nobody knows beforehand. Pages in a browser cannot send a key.
     """
     beyond = not is_loopback_host(settings.metrics_host)
-    return Hosts.of(settings.allowed_hosts or (ANY if beyond else None), settings.metrics_host)
+    return Hosts.of(settings.allowed_hosts or ("*" if beyond else None), settings.metrics_host)
