@@ -1,4 +1,4 @@
-"""Builds the parts of a service and of its workers, from settings, and closes them in order. Nothing else builds them."""
+"""Builds the parts of a service and of its workers, from settings, and closes them in order. Nothing else does."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
