@@ -13,7 +13,7 @@ def faults() -> str:
     runs = json.loads(FILE.read_text(encoding="utf-8"))
     names = [run["name"] for run in runs]
     kinds = sorted({kind for run in runs for kind in run["faults"]})
-    checks = list(dict.fromkeys(check for run in runs for check in run["violations"]))
+    checks = list(max((run["violations"] for run in runs), key=len, default=()))
     made = [[kind, *(f"{run['faults'].get(kind, 0):,}" for run in runs)] for kind in kinds]
     load = [
         ["seed", *(str(run["seed"]) for run in runs)],

@@ -39,8 +39,8 @@ TAGS = [
     {"name": "snapshots", "description": "The whole rows, on a compacted topic of Kafka."},
     {"name": "dead-letters", "description": "Messages that failed."},
     {"name": "audit", "description": "Who did what, for operators."},
-    {"name": "keys", "description": "Who is let in, for operators."},
     {"name": "system", "description": "How the service is set up, for operators."},
+    {"name": "keys", "description": "Who is let in, for operators."},
     {"name": "health", "description": "Health and metrics, for operators."},
 ]
 
