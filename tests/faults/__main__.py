@@ -8,12 +8,14 @@ import asyncio
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from tests.faults.campaign import LONG, Plan, Result, run
+from tests.faults.faults import HUNG_UP
 from tests.faults.planted import NAMES
 
 PLANTED_SECONDS = 10.0
@@ -49,12 +51,12 @@ def _run(plan: Plan, also: Path | None = None) -> Result:
     return result
 
 
-def _planted(name: str, found: str, seed: int) -> int:
+def _planted(name: str, checks: Sequence[str], seed: int) -> int:
     _say(f"planted: {name}")
-    result = _run(Plan(seed, PLANTED_SECONDS, {"service killed": 1_000}, name))
-    if not result.violations[found]:
-        _say(f"NOT FOUND: {name}")
-    return int(not result.violations[found])
+    result = _run(Plan(seed, PLANTED_SECONDS, {HUNG_UP: 1_000_000}, name))
+    found = any(result.violations[check] for check in checks)
+    _say(f"{'found' if found else 'NOT FOUND'}: {name}")
+    return int(not found)
 
 
 def _say(line: str) -> None:

@@ -180,7 +180,7 @@ class Writer(Client):
     def _applied(self, event: dict[str, Any], result: dict[str, Any], attempt: int, begin: float) -> None:
         self._outcome(event, result["outcome"], attempt)
         entity_id = UUID(event["entity_id"])
-        self.history.add(Seen(self.name, entity_id, begin, time.monotonic(), result["version"]))
+        self.history.add(Seen(self.name, entity_id, begin, time.monotonic(), result["version"] or 0))
         if (told := result.get("events")) and {UUID(each["event_id"]) for each in told} != set(_emitted(event)):
             self.surprised(f"other events follow from {event}: {told}")
 

@@ -66,15 +66,18 @@ class Prober:
 
 @asynccontextmanager
 async def loaded(clients: Sequence[Client], prober: Prober) -> AsyncIterator[None]:
-    """Let the clients work within this context. Raises TimeoutError if their last steps do not come to an end."""
+    """Let the clients work within this context; a last step that does not come to an end is a surprise."""
     stop = asyncio.Event()
     tasks = [asyncio.create_task(each.run(stop)) for each in clients]
     tasks.append(asyncio.create_task(prober.run(stop)))
     try:
         yield
         stop.set()
-        async with asyncio.timeout(DRAIN):
-            await asyncio.gather(*tasks)
+        _, late = await asyncio.wait(tasks, timeout=DRAIN)
+        for client, task in zip(clients, tasks, strict=False):
+            if task in late:
+                client.surprised(f"the last step took longer than {DRAIN:.0f} s")
+        await asyncio.gather(*(task for task in tasks if task not in late))
     finally:
         for task in tasks:
             task.cancel()

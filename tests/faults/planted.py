@@ -70,10 +70,13 @@ def let_versions_go_down() -> None:
     Reader._read = stale  # type: ignore[method-assign]  # it is planted
 
 
-# What is planted, and the check that has to find it.
+# What is planted, and the checks of which one has to find it.
 PLANTED = {
-    acknowledge_before_the_commit: "versions that went down",
-    lose_rows_of_the_outbox: "messages lost or out of order on the bus",
-    let_versions_go_down: "versions that went down",
+    acknowledge_before_the_commit: (
+        "versions that went down",
+        "acknowledged changes lost, or applied twice",
+    ),
+    lose_rows_of_the_outbox: ("messages lost or out of order on the bus",),
+    let_versions_go_down: ("versions that went down",),
 }
 NAMES = {f"{each.__module__}:{each.__name__}": found for each, found in PLANTED.items()}
