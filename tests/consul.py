@@ -150,6 +150,7 @@ class Agent:
         self.registered_with: dict[str, str | None] = {}  # the token of each service's registration
         self.ages: dict[str, float] = {}  # seconds since a check was last updated, or became critical
         self.requests = 0
+        self.registrations = 0
         self.updates: list[str] = []  # the services whose checks were updated
         self.wrong: list[str] = []  # what the documentation does not allow
         self.answers: list[int] = []  # statuses of the next answers, in place of what the agent would say
@@ -240,6 +241,7 @@ class Agent:
         return 404, "no such path"
 
     def _register(self, body: bytes, token: str | None) -> tuple[int, str]:
+        self.registrations += 1
         service: Json = json.loads(body)
         wrong = faults_of(service)
         if wrong:

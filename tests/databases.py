@@ -146,7 +146,7 @@ async def _cleared(name: str, state: State) -> State | None:
             if await connection.fetch(STATE) != state:
                 return None
             if touched := await connection.fetchval(TOUCHED):
-                await connection.execute(f"TRUNCATE {touched} RESTART IDENTITY")
+                await connection.execute(f"TRUNCATE {touched} RESTART IDENTITY CASCADE")
                 await connection.execute(RESTART_CHANGES)
                 await connection.execute("SELECT pg_stat_force_next_flush()")  # of what that counted
             await connection.execute("SELECT pg_stat_reset()")

@@ -138,7 +138,7 @@ async def test_an_issuer_that_does_not_answer_is_given_up(
     endpoint: Issuing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fetch from an issuer that does not answer ends within the fetch's total time."""
-    monkeypatch.setattr("app.access.issuer.PATIENCE", timedelta(milliseconds=50))
+    monkeypatch.setattr("app.access.issuer.FETCH_TIME", timedelta(milliseconds=50))
     endpoint.delay = 0.5
     assert await Issuer(endpoint.url).refresh() is False
     assert "TimeoutError" in caplog.text

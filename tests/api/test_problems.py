@@ -61,7 +61,6 @@ async def test_an_error_is_a_problem(shared: httpx.AsyncClient, case: str) -> No
 # --- Paths and methods ---------------------------------------------------------------------------------------------
 
 UNKNOWN = [
-    "/",
     "/v1",
     "/v1/",
     "/v1/event",
@@ -91,6 +90,7 @@ async def test_an_unknown_path_is_404(shared: httpx.AsyncClient, method: str, pa
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"]
 ALLOWED = {
+    "/": {"GET"},
     "/v1/events": {"POST"},
     "/v1/entities": {"GET"},
     "/v1/entities/lookup": {"POST"},

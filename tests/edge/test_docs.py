@@ -19,9 +19,15 @@ from tests.making import Json
 from tests.processes import Service
 
 WALK = "5c1f3c1e-9d53-4c58-8a3c-1f0e2d3c4b5a"  # the node of the README's walk
-# Statuses of the first click, where it is not 200. Nothing has failed or was consumed yet: there is no dead letter
-# and no watermark.
-FIRST = {"commitWorkflow": 201, "retryDeadLetter": 404, "deleteDeadLetter": 404, "dropWatermark": 404}
+# Statuses of the first click, where it is not 200. Nothing has failed, was consumed or is published yet: there is no
+# dead letter, no watermark and no snapshot; a bulk call over no letters is accepted.
+FIRST = {
+    "commitWorkflow": 201,
+    **dict.fromkeys(("retryDeadLetters", "deleteDeadLetters"), 202),
+    **dict.fromkeys(("getDeadLetter", "retryDeadLetter", "deleteDeadLetter", "getDeadLetterRun"), 404),
+    **dict.fromkeys(("getHeldEntity", "retryHeldEntity", "skipHeldEntity"), 404),
+    **dict.fromkeys(("dropWatermark", "getSnapshots", "republishSnapshots"), 404),
+}
 # A workflow is read after it was written, and a node is forgotten last; the others in the order of the page.
 ORDER = {"commitWorkflow": -1, "deregisterEntity": 1, "forgetEntity": 2}
 

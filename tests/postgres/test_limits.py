@@ -30,7 +30,7 @@ def test_the_relay_outlives_time_outs_of_sessions(
                 sent = [event_json("node.introspected", 1, entity_id=node(number)) for number in range(3)]
                 assert client.post("/v1/events", json=sent).status_code == 200
             until(lambda: postgres.sql("SELECT count(*) FROM outbox", name) == "0", "the outbox is empty")
-        assert agent.requests == 3
+        assert agent.registrations == 3
 
 
 @pytest.fixture

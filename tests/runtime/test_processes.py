@@ -244,6 +244,9 @@ def test_workers_share_settings_and_metrics_and_are_replaced(database_url: str, 
     """Both workers answer with the service's settings; a killed worker is replaced, and its counts are kept."""
     with serving(tmp_path, "--workers", 2, "--max-body", 2048, database_url=database_url) as service:
         one, two = service.await_workers(2)
+        for busy in (one, two):  # both have begun to count
+            with paused(busy), client_of_the_others(service) as client:
+                client.get("/readyz").raise_for_status()
         for sequence, (busy, type_) in enumerate(
             [(one, "registration.initiated"), (two, "registration.accepted")], 1
         ):

@@ -237,8 +237,6 @@ async def test_no_index_is_without_a_query(filled: str) -> None:
         "READ",
         "COMMIT",
         "LOCKED",  # by the same condition as READ
-        "LIST",
-        "LIST_OF_PREFIXES",
         "PRUNE",
         "PRUNE_LOCKED",
     }  # the last reads none

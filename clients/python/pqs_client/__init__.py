@@ -32,6 +32,7 @@ from app.domain.events import (
     NoData,
     Recorded,
     RecordedData,
+    Refreshed,
     RegistrationAcked,
     Rejected,
 )
@@ -186,6 +187,7 @@ __all__ = [
     "Ready",
     "Recorded",
     "RecordedData",
+    "Refreshed",
     "Registration",
     "RegistrationAcked",
     "RegistrationState",
