@@ -185,7 +185,7 @@ class WorkflowState(Base):
             name="provenance_complete",
         ),
         Index("workflow_state_by_change", "updated_at", "workflow_key"),
-        Index("workflow_state_by_key", "workflow_key"),  # by bytes (COLLATE "C"), which Alembic does not see
+        Index("workflow_state_by_key", text('workflow_key COLLATE "C"')),
     )
 
 

@@ -235,7 +235,8 @@ def test_framing(live: Service, way: str) -> None:
 def _check(live: Service, client: httpx.Client, row: Row) -> None:
     """Run one row on its own connection."""
     got = exchange(live, *row.segments, answers=len(row.statuses), half_close=row.half_close)
-    assert got.statuses == row.statuses, got.received
+    # RFC 9110, section 10.1.1: a server that has received the body already may leave 100 out.
+    assert got.statuses in (row.statuses, [each for each in row.statuses if each != 100]), got.received
     assert got.closed is row.closed, got.received
     for there, puts in ((200, row.carried_out), (404, row.not_carried_out)):
         assert [(one.key, client.get(f"/v1/workflows/{one.key}").status_code) for one in puts] == [

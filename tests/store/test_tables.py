@@ -94,6 +94,8 @@ async def test_autogenerate_finds_no_difference(database_url: str) -> None:
                 "compare_server_default": True,
                 "target_metadata": METADATA,
                 "include_name": lambda name, kind, _: kind != "table" or not SLICE.fullmatch(name or ""),
+                # It reads no collation of an index; `test_the_models_lead_to_the_same_schema` compares that.
+                "include_object": lambda _object, name, *_: name != "workflow_state_by_key",
             },
         )
         return list(compare_metadata(context, METADATA))
