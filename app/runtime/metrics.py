@@ -4,11 +4,11 @@ HTTP and database series have OpenTelemetry's stable names, our own begin with `
 routes, methods, statuses, outcomes, event types, names of functions. Domains are the exception: the first hundred.
 """
 
+import collections
 import json
 import logging
 import os
 import platform
-from collections import Counter as Counter_
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -288,8 +288,10 @@ class Metrics(PoolObserver):
     # --- The process
 
     def process(self, lag: float, memory: int | None, descriptors: int | None, most: float) -> None:
-        """The delay of the event loop in seconds; the memory in bytes and the open descriptors, where known; and how
-        many descriptors there may be."""
+        """The delay of the event loop in seconds, the memory in bytes, the descriptors that are open and that may be.
+
+        Memory and open descriptors are None where they are not known.
+        """
         self._loop_lag.set(lag)
         self._most.set(most)
         if memory is not None:
@@ -297,9 +299,9 @@ class Metrics(PoolObserver):
         if descriptors is not None:
             self._descriptors.set(descriptors)
 
-    def outcomes(self) -> Counter_[str]:
+    def outcomes(self) -> collections.Counter[str]:
         """The number of events by outcome, of all processes of the service, since it has begun."""
-        found: Counter_[str] = Counter_()
+        found: collections.Counter[str] = collections.Counter()
         if SHARED_DIRECTORY in os.environ:
             for each in Path(os.environ[SHARED_DIRECTORY]).glob("counter_*.db"):
                 values = MmapedDict.read_all_values_from_file(str(each))  # type: ignore[no-untyped-call]  # no types
