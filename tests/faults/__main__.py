@@ -17,6 +17,7 @@ import pytest
 from tests.faults.campaign import LONG, Plan, Result, run
 from tests.faults.faults import HUNG_UP
 from tests.faults.planted import NAMES
+from tests.postgres.servers import BACK_WITHIN
 
 PLANTED_SECONDS = 10.0
 MISSING = 3  # the status when a server is not installed
@@ -27,6 +28,13 @@ def _main() -> int:
     arguments.add_argument("--seconds", type=float, help="of faults at most; 60, or with --long 7200")
     arguments.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="chooses faults and requests")
     arguments.add_argument("--long", action="store_true", help="hundreds of faults of each kind")
+    arguments.add_argument(
+        "--back-within",
+        type=float,
+        default=BACK_WITHIN,
+        metavar="SECONDS",
+        help="in which the service has to be back after its database; more on a machine that others share",
+    )
     arguments.add_argument("--planted", action="store_true", help="plant faults in the service; each has to be found")
     arguments.add_argument("--json", type=Path, help="where the result is written as well")
     arguments.add_argument(
@@ -37,7 +45,9 @@ def _main() -> int:
         return max(_planted(name, found, given.seed) for name, found in NAMES.items())
     counts = {kind: int(number) for kind, _, number in (each.rpartition("=") for each in given.fault)}
     seconds = given.seconds or (7200.0 if given.long else 60.0)
-    result = _run(Plan(given.seed, seconds, counts or (LONG if given.long else {})), given.json)
+    result = _run(
+        Plan(given.seed, seconds, counts or (LONG if given.long else {}), back_within=given.back_within), given.json
+    )
     return int(any(result.violations.values()))
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 import httpx
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tests.faults.checks import Final, violations
 from tests.faults.clients import Client
@@ -25,6 +26,7 @@ from tests.faults.load import Prober, clients, loaded
 from tests.faults.messages import published
 from tests.faults.readers import Follower
 from tests.faults.servers import TOPIC_OUT, Servers, running
+from tests.postgres.servers import BACK_WITHIN
 from tests.processes import pqs
 
 MEASURED_EVERY = 5.0  # seconds
@@ -72,6 +74,7 @@ class Plan(Struct, frozen=True):
     seconds: float
     counts: Mapping[str, int] = {}
     module: str = "app"  # that each `pqs` imports first
+    back_within: float = BACK_WITHIN  # seconds in which the service has to be back after its database
 
 
 class Result(Struct, frozen=True):
@@ -93,7 +96,7 @@ async def run(plan: Plan, folder: Path) -> Result:
         began = time.monotonic()
         with running(folder, plan.module) as servers:
             final = await _under_load(plan, servers, history)
-        found = violations(history, final)
+        found = violations(history, replace(final, back_within=plan.back_within))
         return _result(plan, history, found, time.monotonic() - began)
 
 

@@ -156,21 +156,22 @@ def _disk_filled(servers: Servers, dice: Random) -> Made:
 
 def _connections_limited(servers: Servers, dice: Random) -> Made:
     """A limit of three connections for the services' role, for up to three seconds, after a loss of all."""
-    seconds = dice.uniform(0.5, 3)
-    servers.cluster.sql(f"ALTER ROLE {ROLE} CONNECTION LIMIT {CONNECTIONS}")
-    servers.cluster.disconnect()
-    time.sleep(seconds)
-    servers.cluster.sql(f"ALTER ROLE {ROLE} CONNECTION LIMIT -1")
-    return Made(f"{seconds:.1f} s", back=servers.cluster.await_writes())
+    limit = "CONNECTION LIMIT"
+    return _role_altered(servers, f"{limit} {CONNECTIONS}", f"{limit} -1", dice.uniform(0.5, 3))
 
 
 def _read_only(servers: Servers, dice: Random) -> Made:
     """A database that takes no writes, for up to two seconds, after a loss of all connections."""
-    seconds = dice.uniform(0.2, 2)
-    servers.cluster.sql(f"ALTER ROLE {ROLE} SET default_transaction_read_only = on")
+    setting = "default_transaction_read_only"
+    return _role_altered(servers, f"SET {setting} = on", f"RESET {setting}", dice.uniform(0.2, 2))
+
+
+def _role_altered(servers: Servers, how: str, back: str, seconds: float) -> Made:
+    """The services' role altered for some seconds, and all its connections lost at their beginning."""
+    servers.cluster.sql(f"ALTER ROLE {ROLE} {how}")
     servers.cluster.disconnect()
     time.sleep(seconds)
-    servers.cluster.sql(f"ALTER ROLE {ROLE} RESET default_transaction_read_only")
+    servers.cluster.sql(f"ALTER ROLE {ROLE} {back}")
     return Made(f"{seconds:.1f} s", back=servers.cluster.await_writes())
 
 
