@@ -4,6 +4,7 @@ https://developer.hashicorp.com/consul/api-docs: agent/service, agent/check, cat
 services in the catalog when they change and at each `sync`, as anti-entropy does. Time passes by `pass_time`.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -13,8 +14,9 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -22,6 +24,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
+
+from app.outbound.consul import Consul
+
+HANDLED = 60.0  # seconds; only a test that fails waits that long
 
 # The fields that a registration may have, and the type of each.
 FIELDS: dict[str, type] = {
@@ -484,3 +490,15 @@ def free_port(taken: ExitStack) -> int:
     listener = taken.enter_context(socket.create_server(("127.0.0.1", 0)))
     port: int = listener.getsockname()[1]
     return port
+
+
+@asynccontextmanager
+async def handler(url: str, **options: object) -> AsyncIterator[Consul]:
+    """The handler for the agent at an address, without pauses between attempts."""
+    given = {"backoff": timedelta(0), **options}
+    made = Consul(url, **given)  # type: ignore[arg-type]  # each option has its own type
+    try:
+        async with asyncio.timeout(HANDLED):
+            yield made
+    finally:
+        await made.close()

@@ -1,9 +1,7 @@
 """Nodes as services of Consul, against a real HTTP server that knows the agent API."""
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from datetime import timedelta
 from itertools import pairwise
 
@@ -14,12 +12,10 @@ from msgspec.structs import replace
 from app.concurrency.breaker import FAILURES, CircuitBreaker
 from app.domain.intents import ActivateService, DeregisterService, Intent, RegisterService, UpdateRegistration
 from app.errors import EffectDownError, IntentError, NotNowError, UnavailableError
-from app.outbound.consul import Consul
 from app.outbound.consul.handler import ATTEMPTS
-from tests.consul import Agent, cluster, consul
+from tests.consul import Agent, cluster, consul, handler
 from tests.making import NODE, node
 
-PATIENCE = 60.0  # seconds; only a test that fails waits that long
 ID = f"registration.{NODE}"
 REGISTER = RegisterService(entity_id=NODE, domain="registration", node_type="gpu", tags=("a", "ü"), version=3)
 ACTIVATE = ActivateService(entity_id=NODE, domain="registration", node_type="gpu", tags=(), version=5, passing=True)
@@ -31,18 +27,6 @@ def agent() -> Iterator[Agent]:
     """A Consul agent."""
     with consul() as agent:
         yield agent
-
-
-@asynccontextmanager
-async def handler(url: str, **options: object) -> AsyncIterator[Consul]:
-    """The handler for that agent, without pauses between attempts."""
-    settings = {"backoff": timedelta(0), **options}
-    consul = Consul(url, **settings)  # type: ignore[arg-type]  # each option has its own type
-    try:
-        async with asyncio.timeout(PATIENCE):
-            yield consul
-    finally:
-        await consul.close()
 
 
 async def test_a_node_is_registered_as_a_service(agent: Agent) -> None:

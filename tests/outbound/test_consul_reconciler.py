@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -26,6 +25,7 @@ from app.store.database import Database
 from app.store.reconciliation import lead
 from app.store.registrations import REGISTRATIONS
 from tests.consul import Agent, Cluster, cluster, consul
+from tests.consul import handler as consul_at
 from tests.making import Json, event, node
 
 CONSUL = dict.fromkeys(("consul.register", "consul.activate", "consul.deregister"), "consul")
@@ -53,18 +53,6 @@ async def send(
 def ids(nodes: list[UUID], domain: str = "registration") -> list[str]:
     """The ids of their services."""
     return sorted(f"{domain}.{each}" for each in nodes)
-
-
-@asynccontextmanager
-async def consul_at(url: str, **changes: object) -> AsyncIterator[Consul]:
-    """The handler for an address, which does not rest between attempts."""
-    given = {"backoff": timedelta(0), **changes}
-    handler = Consul(url, **given)  # type: ignore[arg-type]  # each option has its own type
-    try:
-        async with asyncio.timeout(PATIENCE):
-            yield handler
-    finally:
-        await handler.close()
 
 
 async def compare(database: Database, consul: Consul, *, rounds: int = 1) -> None:
