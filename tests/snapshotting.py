@@ -129,9 +129,15 @@ def publisher_on(
     return publisher, place
 
 
-def snapshots_database(url: str) -> Database:
+def snapshots_database(url: str, observer: Metrics | None = None) -> Database:
     """The database of a publisher."""
-    return Database(url, pool_size=PUBLISHER_CONNECTIONS, statement_timeout=timedelta(seconds=5), name="snapshots")
+    return Database(
+        url,
+        pool_size=PUBLISHER_CONNECTIONS,
+        statement_timeout=timedelta(seconds=5),
+        name="snapshots",
+        observer=observer,
+    )
 
 
 @asynccontextmanager
@@ -139,7 +145,7 @@ async def publishing(
     url: str, servers: str, topic: str, metrics: Metrics | None = None, *, drop_expired: bool = False
 ) -> AsyncIterator[SnapshotPublisher]:
     """A publisher at work within this context."""
-    database = snapshots_database(url)
+    database = snapshots_database(url, metrics)
     publisher, place = publisher_on(database, servers, topic, metrics, drop_expired=drop_expired)
     stop = asyncio.Event()
     running = asyncio.create_task(publisher.run(stop))

@@ -258,7 +258,7 @@ class SnapshotPublisher(OwnWorker):
             waiting = messages.of(found.rows, found.changes)
             if time.monotonic() > self._held_until - self._needed:
                 await self._save(standing)
-            self._hear(waiting, await self._topic.publish(waiting))
+            self._delivered(waiting, await self._topic.publish(waiting))
         has_moved = standing.place != found.place or found.scan_ended or found.scanned
         standing.place, standing.after = found.place, found.after
         standing.rows += found.scanned
@@ -274,7 +274,7 @@ class SnapshotPublisher(OwnWorker):
             await self._save(standing)
         self._tell(standing, found.oldest if found.is_full else None)
 
-    def _hear(self, messages: Sequence[PlacedMessage], failed: dict[int, BusError]) -> None:
+    def _delivered(self, messages: Sequence[PlacedMessage], failed: dict[int, BusError]) -> None:
         """Count what has arrived. A message that is refused for good is named in the log, and passed over."""
         refused = {index: error for index, error in failed.items() if isinstance(error, MessageRefusedError)}
         for index, error in refused.items():
@@ -301,10 +301,10 @@ class SnapshotPublisher(OwnWorker):
         """Be woken by the commits of all processes. Without this the log is still looked at every second."""
         while True:
             with suppress(PqsError):
-                await self._database.read(self._hear_commits)
+                await self._database.read(self._hear)
             await asyncio.sleep(RETRY)
 
-    async def _hear_commits(self, connection: Connection) -> None:
+    async def _hear(self, connection: Connection) -> None:
         ended = asyncio.Event()
         with watched(connection, ended.set):
             async with changes.listening(connection, self._woken.set):

@@ -331,6 +331,18 @@ async def until_partitions(database: Database, topic: str, partitions: int) -> N
             await asyncio.sleep(POLL)
 
 
+async def test_waiting_for_commits_is_not_a_slow_statement(
+    kafka: Broker, snapshot_topic: str, database: Database, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection on which a publisher hears of commits may be held for as long as it likes."""
+    await live(projector_on(database), node(1))
+    async with publishing(database_url, kafka.servers, snapshot_topic, Metrics(slow=0.5)):
+        await until_folded(kafka, snapshot_topic, database)
+        await asyncio.sleep(1)
+    slow = [record.getMessage() for record in caplog.records if record.getMessage().startswith("slow")]
+    assert [line for line in slow if "hear" in line] == []
+
+
 @contextmanager
 def writing(url: str, seconds: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
     """Two processes that write: with locks and without, rolled back or held open at times."""
