@@ -32,7 +32,7 @@ PARAMETERS = {"fsync": "off", "autovacuum": "off", "max_connections": "300", "sh
 
 # The tests that cover wholly what has to be covered. Tracing takes a third of the time of every test that is traced.
 TRACED = (
-    *("domain", "projection", "feed", "inbound/test_lines.py"),
+    *("domain", "projection", "feed", "inbound/test_lines.py", "inbound/test_holding.py"),
     *("api/test_refused_values.py", "api/test_streams.py", "api/test_workflows.py"),
 )
 TRACED_PATHS = tuple(Path(__file__).parent / each for each in TRACED)

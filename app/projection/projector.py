@@ -27,7 +27,7 @@ from app.store.registrations import REGISTRATIONS, Store
 ATTEMPTS = 10  # attempts of a batch that loses races; from the second on its rows are locked
 
 
-_NOT_YET = {Outcome.EARLY, Outcome.CONFLICT}
+_NOT_YET = {Outcome.EARLY, Outcome.CONFLICT}  # these write nothing, and would be others later
 
 # Further work in the transaction of a batch. It gets the results; its error rolls everything back.
 Also = Callable[[Connection, list[Result]], Awaitable[None]]
@@ -37,6 +37,13 @@ Also = Callable[[Connection, list[Result]], Awaitable[None]]
 Choose = Callable[[Connection], Awaitable[Sequence[EventBase]]]
 # Looks at the results, and gives other events to be folded in place of the batch's; None for none.
 Revise = Callable[[Connection, Sequence[Result]], Awaitable[Sequence[EventBase] | None]]
+
+
+class _Attempt(Protocol):
+    """One attempt of a batch's transaction; `lock` locks its rows. Gives what was folded, and of which events."""
+
+    async def __call__(self, connection: Connection, /, *, lock: bool) -> tuple[Fold, Sequence[EventBase]]:
+        """Read, fold and write."""
 
 
 class BatchReport(Protocol):
@@ -106,7 +113,14 @@ class Projector:
 
         Events of held entities are left out: their results are HeldResults.
         """
-        return await self._persist(events, by_position=by_position, also=also, after=after)
+
+        async def attempt(connection: Connection, *, lock: bool) -> tuple[Fold, Sequence[EventBase]]:
+            folded = await self._attempt(
+                connection, events, by_position=by_position, lock=lock, also=also, after=after
+            )
+            return folded, events
+
+        return await self._persist(attempt, alone=also is None)
 
     async def persist_chosen(self, choose: Choose, *, revise: Revise | None = None, also: Also) -> list[Result]:
         """Apply the events that `choose` gives, as `persist` does, but those of held entities as well.
@@ -114,31 +128,22 @@ class Projector:
         `choose` locks the queues of held entities that it decides about. The results are those of the events that
         `revise` gives last, if it gives any.
         """
-        return await self._persist((), choose=choose, revise=revise, also=also)
 
-    async def _persist(
-        self,
-        events: Sequence[EventBase],
-        *,
-        by_position: bool = False,
-        choose: Choose | None = None,
-        revise: Revise | None = None,
-        also: Also | None = None,
-        after: asyncio.Task[object] | None = None,
-    ) -> list[Result]:
+        async def attempt_chosen(connection: Connection, *, lock: bool) -> tuple[Fold, Sequence[EventBase]]:
+            return await self._attempt_chosen(connection, choose, revise, also, lock=lock)
+
+        return await self._persist(attempt_chosen, alone=False)
+
+    async def _persist(self, attempt: _Attempt, *, alone: bool) -> list[Result]:
+        """Try until no other writer interferes. `alone`: the first attempt writes with one statement."""
         began = time.perf_counter()
-        for attempt in range(ATTEMPTS):
-            lock = attempt > 0
+        for number in range(ATTEMPTS):
+            lock = number > 0
             # Without locks, one guarded statement writes everything, and needs no transaction around it.
-            write = self._database.write if lock or also is not None else self._database.write_alone
+            write = self._database.write_alone if alone and not lock else self._database.write
             try:
                 with refused_values():
-                    if choose is None:
-                        folded = await write(
-                            self._attempt, events, by_position=by_position, lock=lock, also=also, after=after
-                        )
-                    else:
-                        folded, events = await write(self._attempt_chosen, choose, revise, lock=lock, also=also)
+                    folded, events = await write(attempt, lock=lock)
             except LostRaceError as error:
                 if self._report is not None:
                     self._report.retry(error.reason)
@@ -173,7 +178,7 @@ class Projector:
         return folded
 
     async def _attempt_chosen(
-        self, connection: Connection, choose: Choose, revise: Revise | None, *, lock: bool, also: Also | None
+        self, connection: Connection, choose: Choose, revise: Revise | None, also: Also, *, lock: bool
     ) -> tuple[Fold, Sequence[EventBase]]:
         events = await choose(connection)
         folded = await self._fold(connection, events, by_position=False, lock=lock)
@@ -182,8 +187,7 @@ class Projector:
             folded = await self._fold(connection, events, by_position=False, lock=lock)
         entries, changes = self._entries.build(folded.decisions), self._log.given(folded.changes)
         await self._store.upsert.save(connection, folded.saves, entries, changes, held_too=True)
-        if also is not None:
-            await also(connection, folded.results)
+        await also(connection, folded.results)
         return folded, events
 
     async def persist_fitting(
