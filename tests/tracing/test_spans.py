@@ -177,9 +177,9 @@ async def test_context_goes_with_each_message(otlp: Receiver, database_url: str,
             client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
             await client.post("/v1/events", json=introspected(1), headers=SAMPLED)
             await client.post("/v1/events", json=introspected(2), headers=UNSAMPLED)
-            sent = await named(otlp, f"send {topic}", 2)  # the two events that follow
+            sent = await named(otlp, f"send {topic}", 3)  # the events that follow
             [call] = await named(otlp, "PUT agent/service/register")
-            messages = await asyncio.to_thread(read_topic, kafka, topic, 4)
+            messages = await asyncio.to_thread(read_topic, kafka, topic, 6)
     [server] = await named(otlp, "POST /v1/events")
     by_id = {span.span_id: span for span in otlp.spans}
     for span, name in (*((each, f"relay topic:{topic}") for each in sent), (call, "relay effect:consul")):
