@@ -121,7 +121,7 @@ def publisher_on(
 ) -> tuple[SnapshotPublisher, CompactedTopic]:
     """A publisher with a short lease. Its bus is closed with the loop."""
     settings = read_settings({"kafka": servers, "topic_snapshots": topic})
-    bus = kafka_bus(settings, delivery_timeout=timedelta(seconds=DELIVERY))
+    bus = kafka_bus(settings, delivery_timeout=timedelta(seconds=DELIVERY), creates_topics=False)
     place = CompactedTopic(topic, settings, bus)
     publisher = SnapshotPublisher(
         database, place, (metrics or Metrics()).snapshots, drop_expired=drop_expired, lease=LEASE, delivery=DELIVERY

@@ -23,12 +23,17 @@ def open_bus(kind: Literal[BusKind.KAFKA, BusKind.MEMORY], settings: Settings) -
             assert_never(never)
 
 
-def kafka_bus(settings: Settings, *, delivery_timeout: timedelta = DELIVERY_TIMEOUT) -> KafkaBus:
-    """The same of Kafka."""
+def kafka_bus(
+    settings: Settings, *, delivery_timeout: timedelta = DELIVERY_TIMEOUT, creates_topics: bool = True
+) -> KafkaBus:
+    """The same of Kafka.
+
+    Without `creates_topics` no broker makes a topic, as many do, with their own settings, for who only asks about it.
+    """
     return KafkaBus(
         settings.kafka or "",
         delivery_timeout=delivery_timeout,
-        options=client_options(settings),
+        options={"allow.auto.create.topics": str(creates_topics).lower(), **client_options(settings)},
         credentials=credentials_of(settings),
     )
 

@@ -307,7 +307,7 @@ class Parts:
         settings = self._settings
         if settings.topic_snapshots is None or settings.kafka is None:
             raise StartError("PQS_TOPIC_SNAPSHOTS is not set: the compacted topic to publish to")
-        bus = kafka_bus(settings, delivery_timeout=timedelta(seconds=DELIVERY))
+        bus = kafka_bus(settings, delivery_timeout=timedelta(seconds=DELIVERY), creates_topics=False)
         topic = CompactedTopic(settings.topic_snapshots, settings, bus)
         self._stack.push_async_callback(topic.close)
         database = self._database(PUBLISHER_CONNECTIONS, name="snapshots")

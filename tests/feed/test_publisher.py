@@ -287,6 +287,10 @@ async def test_a_topic_that_is_not_compacted_is_refused(kafka: Broker, database_
     assert said.startswith(f"pqs: PQS_TOPIC_SNAPSHOTS: the topic {topic} is not compacted (cleanup.policy is delete)")
     said = refusal(await asyncio.to_thread(pqs_snapshots, f"{topic}-none", settings))
     assert said.startswith(f"pqs: PQS_TOPIC_SNAPSHOTS: there is no topic {topic}-none;")
+    await asyncio.sleep(1)  # a broker would make it meanwhile
+    assert (
+        f"{topic}-none" not in AdminClient({"bootstrap.servers": kafka.servers}).list_topics(timeout=PATIENCE).topics
+    )
 
 
 def pqs_snapshots(topic: str, settings: dict[str, str]) -> "subprocess.CompletedProcess[str]":
