@@ -88,6 +88,7 @@ class Lane(Generic[Q, A]):
         self._side = side
         self._held: dict[Hashable, deque[tuple[Q, asyncio.Future[A]]]] = {}  # by row, what goes on beside the lane
         self._beside: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
         self._run = run
         self._bound = waiting
         self._largest = largest
@@ -108,7 +109,7 @@ class Lane(Generic[Q, A]):
             if self._report is not None:
                 self._report.refused()
             raise UnavailableError("too many requests are waiting for the database")
-        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[A] = self._loop.create_future()
         if self._held and self._is_held(question, future):
             return future
         if self._is_traced and (trace := current.get()) is not None:

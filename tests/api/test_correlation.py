@@ -1,5 +1,7 @@
 """Correlation ids: which ids of a client are accepted, and which are replaced."""
 
+import subprocess
+import sys
 from uuid import UUID
 
 import pytest
@@ -55,3 +57,23 @@ def test_ids_are_uuids() -> None:
     made = {UUID(new_id()) for _ in range(100)}
     assert len(made) == 100
     assert {(each.version, each.variant) for each in made} == {(4, UUID(GIVEN).variant)}
+
+
+FORKING = """
+import os
+from app.api.correlation import new_id
+
+new_id()
+if (child := os.fork()) == 0:
+    print(new_id(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(new_id())
+"""
+
+
+def test_a_forked_process_makes_ids_of_its_own() -> None:
+    """A server that imports the service and then forks its workers makes no id twice."""
+    run = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, check=True)
+    one, other = run.stdout.split()
+    assert one[:23] != other[:23]
